@@ -1,0 +1,1 @@
+"""Configurations; `default.py` holds every key."""

@@ -1,0 +1,169 @@
+"""Every configuration key, with its default and one comment. Other files change values; they never add keys.
+
+Keys whose default is a typed placeholder (None) take the model preset's value, or are switched off.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict, config_dict
+
+
+def train_unit(data_set: str, task: str) -> ConfigDict:
+    """One training data set of the joint mix; `config.data.train.<name>`."""
+    return ConfigDict(
+        {
+            "data_set": data_set,  # folder under data.dir
+            "task": task,  # trad | cc | ctcc | vi | t2i | li
+            "share": 1.0,  # its part of the batch's rows, relative to the others
+            "loss_weight": 1.0,  # its part of the loss, relative to the others
+            "images_per_identity": 4,  # K of the PK sampler (1 for t2i)
+            "outfits": config_dict.placeholder(int),  # outfits of each person in a batch (0 = any; default: the task's)
+            "composed": config_dict.placeholder(bool),  # [ours] rows under another owned outfit's instruction
+            "hue": config_dict.placeholder(float),  # hue jitter of this set (default: data.augment.hue)
+            "share_instruction": True,  # one instruction a (person, outfit) and batch, so that it is encoded once
+        }
+    )
+
+
+def evaluation_set(data_set: str, task: str, protocols: tuple[str, ...]) -> ConfigDict:
+    """One test set; `config.evaluation.sets.<name>`. The first protocol is the one that task-free reports use."""
+    return ConfigDict(
+        {
+            "data_set": data_set,  # folder under data.dir
+            "task": task,  # trad | cc | ctcc | vi | t2i | li
+            "protocols": protocols,  # names of irm_jax/evaluation/protocols.py
+            "task_free": True,  # joins the union of galleries
+        }
+    )
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of parameters, sampling, augmentation, dropout
+    config.resume = True  # continue from the newest checkpoint of the workdir
+    config.compilation_cache = "~/.cache/irm_jax/xla"  # folder of compiled programs ('' = none)
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices over rows (-1 = the rest)
+    config.mesh.fsdp = 1  # devices over rows and parameters
+    config.mesh.model = 1  # devices over heads, hidden units and identities
+
+    config.data = ConfigDict()
+    config.data.dir = "data"  # folder of the built shards
+    config.data.build_missing = True  # build procedural data sets that data.dir lacks
+    config.data.train = ConfigDict()  # name -> train_unit(...)
+    config.data.batch_size = 96  # rows of a batch over all groups and devices
+    config.data.batch_blocks = 4  # R: blocks a batch is laid out in, a multiple of mesh.data * mesh.fsdp
+    config.data.instruction_dropout = 0.2  # [ours] share of rows put under the neutral sentence
+    config.data.vocab = "builtin"  # WordPiece vocabulary: builtin, or a folder with vocab.txt
+    config.data.workers = 0  # reader processes (0 = threads of this one)
+    config.data.threads = 2  # reader threads (per process)
+    config.data.prefetch = 4  # batches read ahead
+
+    config.data.augment = ConfigDict()
+    config.data.augment.jitter_probability = 1.0  # of colour jitter
+    config.data.augment.brightness = 0.5  # half width of the factor around 1
+    config.data.augment.contrast = 0.5  # half width of the factor around 1
+    config.data.augment.saturation = 0.5  # half width of the factor around 1
+    config.data.augment.hue = 0.4  # half width of the shift, in turns of the colour circle
+    config.data.augment.flip_probability = 0.5  # of a mirror image
+    config.data.augment.crop_probability = 1.0  # of padding and a random crop
+    config.data.augment.pad = 10  # pixels around an image of 256 rows; scales with the height
+    config.data.augment.erase_probability = 0.9  # of a random-colour erased box
+    config.data.augment.erase_area = (0.02, 0.2)  # share of the image
+    config.data.augment.erase_aspect = (0.3, 3.33)  # height over width
+
+    config.data.procedural = ConfigDict()
+    config.data.procedural.seed = 0  # of the benchmark's people, outfits and images
+    config.data.procedural.train_people = 96  # a task
+    config.data.procedural.test_people = 64  # shared by all test sets
+    config.data.procedural.image_size = (128, 64)  # height, width in pixels
+
+    config.model = ConfigDict()
+    config.model.preset = "tiny"  # tiny | small | base
+    config.model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
+    config.model.scan_layers = False  # compile one block and loop over it
+    config.model.remat = False  # recompute activations in the backward pass
+    config.model.mask_instruction_padding = True  # False: attend to padding, as the released code does
+    config.model.vocab_multiple = 256  # the word table is padded to a multiple of this
+    config.model.identity_multiple = 1024  # so are the identity heads
+    config.model.width = config_dict.placeholder(int)
+    config.model.image_size = config_dict.placeholder(tuple)  # height, width in pixels
+    config.model.image_depth = config_dict.placeholder(int)  # blocks of the image encoder
+    config.model.image_heads = config_dict.placeholder(int)  # its attention heads
+    config.model.patch = config_dict.placeholder(int)  # pixels
+    config.model.stride = config_dict.placeholder(int)  # pixels
+    config.model.stem = config_dict.placeholder(str)  # patch | conv
+    config.model.part_tokens = config_dict.placeholder(int)
+    config.model.text_depth = config_dict.placeholder(int)  # text-only BERT layers
+    config.model.text_heads = config_dict.placeholder(int)
+    config.model.max_length = config_dict.placeholder(int)  # tokens of a sentence
+    config.model.instruction_image_size = config_dict.placeholder(tuple)  # height, width in pixels
+    config.model.template_depth = config_dict.placeholder(int)  # blocks of the instruction-image encoder
+    config.model.template_heads = config_dict.placeholder(int)
+    config.model.template_patch = config_dict.placeholder(int)  # pixels
+    config.model.template_stem = config_dict.placeholder(str)  # patch | conv
+    config.model.template_statistics = config_dict.placeholder(str)  # clip | imagenet
+    config.model.editing_depth = config_dict.placeholder(int)
+    config.model.editing_drop_path = config_dict.placeholder(float)
+    config.model.projection_width = config_dict.placeholder(int)  # of the image-caption space
+    config.model.mlp_ratio = config_dict.placeholder(float)
+    config.model.dropout = config_dict.placeholder(float)
+    config.model.drop_path = config_dict.placeholder(float)
+    config.model.temperature = config_dict.placeholder(float)  # start of the learnable contrastive temperature
+
+    config.loss = ConfigDict()
+    config.loss.alpha = 3.0  # weight of the triplet losses (the paper: 3; 1 for VC-Clothes alone)
+    config.loss.margin = 0.3  # of the triplet losses
+    config.loss.rank_weight = 0.1  # of R_i, the order of the two farthest positives
+    config.loss.instruction_similarity = "centered"  # centered [ours] | raw (the paper)
+    config.loss.instruction_mean_momentum = 0.99  # of the mean that centres instruction features
+    config.loss.composed_weight = 1.0  # [ours] of the composed rows
+    config.loss.contrastive_weight = 0.5  # of the caption rows' contrastive loss
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 4e-5  # peak (released joint recipe)
+    config.optimizer.warmup_steps = 1000  # linear from 1% to 100%
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.no_decay = ""  # pattern of parameter paths without weight decay ('' = decay all, as released)
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.999
+    config.optimizer.clip_norm = 0.0  # global gradient norm limit (0 = none, as released)
+    config.optimizer.accumulate = 1  # batches a step, each mined on its own
+
+    config.train = ConfigDict()
+    config.train.steps = 24_000
+    config.train.log_every = 20  # steps between progress lines and logged metrics
+    config.train.evaluate_every = 0  # steps between evaluations (0 = at the end only)
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1000  # steps (0 = only at the end)
+    config.checkpoint.keep = 3  # newest ones kept, beside the best
+    config.checkpoint.best_metric = "mean_mAP"  # of the evaluation: mean over the headline protocols
+    config.checkpoint.asynchronous = True
+
+    config.evaluation = ConfigDict()
+    config.evaluation.sets = ConfigDict()  # name -> evaluation_set(...)
+    config.evaluation.batch_size = 128  # images embedded at a time
+    config.evaluation.metric = "cosine"  # cosine | euclidean (on embeddings that are not normalised, as released)
+    config.evaluation.query_block = 256  # queries scored at a time
+    config.evaluation.top_k = 10  # ranked ids kept a query
+    config.evaluation.taus = (0.5, 0.7, 0.9)  # thresholds of mAP_tau
+    config.evaluation.tau_similarity = "attributes"  # attributes | clothes | model
+    config.evaluation.task_free = True  # also rank the union of all galleries
+    config.evaluation.controls = True  # baselines beside the model's figures
+    config.evaluation.top500 = True  # also print the released AP variant, labelled
+    config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed
+
+    config.report = ConfigDict()
+    config.report.queries = 4  # rank lists shown a task, of each kind
+    config.report.rollouts = 3  # attention pictures a task
+
+    config.embed = ConfigDict()
+    config.embed.images = ""  # folder of images for --mode embed
+    config.embed.instruction = ""  # sentence, or path of an instruction image ('' = the neutral sentence)
+    config.embed.output = "embeddings.npz"  # in the workdir
+
+    config.compare = ConfigDict()
+    config.compare.samples = 2000  # bootstrap samples
+    return config.lock()

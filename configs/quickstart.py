@@ -1,0 +1,18 @@
+"""One IRM model for all six tasks on the procedural benchmark, in minutes on two cores, with nothing to download."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import procedural
+
+
+def get_config() -> ConfigDict:
+    config = procedural.get_config()
+    config.train.steps = 300
+    config.data.batch_size = 96
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 30
+    config.optimizer.clip_norm = 5.0
+    config.checkpoint.every = 100
+    return config

@@ -1,0 +1,1 @@
+"""From raw pictures to batches: sources, shards, sampling, augmentation. NumPy only; nothing here imports jax."""

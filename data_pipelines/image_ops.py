@@ -1,0 +1,214 @@
+"""Decoding, resizing and the training augmentations, all on u8[H,W,3] RGB images with cv2 and simplejpeg.
+
+The augmentation is that of method.md section 8 in its order: colour jitter (brightness, contrast, saturation, hue in a
+random order), resize, flip, pad + random crop, random-colour erasing; normalising happens on the device. Formulas of
+the jitter are those of torchvision's PIL back end, to one or two grey levels: the affine ones are a single
+`cv2.transform`, and hue is shifted in 8-bit HSV.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+
+import cv2
+import numpy as np
+import simplejpeg
+from jaxtyping import Float64, UInt8
+
+# Images are small: parallelism comes from pipeline threads and processes; cv2's own pool would only fight with them.
+cv2.setNumThreads(1)
+
+Image = UInt8[np.ndarray, "height width 3"]
+
+_ERASE_ATTEMPTS = 10
+_FIXED_DRAWS = 14
+DRAWS = _FIXED_DRAWS + 2 * _ERASE_ATTEMPTS
+"""Uniform numbers that the augmentation of one image consumes, whatever its options: options never shift a stream."""
+
+_JITTER_ORDERS = tuple(itertools.permutations(range(4)))
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_PAD_REFERENCE_HEIGHT = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Options of the training augmentation; the defaults are method.md section 8.
+
+    `brightness`, `contrast`, `saturation` are half widths of the factor around 1, `hue` of the shift as a fraction of
+    the circle. `pad` is in pixels at an image height of 256 and scales with the height **[ours]** (the paper has one
+    size). The erased rectangle has one random colour and a log-uniform height/width ratio **[ours]**.
+    """
+
+    jitter_probability: float = 1.0
+    brightness: float = 0.5
+    contrast: float = 0.5
+    saturation: float = 0.5
+    hue: float = 0.4
+    flip_probability: float = 0.5
+    crop_probability: float = 1.0
+    pad: int = 10
+    erase_probability: float = 0.9
+    erase_area: tuple[float, float] = (0.02, 0.2)
+    erase_aspect: tuple[float, float] = (0.3, 3.33)
+
+    def __post_init__(self) -> None:
+        for name in ("jitter_probability", "flip_probability", "crop_probability", "erase_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} = {getattr(self, name)} is not a probability")
+        for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"augment.{name} = {getattr(self, name)} must lie between 0 and {most}")
+        if self.pad < 0:
+            raise ValueError(f"augment.pad = {self.pad} must not be negative")
+        if (
+            not 0 < self.erase_area[0] <= self.erase_area[1] <= 1
+            or not 0 < self.erase_aspect[0] <= self.erase_aspect[1]
+        ):
+            raise ValueError(f"augment.erase_area {self.erase_area} or erase_aspect {self.erase_aspect} is no range")
+
+
+NO_AUGMENT = Augment(jitter_probability=0, flip_probability=0, crop_probability=0, erase_probability=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """What happens to one image: the random draws turned into plain numbers (None: this step is skipped)."""
+
+    jitter: tuple[tuple[int, float], ...]  # (operation, factor) in the order of application
+    flip: bool
+    shift: tuple[int, int]  # (down, right): where the window of the crop starts, relative to the unpadded image
+    erase: tuple[int, int, int, int] | None  # top, left, height, width
+    colour: tuple[int, int, int]
+
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+def parameters(draws: Float64[np.ndarray, " draws"], options: Augment, size: tuple[int, int]) -> Parameters:
+    """Turns DRAWS uniform numbers of [0, 1) into the parameters of one image of `size` (height, width)."""
+    height, width = size
+    u = draws.tolist()
+    jitter: tuple[tuple[int, float], ...] = ()
+    if u[0] < options.jitter_probability:
+        factors = (
+            1 + options.brightness * (2 * u[1] - 1),
+            1 + options.contrast * (2 * u[2] - 1),
+            1 + options.saturation * (2 * u[3] - 1),
+            options.hue * (2 * u[4] - 1),
+        )
+        neutral = (1.0, 1.0, 1.0, 0.0)
+        order = _JITTER_ORDERS[int(u[5] * len(_JITTER_ORDERS))]
+        jitter = tuple((op, factors[op]) for op in order if factors[op] != neutral[op])
+    shift = (0, 0)
+    if u[7] < options.crop_probability:
+        pad = round(options.pad * height / _PAD_REFERENCE_HEIGHT)
+        shift = (int(u[8] * (2 * pad + 1)) - pad, int(u[9] * (2 * pad + 1)) - pad)
+    erase = _erase_box(u, options, height, width) if u[10] < options.erase_probability else None
+    # The colour reuses one number: 2^24 colours fit into a double's 53 bits.
+    code = int(u[11] * 2**24)
+    return Parameters(
+        jitter, u[6] < options.flip_probability, shift, erase, (code >> 16, (code >> 8) & 255, code & 255)
+    )
+
+
+def _erase_box(u: list[float], options: Augment, height: int, width: int) -> tuple[int, int, int, int] | None:
+    """The first of the drawn rectangles that fits into the image; None if none does."""
+    (area_low, area_high), (aspect_low, aspect_high) = options.erase_area, options.erase_aspect
+    for attempt in range(_ERASE_ATTEMPTS):
+        u_area, u_aspect = u[_FIXED_DRAWS + 2 * attempt : _FIXED_DRAWS + 2 * attempt + 2]
+        area = (area_low + u_area * (area_high - area_low)) * height * width
+        aspect = aspect_low * (aspect_high / aspect_low) ** u_aspect
+        box_height, box_width = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if 0 < box_height < height and 0 < box_width < width:
+            top, left = int(u[12] * (height - box_height + 1)), int(u[13] * (width - box_width + 1))
+            return top, left, box_height, box_width
+    return None
+
+
+def decode(data: bytes, at_least: tuple[int, int] = (0, 0)) -> Image:
+    """Decodes a JPEG or any other format cv2 reads into RGB; EXIF orientation is ignored, as PIL's open does.
+
+    A JPEG of twice the size `at_least` (height, width) or more is decoded at 1/2, 1/4 or 1/8, never below `at_least`.
+    Raises ValueError for data that is truncated or not an image.
+    """
+    if data[:2] == b"\xff\xd8":
+        if at_least == (0, 0):
+            return simplejpeg.decode_jpeg(data)
+        return simplejpeg.decode_jpeg(data, min_height=at_least[0], min_width=at_least[1], min_factor=2)
+    if not data:
+        raise ValueError("the image has 0 bytes")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ValueError(f"not a complete image: {len(data)} bytes beginning with {data[:4]!r}")
+    return image
+
+
+def resize(image: Image, size: tuple[int, int]) -> Image:
+    """Resizes to `size` (height, width): linear, and area-averaged where both sides shrink (linear would alias)."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height < image.shape[0] and width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+@functools.lru_cache(maxsize=16 * 256)
+def _hue_pattern(width: int, shift: int) -> np.ndarray:
+    """u8[3 * width]: `shift` in the first channel, so that one contiguous wrapping addition moves the hue."""
+    return np.tile(np.array([shift, 0, 0], np.uint8), width)
+
+
+def _shift_hue(image: Image, fraction: float) -> Image:
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    flat = hsv.reshape(hsv.shape[0], -1)
+    np.add(flat, _hue_pattern(hsv.shape[1], int(fraction * 255) % 256), out=flat)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=hsv)
+
+
+def colour_jitter(image: Image, operations: tuple[tuple[int, float], ...]) -> Image:
+    """Applies (operation, factor) pairs in order, saturating at 0 and 255 after each, as torchvision on PIL images.
+
+    Brightness f*x; contrast f*x + (1-f)*mean luma; saturation f*x + (1-f)*luma of the pixel; hue: shift by a fraction.
+    """
+    for operation, factor in operations:
+        if operation == HUE:
+            image = _shift_hue(image, factor)
+            continue
+        matrix = np.zeros((3, 4), np.float32)
+        matrix[0, 0] = matrix[1, 1] = matrix[2, 2] = factor
+        if operation == CONTRAST:
+            mean = cv2.mean(image)
+            luma = float(_LUMA[0]) * mean[0] + float(_LUMA[1]) * mean[1] + float(_LUMA[2]) * mean[2]
+            matrix[:, 3] = (1 - factor) * int(luma + 0.5)
+        elif operation == SATURATION:
+            matrix[:, :3] += (1 - factor) * _LUMA
+        image = cv2.transform(image, matrix)
+    return image
+
+
+def augment_into(out: Image, image: Image, chosen: Parameters) -> None:
+    """Augments `image` and writes it into `out` (any size): the crop is a copy of the overlap, the rest is black.
+
+    Where the image is larger than `out` it is resized before the jitter, which then touches fewer pixels **[ours]**.
+    """
+    height, width = out.shape[:2]
+    if image.shape[0] * image.shape[1] > height * width:
+        image = resize(image, (height, width))
+    if chosen.jitter:
+        image = colour_jitter(image, chosen.jitter)
+    image = resize(image, (height, width))
+    if chosen.flip:
+        image = cv2.flip(image, 1)
+    down, right = chosen.shift
+    if down or right:
+        out[...] = 0
+        target = out[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
+        target[...] = image[max(down, 0) : height - max(-down, 0), max(right, 0) : width - max(-right, 0)]
+    else:
+        out[...] = image
+    if chosen.erase:
+        top, left, box_height, box_width = chosen.erase
+        # cv2.rectangle fills rows about ten times faster than numpy's broadcast of a colour; the corner is inclusive.
+        cv2.rectangle(out, (left, top), (left + box_width - 1, top + box_height - 1), chosen.colour, cv2.FILLED)

@@ -1,0 +1,108 @@
+"""From a run's configuration to its data: the mix of training sets as one plan, and the open test sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from data_pipelines import image_ops, pipeline, procedural, shards, tasks
+from data_pipelines.batch_plan import BatchPlan, Unit, plan_batch
+from data_pipelines.identity_space import IdentitySpace
+from data_pipelines.tokenizer import Tokenizer
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class JointData:
+    """The training side of a run: open data sets, the plan of a batch and one numbering of people."""
+
+    datasets: dict[str, shards.Dataset]
+    plan: BatchPlan
+    space: IdentitySpace
+    tokenizer: Tokenizer
+    stream_options: dict[str, Any]  # what the stream's content depends on, beside plan and data
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON-able; equal fingerprints give equal streams."""
+        return pipeline.data_fingerprint(self.plan, self.datasets, **self.stream_options)
+
+    def stream(
+        self, start_step: int, num_steps: int, blocks: Sequence[int], *, workers: int, threads: int, prefetch: int
+    ) -> pipeline.Stream[tuple[int, pipeline.Batch]]:
+        """Batches of steps start_step, start_step + 1, ... for the given global blocks; close it."""
+        return pipeline.train_stream(
+            self.plan, self.datasets, start_step=start_step, num_steps=num_steps, blocks=blocks,
+            tokenizer=self.tokenizer, workers=workers, threads=threads, prefetch=prefetch, **self.stream_options,
+        )  # fmt: skip
+
+
+def units_of(config: ConfigDict) -> list[Unit]:
+    """The units of `config.data.train`, in name order; unset options take the task's own."""
+    units = []
+    for name in sorted(config.data.train):
+        unit = config.data.train[name]
+        spec = tasks.task(unit.task)
+        changes = {
+            "share": unit.share,
+            "loss_weight": unit.loss_weight,
+            "images_per_identity": unit.images_per_identity,
+            "share_instruction": spec.composed and unit.share_instruction,
+        }
+        changes |= {key: unit[key] for key in ("outfits", "composed") if unit[key] is not None}
+        units.append(Unit.of_task(unit.data_set, unit.task, **changes))
+    return units
+
+
+def make_tokenizer(config: ConfigDict, max_length: int) -> Tokenizer:
+    return Tokenizer(vocab=config.data.vocab, max_length=max_length)
+
+
+def open_training(
+    config: ConfigDict, *, image_size: Size, instruction_image_size: Size, max_length: int
+) -> JointData:
+    """Opens (and, if procedural and allowed, builds) the training sets and lays out their batches.
+
+    Raises DatasetError or ValueError naming what is missing and what to run or change.
+    """
+    units = units_of(config)
+    datasets = open_datasets(config, [unit.dataset for unit in units])
+    tokenizer = make_tokenizer(config, max_length)
+    plan = plan_batch(
+        units, config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
+        instruction_dropout=config.data.instruction_dropout,
+    )  # fmt: skip
+    options = {
+        "seed": config.seed,
+        "accumulate": config.optimizer.accumulate,
+        "image_size": image_size,
+        "instruction_image_size": instruction_image_size,
+        "augment": {config.data.train[n].data_set: _augment(config, n) for n in sorted(config.data.train)},
+    }
+    return JointData(datasets, plan, IdentitySpace(plan, datasets), tokenizer, options)
+
+
+def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.Dataset]:
+    """Opens each data set once; builds the procedural ones that `data.dir` lacks, if `data.build_missing`."""
+    folder = Path(config.data.dir).expanduser()
+    wanted = list(dict.fromkeys(names))
+    found = shards.dataset_names(folder) if folder.is_dir() else []
+    missing = [name for name in wanted if name not in found]
+    if config.data.build_missing and any(name.startswith(f"{procedural.NAMESPACE}_") for name in missing):
+        p = config.data.procedural
+        logging.info("building the procedural benchmark in %s", folder)
+        procedural.build(
+            folder, seed=p.seed, train_people=p.train_people, test_people=p.test_people, image_size=tuple(p.image_size)
+        )
+    return {name: shards.open_dataset(folder, name) for name in wanted}
+
+
+def _augment(config: ConfigDict, unit: str) -> image_ops.Augment:
+    options = config.data.augment.to_dict()
+    hue = config.data.train[unit].hue
+    return image_ops.Augment(**{**options, **({} if hue is None else {"hue": hue})})

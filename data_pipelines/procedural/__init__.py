@@ -1,0 +1,5 @@
+"""The procedural benchmark: drawn people for all six tasks, made on first use, no download (data.md section 6) [ours]."""
+
+from data_pipelines.procedural.benchmark import NAMESPACE, VERSION, Benchmark, build
+
+__all__ = ["NAMESPACE", "VERSION", "Benchmark", "build"]

@@ -1,0 +1,254 @@
+"""The six data sets of the procedural benchmark: from a seed to records, and to shards (data.md section 6) [ours]."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_pipelines import instructions, schema, shards, tasks
+from data_pipelines.procedural import outfits, people, render, rows, scene
+
+VERSION = "1.0.0"
+"""Part of every seed and of the folder's name: a change of any picture, row or sentence needs a new one."""
+NAMESPACE = "procedural"
+TEST_PEOPLE = "procedural_test"
+OVERLAPPING_PEOPLE = 16
+TRAIN_PARAPHRASES = {"li": 3, "t2i": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shot:
+    """One planned record: everything but the pixels and the words. Small and plain, so that it can be sent to a worker."""
+
+    task: str
+    scene: render.Scene
+    row: rows.Row
+    person: str
+    file: str
+    paraphrases: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sitter:
+    """Who is pictured: the identity (`looks` namespace and index), and what the data set calls it and its files."""
+
+    looks: str
+    index: int
+    name: str
+    stem: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """The benchmark of one seed and size.
+
+    `image_size` and `template_size` are (H, W). `extras` adds slots of `outfits.EXTRA_SLOTS` to every outfit. A person's
+    pictures do not change with the number of people (the overlapping ones of t2i apart).
+
+    Raises:
+      ValueError: fewer than two people, a picture too small to draw on, an unknown extra.
+    """
+
+    seed: int = 0
+    image_size: tuple[int, int] = (128, 64)
+    template_size: tuple[int, int] = (64, 64)
+    train_people: int = 96
+    test_people: int = 64
+    extras: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.train_people, self.test_people) < 2:
+            raise ValueError("train_people and test_people must be at least 2: one person alone has no negatives")
+        if min(*self.image_size, *self.template_size) < 16:
+            raise ValueError(f"image_size {self.image_size} and template_size {self.template_size} must be 16 or more")
+        outfits.Wardrobe(self.extras)
+
+    @functools.cached_property
+    def wardrobe(self) -> outfits.Wardrobe:
+        return outfits.Wardrobe(self.extras)
+
+    @functools.cached_property
+    def catalogue(self) -> outfits.Catalogue:
+        return outfits.draw_catalogue(self.wardrobe, self.seed)
+
+    @functools.cached_property
+    def overlap(self) -> tuple[int, ...]:
+        """The trad training people who reappear, unlinked by name, as the first training people of t2i."""
+        return tuple(int(i) for i in self._rng(0x0E1A).permutation(self.train_people)[:OVERLAPPING_PEOPLE])
+
+    def shots(self, task: str) -> dict[str, list[Shot]]:
+        """Returns the planned records of a task's data set, a list a split, in order of person and image.
+
+        Raises:
+          ValueError: an unknown task.
+        """
+        number = tasks.task(task).id
+        plan: dict[str, list[Shot]] = {"train": [], "query": [], "gallery": []}
+        for index in range(self.train_people):
+            source = task
+            sitter = _Sitter(f"procedural_{task}", index, f"procedural_{task}/p{index:04}", f"p{index:04}")
+            if task == "t2i" and index < len(self.overlap):
+                # As CUHK-PEDES holds people of Market-1501: other pictures, another name, the source in the file name.
+                source, other = "trad", self.overlap[index]
+                sitter = _Sitter("procedural_trad", other, sitter.name, f"Trad/p{other:04}")
+            rng = self._rng(tasks.task(source).id, 0, sitter.index)
+            owned = rows.own_train(source, self.wardrobe, self.catalogue, rng)
+            taken = rows.train_rows(task, owned, self._rng(number, 1, index))
+            plan["train"] += self._shots(task, sitter, taken, TRAIN_PARAPHRASES.get(task, 0), (number, 2, index))
+        wardrobes = rows.own_test(task, self.catalogue, self.test_people, self._rng(number, 3))
+        for index, owned in enumerate(wardrobes):
+            sitter = _Sitter(TEST_PEOPLE, index, f"{TEST_PEOPLE}/p{index:03}", f"p{index:03}")
+            rng = self._rng(number, 4, index)
+            asked, shown = rows.query_rows(task, owned, rng), rows.gallery_rows(task, owned, rng)
+            taken = self._shots(task, sitter, [*asked, *shown], 1, (number, 5, index))
+            plan["query"] += taken[: len(asked)]
+            plan["gallery"] += taken[len(asked) :]
+        return plan
+
+    def load(self, shot: Shot) -> schema.Record:
+        """Returns the record of a planned shot: draws its picture, writes its sentences, adds its template."""
+        row, infrared = shot.row, shot.scene.camera >= scene.VISIBLE_CAMERAS
+        templates = ()
+        if row.wanted is not None and tasks.task(shot.task).group == "visual":
+            templates = (_template(row.wanted, self.wardrobe, self.template_size),)
+        return schema.Record(
+            image=render.render_jpeg(shot.scene, self.image_size),
+            file=shot.file,
+            person=shot.person,
+            camera=shot.scene.camera,
+            clothes=self.wardrobe.number(row.outfit),
+            modality=schema.INFRARED if infrared else schema.VISIBLE,
+            attributes=row.outfit,
+            sentences=self._sentences(shot),
+            instruction_images=templates,
+            instruction_clothes=schema.UNKNOWN if row.wanted is None else self.wardrobe.number(row.wanted),
+            instruction_attributes=row.named,
+        )
+
+    def records(self, task: str) -> Iterator[tuple[str, schema.Record]]:
+        """Yields (split, record) for every record of a task's data set, in final order."""
+        for split, shots in self.shots(task).items():
+            for shot in shots:
+                yield split, self.load(shot)
+
+    def _key(self, *numbers: int) -> tuple[int, ...]:
+        return (self.seed, *(int(part) for part in VERSION.split(".")), *numbers)
+
+    def _rng(self, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng(self._key(*numbers))
+
+    def _shots(
+        self, task: str, sitter: _Sitter, taken: list[rows.Row], paraphrases: int, key: tuple[int, ...]
+    ) -> list[Shot]:
+        person = people.draw_person(self.seed, sitter.looks, sitter.index)
+        fabric = self._key(zlib.crc32(sitter.looks.encode()), sitter.index)
+        return [
+            Shot(
+                task=task,
+                scene=render.Scene(
+                    person=person,
+                    outfit=row.outfit,
+                    wardrobe=self.wardrobe,
+                    camera=row.camera,
+                    seed=self.seed,
+                    draw=self._key(*key, number),
+                    material=(*fabric, self.wardrobe.number(row.outfit)),
+                ),
+                row=row,
+                person=sitter.name,
+                file=f"{sitter.stem}_c{row.camera}_{number:02}.jpg",
+                paraphrases=paraphrases,
+            )
+            for number, row in enumerate(taken)
+        ]
+
+    def _sentences(self, shot: Shot) -> tuple[str, ...]:
+        """Returns different paraphrases of what the row asks: a caption (t2i), a wish (li), or nothing."""
+        kind = tasks.task(shot.task)
+        if shot.row.wanted is None or kind.sentence is not None or kind.group == "visual":
+            return ()
+        slots = zip(self.wardrobe.slots, shot.row.named, strict=True)
+        named = {slot.name: slot.values[value] for slot, value in slots if value != schema.UNKNOWN}
+        person, rng = shot.scene.person, np.random.default_rng((*shot.scene.draw, 1))
+        written: list[str] = []
+        while len(written) < shot.paraphrases:
+            if kind.group == "caption":
+                hair = people.HAIR_SHAPES[person.hair_shape], people.HAIR_COLOURS[person.hair_colour]
+                text = instructions.caption(named, people.stature(person), people.girth(person), *hair, rng)
+            else:
+                text = instructions.wanted_sentence(named, rng)
+            if text not in written:
+                written.append(text)
+        return tuple(written)
+
+
+@functools.lru_cache(maxsize=2048)
+def _template(outfit: outfits.Outfit, wardrobe: outfits.Wardrobe, size: tuple[int, int]) -> bytes:
+    return render.template_jpeg(outfit, wardrobe, size)
+
+
+def build(
+    out_dir: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    image_size: tuple[int, int] = (128, 64),
+    template_size: tuple[int, int] = (64, 64),
+    train_people: int = 96,
+    test_people: int = 64,
+    extras: tuple[str, ...] = (),
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> list[schema.Manifest]:
+    """Writes the six data sets `procedural_<task>` as shards under `out_dir`.
+
+    Args:
+      out_dir: the data folder; a data set goes to `out_dir/procedural_<task>/<version>/`.
+      seed, image_size, template_size, train_people, test_people, extras: see `Benchmark`.
+      workers, overwrite, progress: see `shards.write_dataset`; data sets that are there already are kept.
+
+    Returns:
+      The manifests, in order of the tasks.
+
+    Raises:
+      ValueError: see `Benchmark`.
+      shards.DatasetError: the folder cannot be written, or holds other data sets under these names.
+    """
+    benchmark = Benchmark(seed, image_size, template_size, train_people, test_people, extras)
+    source = {
+        "kind": "procedural",
+        "seed": seed,
+        "image_size": list(image_size),
+        "template_size": list(template_size),
+        "train_people": train_people,
+        "test_people": test_people,
+        "slots": {slot.name: list(slot.values) for slot in benchmark.wardrobe.slots},
+    }
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(shards.worker_pool(workers)) if workers != 1 else None
+        manifests = []
+        for task in tasks.TASK_NAMES:
+            splits = benchmark.shots(task)
+            manifest = shards.write_dataset(
+                out_dir,
+                name=f"procedural_{task}",
+                version=VERSION,
+                task=task,
+                namespace=NAMESPACE,
+                people=[shot.person for shots in splits.values() for shot in shots],
+                splits=splits,
+                load=benchmark.load,
+                source=source,
+                workers=workers,
+                pool=pool,
+                overwrite=overwrite,
+                progress=progress,
+            )
+            manifests.append(manifest)
+    return manifests

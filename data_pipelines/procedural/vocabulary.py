@@ -1,0 +1,60 @@
+"""Makes the built-in vocabulary `data_pipelines/vocab/procedural.txt`.
+
+Usage: python -m data_pipelines.procedural.vocabulary
+
+It holds every word the project's own sentences can contain, the words people use of people, and all letters and
+digits with their continuations, so that no sentence in plain letters has an unknown token.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import string
+
+from absl import app, flags, logging
+
+from data_pipelines import instructions, tasks, tokenizer
+from data_pipelines.procedural import outfits, people
+
+_OUT = flags.DEFINE_string("out", str(tokenizer.BUILTIN_VOCABULARY), "Where the vocabulary goes.")
+
+PLAIN_WORDS = """
+adult age ankle arm arms at back background bald bare barefoot beard belt big black blonde blouse blue boots both boy bright brown
+camera cardigan carried carry clothing coat collar colour coloured color colored curly cyan dark denim dress female feet foot from
+front girl glasses glove gold gray grey hand handbag hands he head heel height her hers his hold holding hood hoodie infrared is it
+jacket jeans khaki knee large left leg legs light long looking male man mask men middle modality navy neck night old olive on one orange
+other outfit over pack patterned phone pink ponytail purse right sandals scarf she shorts short shoulder shoulders side skin skirt
+small sneakers socks suit suitcase sunglasses sweater tan their them they this tie tight to towards turned two umbrella vest violet
+waist walking walks watch wear wears which white who woman women years yellow young
+"""
+CONTINUATIONS = "s es ed ing er est ly ish y ie n".split()
+
+
+def entries() -> list[str]:
+    """Returns the vocabulary in id order: special tokens, letters and digits, words (sorted), continuations."""
+    slots = [*outfits.BASE_SLOTS, *outfits.EXTRA_SLOTS.values()]
+    texts = [
+        *instructions.words(),
+        *[f"{slot.name} {' '.join(slot.values)}" for slot in slots],
+        *people.HAIR_COLOURS,
+        *[spec.sentence or "" for spec in tasks.TASKS.values()],
+        tasks.NEUTRAL_SENTENCE,
+        PLAIN_WORDS,
+    ]
+    words = {word for text in texts for piece in text.split() for word in tokenizer.clean_text(piece).split()}
+    letters = [*string.ascii_lowercase, *string.digits]
+    continuations = [f"##{piece}" for piece in [*letters, *CONTINUATIONS]]
+    ordered = [*tokenizer.SPECIAL_TOKENS, *letters, *sorted(words - set(letters)), *continuations]
+    return list(dict.fromkeys(ordered))
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    path = pathlib.Path(_OUT.value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(entries()) + "\n", encoding="utf-8")
+    logging.info("%d entries in %s", len(entries()), path)
+
+
+if __name__ == "__main__":
+    app.run(main)

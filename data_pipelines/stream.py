@@ -1,0 +1,90 @@
+"""Elements made ahead of their use by threads or processes, in order, through Grain."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import Generic, Self, TypeVar
+
+import cv2
+import grain
+from absl import flags
+
+T = TypeVar("T")
+
+_MIN_SHARED_BYTES = 1 << 16  # smaller arrays travel faster through the workers' queue than as a shared-memory file each
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Runs first in each worker process: no accelerator, no thread pools inside it."""
+    del index, count
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:  # the main module, which a spawned process imports again, may have loaded it already
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+    cv2.setNumThreads(1)
+
+
+def _check_shared_memory(element_bytes: int, workers: int, prefetch: int, folder: str = "/dev/shm") -> None:
+    """Raises ValueError if the batches that workers hold ready exceed shared memory: they would die by SIGBUS."""
+    needed = element_bytes * workers * (prefetch + 2)  # in the queue, waiting for a place in it, and with the consumer
+    free = shutil.disk_usage(folder).free if os.path.isdir(folder) else needed
+    if needed > free:
+        raise ValueError(
+            f"{workers} workers with prefetch = {prefetch} keep up to {needed / 2**20:,.0f} MiB in {folder}, which has "
+            f"{free / 2**20:,.0f} MiB free; lower workers, prefetch or the batch, use threads (workers = 0), "
+            "or enlarge it (containers: --shm-size)"
+        )
+
+
+class Stream(Generic[T], Iterator[T]):
+    """Iterator over `make(start), make(start + 1), ...` in order, made ahead by threads or processes; close it.
+
+    `workers` processes with `threads` threads each (0 workers: threads of this process; 0 of both: made when asked
+    for). `prefetch`: elements each process keeps ready; `element_bytes`: their size. An exception of `make`
+    is raised by `next`.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], T],
+        start: int,
+        stop: int,
+        *,
+        workers: int,
+        threads: int,
+        prefetch: int = 2,
+        element_bytes: int = 0,
+    ) -> None:
+        if workers < 0 or threads < 0 or prefetch < 1:
+            raise ValueError(f"workers = {workers} and threads = {threads} must be >= 0, prefetch = {prefetch} >= 1")
+        _check_shared_memory(element_bytes, workers, prefetch)
+        if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which only absl.app.run parses
+            flags.FLAGS.mark_as_parsed()
+        ahead = max(prefetch, threads) if threads else 0
+        elements = grain.MapDataset.range(start, stop).map(make)
+        dataset = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+        if workers:
+            options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_BYTES)
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, options).mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
+                worker_init_fn=_start_worker,
+            )
+        self._iterator = iter(dataset)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Stops threads and processes and frees shared memory. Arrays handed out stay valid."""
+        self._iterator.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,113 @@
+"""Sentences to token ids: the paper's text cleaning, then WordPiece (method.md section 1)."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+
+BUILTIN_VOCABULARY = pathlib.Path(__file__).parent / "vocab" / "procedural.txt"
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_WORDS = 50
+_DELETED = str.maketrans("", "", ",.'!?\"()*#:;~")
+
+
+def clean_text(text: str) -> str:
+    """Returns a sentence as the model reads it.
+
+    Lower-case; `,.'!?"()*#:;~` deleted; `-` and `/` become spaces; `<person>` becomes `person`; spaces collapsed; the first
+    50 words kept. (The released code's `pre_caption` does the same.)
+    """
+    text = text.lower().translate(_DELETED).replace("-", " ").replace("/", " ").replace("<person>", "person")
+    return " ".join(re.split(r"\s+", text.strip())[:MAX_WORDS])
+
+
+def read_vocabulary(vocab: str | pathlib.Path) -> list[str]:
+    """Returns the entries of a vocabulary in id order.
+
+    Args:
+      vocab: "builtin", or a directory that holds `vocab.txt` (one entry a line, as BERT models ship it).
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: an entry stands twice, a special token is missing, or [PAD] is not entry 0.
+    """
+    path = BUILTIN_VOCABULARY if str(vocab) == "builtin" else pathlib.Path(vocab) / "vocab.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"no vocabulary at {path}: pass 'builtin' or a directory that holds vocab.txt")
+    entries = path.read_text(encoding="utf-8").split("\n")
+    if entries[-1] == "":
+        entries.pop()
+    entries = [entry.rstrip("\r") for entry in entries]
+    if len(set(entries)) != len(entries):
+        seen: set[str] = set()
+        twice = next(entry for entry in entries if entry in seen or seen.add(entry))  # type: ignore[func-returns-value]
+        raise ValueError(f"{path} holds the entry {twice!r} twice; token ids would shift")
+    missing = [token for token in SPECIAL_TOKENS if token not in entries]
+    if missing or entries[0] != "[PAD]":
+        raise ValueError(f"{path} must hold {SPECIAL_TOKENS} with [PAD] first; missing: {missing}, first: {entries[0]!r}")
+    return entries
+
+
+class Tokenizer:
+    """WordPiece tokenizer with a fixed output length.
+
+    `pad_id` (always 0), `unk_id`, `cls_id`, `sep_id`, `mask_id` are the special tokens' ids; `vocab_size` the number of
+    entries. Picklable: what is sent to a worker is the vocabulary's place and the length.
+    """
+
+    def __init__(self, vocab: str | pathlib.Path = "builtin", max_length: int = 70):
+        """Reads the vocabulary.
+
+        Args:
+          vocab: see `read_vocabulary`.
+          max_length: ids a sentence, [CLS] and [SEP] included; at least 3.
+
+        Raises:
+          FileNotFoundError, ValueError: see `read_vocabulary`; or `max_length` below 3.
+        """
+        if max_length < 3:
+            raise ValueError(f"max_length {max_length} leaves no room for a word between [CLS] and [SEP]; use 3 or more")
+        self.vocab, self.max_length = str(vocab), max_length
+        self.entries = read_vocabulary(vocab)
+        ids = {entry: i for i, entry in enumerate(self.entries)}
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
+        # No [CLS]/[SEP] post-processing here: `_ids` adds them after truncation, so that [SEP] is never cut off.
+        self._pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+        self._pieces.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+        self._pieces.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        self._cached_ids = functools.lru_cache(maxsize=65536)(self._ids)
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str, int]]:
+        return Tokenizer, (self.vocab, self.max_length)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.entries)
+
+    def _ids(self, sentence: str) -> np.ndarray:
+        # One sentence at a time: encode_batch starts threads, which do not survive a fork of the input workers.
+        pieces = self._pieces.encode(clean_text(sentence)).ids[: self.max_length - 2]
+        row = np.full(self.max_length, self.pad_id, np.int32)
+        row[: len(pieces) + 2] = [self.cls_id, *pieces, self.sep_id]
+        return row
+
+    def encode(self, sentences: Sequence[str]) -> np.ndarray:
+        """Returns i32[n, max_length]: [CLS] pieces [SEP], then 0; longer sentences are truncated.
+
+        Raises:
+          TypeError: one string instead of a list of them (it would be read letter by letter).
+        """
+        if isinstance(sentences, str):
+            raise TypeError("encode takes a list of sentences; wrap the one sentence in a list")
+        rows = [self._cached_ids(sentence) for sentence in sentences]
+        return np.stack(rows) if rows else np.zeros((0, self.max_length), np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Returns the text of one row of ids, special tokens left out and word pieces joined."""
+        hidden = {self.pad_id, self.cls_id, self.sep_id}
+        return " ".join(self.entries[int(i)] for i in ids if int(i) not in hidden).replace(" ##", "")

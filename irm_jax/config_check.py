@@ -1,0 +1,132 @@
+"""Checks a configuration before any device is touched: every key known, every type right, nothing contradictory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+from configs import default
+from data_pipelines import tasks
+from irm_jax.models import presets
+
+FREE_TABLES = {"data.train": default.train_unit("", "trad"), "evaluation.sets": default.evaluation_set("", "trad", ())}
+"""Tables whose entry names are the user's; each entry has the keys of its template."""
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be run; the message names the key, the cause and the cure."""
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError for the first thing that is wrong."""
+    check_keys(config, default.get_config(), "config")
+    check_values(config)
+
+
+def check_keys(config: ConfigDict, reference: ConfigDict, path: str) -> None:
+    """Every key of `config` is one of `reference` and has its type. Raises ConfigError naming the nearest key."""
+    for key in config:
+        here = f"{path}.{key}"
+        if key not in reference:
+            near = difflib.get_close_matches(key, list(reference), n=1, cutoff=0.5)
+            hint = f"did you mean {path}.{near[0]}?" if near else f"the keys there are {', '.join(sorted(reference))}"
+            raise ConfigError(f"unknown configuration key {here}; {hint}")
+        value = config[key]
+        template = FREE_TABLES.get(here.removeprefix("config."))
+        if template is not None:
+            for name in value:
+                check_keys(value[name], template, f"{here}.{name}")
+        elif isinstance(reference[key], ConfigDict):
+            if not isinstance(value, ConfigDict):
+                raise ConfigError(f"{here} is a table of keys, not {value!r}")
+            check_keys(value, reference[key], here)
+        else:
+            _check_type(value, reference, key, here)
+
+
+def _check_type(value: Any, reference: ConfigDict, key: str, path: str) -> None:
+    field = reference.get_ref(key)
+    expected = field.get_type() if isinstance(field, FieldReference) else type(reference[key])
+    if value is None and reference[key] is None:
+        return
+    fits = isinstance(value, expected) or (expected is float and isinstance(value, int)) or (
+        expected is tuple and isinstance(value, list)
+    )
+    if not fits or (isinstance(value, bool) and expected in (int, float)):
+        raise ConfigError(f"{path} = {value!r} is of type {type(value).__name__}; it must be {expected.__name__}")
+
+
+def _model_problems(config: ConfigDict) -> Iterator[str]:
+    m = config.model
+    if m.preset not in presets.PRESETS:
+        yield f"config.model.preset = {m.preset!r}; the presets are {', '.join(presets.PRESETS)}"
+    if m.dtype not in ("float32", "bfloat16"):
+        yield f"config.model.dtype = {m.dtype!r}; it must be float32 or bfloat16 (parameters are always float32)"
+    if m.template_statistics not in (None, "clip", "imagenet"):
+        yield f"config.model.template_statistics = {m.template_statistics!r}; it must be clip or imagenet"
+    for key in ("stem", "template_stem"):
+        if m[key] not in (None, "patch", "conv"):
+            yield f"config.model.{key} = {m[key]!r}; it must be patch or conv"
+
+
+def _data_problems(config: ConfigDict) -> Iterator[str]:
+    d = config.data
+    if not d.train:
+        yield "config.data.train is empty: name at least one data set, as configs/procedural.py does"
+    sharded = max(config.mesh.data, 1) * max(config.mesh.fsdp, 1)
+    if d.batch_blocks % sharded:
+        yield (
+            f"config.data.batch_blocks = {d.batch_blocks} is not a multiple of mesh.data * mesh.fsdp = {sharded}; "
+            f"set it to {sharded * max(1, round(d.batch_blocks / sharded))}"
+        )
+    for name, unit in d.train.items():
+        if unit.task not in tasks.TASKS:
+            yield f"config.data.train.{name}.task = {unit.task!r}; the tasks are {', '.join(tasks.TASKS)}"
+            continue
+        spec = tasks.task(unit.task)
+        if spec.has_query_image and unit.images_per_identity < 2:
+            yield (
+                f"config.data.train.{name}.images_per_identity = {unit.images_per_identity}: the triplet loss of task "
+                f"{unit.task} needs at least 2 images of each identity in a batch"
+            )
+        if unit.loss_weight < 0:
+            yield f"config.data.train.{name}.loss_weight = {unit.loss_weight} must not be negative"
+    if d.train and not sum(unit.loss_weight for unit in d.train.values()) > 0:
+        yield "the loss_weight of every data set in config.data.train is 0; give at least one a positive weight"
+
+
+def _run_problems(config: ConfigDict) -> Iterator[str]:
+    o, t, e, loss = config.optimizer, config.train, config.evaluation, config.loss
+    for key, value, least in (
+        ("train.steps", t.steps, 1), ("train.log_every", t.log_every, 1), ("optimizer.accumulate", o.accumulate, 1),
+        ("checkpoint.keep", config.checkpoint.keep, 1), ("evaluation.batch_size", e.batch_size, 1),
+        ("evaluation.top_k", e.top_k, 1), ("checkpoint.every", config.checkpoint.every, 0),
+        ("optimizer.warmup_steps", o.warmup_steps, 0), ("train.evaluate_every", t.evaluate_every, 0),
+    ):  # fmt: skip
+        if value < least:
+            yield f"config.{key} = {value} must be at least {least}"
+    if not o.learning_rate > 0:
+        yield f"config.optimizer.learning_rate = {o.learning_rate} must be positive"
+    if loss.instruction_similarity not in ("centered", "raw"):
+        yield f"config.loss.instruction_similarity = {loss.instruction_similarity!r}; it must be centered or raw"
+    if e.metric not in ("cosine", "euclidean"):
+        yield f"config.evaluation.metric = {e.metric!r}; it must be cosine or euclidean"
+    if e.tau_similarity not in ("attributes", "clothes", "model"):
+        yield f"config.evaluation.tau_similarity = {e.tau_similarity!r}; it must be attributes, clothes or model"
+    if any(not 0 <= tau <= 1 for tau in e.taus):
+        yield f"config.evaluation.taus = {tuple(e.taus)}; each must lie between 0 and 1"
+    for name, entry in e.sets.items():
+        if entry.task not in tasks.TASKS:
+            yield f"config.evaluation.sets.{name}.task = {entry.task!r}; the tasks are {', '.join(tasks.TASKS)}"
+        if not entry.protocols:
+            yield f"config.evaluation.sets.{name}.protocols is empty; name at least one protocol"
+
+
+def check_values(config: ConfigDict) -> None:
+    """Settings that contradict each other. Raises ConfigError."""
+    for problems in (_model_problems, _data_problems, _run_problems):
+        for problem in problems(config):
+            raise ConfigError(problem)

@@ -1,0 +1,134 @@
+"""`--mode evaluate` and `--mode embed`: what a checkpoint gives, without training; and the one-line Python way in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines import image_ops, joint_data
+from data_pipelines.tasks import NEUTRAL_SENTENCE
+from irm_jax import checkpoint, experiment, metric_log, sharding, state
+from irm_jax.evaluation import finish
+from irm_jax.evaluation.embed import Ask, EmbeddingModel
+from irm_jax.models.irm import IRM
+from irm_jax.models.presets import IRMConfig
+from irm_jax.train import CHECKPOINTS
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+Picture = str | Path | bytes | np.ndarray
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+    """Evaluates a checkpoint of `workdir` under the configuration and writes the report there."""
+    experiment.enable_compilation_cache(config)
+    mesh = sharding.make_mesh(config.mesh)
+    sets = experiment.open_evaluation_sets(config)
+    step, embedder = load(workdir, config, mesh, _chosen(config))
+    result = experiment.evaluate(config, embedder, sets)
+    metadata = metric_log.run_metadata(config.to_dict(), config.seed)
+    finish.write(workdir, config, embedder, result, metadata, step=step)
+    logging.info("evaluated step %d: report at %s", step, workdir / "report.html")
+
+
+def load(workdir: Path, config: ConfigDict, mesh: Mesh, chosen: Any) -> tuple[int, EmbeddingModel]:
+    """The model of a checkpoint in `workdir`, its parameters laid out on `mesh`; no optimizer state is read.
+
+    Raises CheckpointError naming the tree path if the checkpoint is of another preset or vocabulary.
+    """
+    directory = workdir / CHECKPOINTS
+    step, saved = checkpoint.read_metadata(directory, chosen)
+    sizes = experiment.model_config(config)
+    tokenizer = joint_data.make_tokenizer(config, sizes.max_length)
+    heads = checkpoint.array_shapes(directory, step).get("params/head_person")
+    model_config = experiment.model_config(
+        config, vocab_size=tokenizer.vocab_size, num_identities=heads.shape[1] if heads is not None else 1
+    )
+    del saved
+    model = IRM(model_config)
+    constant = tokenizer.encode([NEUTRAL_SENTENCE])
+    abstract = state.abstract_state(model, experiment.make_optimizer(config), constant, mesh)
+    subset = {"params": abstract.params, "batch_stats": abstract.batch_stats}
+    variables, _ = checkpoint.restore_for_evaluation(directory, subset, step)
+    return step, experiment.embedding_model(config, model, variables, tokenizer, mesh)
+
+
+def embed_folder(config: ConfigDict, workdir: Path) -> None:
+    """Embeds every image below `config.embed.images` under one instruction -> .npz with `files` and `embeddings`."""
+    folder = Path(config.embed.images).expanduser()
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if config.embed.images else []
+    if not files:
+        raise FileNotFoundError(
+            f"no images in config.embed.images = {config.embed.images!r}; name a folder with "
+            f"{', '.join(IMAGE_SUFFIXES)} files"
+        )
+    ask = config.embed.instruction or NEUTRAL_SENTENCE
+    instruction: Picture = Path(ask) if Path(ask).suffix.lower() in IMAGE_SUFFIXES else ask
+    embedder = Embedder(workdir, step=_chosen(config))
+    embeddings = embedder(files, [instruction] * len(files))
+    target = workdir / config.embed.output
+    target.parent.mkdir(parents=True, exist_ok=True)
+    names = np.array([str(p.relative_to(folder)) for p in files])
+    np.savez_compressed(target, files=names, embeddings=embeddings, instruction=np.array(str(ask)))
+    logging.info("%d embeddings of %d floats in %s", *embeddings.shape, target)
+
+
+class Embedder:
+    """A trained model in one line: `irm_jax.Embedder("runs/quickstart")(images, instructions)`.
+
+    `checkpoint`: the workdir of a run; its saved configuration says how to build the model. `step`: a number, "best",
+    or None for the latest.
+    """
+
+    def __init__(self, checkpoint_dir: str | Path, *, step: Any = None, batch_size: int = 64) -> None:
+        workdir = Path(checkpoint_dir).expanduser()
+        if workdir.name == CHECKPOINTS:
+            workdir = workdir.parent
+        _, saved = checkpoint.read_metadata(workdir / CHECKPOINTS, step)
+        config = ConfigDict(saved["config"])
+        config.evaluation.batch_size = batch_size
+        mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "model": 1}, jax.local_devices())
+        self.step, self._model = load(workdir, config, mesh, step)
+
+    def __call__(self, images: Sequence[Picture], instructions: Sequence[Picture] | str | None = None) -> np.ndarray:
+        """Images under instructions -> f32[n, 2D], rows of length 1: compare them by dot product.
+
+        images: paths, encoded bytes or u8[H, W, 3] RGB arrays. instructions: one an image, or one for all; a string is a
+        sentence, a Path, bytes or array an instruction image; None is the neutral sentence.
+        """
+        if instructions is None or isinstance(instructions, str):
+            instructions = [instructions or NEUTRAL_SENTENCE] * len(images)
+        if len(images) != len(instructions):
+            raise ValueError(f"{len(images)} images but {len(instructions)} instructions; give one each, or one for all")
+        if not len(images):
+            return np.zeros((0, self._model.model.config.embedding_width), np.float32)
+        asks: list[Ask] = [a if isinstance(a, str) else _pixels(a) for a in instructions]
+        return self._model.embed(lambda i: _pixels(images[i]), asks)
+
+
+def _pixels(picture: Picture) -> np.ndarray:
+    """A path, encoded bytes or an array -> u8[H, W, 3] RGB. Raises ValueError naming the picture."""
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise ValueError(f"an image array must be u8[H, W, 3], not {picture.dtype}{list(picture.shape)}")
+        return picture
+    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    try:
+        return image_ops.decode(data)
+    except ValueError as error:
+        name = "the given bytes" if isinstance(picture, bytes) else str(picture)
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _chosen(config: ConfigDict) -> Any:
+    """`config.evaluation.checkpoint` as a step: None for the latest."""
+    chosen = str(config.evaluation.checkpoint)
+    if chosen == "latest":
+        return None
+    return int(chosen) if chosen.isdigit() else chosen

@@ -1,0 +1,235 @@
+"""Embeds images under instructions: every distinct instruction is encoded once, every image once for all instructions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from data_pipelines import image_ops, pipeline, shards
+from data_pipelines.tokenizer import Tokenizer
+from irm_jax import sharding
+from irm_jax.models.irm import IRM, Embedding
+from irm_jax.models.image_encoder import ImageFeatures
+from irm_jax.models.instruction_encoder import Instruction
+
+TABLE_ROWS = 1024
+"""Most distinct instructions encoded at a time."""
+Ask = str | np.ndarray
+"""An instruction: a sentence, or an instruction image u8[h, w, 3] of any size."""
+
+
+class EmbeddingModel:
+    """A trained IRM as functions of host arrays. Rows are cut over the mesh; results come back whole on every host."""
+
+    def __init__(self, model: IRM, variables: Mapping[str, Any], tokenizer: Tokenizer, mesh: Mesh, batch_size: int):
+        self.model, self.mesh, self.tokenizer = model, mesh, tokenizer
+        shards_of_rows = sharding.row_shards(mesh)
+        self.batch_size = -(-batch_size // shards_of_rows) * shards_of_rows
+        self.variables = variables
+        everywhere = sharding.replicated(mesh)
+
+        def method(name: str, **static: Any) -> Any:
+            def apply(variables: Any, *arrays: Any) -> Any:
+                return model.apply(variables, *arrays, *static.values(), method=name)
+
+            return apply
+
+        length = model.config.max_length
+        self._images = jax.jit(method("encode_images"))
+        self._sentences = jax.jit(method("encode_sentences"), out_shardings=everywhere)
+        self._templates = jax.jit(method("encode_templates", length=length), out_shardings=everywhere)
+        self._edit = jax.jit(method("embed"), out_shardings=everywhere)
+        self._project_images = jax.jit(method("project_images"), out_shardings=everywhere)
+        self._project_sentences = jax.jit(method("project_sentences"), out_shardings=everywhere)
+        self._take = jax.jit(lambda table, index: jax.tree.map(lambda x: jnp.take(x, index, axis=0), table))
+
+    def instructions(self, asks: Sequence[Ask]) -> Instruction:
+        """Encodes distinct instructions -> device Instruction of at least len(asks) rows, in order."""
+        sentence_at = [i for i, ask in enumerate(asks) if isinstance(ask, str)]
+        image_at = [i for i, ask in enumerate(asks) if not isinstance(ask, str)]
+        parts, order = [], np.zeros(len(asks), np.int32)
+        start = 0
+        if sentence_at:
+            tokens = self.tokenizer.encode([str(asks[i]) for i in sentence_at])
+            parts.append(self._call(self._sentences, _bucket(tokens)))
+            order[sentence_at] = np.arange(len(sentence_at))
+            start = parts[0].feature.shape[0]
+        if image_at:
+            size = self.model.config.instruction_image_size
+            images = np.stack([image_ops.resize(np.asarray(asks[i]), size) for i in image_at])
+            parts.append(self._call(self._templates, _bucket(images)))
+            order[image_at] = start + np.arange(len(image_at))
+        table = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        return self._take(table, _bucket(order))
+
+    def image_features(self, images: np.ndarray) -> ImageFeatures:
+        """u8[batch_size, H, W, 3], or this host's rows of them -> features of the whole batch, cut over the mesh."""
+        rows = sharding.to_global(images, sharding.batch_sharding(self.mesh))
+        return self._call(self._images, rows)
+
+    def edit(self, features: ImageFeatures, table: Instruction, index: np.ndarray) -> Embedding:
+        """Features of B rows under instruction `index` i32[B] of `table` -> Embedding, host readable."""
+        return self._call(self._edit, features, self._take(table, jnp.asarray(index, jnp.int32)))
+
+    def project_images(self, features: ImageFeatures) -> np.ndarray:
+        """-> f32[B, P], for the comparison with captions."""
+        return np.asarray(self._call(self._project_images, features))
+
+    def project_sentences(self, sentences: Sequence[str]) -> np.ndarray:
+        """Distinct sentences are encoded once -> f32[n, P]."""
+        distinct, inverse = np.unique(np.asarray(sentences, object).astype(str), return_inverse=True)
+        pieces = []
+        for start in range(0, len(distinct), TABLE_ROWS):
+            part = [str(s) for s in distinct[start : start + TABLE_ROWS]]
+            encoded = self.instructions(part)
+            pieces.append(np.asarray(self._call(self._project_sentences, encoded))[: len(part)])
+        return np.concatenate(pieces)[inverse]
+
+    def embed(self, load: Callable[[int], np.ndarray], asks: Sequence[Ask]) -> np.ndarray:
+        """Images load(0..n-1) (u8, any size) under asks[0..n-1] -> f32[n, 2D], rows of length 1."""
+        distinct, which = _distinct(asks)
+        pieces = []
+        for start in range(0, len(asks), self.batch_size):
+            chunk = np.arange(start, min(start + self.batch_size, len(asks)))
+            rows = np.resize(chunk, self.batch_size)
+            used, local = np.unique(np.asarray(which)[rows], return_inverse=True)
+            table = self.instructions([distinct[i] for i in used])
+            mine = {i: image_ops.resize(load(i), self.model.config.image_size) for i in np.unique(rows).tolist()}
+            features = self.image_features(np.stack([mine[int(rows[r])] for r in self.local_rows()]))
+            pieces.append(np.asarray(self.edit(features, table, local).embedding)[: len(chunk)])
+        whole = np.concatenate(pieces)
+        return whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-12)
+
+    def local_rows(self) -> list[int]:
+        """The rows of a batch whose images this host has to read."""
+        return sharding.addressable_blocks(self.mesh, self.batch_size)
+
+    def _call(self, function: Any, *arrays: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return function(self.variables, *arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way of asking over a split: `asks` are distinct instructions, `index` i32[N] the one of each record;
+    `grey` shows the model a grey picture instead of the person (the instruction-only control)."""
+
+    name: str
+    asks: Sequence[Ask]
+    index: np.ndarray
+    grey: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitFeatures:
+    """`embedding`[variant] f32[N, 2D]; `projection` f32[N, P]; `instruction`[variant] f32[N, D] instruction features."""
+
+    embedding: dict[str, np.ndarray]
+    instruction: dict[str, np.ndarray]
+    projection: np.ndarray
+
+
+def embed_split(
+    embedder: EmbeddingModel, dataset: shards.Dataset, split: str, variants: Sequence[Variant], *, workers: int, threads: int
+) -> SplitFeatures:
+    """Embeds all records of a split under every variant; each image is decoded and encoded once.
+
+    Raises ValueError naming data set, split, record and file for a picture that does not decode.
+    """
+    reader = dataset.reader(split, ("image", "file"))
+    count = len(reader)
+    grey = None
+    if any(v.grey for v in variants):
+        middle = np.full((embedder.batch_size, *embedder.model.config.image_size, 3), 128, np.uint8)
+        grey = embedder.image_features(middle[embedder.local_rows()])
+    parts: dict[str, list[np.ndarray]] = {v.name: [] for v in variants}
+    instructions: dict[str, list[np.ndarray]] = {v.name: [] for v in variants}
+    projections = []
+    ids_seen = []
+    for segment in _segments(variants, count):
+        table, local = _encode_segment(embedder, variants, segment)
+        padded = np.resize(segment, -(-len(segment) // embedder.batch_size) * embedder.batch_size)
+        mine = embedder.local_rows()
+        here = padded.reshape(-1, embedder.batch_size)[:, mine].ravel()
+        options = {"where": f"data set {dataset.name}, split {split}", "workers": workers, "threads": threads}
+        size = embedder.model.config.image_size
+        with pipeline.image_batches(reader, here, size, len(mine), **options) as batches:
+            for number, (_, images) in enumerate(batches):
+                start = number * embedder.batch_size
+                kept = min(embedder.batch_size, len(segment) - start)
+                rows = padded[start : start + embedder.batch_size]
+                features = embedder.image_features(images)
+                ids_seen.append(rows[:kept])
+                projections.append(embedder.project_images(features)[:kept])
+                for variant in variants:
+                    shown = grey if variant.grey and grey is not None else features
+                    result = embedder.edit(shown, table, local[variant.name][rows])
+                    parts[variant.name].append(np.asarray(result.embedding)[:kept])
+                    instructions[variant.name].append(np.asarray(result.instruction)[:kept])
+    order = np.argsort(np.concatenate(ids_seen), kind="stable")
+
+    def joined(pieces: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(pieces)[order].astype(np.float32)
+
+    return SplitFeatures(
+        embedding={name: joined(pieces) for name, pieces in parts.items()},
+        instruction={name: joined(pieces) for name, pieces in instructions.items()},
+        projection=joined(projections),
+    )
+
+
+def _segments(variants: Sequence[Variant], count: int) -> Iterable[np.ndarray]:
+    """Cuts the records into runs that share few enough distinct instructions to hold encoded at a time."""
+    order = np.argsort(variants[0].index, kind="stable")
+    if sum(len(v.asks) for v in variants) <= TABLE_ROWS:
+        yield order
+        return
+    step = max(1, TABLE_ROWS // len(variants))  # at worst every record brings a new instruction for each variant
+    for start in range(0, count, step):
+        yield order[start : start + step]
+
+
+def _encode_segment(
+    embedder: EmbeddingModel, variants: Sequence[Variant], segment: np.ndarray
+) -> tuple[Instruction, dict[str, np.ndarray]]:
+    """The segment's distinct instructions encoded, and for each variant the row of the table by record."""
+    asks: list[Ask] = []
+    local = {}
+    for variant in variants:
+        used = np.unique(variant.index[segment])
+        position = np.full(len(variant.asks), -1, np.int32)
+        position[used] = len(asks) + np.arange(len(used))
+        asks.extend(variant.asks[i] for i in used)
+        local[variant.name] = position[variant.index]
+    distinct, remap = _distinct(asks)
+    return embedder.instructions(distinct), {
+        name: np.where(index >= 0, np.asarray(remap)[np.maximum(index, 0)], 0) for name, index in local.items()
+    }
+
+
+def _distinct(asks: Sequence[Ask]) -> tuple[list[Ask], list[int]]:
+    """Equal instructions of different variants become one row."""
+    seen: dict[Any, int] = {}
+    kept: list[Ask] = []
+    remap = []
+    for ask in asks:
+        key = ask if isinstance(ask, str) else (ask.shape, ask.tobytes())
+        if key not in seen:
+            seen[key] = len(kept)
+            kept.append(ask)
+        remap.append(seen[key])
+    return kept, remap
+
+
+def _bucket(x: np.ndarray) -> np.ndarray:
+    """Pads axis 0 with copies of its first row to a power of two, so that few shapes are compiled."""
+    size = 16
+    while size < len(x):
+        size *= 2
+    return np.concatenate([x, np.broadcast_to(x[:1], (size - len(x), *x.shape[1:]))])

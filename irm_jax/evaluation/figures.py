@@ -1,0 +1,98 @@
+"""The figures of a ranking: per-query results, average precision from ranks, and their summary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Bool, Float64, Int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """What one ranking gave for each of Q queries, in the caller's order.
+
+    `ap`, `inp`: NaN for a dropped query. `first_positive_rank`: from 1; 0 for a dropped query, and where a cut ranking
+    (`ap_topk`) has no positive. `drop_cause`: "" | "no_positive" | "all_junk". `top_ids`: gallery indices of the best
+    images without junk, -1 beyond the last; `top_scores`: their cosine, or minus their Euclidean distance (-inf
+    beyond). `tau_ap`: NaN where the query has no positive left; `tau_kept`: how many it has left. `follows`: of the
+    images of the right person (junk left out) the best is a positive; False for a dropped query.
+    """
+
+    protocol: str
+    metric: str
+    gallery: int
+    ap: np.ndarray  # f64[Q]
+    inp: np.ndarray  # f64[Q]
+    first_positive_rank: np.ndarray  # i32[Q]
+    num_positives: np.ndarray  # i32[Q]
+    drop_cause: np.ndarray  # str[Q]
+    top_ids: np.ndarray  # i32[Q, k]
+    top_scores: np.ndarray  # f32[Q, k]
+    taus: tuple[float, ...] = ()
+    tau_source: str | None = None
+    tau_ap: np.ndarray | None = None  # f64[Q, taus]
+    tau_kept: np.ndarray | None = None  # i32[Q, taus]
+    follows: np.ndarray | None = None  # bool[Q]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool[Q]: the queries that the figures are means over."""
+        return self.drop_cause == ""
+
+
+def average_precision(
+    position: Int32[np.ndarray, "n P"], positive: Bool[np.ndarray, "n P"]
+) -> Float64[np.ndarray, " n"]:
+    """AP of each row from ascending 0-based ranks: the mean over positives of (positives up to it) / (its rank from 1).
+
+    Ranks that are not positive are skipped. NaN where a row has no positive.
+    """
+    up_to = np.cumsum(positive, axis=1)
+    total = np.where(positive, up_to / (position + 1.0), 0).sum(axis=1)
+    return np.divide(total, up_to[:, -1], out=np.full(len(total), np.nan), where=up_to[:, -1] > 0)
+
+
+def summarize(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Any]:
+    """The figures as results.json holds them: fractions, None where no query is left to average over.
+
+    `queries`: how many the figures are means over. `dropped`: the others by cause; `tau` counts those that lose all
+    positives at some tau (they are missing from `mAP_tau_common`, not from mAP). By tau, and None without taus:
+    `mAP_tau`; `mAP_tau_common`, the mean over the queries valid at every tau; `mAP_tau_dropped`; `tau_positives_kept`,
+    the share of all positives. `follow_rate`: only if it was asked for.
+    """
+    valid = ranking.valid
+    if not valid.any():
+        logging.warning("%s: no query has a positive; its figures are null", ranking.protocol)
+
+    def mean(values: np.ndarray) -> float | None:
+        return float(values.mean()) if len(values) else None
+
+    first = ranking.first_positive_rank[valid]
+    causes, counts = np.unique(ranking.drop_cause[~valid], return_counts=True)
+    dropped = {"no_positive": 0, "all_junk": 0}
+    dropped |= {str(cause): int(count) for cause, count in zip(causes, counts, strict=True)}
+    summary: dict[str, Any] = {"mAP": mean(ranking.ap[valid])}
+    summary |= {f"rank{k}": mean((first > 0) & (first <= k)) for k in ks}
+    summary |= {"mINP": mean(ranking.inp[valid]), "queries": int(valid.sum()), "gallery": ranking.gallery}
+    by_tau: dict[str, Any] = dict.fromkeys(("mAP_tau", "mAP_tau_common", "mAP_tau_dropped", "tau_positives_kept"))
+    if ranking.tau_ap is not None and ranking.tau_kept is not None:
+        left = ~np.isnan(ranking.tau_ap) & valid[:, None]
+        common = left.all(axis=1)
+        positives = ranking.num_positives[valid].sum()
+        by_tau = {key: {} for key in by_tau}
+        for i, tau in enumerate(ranking.taus):
+            name = f"{tau:g}"
+            by_tau["mAP_tau"][name] = mean(ranking.tau_ap[left[:, i], i])
+            by_tau["mAP_tau_common"][name] = mean(ranking.tau_ap[common, i])
+            by_tau["mAP_tau_dropped"][name] = int((valid & ~left[:, i]).sum())
+            kept = int(ranking.tau_kept[valid, i].sum())
+            by_tau["tau_positives_kept"][name] = kept / int(positives) if positives else None
+        dropped["tau"] = int((valid & ~common).sum())
+    summary |= by_tau | {"tau_source": ranking.tau_source, "dropped": dropped}
+    if ranking.follows is not None:
+        summary["follow_rate"] = mean(ranking.follows[valid])
+    return summary

@@ -1,0 +1,128 @@
+"""From a configuration to the parts of a run: model, optimizer, training data, test sets. Config stops here."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines import joint_data, tasks
+from data_pipelines.joint_data import JointData
+from irm_jax import optimizer as optimizers
+from irm_jax.evaluation import evaluation_sets
+from irm_jax.evaluation.embed import EmbeddingModel
+from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
+from irm_jax.models import presets
+from irm_jax.models.irm import IRM
+from irm_jax.models.presets import IRMConfig
+from irm_jax.train_step import LossOptions
+
+MODEL_KEYS_OF_THE_RUN = ("preset", "vocab_multiple", "identity_multiple")
+
+
+def model_config(config: ConfigDict, *, vocab_size: int = 1, num_identities: int = 1) -> IRMConfig:
+    """The preset with the keys that `config.model` sets; vocabulary and identities rounded up to their multiples."""
+    m = config.model
+    changes: dict[str, Any] = {k: m[k] for k in m if k not in MODEL_KEYS_OF_THE_RUN and m[k] is not None}
+    for key in ("image_size", "instruction_image_size"):
+        if key in changes:
+            changes[key] = tuple(changes[key])
+    changes["vocab_size"] = math.ceil(vocab_size / m.vocab_multiple) * m.vocab_multiple
+    changes["num_identities"] = math.ceil(num_identities / m.identity_multiple) * m.identity_multiple
+    return presets.preset(m.preset, **changes)
+
+
+def open_training(config: ConfigDict) -> JointData:
+    """The training sets and batch plan, in the image and sentence sizes of the model."""
+    sizes = model_config(config)
+    return joint_data.open_training(
+        config, image_size=sizes.image_size, instruction_image_size=sizes.instruction_image_size,
+        max_length=sizes.max_length,
+    )  # fmt: skip
+
+
+def make_model(config: ConfigDict, data: JointData) -> IRM:
+    return IRM(model_config(config, vocab_size=data.tokenizer.vocab_size, num_identities=data.space.num_head))
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    o = config.optimizer
+    return optimizers.make_optimizer(
+        learning_rate=o.learning_rate, steps=config.train.steps, warmup_steps=o.warmup_steps,
+        weight_decay=o.weight_decay, no_decay=o.no_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.clip_norm,
+    )  # fmt: skip
+
+
+def loss_options(config: ConfigDict, data: JointData) -> LossOptions:
+    """Losses with each data set's weight, in the plan's order of data sets."""
+    used = {layout.task_id for layout in data.plan.units}
+    weights = [0.0] * len(data.plan.datasets)
+    for layout in data.plan.units:
+        weights[layout.dataset] += layout.unit.loss_weight
+    loss = config.loss
+    return LossOptions(
+        tasks=tuple(spec for spec in tasks.TASKS.values() if spec.id in used),
+        composed_tasks=tuple(sorted({u.unit.task for u in data.plan.units if u.composed_rows})),
+        data_set_weight=tuple(weights),
+        alpha=loss.alpha,
+        margin=loss.margin,
+        rank_weight=loss.rank_weight,
+        instruction_similarity=loss.instruction_similarity,
+        instruction_mean_momentum=loss.instruction_mean_momentum,
+        composed_weight=loss.composed_weight,
+        contrastive_weight=loss.contrastive_weight,
+    )
+
+
+def head_members(data: JointData, model: IRM) -> np.ndarray:
+    """bool[data sets, padded identities]: among which identities a row of each data set is classified."""
+    members = np.zeros((len(data.plan.datasets), model.config.num_identities), bool)
+    members[:, : data.space.num_head] = data.space.members
+    return members
+
+
+def open_evaluation_sets(config: ConfigDict) -> list[evaluation_sets.EvaluationSet]:
+    """All test sets, in one space of people and cameras."""
+    entries = config.evaluation.sets
+    datasets = joint_data.open_datasets(config, [entries[name].data_set for name in sorted(entries)])
+    space = evaluation_sets.PeopleSpace()
+    return [
+        evaluation_sets.load_set(
+            name, tasks.task(entries[name].task), entries[name].protocols, entries[name].task_free,
+            datasets[entries[name].data_set], space, number,
+        )
+        for number, name in enumerate(sorted(entries))
+    ]  # fmt: skip
+
+
+def embedding_model(
+    config: ConfigDict, model: IRM, variables: Mapping[str, Any], tokenizer: Any, mesh: Mesh
+) -> EmbeddingModel:
+    return EmbeddingModel(model, variables, tokenizer, mesh, config.evaluation.batch_size)
+
+
+def evaluate(config: ConfigDict, embedder: EmbeddingModel, sets: list[evaluation_sets.EvaluationSet]) -> Evaluation:
+    e = config.evaluation
+    options = Options(
+        metric=e.metric, query_block=e.query_block, top_k=e.top_k, taus=tuple(e.taus), tau_similarity=e.tau_similarity,
+        task_free=e.task_free, controls=e.controls, top500=e.top500, seed=config.seed,
+        threads=config.data.threads, workers=config.data.workers,
+    )  # fmt: skip
+    return Evaluator(embedder, sets, options).run()
+
+
+def enable_compilation_cache(config: ConfigDict) -> None:
+    """Programs compiled once are read from disk by later runs."""
+    if config.compilation_cache:
+        folder = Path(os.path.expanduser(config.compilation_cache))
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,0 +1,52 @@
+"""Distances and unit rows that the losses share: f32 or wider, with finite gradients at zero length."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Inexact, Int
+
+SQUARED_DISTANCE_FLOOR = 1e-12
+"""Squared distances below this count as this (a distance of 1e-6) and pass no gradient (method.md section 5)."""
+SQUARED_NORM_FLOOR = 1e-24
+
+
+def loss_dtype(*arrays: Inexact[Array, "..."]) -> jnp.dtype:
+    """Returns the dtype in which a loss of these arrays is computed: float64 if any of them is, else float32."""
+    # Not jnp.promote_types: under strict promotion that refuses bfloat16 with float32.
+    wide = any(array.dtype == jnp.float64 for array in arrays)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def keep_rows(rows: Inexact[Array, "B D"], valid: Bool[Array, "B"], dtype: jnp.dtype) -> Float[Array, "B D"]:
+    """Returns the rows in `dtype`, invalid ones as 0: padding (even NaN) reaches no value and no gradient."""
+    return jnp.where(valid[:, None], rows.astype(dtype), jnp.zeros((), dtype))
+
+
+def pairwise_squared_distance(a: Float[Array, "A D"], b: Float[Array, "B D"]) -> Float[Array, "A B"]:
+    """Returns clamped squared Euclidean distances, for mining only: no gradient.
+
+    Summed from differences, not as |x|^2 + |y|^2 - 2xy: that form loses small distances, which hard mining is after,
+    and its rounding depends on how a matmul of that shape is tiled, so equal rows could tie on one mesh and not on
+    another. The compiler fuses the differences into the sum: nothing of size A x B x D is stored.
+    """
+    a, b = jax.lax.stop_gradient((a, b))
+    squared = jnp.sum(jnp.square(a[:, None, :] - b[None, :, :]), axis=-1)
+    return jnp.maximum(squared, SQUARED_DISTANCE_FLOOR)
+
+
+def row_distance(a: Float[Array, "A D"], b: Float[Array, "A D"]) -> Float[Array, "A"]:
+    """Returns Euclidean distances of a[i] to b[i], at least 1e-6; below that the gradient is 0, not infinite."""
+    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(a - b), axis=-1), SQUARED_DISTANCE_FLOOR))
+
+
+def take_rows(rows: Float[Array, "B D"], index: Int[Array, "A"]) -> Float[Array, "A D"]:
+    """Returns rows[index]; every index must be in range."""
+    return jnp.take(rows, index, axis=0, mode="clip")
+
+
+def unit_rows(rows: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """Returns rows of length 1; a row of zeros stays zeros, with a gradient of 0."""
+    squared = jnp.sum(jnp.square(rows), axis=-1, keepdims=True)
+    # Both the root and the division see 1 where there is no direction, so that neither makes an infinite gradient.
+    has_direction = squared > SQUARED_NORM_FLOOR
+    norm = jnp.sqrt(jnp.where(has_direction, squared, 1.0))
+    return jnp.where(has_direction, rows / norm, jnp.zeros((), rows.dtype))

@@ -1,0 +1,88 @@
+"""`python -m irm_jax.main --config configs/X.py --workdir DIR --mode train|evaluate|embed|compare`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from irm_jax import config_check
+
+MODES = ("train", "evaluate", "embed", "compare")
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, say configs/quickstart.py; change a key with --config.a.b=value.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, report (default runs/CONFIG).")
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "train, evaluate a checkpoint, embed a folder, or compare two runs.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Dispatches on --mode. Errors that a user can mend end with status 2 and one message, not a traceback."""
+    logging.set_verbosity(logging.INFO)
+    if _MODE.value == "compare":
+        from irm_jax.evaluation.compare import compare_runs, comparison_table
+
+        if len(argv) != 3:
+            raise app.UsageError("--mode compare needs two run folders: --mode compare RUN_A RUN_B")
+        samples = _CONFIG.value.compare.samples if _CONFIG.value else 2000
+        print(comparison_table(compare_runs(argv[1], argv[2], samples=samples)))
+        return
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE")
+    if _CONFIG.value is None:
+        raise app.UsageError("--config is missing, say --config configs/quickstart.py")
+    config = _CONFIG.value
+    try:
+        config_check.check(config)
+        workdir = Path(_WORKDIR.value or Path("runs") / _config_name()).expanduser()
+        _run(_MODE.value, config, workdir)
+    except _user_errors() as error:
+        logging.error("%s", error)
+        sys.exit(2)
+
+
+def _run(mode: str, config: object, workdir: Path) -> None:
+    # Late imports: a wrong configuration is reported before jax and its devices are touched.
+    if mode == "train":
+        from irm_jax.train import train
+
+        train(config, workdir)  # type: ignore[arg-type]
+    elif mode == "evaluate":
+        from irm_jax.evaluate import evaluate
+
+        evaluate(config, workdir)  # type: ignore[arg-type]
+    else:
+        from irm_jax.evaluate import embed_folder
+
+        embed_folder(config, workdir)  # type: ignore[arg-type]
+
+
+def _user_errors() -> tuple[type[BaseException], ...]:
+    return (config_check.ConfigError, *_late_errors())
+
+
+def _late_errors() -> tuple[type[BaseException], ...]:
+    if "irm_jax.train" not in sys.modules and "irm_jax.evaluate" not in sys.modules:
+        return ()
+    from data_pipelines.shard_files import DatasetError
+    from irm_jax.checkpoint import CheckpointError
+    from irm_jax.sharding import ShardingError
+
+    found: list[type[BaseException]] = [DatasetError, CheckpointError, ShardingError]
+    if "irm_jax.train" in sys.modules:
+        found.append(sys.modules["irm_jax.train"].NonFiniteLoss)
+    return tuple(found)
+
+
+def _config_name() -> str:
+    """`configs/quickstart.py` -> `quickstart`: the default folder under runs/."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    return Path(path).stem
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,121 @@
+"""Vision transformers: the person image encoder (PASS layout) and the plain one that reads instruction images."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from irm_jax.models import transformer
+
+Array = jax.Array
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: jnp.dtype) -> Array:
+    """u8[..., H, W, 3] -> dtype[..., H, W, 3] with the channels' mean removed and divided by std (both of [0, 1])."""
+    scale = jnp.asarray([1.0 / (255.0 * s) for s in std], dtype)
+    shift = jnp.asarray([-m / s for m, s in zip(mean, std, strict=True)], dtype)
+    extra = image.ndim - 1
+    return image.astype(dtype) * scale.reshape((1,) * extra + (3,)) + shift.reshape((1,) * extra + (3,))
+
+
+@struct.dataclass
+class ImageFeatures:
+    """Output of an image encoder: `cls` [B, D], `parts` [B, P, D], `patches` [B, N, D] of the final norm."""
+
+    cls: Array
+    parts: Array
+    patches: Array
+
+
+class PatchEmbedding(nn.Module):
+    """f[B, H, W, 3] -> f[B, N, D]: one strided convolution (`patch`), or a small convolutional stem (`conv`).
+
+    The conv stem reads 4x4 patches and then halves the map with 3x3 convolutions until one position is one token of
+    `stride` pixels. A plain patch stem trained from scratch learns nothing in minutes; this one does.
+    """
+
+    width: int
+    patch: int
+    stride: int
+    stem: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.stem == "patch":
+            conv = nn.Conv(
+                self.width, (self.patch,) * 2, (self.stride,) * 2, padding="VALID", dtype=self.dtype,
+                kernel_init=transformer.INIT, name="projection",
+            )
+            x = conv(x)
+        elif self.stem == "conv":
+            # Patches of 4x4 first, as one dense layer: full-size 3x3 convolutions cost five times as much on a CPU.
+            patches = nn.Conv(self.width // 2, (4, 4), (4, 4), padding="VALID", dtype=self.dtype, name="conv_0")
+            x = patches(x)
+            halvings = (self.stride // 4).bit_length() - 1
+            for i in range(1, halvings + 1):
+                x = jax.nn.gelu(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{i}")(x), approximate=False)
+                width = self.width * (halvings + i) // (2 * halvings)
+                x = nn.Conv(width, (3, 3), (2, 2), padding="SAME", dtype=self.dtype, name=f"conv_{i}")(x)
+        else:
+            raise ValueError(f"unknown stem {self.stem!r}; the stems are 'patch' and 'conv'")
+        return x.reshape(x.shape[0], -1, self.width)
+
+
+def token_grid(image_size: tuple[int, int], patch: int, stride: int, stem: str) -> tuple[int, int]:
+    """Rows and columns of patch tokens. Raises ValueError if the image does not give a whole grid."""
+    if stem == "conv":
+        if stride < 8 or stride & (stride - 1) or any(side % stride for side in image_size):
+            raise ValueError(f"a conv stem needs a power-of-two stride of at least 8 that divides the image: {stride}, {image_size}")
+        return image_size[0] // stride, image_size[1] // stride
+    if any(side < patch for side in image_size):
+        raise ValueError(f"image size {image_size} is smaller than one patch of {patch} pixels")
+    return (image_size[0] - patch) // stride + 1, (image_size[1] - patch) // stride + 1
+
+
+class ImageEncoder(nn.Module):
+    """ViT over [cls, part tokens, patches], each special token with its own position, patches with grid positions.
+
+    image u8[B, H, W, 3] -> ImageFeatures. `part_tokens=3` is the PASS layout of the person encoder, 0 the plain ViT of
+    the visual instruction encoder (method: paper section on the image encoder; classes `PASS ViT`, timm `VisionTransformer`).
+    """
+
+    block: transformer.BlockConfig
+    depth: int
+    image_size: tuple[int, int]
+    patch: int
+    stride: int
+    stem: str = "patch"
+    part_tokens: int = 3
+    drop_path: float = 0.0
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    scan_layers: bool = False
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, image: Array, *, train: bool) -> ImageFeatures:
+        width, dtype = self.block.width, self.block.dtype
+        if image.shape[1:] != (*self.image_size, 3):
+            raise ValueError(f"image encoder built for {self.image_size} images got an array of shape {image.shape}")
+        embed = PatchEmbedding(width, self.patch, self.stride, self.stem, dtype, name="patch_embedding")
+        patches = embed(normalize(image, self.mean, self.std, dtype))
+        grid = token_grid(self.image_size, self.patch, self.stride, self.stem)
+        special = 1 + self.part_tokens
+        tokens = self.param("special_tokens", transformer.INIT, (1, special, width))
+        token_positions = self.param("special_positions", transformer.INIT, (1, special, width))
+        positions = self.param("grid_positions", transformer.INIT, (1, *grid, width))
+        first = jnp.broadcast_to((tokens + token_positions).astype(dtype), (image.shape[0], special, width))
+        patches = patches + positions.reshape(1, -1, width).astype(dtype)
+        x = nn.Dropout(self.block.dropout)(jnp.concatenate([first, patches], axis=1), deterministic=not train)
+        x = transformer.Stack(
+            self.block, self.depth, transformer.linear_drop_path(self.drop_path, self.depth),
+            scan_layers=self.scan_layers, remat=self.remat, name="blocks",
+        )(x, deterministic=not train)  # fmt: skip
+        x = self.block.layer_norm("final_norm")(x)
+        return ImageFeatures(cls=x[:, 0], parts=x[:, 1:special], patches=x[:, special:])

@@ -1,0 +1,65 @@
+"""What an instruction becomes: tokens, mask and one feature, the same for a sentence and for an image."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from irm_jax.models import transformer
+
+Array = jax.Array
+PAD = 0
+
+
+@struct.dataclass
+class Instruction:
+    """An encoded instruction: `tokens` [B, 1+M, D] (CLS first), `mask` bool[B, 1+M], `feature` [B, D] (the CLS).
+
+    Nothing after the encoders knows whether it was a sentence or an image.
+    """
+
+    tokens: Array
+    mask: Array
+    feature: Array
+
+    def padded(self, length: int) -> Instruction:
+        """The same instruction with masked zero tokens up to `length`, so that both kinds share one shape."""
+        missing = length - self.tokens.shape[1]
+        tokens = jnp.pad(self.tokens, ((0, 0), (0, missing), (0, 0)))
+        return Instruction(tokens, jnp.pad(self.mask, ((0, 0), (0, missing))), self.feature)
+
+
+class TextEncoder(nn.Module):
+    """BERT: word, position and type embeddings, then post-norm blocks.
+
+    tokens i32[B, L] with 0 = [PAD] -> Instruction (L = 1 + M). Only the text-only layers (`fusion_layer` of them, 6 at
+    the paper's size) live here. Matches Hugging Face `BertModel` (`BertEmbeddings`, `BertLayer`).
+    """
+
+    block: transformer.BlockConfig
+    depth: int
+    vocab_size: int
+    max_length: int
+    scan_layers: bool = False
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, tokens: Array, *, train: bool) -> Instruction:
+        width, dtype = self.block.width, self.block.dtype
+        length = tokens.shape[1]
+        if length > self.max_length:
+            raise ValueError(f"{length} tokens given, but the text encoder has {self.max_length} positions")
+        word = self.param("word_embedding", transformer.INIT, (self.vocab_size, width))
+        position = self.param("position_embedding", transformer.INIT, (self.max_length, width))
+        kind = self.param("type_embedding", transformer.INIT, (2, width))
+        x = jnp.take(word, tokens, axis=0) + position[None, :length] + kind[None, :1]
+        x = self.block.layer_norm("embedding_norm")(x.astype(dtype))
+        x = nn.Dropout(self.block.dropout)(x, deterministic=not train)
+        mask = tokens != PAD
+        stack = transformer.Stack(
+            self.block, self.depth, scan_layers=self.scan_layers, remat=self.remat, name="blocks"
+        )
+        x = stack(x, mask, deterministic=not train)
+        return Instruction(tokens=x, mask=mask, feature=x[:, 0])

@@ -1,0 +1,314 @@
+"""IRM: image encoder + instruction encoders + editing transformer + necks and heads, over a joint batch or a query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from irm_jax.models import transformer
+from irm_jax.models.editing_transformer import EditingTransformer
+from irm_jax.models.image_encoder import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageEncoder,
+    ImageFeatures,
+    token_grid,
+)
+from irm_jax.models.instruction_encoder import Instruction, TextEncoder
+from irm_jax.models.presets import IRMConfig
+from irm_jax.sharding import constrain_rows
+
+Array = jax.Array
+Batch = Mapping[str, Mapping[str, Array]]
+EDITED_GROUPS = ("text", "visual")
+STATISTICS = {"clip": (CLIP_MEAN, CLIP_STD), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
+"""What the template encoder normalises by. The released code trains with the first and tests with the second."""
+
+
+@struct.dataclass
+class EditedRows:
+    """Output for the rows that carry an instruction: the plain rows of all groups, then the composed ones.
+
+    Axis 0 is the batch block R, axis 1 the rows of a block: E = plain rows B then composed rows C. `cls` and
+    `cls_neck` [R, B, D] before and after their neck, `person`, `guided` [R, E, D] after their neck, `instruction`
+    [R, E, D] the instruction feature of each row.
+    """
+
+    cls: Array
+    cls_neck: Array
+    person: Array
+    guided: Array
+    instruction: Array
+
+
+@struct.dataclass
+class CaptionRows:
+    """Output for caption rows: `image` and `text` [R, B, P] projections (not normalised), `temperature` f32[]."""
+
+    image: Array
+    text: Array
+    temperature: Array
+
+
+@struct.dataclass
+class IRMOutput:
+    """Named output of one training batch; a group that the batch lacks is None. `heads`: identity heads [D, I] each."""
+
+    edited: EditedRows | None
+    caption: CaptionRows | None
+    heads: dict[str, Array]
+
+
+@struct.dataclass
+class Embedding:
+    """Retrieval output of B (image, instruction) pairs: `embedding` [B, 2D] = concat of the necked person and guided
+    features, not yet normalised; `person`, `guided` [B, D]; `instruction` [B, D]."""
+
+    embedding: Array
+    person: Array
+    guided: Array
+    instruction: Array
+
+
+class IRM(nn.Module):
+    """The model of Instruct-ReID++ (paper sections on IRM; released class `Transreid` joint model), pure-functional."""
+
+    config: IRMConfig
+
+    def setup(self) -> None:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        stack: dict[str, Any] = {"scan_layers": c.scan_layers, "remat": c.remat}
+        self.image_encoder = ImageEncoder(
+            _block(c, c.image_heads), c.image_depth, c.image_size, c.patch, c.stride, c.stem, c.part_tokens,
+            drop_path=c.drop_path, **stack,
+        )  # fmt: skip
+        self.text_encoder = TextEncoder(
+            _block(c, c.text_heads, norm_first=False), c.text_depth, c.vocab_size, c.max_length, **stack
+        )
+        mean, std = STATISTICS[c.template_statistics]
+        self.template_encoder = ImageEncoder(
+            _block(c, c.template_heads), c.template_depth, c.instruction_image_size, c.template_patch, c.template_patch,
+            c.template_stem, part_tokens=0, mean=mean, std=std, **stack,
+        )  # fmt: skip
+        self.editing_transformer = EditingTransformer(
+            _block(c, c.image_heads), c.editing_depth, c.editing_drop_path, c.mask_instruction_padding, remat=c.remat
+        )
+        # Bias-free necks: the paper's BNNeck freezes the bias at 0. Statistics in f32 over the global batch.
+        neck: dict[str, Any] = {
+            "momentum": 0.9, "epsilon": 1e-5, "use_bias": False, "use_fast_variance": False,
+            "dtype": jnp.promote_types(dtype, jnp.float32),
+        }  # fmt: skip
+        self.edited_neck = nn.BatchNorm(**neck)
+        self.cls_neck = nn.BatchNorm(**neck)
+        head_init = nn.initializers.normal(stddev=0.001)
+        shape = (c.width, c.num_identities)
+        self.heads = {name: self.param(f"head_{name}", head_init, shape) for name in ("cls", "person", "guided")}
+        self.image_projection = nn.Dense(c.projection_width, kernel_init=transformer.INIT, dtype=dtype)
+        self.text_projection = nn.Dense(c.projection_width, kernel_init=transformer.INIT, dtype=dtype)
+        self.temperature = self.param("temperature", nn.initializers.constant(c.temperature), (), jnp.float32)
+
+    def __call__(self, batch: Batch, constant_tokens: Array, *, train: bool) -> IRMOutput:
+        """A joint batch (dict of groups of block arrays [R, b, ...], see data_pipelines.pipeline) -> IRMOutput.
+
+        `constant_tokens` i32[C, L]: the constant sentences, encoded once for the whole batch.
+        """
+        groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch]
+        edited = [name for name in groups if name != "caption"]
+        images = self._encode_all_images([batch[name]["image"] for name in groups], train=train)
+        by_group = dict(zip(groups, images, strict=True))
+        sentences = self._encode_all_sentences(batch, constant_tokens, train=train)
+        return IRMOutput(
+            edited=self._edit_rows(batch, edited, by_group, sentences, train=train) if edited else None,
+            caption=self._caption_rows(by_group["caption"], sentences["caption"]) if "caption" in batch else None,
+            heads=self.heads,
+        )
+
+    def encode_images(self, image: Array, *, train: bool = False) -> ImageFeatures:
+        """u8[B, H, W, 3] -> ImageFeatures."""
+        return self.image_encoder(image, train=train)
+
+    def encode_sentences(self, tokens: Array, *, train: bool = False) -> Instruction:
+        """i32[B, L] -> Instruction of the common length, in which sentences and images can stand side by side."""
+        return self.text_encoder(tokens, train=train).padded(self._instruction_length(tokens.shape[1]))
+
+    def encode_templates(self, image: Array, length: int, *, train: bool = False) -> Instruction:
+        """u8[B, h, w, 3] -> Instruction of the common length; `length`: L of the sentences beside them."""
+        features = self.template_encoder(image, train=train)
+        tokens = jnp.concatenate([features.cls[:, None], features.patches], axis=1)
+        instruction = Instruction(tokens, jnp.ones(tokens.shape[:2], bool), features.cls)
+        return instruction.padded(self._instruction_length(length))
+
+    def embed(self, image: ImageFeatures, instruction: Instruction) -> Embedding:
+        """B image features under B instructions -> Embedding, with running statistics in the neck."""
+        person, guided = self.editing_transformer(image.cls, image.patches, instruction, train=False)
+        person, guided = (self.edited_neck(at_least_f32(x), use_running_average=True) for x in (person, guided))
+        return Embedding(jnp.concatenate([person, guided], axis=-1), person, guided, instruction.feature)
+
+    def project_images(self, image: ImageFeatures) -> Array:
+        """-> [B, P], the space in which captions are compared with images (not normalised)."""
+        return at_least_f32(self.image_projection(image.cls))
+
+    def project_sentences(self, instruction: Instruction) -> Array:
+        """-> [B, P], see `project_images`."""
+        return at_least_f32(self.text_projection(instruction.feature))
+
+    def _instruction_length(self, sentence_length: int) -> int:
+        c = self.config
+        rows, columns = token_grid(c.instruction_image_size, c.template_patch, c.template_patch, c.template_stem)
+        return max(sentence_length, 1 + rows * columns)
+
+    def _encode_all_images(self, images: list[Array], *, train: bool) -> list[ImageFeatures]:
+        """Block arrays u8[R, b_g, H, W, 3] of all groups -> features [R, b_g, ...] a group; one encoder call."""
+        blocks = images[0].shape[0]
+        merged = _rows(jnp.concatenate(images, axis=1))
+        features = self.encode_images(merged, train=train)
+        features = jax.tree.map(lambda x: _blocks(x, blocks), features)
+        pieces, start = [], 0
+        for image in images:
+            stop = start + image.shape[1]
+            pieces.append(jax.tree.map(lambda x, a=start, b=stop: x[:, a:b], features))
+            start = stop
+        return pieces
+
+    def _encode_all_sentences(self, batch: Batch, constants: Array, *, train: bool) -> dict[str, Instruction]:
+        """-> {"constants": [C, ...], "text": [R, s, ...], "caption": [R, b, ...]}; one call for all sharded sentences."""
+        tables = {}
+        if "text" in batch and batch["text"]["table"].shape[1]:
+            tables["text"] = batch["text"]["table"]
+        if "caption" in batch:
+            tables["caption"] = batch["caption"]["tokens"]
+        encoded = {"constants": self.encode_sentences(constants, train=train)}
+        if tables:
+            blocks = next(iter(tables.values())).shape[0]
+            merged = self.encode_sentences(_rows(jnp.concatenate([*tables.values()], axis=1)), train=train)
+            merged = jax.tree.map(lambda x: _blocks(x, blocks), merged)
+            start = 0
+            for name, table in tables.items():
+                stop = start + table.shape[1]
+                encoded[name] = jax.tree.map(lambda x, a=start, b=stop: x[:, a:b], merged)
+                start = stop
+        return encoded
+
+    def _instruction_tables(
+        self, batch: Batch, groups: list[str], sentences: dict[str, Instruction], *, train: bool
+    ) -> dict[str, Instruction]:
+        """Per group, the constants followed by the block's own distinct instructions: [R, C + s, ...]."""
+        tables = {}
+        for name in groups:
+            blocks = batch[name]["image"].shape[0]
+            parts = [
+                jax.tree.map(lambda x, r=blocks: jnp.broadcast_to(x[None], (r, *x.shape)), sentences["constants"])
+            ]
+            if name == "visual":
+                table = batch[name]["table"]
+                length = sentences["constants"].tokens.shape[1]
+                templates = self.encode_templates(_rows(table), length, train=train)
+                parts.append(jax.tree.map(lambda x, r=blocks: _blocks(x, r), templates))
+            elif name in sentences:
+                parts.append(sentences[name])
+            tables[name] = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+        return tables
+
+    def _edit_rows(
+        self,
+        batch: Batch,
+        groups: list[str],
+        images: dict[str, ImageFeatures],
+        sentences: dict[str, Instruction],
+        *,
+        train: bool,
+    ) -> EditedRows:
+        tables = self._instruction_tables(batch, groups, sentences, train=train)
+        constants = sentences["constants"].tokens.shape[0]
+        instructions, cls, patches = [], [], []
+        # The plain rows of every group, then the composed rows: the image's features under another instruction.
+        for name in groups:
+            instructions.append(_take_instruction(tables[name], batch[name]["instruction"], constants))
+            cls.append(images[name].cls)
+            patches.append(images[name].patches)
+        plain_cls = jnp.concatenate(cls, axis=1)
+        for name in groups:
+            row = batch[name]["composed_row"]
+            if row.shape[1]:
+                instructions.append(_take_instruction(tables[name], batch[name]["composed_instruction"], constants))
+                cls.append(_take(images[name].cls, row))
+                patches.append(_take(images[name].patches, row))
+        instruction = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *instructions)
+        blocks = plain_cls.shape[0]
+        person, guided = self.editing_transformer(
+            _rows(jnp.concatenate(cls, axis=1)),
+            _rows(jnp.concatenate(patches, axis=1)),
+            jax.tree.map(_rows, instruction),
+            train=train,
+        )
+        # One call on the 2E concatenated rows of all groups [ours]: one set of statistics, updated once.
+        both = at_least_f32(jnp.stack([_blocks(person, blocks), _blocks(guided, blocks)], axis=2))
+        both = self.edited_neck(both, use_running_average=not train)
+        plain_cls = at_least_f32(plain_cls)
+        return EditedRows(
+            cls=plain_cls,
+            cls_neck=self.cls_neck(plain_cls, use_running_average=not train),
+            person=both[:, :, 0],
+            guided=both[:, :, 1],
+            instruction=at_least_f32(instruction.feature),
+        )
+
+    def _caption_rows(self, image: ImageFeatures, caption: Instruction) -> CaptionRows:
+        return CaptionRows(self.project_images(image), self.project_sentences(caption), self.temperature)
+
+
+def initialise(model: IRM, constant_tokens: Array) -> None:
+    """Touches every parameter, for `model.init(..., method=initialise)`: the parameter tree must not depend on the mix
+    of tasks. constant_tokens i32[C, L]."""
+    c = model.config
+    image = model.encode_images(jnp.zeros((1, *c.image_size, 3), jnp.uint8), train=False)
+    template = model.encode_templates(
+        jnp.zeros((1, *c.instruction_image_size, 3), jnp.uint8), constant_tokens.shape[1], train=False
+    )
+    sentence = model.encode_sentences(constant_tokens[:1], train=False)
+    model.embed(image, template)
+    model.project_images(image)
+    model.project_sentences(sentence)
+    model.cls_neck(at_least_f32(image.cls), use_running_average=True)
+
+
+def _block(c: IRMConfig, heads: int, *, norm_first: bool = True) -> transformer.BlockConfig:
+    """Blocks of an image stream (pre-norm, eps 1e-6) or of BERT (post-norm, eps 1e-12)."""
+    return transformer.BlockConfig(
+        width=c.width, heads=heads, mlp_ratio=c.mlp_ratio, norm_first=norm_first,
+        layer_norm_eps=1e-6 if norm_first else 1e-12, dropout=c.dropout, dtype=jnp.dtype(c.dtype),
+    )  # fmt: skip
+
+
+def at_least_f32(x: Array) -> Array:
+    """bf16 -> f32; f32 and f64 unchanged."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _rows(x: Array) -> Array:
+    """[R, b, ...] -> [R*b, ...], rows over the data axes."""
+    return constrain_rows(x.reshape(-1, *x.shape[2:]))
+
+
+def _blocks(x: Array, blocks: int) -> Array:
+    """[R*b, ...] -> [R, b, ...], blocks over the data axes."""
+    return constrain_rows(x.reshape(blocks, -1, *x.shape[1:]))
+
+
+def _take(x: Array, index: Array) -> Array:
+    """x [R, n, ...], index i32[R, b] -> [R, b, ...]: each block picks from itself."""
+    return jax.vmap(lambda rows, i: jnp.take(rows, i, axis=0))(x, index)
+
+
+def _take_instruction(table: Instruction, index: Array, constants: int) -> Instruction:
+    """Rows of a block's table: slot i >= 0 stands after the constants, -1-c is constant sentence c."""
+    position = jnp.where(index >= 0, index + constants, -1 - index)
+    return jax.tree.map(lambda x: _take(x, position), table)

@@ -1,0 +1,175 @@
+"""Transformer blocks shared by all encoders: attention, MLP, pre-norm (ViT) and post-norm (BERT) blocks, and stacks.
+
+Arrays are [B, N, D]: rows, tokens, width. Attention runs in the layout [B, H, N, d], which is the faster one on CPU
+(batched products at twice the rate of [B, N, H, d]) and equal on accelerators. Parameters are float32; `dtype` is the
+type of the computation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Array = jax.Array
+INIT = nn.initializers.truncated_normal(stddev=0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """Sizes and options of one block. `norm_first`: pre-norm (ViT) if True, post-norm (BERT) if False."""
+
+    width: int
+    heads: int
+    mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
+    norm_first: bool = True
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"model width {self.width} is not divisible by {self.heads} attention heads")
+
+    def layer_norm(self, name: str) -> nn.LayerNorm:
+        return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with bias on q, k, v and output.
+
+    x [B, N, D], mask bool[B, N] (True = may be attended to) or None -> [B, Q, D] for the first Q = `queries` tokens
+    (all if None). Sows `attention` f32[B, H, Q, N] into `intermediates` when that collection is mutable.
+    Matches timm `Attention` and Hugging Face `BertSelfAttention` (kernels reshaped to [D, 3, H, d] and [H, d, D]).
+    """
+
+    config: BlockConfig
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, *, queries: int | None, deterministic: bool) -> Array:
+        c = self.config
+        head_width = c.width // c.heads
+        dense = nn.DenseGeneral(
+            (3, c.heads, head_width), kernel_init=INIT, dtype=c.dtype, name="query_key_value"
+        )
+        query, key, value = jnp.transpose(dense(x), (2, 0, 3, 1, 4))  # each [B, H, N, d]
+        query = query[:, :, :queries] * jnp.asarray(head_width**-0.5, c.dtype)
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key).astype(jnp.promote_types(c.dtype, jnp.float32))
+        if mask is not None:
+            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
+        weights = jax.nn.softmax(scores, axis=-1)
+        self.sow("intermediates", "attention", weights)
+        weights = nn.Dropout(c.dropout)(weights.astype(c.dtype), deterministic=deterministic)
+        mixed = jnp.einsum("bhqk,bhkd->bqhd", weights, value)
+        return nn.DenseGeneral(c.width, axis=(-2, -1), kernel_init=INIT, dtype=c.dtype, name="output")(mixed)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with exact (erf) GELU: [B, N, D] -> [B, N, D]."""
+
+    config: BlockConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        hidden = nn.Dense(int(c.width * c.mlp_ratio), kernel_init=INIT, dtype=c.dtype, name="expand")(x)
+        hidden = jax.nn.gelu(hidden, approximate=False)
+        return nn.Dense(c.width, kernel_init=INIT, dtype=c.dtype, name="contract")(hidden)
+
+
+class Block(nn.Module):
+    """One transformer block, pre-norm or post-norm, with stochastic depth.
+
+    x [B, N, D], mask bool[B, N] or None, drop_path f32[] -> [B, Q, D] (Q = `queries` or N). With `queries` the other
+    tokens are still keys, but are not computed further: in a last block only the tokens that are read are paid for.
+    """
+
+    config: BlockConfig
+    stochastic_depth: bool = False
+    queries: int | None = None
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, drop_path: Array) -> Array:
+        c = self.config
+        attention = Attention(c, name="attention")
+        mlp = Mlp(c, name="mlp")
+        norm_attention, norm_mlp = c.layer_norm("norm_attention"), c.layer_norm("norm_mlp")
+
+        def residual(skip: Array, branch: Array) -> Array:
+            branch = nn.Dropout(c.dropout)(branch, deterministic=self.deterministic)
+            if self.stochastic_depth and not self.deterministic:
+                keep = 1.0 - drop_path.astype(branch.dtype)
+                draw = jax.random.uniform(self.make_rng("dropout"), (branch.shape[0], 1, 1)).astype(branch.dtype)
+                branch = jnp.where(draw < keep, branch / keep, jnp.zeros((), branch.dtype))
+            return skip + branch
+
+        kwargs = {"queries": self.queries, "deterministic": self.deterministic}
+        if c.norm_first:
+            x = residual(x[:, : self.queries], attention(norm_attention(x), mask, **kwargs))
+            return residual(x, mlp(norm_mlp(x)))
+        x = norm_attention(residual(x[:, : self.queries], attention(x, mask, **kwargs)))
+        return norm_mlp(residual(x, mlp(x)))
+
+
+class _ScanBody(nn.Module):
+    """`Block` in the (carry, inputs) -> (carry, outputs) form of a scan."""
+
+    config: BlockConfig
+    stochastic_depth: bool
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None, drop_path: Array) -> tuple[Array, None]:
+        block = Block(self.config, self.stochastic_depth, None, self.deterministic, name="block")
+        return block(x, mask, drop_path), None
+
+
+class Stack(nn.Module):
+    """`depth` blocks in a row.
+
+    `drop_path` holds the stochastic-depth rate of each block. `scan_layers` keeps the blocks' parameters stacked on a
+    leading axis and compiles one block; `remat` recomputes activations of a block in its backward pass. `last_queries`
+    shortens the last block to its first tokens (not with scan). x [B, N, D], mask bool[B, N] or None -> [B, N or Q, D].
+    """
+
+    config: BlockConfig
+    depth: int
+    drop_path: tuple[float, ...] | None = None
+    scan_layers: bool = False
+    remat: bool = False
+    last_queries: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None, *, deterministic: bool) -> Array:
+        rates = self.drop_path or (0.0,) * self.depth
+        if len(rates) != self.depth:
+            raise ValueError(f"{len(rates)} drop-path rates for {self.depth} blocks")
+        stochastic = any(rate > 0 for rate in rates)
+        if self.scan_layers:
+            if self.last_queries is not None:
+                raise ValueError("last_queries needs scan_layers=False: the scanned blocks share one shape")
+            body = nn.remat(_ScanBody, prevent_cse=False) if self.remat else _ScanBody
+            scanned = nn.scan(
+                body,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, 0),
+                length=self.depth,
+            )
+            layers = scanned(self.config, stochastic, deterministic, name="layers")
+            return layers(x, mask, jnp.asarray(rates, jnp.float32))[0]
+        block = nn.remat(Block) if self.remat else Block
+        for i, rate in enumerate(rates):
+            queries = self.last_queries if i == self.depth - 1 else None
+            layer = block(self.config, stochastic, queries, deterministic, name=f"layer_{i}")
+            x = layer(x, mask, jnp.float32(rate))
+        return x
+
+
+def linear_drop_path(rate: float, depth: int) -> tuple[float, ...]:
+    """Stochastic-depth rates rising linearly from 0 at the first block to `rate` at the last (timm's rule)."""
+    return tuple(rate * i / max(depth - 1, 1) for i in range(depth))

@@ -1,0 +1,136 @@
+"""The mesh and the one rule table that says how every array of the training state is laid out on it.
+
+Axes: `data` (rows), `fsdp` (rows and parameters), `model` (heads, hidden units, identities). Batch blocks lie over
+(data, fsdp).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "model")
+ROWS = ("data", "fsdp")
+
+# Regular expression on the path -> the layout of the *last* axes (earlier ones, such as scanned layers, are not split).
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"query_key_value/kernel$", ("fsdp", None, "model", None)),
+    (r"query_key_value/bias$", (None, "model", None)),
+    (r"attention/output/kernel$", ("model", None, "fsdp")),
+    (r"mlp/expand/kernel$", ("fsdp", "model")),
+    (r"mlp/expand/bias$", ("model",)),
+    (r"mlp/contract/kernel$", ("model", "fsdp")),
+    (r"word_embedding$", ("model", "fsdp")),
+    (r"head_(cls|person|guided)$", ("fsdp", "model")),
+    (r"(image|text)_projection/kernel$", ("fsdp", None)),
+    (r"patch_embedding/\w+/kernel$", (None, "fsdp")),
+    (r"(special_tokens|special_positions|grid_positions|position_embedding|type_embedding)$", (None,)),
+    (r"(/bias|/scale|/temperature)$", (None,)),
+    (r"batch_stats/.*(mean|var)$", (None,)),
+    (r"instruction_mean/", (None,)),
+    (r"(^|/)(step|count|mini_step|gradient_step)$", ()),
+)
+SMALL = 1 << 14
+"""Arrays of fewer elements stay whole on every device: moving them costs more than holding them."""
+
+
+class ShardingError(ValueError):
+    """A leaf has no rule, or a rule does not fit the leaf on this mesh."""
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh with axes (data, fsdp, model). One size may be -1: the rest of the devices.
+
+    Raises ShardingError if the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [int(shape[axis]) for axis in AXES]
+    if sizes.count(-1) > 1:
+        raise ShardingError(f"mesh {dict(shape)}: only one axis may be -1")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise ShardingError(
+            f"mesh {dict(shape)} needs {math.prod(abs(s) for s in sizes)} devices (a multiple with -1), but "
+            f"{len(devices)} are here; set config.mesh.data, .fsdp and .model so that their product is {len(devices)}"
+        )
+    if len(devices) == jax.device_count():
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Into how many pieces the rows of a batch are cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def path_string(path: Sequence[Any]) -> str:
+    """A key path of jax.tree_util as `a/b/c`."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def leaf_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The layout of one leaf. Raises ShardingError for a leaf that no rule names or that does not divide."""
+    for pattern, layout in RULES:
+        if re.search(pattern, path):
+            break
+    else:
+        raise ShardingError(f"no sharding rule matches {path} {shape}; add one to irm_jax/sharding.py")
+    if math.prod(shape) < SMALL:
+        return P()
+    layout = layout[-len(shape) :] if shape else ()
+    full = (None,) * (len(shape) - len(layout)) + layout
+    for size, axis in zip(shape, full, strict=True):
+        if axis is not None and size % mesh.shape[axis]:
+            raise ShardingError(
+                f"{path} {shape}: size {size} does not divide over mesh axis {axis!r} of {mesh.shape[axis]}; "
+                "choose another mesh, or pad the size (config.model.identity_multiple, config.model.vocab_multiple)"
+            )
+    return P(*full)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """NamedSharding of every leaf of a tree of arrays or ShapeDtypeStructs, by the rule table."""
+
+    def one(path: Sequence[Any], leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, leaf_spec(path_string(path), tuple(leaf.shape), mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """Layout of block arrays [R, b, ...]; `leading` axes before R (accumulated batches) are not split."""
+    return NamedSharding(mesh, P(*(None,) * leading, ROWS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """Keeps axis 0 over the data axes. Without a mesh in scope (a single query, a unit test) x passes unchanged."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(ROWS))
+
+
+def to_global(tree: Any, sharding: NamedSharding) -> Any:
+    """Host arrays that hold this process's rows -> global arrays of the given layout."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def addressable_blocks(mesh: Mesh, blocks: int) -> list[int]:
+    """The batch blocks (0 <= r < blocks) whose rows this process's devices hold, in order."""
+    sharding = NamedSharding(mesh, P(ROWS))
+    found: set[int] = set()
+    for index in sharding.addressable_devices_indices_map((blocks,)).values():
+        found.update(range(*index[0].indices(blocks)))
+    return sorted(found)

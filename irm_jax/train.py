@@ -1,0 +1,235 @@
+"""Training, top to bottom: data, model, state, then the loop; evaluation and report at the end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from irm_jax import checkpoint, experiment, metric_log, sharding, state
+from irm_jax.evaluation import finish
+from irm_jax.evaluation.embed import EmbeddingModel
+from irm_jax.evaluation.evaluator import Evaluation
+from irm_jax.train_step import make_train_step
+
+CHECKPOINTS = "checkpoints"
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became infinite or NaN; the message names the step, the task and the last good checkpoint."""
+
+
+class Stopped(SystemExit):
+    """A signal asked the run to end; its state is saved."""
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Trains to `config.train.steps`, resuming if there is a checkpoint; writes everything into `workdir`."""
+    # Data and model
+    experiment.enable_compilation_cache(config)
+    mesh = sharding.make_mesh(config.mesh)
+    check_blocks(config, mesh)
+    data = experiment.open_training(config)
+    sets = experiment.open_evaluation_sets(config)
+    model = experiment.make_model(config, data)
+    optimizer = experiment.make_optimizer(config)
+    constants = jnp.asarray(data.plan.constant_tokens)
+    fingerprint = data.fingerprint()
+
+    with checkpoint.Checkpointer(
+        workdir / CHECKPOINTS, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric,
+        best_mode="max", async_=config.checkpoint.asynchronous,
+    ) as checkpoints, StopSignal() as stop:  # fmt: skip
+        # State: resumed or fresh
+        latest = checkpoints.latest_step()
+        if latest is not None and not config.resume:
+            raise checkpoint.CheckpointError(
+                f"{workdir} holds a run at step {latest} and config.resume is False; choose another --workdir, or delete "
+                "the folder to start again"
+            )
+        if latest is None:
+            train_state = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh)
+        else:
+            abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh)
+            train_state, saved = checkpoints.restore(abstract, latest)
+            checkpoint.check_fingerprint(saved["fingerprint"], fingerprint)
+            logging.info("resumed from step %d of %s", latest, checkpoints.directory)
+        start = int(train_state.step)
+        parameters = sum(x.size for x in jax.tree.leaves(train_state.params))
+        logging.info("%s parameters on mesh %s; batch %s", f"{parameters:,}", dict(mesh.shape), batch_words(data.plan))
+
+        # The step
+        members = jnp.asarray(experiment.head_members(data, model))
+        step_function = make_train_step(model, optimizer, experiment.loss_options(config, data), members, mesh)
+        accumulate = config.optimizer.accumulate
+        layout = sharding.batch_sharding(mesh, leading=int(accumulate > 1))
+        key = jax.random.key(config.seed + 1)
+        metadata = metric_log.run_metadata(config.to_dict(), config.seed)
+        metric_log.write_run_metadata(workdir, metadata)
+
+        def save(current: state.TrainState, metrics: Mapping[str, float]) -> None:
+            record = {"fingerprint": fingerprint, "config": metadata["config"], "metrics": dict(metrics)}
+            checkpoints.save(int(current.step), current, record)
+
+        def evaluated(current: state.TrainState) -> tuple[Evaluation, EmbeddingModel]:
+            variables = {"params": current.params, "batch_stats": current.batch_stats}
+            embedder = experiment.embedding_model(config, model, variables, data.tokenizer, mesh)
+            return experiment.evaluate(config, embedder, sets), embedder
+
+        # The loop
+        steps = config.train.steps
+        stream = data.stream(
+            start, max(steps - start, 0), sharding.addressable_blocks(mesh, data.plan.batch_blocks),
+            workers=config.data.workers, threads=config.data.threads, prefetch=config.data.prefetch,
+        )  # fmt: skip
+        with jax.set_mesh(mesh), stream, metric_log.MetricLog(workdir, start if latest is not None else None) as log:
+            watch = Watch(data.plan.batch_size * accumulate, start)
+            pending: tuple[int, dict[str, jax.Array]] | None = None
+            last_saved = latest
+
+            def check(step: int, metrics: Mapping[str, Any]) -> None:
+                values = {name: float(value) for name, value in metrics.items()}  # waits for the device
+                require_finite(values, step, last_saved, checkpoints.directory)
+                values |= watch.look(step)
+                if step % config.train.log_every == 0 or step == steps:
+                    log.write(step, values)
+                log.progress(step, steps, values)
+
+            for step in range(start + 1, steps + 1):
+                _, batch = watch.waiting(lambda: next(stream))
+                train_state, metrics = step_function(train_state, sharding.to_global(batch, layout), constants, key)
+                # The metrics of the step before are fetched while this one runs: logging never stalls the device.
+                if pending is not None:
+                    check(*pending)
+                pending = (step, metrics)
+                wants_evaluation = config.train.evaluate_every and step % config.train.evaluate_every == 0
+                wants_save = config.checkpoint.every and step % config.checkpoint.every == 0
+                if step < steps and not (wants_evaluation or wants_save or stop.requested):
+                    continue
+                check(*pending)  # nothing is saved that was not seen to be finite
+                pending = None
+                scores = {}
+                if step < steps and wants_evaluation:
+                    scores = {config.checkpoint.best_metric: evaluated(train_state)[0].headline()}
+                    log.write(step, scores)
+                if step < steps:
+                    save(train_state, scores)
+                    last_saved = step
+                if stop.requested:
+                    save(train_state, scores)
+                    checkpoints.wait()
+                    raise Stopped(
+                        f"stopped by {stop.name} after step {step}; the state is saved in {checkpoints.directory}. Run "
+                        "the same command again to continue."
+                    )
+                watch.reset(step)
+
+        # Evaluation and report
+        try:
+            result, embedder = evaluated(train_state)
+        except BaseException:
+            save(train_state, {})  # the training is done: a failing evaluation must not lose it
+            raise
+        save(train_state, {config.checkpoint.best_metric: result.headline()})
+    finish.write(workdir, config, embedder, result, metadata, step=int(train_state.step))
+    logging.info("done: report at %s", workdir / "report.html")
+
+
+def check_blocks(config: ConfigDict, mesh: Mesh) -> None:
+    """Batch blocks must divide over the mesh that is really there. Raises ValueError with a size that does."""
+    pieces, blocks = sharding.row_shards(mesh), config.data.batch_blocks
+    if blocks % pieces:
+        raise ValueError(
+            f"config.data.batch_blocks = {blocks} does not divide over the {pieces} devices of mesh axes data and fsdp; "
+            f"set it to a multiple of {pieces}"
+        )
+
+
+def batch_words(plan: Any) -> str:
+    """The batch in words, for the log: rows of each data set."""
+    return ", ".join(
+        f"{u.unit.dataset} {u.identities * plan.batch_blocks}x{u.unit.images_per_identity}" for u in plan.units
+    )
+
+
+def require_finite(values: Mapping[str, float], step: int, last_good: int | None, directory: Any) -> None:
+    """Raises NonFiniteLoss naming the step, the tasks and the checkpoint to return to."""
+    bad = sorted(name for name, value in values.items() if not math.isfinite(value))
+    if not bad:
+        return
+    tasks = sorted({name.split("/")[0] for name in bad if "/" in name}) or ["all"]
+    good = f"step {last_good} in {directory}" if last_good is not None else "none was saved yet"
+    raise NonFiniteLoss(
+        f"step {step}: not finite: {', '.join(bad)} (task {', '.join(tasks)}). Last good checkpoint: {good}. Lower "
+        "config.optimizer.learning_rate or set config.optimizer.clip_norm, and run again to continue from it."
+    )
+
+
+class Watch:
+    """Where the time goes: images a second and the share of time spent waiting for data, between two looks."""
+
+    def __init__(self, rows: int, step: int) -> None:
+        self._rows, self._step = rows, step
+        self._since = time.perf_counter()
+        self._waited = 0.0
+
+    def waiting(self, get: Callable[[], Any]) -> Any:
+        begin = time.perf_counter()
+        value = get()
+        self._waited += time.perf_counter() - begin
+        return value
+
+    def look(self, step: int) -> dict[str, float]:
+        """What happened since the last window of ten steps began; `step` is the last one known to be done."""
+        now = time.perf_counter()
+        elapsed = max(now - self._since, 1e-9)
+        result = {
+            metric_log.IMAGES_PER_SECOND: self._rows * (step - self._step) / elapsed,
+            metric_log.DATA_WAIT: min(self._waited / elapsed, 1.0),
+        }
+        if step - self._step >= 10:
+            self._step, self._since, self._waited = step, now, 0.0
+        return result
+
+    def reset(self, step: int) -> None:
+        """Forgets time spent on evaluating and saving."""
+        self._step, self._since, self._waited = step, time.perf_counter(), 0.0
+
+
+class StopSignal:
+    """Turns SIGTERM and the first Ctrl-C into a request that the loop honours after the running step."""
+
+    def __init__(self) -> None:
+        self.requested, self.name = False, ""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.requested:  # asked twice: end at once
+            raise KeyboardInterrupt
+        self.requested, self.name = True, signal.Signals(number).name
+        logging.warning("%s: saving after the running step", self.name)
+
+
+__all__ = ["CHECKPOINTS", "NonFiniteLoss", "StopSignal", "Stopped", "require_finite", "train"]

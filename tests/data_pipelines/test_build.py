@@ -1,0 +1,235 @@
+"""Building: killed builds go on where they stopped, bad input is named, nothing unfinished looks finished."""
+
+import fcntl
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toy_shards
+
+from data_pipelines import build, procedural, schema, shards
+from data_pipelines.shards import DatasetError
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("uninterrupted")
+    toy_shards.build(out)
+    return toy_shards.contents(out)
+
+
+def start(out: Path, *arguments: int) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, toy_shards.__file__, str(out), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_build_resumes_to_the_same_bytes(tmp_path: Path, uninterrupted: dict[str, bytes], workers: int) -> None:
+    process = start(tmp_path, workers, 30)  # record 30 of train is in shard 3: shards 0 to 2 were handed out before
+    assert process.stdout.readline() == "blocked\n"
+    os.kill(process.pid, signal.SIGKILL)
+    # The pipe ends when the last worker is gone: none may outlive the build and write into the next one.
+    process.communicate(timeout=60)
+    with pytest.raises(DatasetError, match="did not finish"):
+        shards.open_dataset(tmp_path, "toy")
+    assert not (tmp_path / "toy" / "1.0.0").exists()
+    work = tmp_path / "toy" / ".1.0.0.building"
+    names = [f"toy-train.array_record-{path.stem[-5:]}-of-00005" for path in work.glob("parts/train-*.json")]
+    kept = {name: (work / "data" / name).stat() for name in names}
+    assert len(kept) >= 4 - workers
+    toy_shards.build(tmp_path)
+    assert toy_shards.contents(tmp_path) == uninterrupted
+    for name, before in kept.items():
+        after = (tmp_path / "toy" / "1.0.0" / name).stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_full_disk_is_named_and_nothing_finished_is_lost(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    process = start(tmp_path, 1, -1, 6000)  # no file may grow beyond 6,000 bytes, which a shard of 8 records does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "cannot write" in errors
+    assert "make room on that disk" in errors
+    with pytest.raises(DatasetError, match="did not finish"):
+        shards.open_dataset(tmp_path, "toy")
+    toy_shards.build(tmp_path)
+    assert toy_shards.contents(tmp_path) == uninterrupted
+
+
+def test_processes_write_the_same_bytes(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    with shards.worker_pool(2) as pool:
+        toy_shards.build(tmp_path, pool=pool)
+        assert toy_shards.contents(tmp_path) == uninterrupted
+        # The same workers, folder name and version, but other people: identities must not be remembered.
+        shutil.rmtree(tmp_path / "toy")
+        toy_shards.build(tmp_path, pool=pool, people=["toy/-", *toy_shards.PEOPLE])
+        assert shards.open_dataset(tmp_path, "toy").index("train").identity[:3].tolist() == [1, 2, 3]
+        # An error in a worker comes through whole.
+        with pytest.raises(DatasetError, match=r"picture\(s\) do not decode:\n  train: Ordner ä/007.jpg: "):
+            toy_shards.build(
+                tmp_path, pool=pool, version="2.0.0", load=functools.partial(toy_shards.load_damaged, damaged=(7,))
+            )
+        with pytest.raises(DatasetError, match="load cannot be sent to worker processes"):
+            toy_shards.build(tmp_path, pool=pool, version="3.0.0", load=lambda i: toy_shards.load(i))
+
+
+def refuse(i: int) -> schema.Record:
+    raise AssertionError(f"record {i} was loaded again")
+
+
+def test_finished_build_is_returned_as_it_is(tmp_path: Path) -> None:
+    manifest = toy_shards.build(tmp_path)
+    assert toy_shards.build(tmp_path, load=refuse) == manifest
+    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
+
+
+def test_other_content_under_the_same_version(tmp_path: Path) -> None:
+    toy_shards.build(tmp_path)
+    other = {**toy_shards.SPLITS, "query": range(100, 103)}
+    with pytest.raises(
+        DatasetError, match=r"holds another build \(different: source, splits\): choose another version"
+    ):
+        toy_shards.build(tmp_path, splits=other, source={"kind": "other"})
+    assert shards.open_dataset(tmp_path, "toy").manifest.splits["query"]["records"] == 5
+    toy_shards.build(tmp_path, splits=other, overwrite=True)
+    assert shards.open_dataset(tmp_path, "toy").manifest.splits["query"]["records"] == 3
+    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
+
+
+def fail_at_30(i: int) -> schema.Record:
+    if i == 30:
+        raise FileNotFoundError("no such picture")
+    return toy_shards.load(i)
+
+
+def leave_unfinished(out: Path) -> Path:
+    """Leaves a build of three finished shards; returns its folder."""
+    with pytest.raises(FileNotFoundError, match="no such picture") as caught:
+        toy_shards.build(out, load=fail_at_30)
+    assert caught.value.__notes__ == ["while building toy, split train, record 30: 30"]
+    return out / "toy" / ".1.0.0.building"
+
+
+def test_left_over_of_another_plan_is_not_used(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    work = leave_unfinished(tmp_path)
+    assert len(list((work / "data").iterdir())) == 3
+    toy_shards.build(tmp_path, source={"kind": "other"})
+    found = toy_shards.contents(tmp_path)
+    assert json.loads(found["toy/1.0.0/manifest.json"])["source"] == {"kind": "other"}
+    shutil.rmtree(tmp_path / "toy")
+    toy_shards.build(tmp_path)
+    assert toy_shards.contents(tmp_path) == uninterrupted
+
+
+def test_damaged_left_over_is_written_again(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    work = leave_unfinished(tmp_path)
+    shard = work / "data" / "toy-train.array_record-00001-of-00005"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    (work / "parts" / "train-00002.json").write_text("{")
+    toy_shards.build(tmp_path)
+    assert toy_shards.contents(tmp_path) == uninterrupted
+
+
+def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
+    work = leave_unfinished(tmp_path)
+    with open(work / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(DatasetError, match="another process is building"):
+            toy_shards.build(tmp_path)
+    toy_shards.build(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["image", "instruction"])
+def test_truncated_picture_is_refused_or_skipped_and_counted(tmp_path: Path, what: str) -> None:
+    load = functools.partial(toy_shards.load_damaged, damaged=(9, 11, 201), what=what)  # JPEG, PNG; gallery
+    with pytest.raises(DatasetError) as caught:
+        toy_shards.build(tmp_path, load=load)
+    message = str(caught.value)
+    assert "2 picture(s) do not decode" in message
+    assert "train: Ordner ä/009.jpg: " in message
+    assert "train: Ordner ä/011.jpg: " in message
+    assert "on_bad_image='skip'" in message
+    with pytest.raises(DatasetError, match="did not finish"):
+        shards.open_dataset(tmp_path, "toy")
+    manifest = toy_shards.build(tmp_path, load=load, on_bad_image="skip")
+    assert {split: (v["records"], len(v["skipped"])) for split, v in manifest.splits.items()} == {
+        "train": (38, 2), "query": (5, 0), "gallery": (11, 1),
+    }  # fmt: skip
+    assert [item["file"] for item in manifest.splits["train"]["skipped"]] == ["Ordner ä/009.jpg", "Ordner ä/011.jpg"]
+    dataset = shards.open_dataset(tmp_path, "toy")
+    index, reader = dataset.index("train"), dataset.reader("train")
+    assert index.file.tolist() == [reader[i]["file"] for i in range(38)]
+    assert index.offset.tolist()[8:16] == [0, 1, 2, 3, 4, 5, 0, 1]
+    # Asked again without the option, the skipped pictures are an error, not a silent success.
+    with pytest.raises(DatasetError, match=r"3 picture\(s\) do not decode"):
+        toy_shards.build(tmp_path, load=load)
+
+
+def test_shard_and_split_of_bad_pictures_only(tmp_path: Path) -> None:
+    load = functools.partial(toy_shards.load_damaged, damaged=tuple(range(8, 16)))
+    toy_shards.build(tmp_path, load=load, on_bad_image="skip")
+    dataset = shards.open_dataset(tmp_path, "toy")
+    assert [shard["records"] for shard in dataset.manifest.splits["train"]["shards"]] == [8, 0, 8, 8, 8]
+    assert dataset.reader("train")[8]["file"] == "Ordner ä/016.jpg"
+    load = functools.partial(toy_shards.load_damaged, damaged=tuple(toy_shards.SPLITS["query"]))
+    with pytest.raises(DatasetError, match="no picture of split 'query' decodes"):
+        toy_shards.build(tmp_path, version="2.0.0", load=load, on_bad_image="skip")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "Toy"}, "data set name 'Toy' must be lower-case"),
+        ({"splits": {"train-1": [0]}}, "split name 'train-1' must be lower-case"),
+        ({"version": "1"}, r"version '1' of toy must have the form 1\.0\.0"),
+        ({"task": "reid"}, "unknown task 'reid'"),
+        ({"people": []}, "no people given"),
+        ({"splits": {}}, "no splits given"),
+        ({"splits": {"train": []}}, "split 'train' is empty; check that the raw folder is complete"),
+        ({"people": toy_shards.PEOPLE[:4]}, "person 'toy/0004' is not among the people"),
+        ({"source": {"size": (1, 2)}}, "source must be plain JSON"),
+        ({"source": {"path": Path("x")}}, "source must be plain JSON"),
+        ({"splits": {"train": [object()]}}, "shows its address, not its value"),
+        ({"records_per_shard": 0}, "records_per_shard is 0"),
+        ({"on_bad_image": "ignore"}, "on_bad_image is 'ignore'"),
+    ],
+)
+def test_wrong_arguments(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy_shards.build(tmp_path, **changes)
+    assert not (tmp_path / "toy" / "1.0.0").exists()
+
+
+def test_count_table_names_what_differs() -> None:
+    table, differences = build.count_table(
+        {"train": {"images": 3, "ids": 2}}, {"train": {"images": 12_936, "ids": 2}, "query": {"images": 1}}
+    )
+    assert differences == ["train: 3 images instead of 12,936", "query: 0 images instead of 1"]
+    assert [line.split() for line in table.splitlines()] == [
+        ["split", "what", "found", "expected"],
+        ["train", "images", "3", "12,936", "differs"],
+        ["train", "ids", "2", "2"],
+        ["query", "images", "0", "1", "differs"],
+    ]
+
+
+def test_procedural_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def small(out: str, **options: object) -> list[schema.Manifest]:
+        assert options == {"workers": 3, "overwrite": True}
+        return [toy_shards.build(Path(out))]
+
+    monkeypatch.setattr(procedural, "build", small)
+    options = ["--dataset", "procedural", "--out", str(tmp_path), "--workers", "3", "--overwrite"]
+    assert build.main(options) == 0
+    printed = capsys.readouterr().out
+    assert f"toy 1.0.0: {tmp_path / 'toy' / '1.0.0'}" in printed
+    assert "train: 40 records in 5 shards" in printed

@@ -1,0 +1,275 @@
+"""The report: complete, self-contained, atomic; and `results.json` in the form that the README promises."""
+
+import copy
+import html.parser
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_example import fake_data, fake_results, metrics
+
+from data_pipelines.tasks import TASKS
+from irm_jax.evaluation import report, report_page
+from irm_jax.evaluation.report_data import checked_results
+
+VOID = {"meta", "img", "br", "link", "input", "hr", "path", "circle", "polygon"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks the nesting of the tags and gathers what the tests ask about."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.figures: dict[str, set[str]] = {}
+        self.text: list[str] = []
+        self._figure = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        self._figure = found.get("data-figure", "")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}> at {self.getpos()}"
+        self.open.pop()
+        self._figure = ""
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+        if self._figure:
+            self.figures.setdefault(self._figure, set()).add(data)
+
+    def having(self, css: str) -> list[dict]:
+        return [attrs for _, attrs in self.tags if css in (attrs.get("class") or "").split()]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, dict]:
+    workdir = tmp_path_factory.mktemp("run") / "new"
+    path = report.write_report(workdir, fake_results(), fake_data())
+    assert path == workdir / "report.html"
+    text = path.read_text()
+    return Page(text), text, json.loads((workdir / "results.json").read_text())
+
+
+def test_page_is_well_formed(written: tuple[Page, str, dict]) -> None:
+    page, text, _ = written
+    assert text.startswith("<!doctype html>")
+    assert page.open == []
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    assert all(link.startswith("#") and link[1:] in ids for link in links)
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert all(attrs["alt"].strip() for attrs in images)
+    assert all(attrs["aria-label"].strip() for tag, attrs in page.tags if attrs.get("role") in ("img", "region"))
+
+
+def test_nothing_comes_from_outside(written: tuple[Page, str, dict]) -> None:
+    page, text, _ = written
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text), re.I)
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    sources = [attrs[key] for _, attrs in page.tags for key in ("src", "srcset", "xlink:href") if key in attrs]
+    assert sources
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_every_figure_is_shown(written: tuple[Page, str, dict]) -> None:
+    page, _, results = written
+    leaves = {
+        path: value
+        for group in ("protocols", "baselines", "swapped_instructions")
+        for path, value in report_page.flatten(results[group], group)
+        if isinstance(value, (int, float)) or value is None
+    }
+    assert len(leaves) > 500
+    for path, value in leaves.items():
+        expected = "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{100 * value:.1f}"
+        assert page.figures[path] == {expected}, path
+
+
+def test_metrics_stand_in_the_tables(written: tuple[Page, str, dict]) -> None:
+    """The figures above the collapsible list of all paths, read back from the tables themselves."""
+    _, text, results = written
+    tables = Page(text[: text.index("Every evaluation figure")]).figures
+    for name, entry in results["protocols"].items():
+        for key in ("mAP", "rank1", "rank5", "rank10", "mINP", "queries", "gallery"):
+            assert f"protocols.{name}.{key}" in tables
+        for key in ("mAP_tau", "mAP_tau_common", "tau_positives_kept", "mAP_tau_dropped"):
+            assert all(f"protocols.{name}.{key}.{tau}" in tables for tau in entry[key] or {})
+    for baseline, entries in results["baselines"].items():
+        assert all(f"baselines.{baseline}.{name}.mAP" in tables for name in entries)
+    assert tables["protocols.procedural_ctcc.mAP"] == {"76.4"}
+    assert tables["protocols.procedural_li.dropped.no_positive"] == {"2"}
+    assert tables["swapped_instructions.procedural_li.follow_rate"] == {"84.4"}
+
+
+def test_rankings_checks_leaks_and_run(written: tuple[Page, str, dict]) -> None:
+    page, text, results = written
+    assert len(page.having("ranklist")) == 6 * 4
+    shown = [len(page.having(relation)) for relation in ("positive", "negative", "junk")]
+    stored = [json.dumps(results["rank_lists"]).count(f'"relation": "{r}"') for r in ("positive", "negative", "junk")]
+    assert shown == [count + 6 for count in stored]  # each task also has a key of the three frames
+    assert len(page.having("glyph")) == 6 * 4 * 10
+    words = " ".join(page.text)
+    for expected in (
+        "✕ fail",
+        "≥ 99.0%",
+        "98.1%",
+        "1.08×",
+        "16",
+        "✕ harmful",
+        "two, unlinked",
+        "✕ 16 harmful leaks",
+        "0f3c2d1a9b",
+        " + changes",
+        "0.10.2",
+        '"preset": "tiny"',
+        "Drawn by this project",
+        "ignore clothes",
+        "cut at 500",
+        "attributes",
+    ):
+        assert expected in words, expected
+    assert "&lt;b&gt;no&lt;/b&gt; bag &amp; walks" in text
+    assert results["run"]["seed"] == 0
+    assert results["benchmark_checks"][2] == {
+        "name": "oracle",
+        "value": 0.981,
+        "limit": 0.99,
+        "passed": False,
+        "bound": "at least",
+        "unit": "fraction",
+        "explanation": "labels alone must solve it",
+    }
+    assert [(row["people"], row["harmful"]) for row in results["leaks"]] == [(16, True), (1, False)]
+
+
+def test_charts(written: tuple[Page, str, dict]) -> None:
+    page, _, results = written
+    labels = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg" and "aria-label" in attrs]
+    for start in (
+        "mAP, task-specific",
+        "mAP, task-free",
+        "mAP over τ, task-specific",
+        "loss",
+        "identity loss",
+        "identity accuracy",
+        "mean beta",
+        "images per second",
+    ):
+        assert any(label.startswith(start) for label in labels), start
+    curves = results["training_curves"]
+    assert next(iter(curves)) == "loss"
+    assert "note" not in curves
+    assert set(curves["triplet_loss"]) == set(TASKS)
+    assert len(curves["loss"]["all"]["value"]) == report.CURVE_POINTS
+    assert curves["triplet_loss"]["cc"]["step"][0] >= 100  # NaN records are left out
+    assert curves["loss"]["all"]["value"][0] == pytest.approx(np.mean([r["loss"] for r in fake_data().history[:3]]))
+
+
+def test_undefined_figures_are_null(written: tuple[Page, str, dict]) -> None:
+    _, _, results = written
+    assert results["protocols"]["procedural_cc"]["mAP_tau"]["0.9"] is None
+    assert results["protocols"]["procedural_t2i"]["mAP_tau"] is None
+    plain = checked_results({**fake_results(), "extra": {"a": np.float32("inf"), "b": np.arange(2)}})
+    assert plain["extra"] == {"a": None, "b": [0, 1]}
+
+
+def edit(path: str, value: object) -> dict:
+    results = copy.deepcopy(fake_results())
+    *parents, last = path.split("|")
+    place = results
+    for key in parents:
+        place = place[key]
+    if value is KeyError:
+        del place[last]
+    else:
+        place[last] = value
+    return results
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("protocols", {}, "at least one protocol"),
+        ("protocols|procedural_cc|mINP", KeyError, "protocols.procedural_cc lacks mINP"),
+        ("protocols|procedural_cc|mAP", 73.2, r"protocols.procedural_cc.mAP is 73.2.*divide percentages"),
+        ("protocols|procedural_cc|rank1", "0.5", "protocols.procedural_cc.rank1 is '0.5'"),
+        ("protocols|procedural_cc|mAP_tau", {"half": 0.5}, "key 'half'"),
+        ("protocols|procedural_cc|mAP_tau", {"0.5": -0.1}, r"protocols.procedural_cc.mAP_tau.0.5 is -0.1"),
+        ("protocols|procedural_cc|setting", "taskfree", "setting 'taskfree'"),
+        ("protocols|procedural_cc|task", "ccc", "task 'ccc'"),
+        ("protocols|procedural_cc|queries", 3.5, "queries is 3.5"),
+        ("protocols|procedural_cc|dropped", {"tau": -1}, "dropped.tau is -1"),
+        ("baselines|random|market", {"mAP": 0.1}, "baselines.random names the protocol 'market'"),
+        ("swapped_instructions|procedural_li", {"follow_rate": 0.1}, "swapped_instructions.procedural_li lacks mAP"),
+        ("swapped_instructions|procedural_li", {"mAP": 0.1, "follow_rate": 84.0}, "follow_rate is 84.0"),
+    ],
+)
+def test_wrong_results_are_refused(tmp_path: Path, path: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        report.write_report(tmp_path, edit(path, value), fake_data(0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_types_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"results.run.path has type PosixPath"):
+        checked_results({**fake_results(), "run": {"path": Path("x")}})
+    with pytest.raises(ValueError, match="relation 'good'"):
+        report.RankedImage(b"", 0.5, "good")
+    with pytest.raises(ValueError, match="unknown task 'reid'"):
+        report.TaskSection("reid", "market1501")
+    with pytest.raises(ValueError, match="bound 'below'"):
+        report.BenchmarkCheck("x", 1, 2, True, "below")
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "report.html").write_text("old page")
+    (tmp_path / "results.json").write_text("old figures")
+
+    def full(path: Path, text: str, **_: object) -> None:
+        path.write_bytes(text[:100].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\): free space.*results.json"):
+        report.write_report(tmp_path, fake_results(), report.ReportData(fake_data(0).run))
+    assert (tmp_path / "report.html").read_text() == "old page"
+    assert (tmp_path / "results.json").read_text() == "old figures"
+
+
+def test_a_bare_evaluation_is_enough(tmp_path: Path) -> None:
+    """A real set under one protocol, nothing else computed: the page says what is missing and breaks nowhere."""
+    entry = {"task": "trad", "setting": "task_specific", **metrics(0.41), "mAP_tau": None, "queries": 3368}
+    results = {"protocols": {"market1501": {**entry, "dropped": {}}}}
+    run = {"config": {"a": 1}, "seed": 3, "versions": {}, "git": None, "command": "python"}
+    page = Page(report.write_report(tmp_path, results, report.ReportData(run)).read_text())
+    words = " ".join(page.text)
+    for expected in (
+        "41.0",
+        "3,368",
+        "No leak check ran",
+        "No training curves",
+        "No baselines",
+        "not defined",
+        '"a": 1',
+    ):
+        assert expected in words
+    assert page.open == []
+    with pytest.raises(ValueError, match="run lacks config, versions, git, command: pass metric_log"):
+        report.ReportData({"seed": 3})

@@ -1,0 +1,170 @@
+"""In-batch contrastive loss against a slow NumPy twin and hand-made answers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+from irm_jax.losses.contrastive import clip_temperature, contrastive_loss, direction_loss, identity_targets
+
+B, WIDTH = 16, 5
+jitted = jax.jit(contrastive_loss)
+value_and_gradients = jax.jit(
+    jax.value_and_grad(lambda *arguments: jnp.sum(contrastive_loss(*arguments)[0]), argnums=(0, 1, 4))
+)
+
+
+def twin(image: np.ndarray, text: np.ndarray, identity: np.ndarray, valid: np.ndarray, temperature: float) -> Any:
+    """Returns loss, image-to-text hits, text-to-image hits."""
+    n = len(image)
+    loss, hits = np.zeros(n), np.zeros((2, n), bool)
+    image, text = (x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+    keys = np.flatnonzero(valid)
+    for direction, (query, key) in enumerate(((image, text), (text, image))):
+        for i in keys:
+            logits = key[keys] @ query[i] / temperature
+            log_probability = logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
+            same = identity[keys] == identity[i]
+            loss[i] -= log_probability[same].mean() / 2
+            hits[direction, i] = same[np.argmax(logits)]
+    return loss, *hits
+
+
+def batch(seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(size=(B, WIDTH)).astype(np.float32),
+        rng.normal(size=(B, WIDTH)).astype(np.float32),
+        rng.integers(0, 8, B).astype(np.int32),
+        rng.random(B) < 0.8,
+    )
+
+
+def test_equals_the_slow_twin() -> None:
+    hits = 0
+    for seed in range(100):
+        image, text, identity, valid = batch(seed)
+        temperature = (0.07, 0.5)[seed % 2]
+        loss, aux = jitted(image, text, identity, valid, temperature)
+        expected, image_hits, text_hits = twin(image, text, identity, valid, temperature)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(aux.image_to_text_correct, image_hits)
+        np.testing.assert_array_equal(aux.text_to_image_correct, text_hits)
+        hits += int(image_hits.sum() + text_hits.sum())
+    assert 0 < hits < 100 * B
+
+
+def test_hand_made() -> None:
+    image = np.array([[2.0, 0.0], [0.0, 5.0]], np.float32)
+    text = np.array([[0.5, 0.0], [7.0, 0.0]], np.float32)  # both captions point at the first image
+    everything = np.ones(2, bool)
+    loss, aux = jitted(image, text, np.array([0, 1], np.int32), everything, 0.5)
+    # Cosines: i2t [[1, 1], [0, 0]]: log 2 each; t2i [[1, 0], [1, 0]]: the first caption is right, the second wrong.
+    right, wrong = np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))
+    np.testing.assert_allclose(loss, [(np.log(2.0) + right) / 2, (np.log(2.0) + wrong) / 2], rtol=1e-6)
+    np.testing.assert_array_equal(aux.image_to_text_correct, [True, False])  # ties go to the lowest row
+    np.testing.assert_array_equal(aux.text_to_image_correct, [True, False])
+    # One person: every pair is a target, the targets are spread evenly.
+    loss, aux = jitted(image, text, np.zeros(2, np.int32), everything, 0.5)
+    np.testing.assert_allclose(loss, np.full(2, (np.log(2.0) + (right + wrong) / 2) / 2), rtol=1e-6)
+    assert np.all(aux.image_to_text_correct)
+    assert np.all(aux.text_to_image_correct)
+
+
+def test_lengths_do_not_matter() -> None:
+    image, text, identity, valid = batch(0)
+    scale = np.linspace(0.1, 100, B, dtype=np.float32)[:, None]
+    loss, _ = jitted(image, text, identity, valid, 0.07)
+    scaled, _ = jitted(image * scale, text / scale, identity, valid, 0.07)
+    np.testing.assert_allclose(scaled, loss, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_reaches_nothing() -> None:
+    image, text, identity, valid = batch(1)
+    image[~valid], text[~valid], identity[~valid] = np.nan, np.nan, identity[np.flatnonzero(valid)[0]]
+
+    k = np.flatnonzero(valid)
+    assert len(k) < B
+    value, gradients = value_and_gradients(image, text, identity, valid, 0.07)
+    expected, expected_gradients = value_and_gradients(image[k], text[k], identity[k], valid[k], 0.07)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for gradient, wanted in zip(gradients[:2], expected_gradients[:2], strict=True):
+        np.testing.assert_allclose(gradient[k], wanted, rtol=1e-5, atol=1e-4)
+        np.testing.assert_array_equal(gradient[~valid], np.zeros((B - len(k), WIDTH)))
+    np.testing.assert_allclose(gradients[2], expected_gradients[2], rtol=1e-5)
+
+
+def test_batch_without_a_valid_row_is_zero_with_zero_gradients() -> None:
+    image, text, identity, _ = batch(2)
+    value, gradients = value_and_gradients(image, text, identity, np.zeros(B, bool), 0.07)
+    assert float(value) == 0.0
+    assert all(not np.any(gradient) for gradient in gradients)
+
+
+def test_zero_projections_give_finite_gradients() -> None:
+    image, text, identity, valid = batch(3)
+    image[:3], text[2:5] = 0.0, 0.0
+    value, gradients = value_and_gradients(image, text, identity, valid, 0.01)
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_keys_may_outnumber_queries_and_targets_may_be_soft() -> None:
+    # What a queue needs: keys of its own, some slots empty, targets that are no indicator.
+    rng = np.random.default_rng(4)
+    logits, key_valid = rng.normal(size=(3, 7)).astype(np.float32), np.arange(7) < 5
+    key_identity, query_identity = np.array([0, 1, 0, 2, 0, 0, 1], np.int32), np.array([0, 1, 3], np.int32)
+    hard = jax.jit(identity_targets, static_argnums=3)(query_identity, key_identity, key_valid, np.dtype(np.float32))
+    expected = np.array([[1, 0, 1, 0, 1, 0, 0], [0, 3, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]]) / 3
+    np.testing.assert_allclose(hard, expected, rtol=1e-6)
+    soft = np.where(key_valid, rng.random((3, 7)), 0).astype(np.float32)
+    log_probability = logits - np.log(np.sum(np.exp(logits[:, :5]), axis=1, keepdims=True))
+    loss = jax.jit(direction_loss)(logits, soft, key_valid)
+    np.testing.assert_allclose(loss, -np.sum(soft * log_probability, axis=1), rtol=1e-5)
+
+
+def test_numerical_gradients() -> None:
+    with jax.enable_x64(True):
+        image, text, identity, valid = batch(5)
+        arguments = tuple(jnp.asarray(x, jnp.float64) for x in (image, text, np.array(0.2)))
+        check_grads(lambda a, b, t: jitted(a, b, identity, valid, t)[0], arguments, order=1, modes=["rev"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("value", "kept"), [(0.001, 0.01), (0.07, 0.07), (0.9, 0.5), (-1.0, 0.01)])
+def test_clip_temperature_bounds_the_value_and_not_the_gradient(value: float, kept: float) -> None:
+    clipped, gradient = jax.value_and_grad(clip_temperature)(jnp.asarray(value, jnp.float32))
+    assert float(clipped) == np.float32(kept)
+    assert float(gradient) == 1.0
+
+
+def test_half_precision_inputs_are_computed_in_float32() -> None:
+    image, text, identity, valid = batch(6)
+    half = [jnp.asarray(x).astype(jnp.bfloat16) for x in (image, text)]
+    loss, _ = jitted(*half, identity, valid, 0.07)
+    assert loss.dtype == jnp.float32
+    image, text = (np.asarray(x, np.float32) for x in half)
+    expected = twin(image, text, identity, valid, 0.07)[0]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sharded_equals_one_device(assert_same_when_sharded: Callable[..., None]) -> None:
+    def function(image: jax.Array, text: jax.Array, temperature: jax.Array, *small: Any) -> Any:
+        def total(image: jax.Array, text: jax.Array, temperature: jax.Array) -> Any:
+            loss, aux = jitted(image, text, *small, temperature)
+            return jnp.sum(loss), (loss, aux)
+
+        (value, aux), gradient = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(image, text, temperature)
+        return value, aux, gradient
+
+    image, text, identity, valid = batch(7)
+    specs = (P("data"), P("data"), P(), P("data"), P("data"))
+    temperature = np.array(0.07)
+    assert_same_when_sharded(function, (image, text, temperature.astype(np.float32), identity, valid), 1e-6, specs)
+    with jax.enable_x64(True):
+        wide = (image.astype(np.float64), text.astype(np.float64), temperature, identity, valid)
+        assert_same_when_sharded(function, wide, 1e-12, specs)

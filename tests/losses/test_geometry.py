@@ -1,0 +1,55 @@
+"""Shared distances: exact where a matmul form is not, finite gradients, nothing of size A x B x D stored."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from irm_jax.losses import geometry
+
+
+def test_small_distances_survive_a_large_common_offset() -> None:
+    offset = np.float32(1000.0)
+    rows = jnp.asarray(offset + np.array([[0.0, 0.0], [2.0**-10, 0.0], [0.0, 2.0**-9]], np.float32))
+    squared = geometry.pairwise_squared_distance(rows, rows)
+    a, b = 2.0**-20, 2.0**-18
+    floor = geometry.SQUARED_DISTANCE_FLOOR
+    np.testing.assert_allclose(squared, [[floor, a, b], [a, floor, a + b], [b, a + b, floor]], rtol=1e-6)
+    # The form that is avoided does lose them, so the case above tells the two apart.
+    norm = jnp.sum(rows * rows, axis=1)
+    expanded = norm[:, None] + norm[None, :] - 2 * jnp.matmul(rows, rows.T, precision="highest")
+    assert float(jnp.max(jnp.abs(expanded - squared))) > 1e-3
+
+
+def test_pairwise_distances_store_no_differences() -> None:
+    a, b, width = 64, 96, 128
+    compiled = (
+        jax.jit(geometry.pairwise_squared_distance)
+        .lower(jax.ShapeDtypeStruct((a, width), jnp.float32), jax.ShapeDtypeStruct((b, width), jnp.float32))
+        .compile()
+    )
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < a * b * width  # a quarter of the differences' size
+
+
+def test_row_distance_has_finite_gradients_at_and_near_zero() -> None:
+    a = jnp.asarray([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]])
+    b = jnp.asarray([[1.0, 2.0], [1.0, 2.0 + 1e-30], [0.0, 0.0]])
+    np.testing.assert_allclose(geometry.row_distance(a, b), [1e-6, 1e-6, 5.0], rtol=1e-6)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(geometry.row_distance(x, b))))(a)
+    np.testing.assert_allclose(gradient, [[0.0, 0.0], [0.0, 0.0], [0.6, 0.8]], rtol=1e-6)
+
+
+def test_unit_rows_of_zeros_stay_zero_with_zero_gradient() -> None:
+    rows = jnp.asarray([[3.0, 4.0], [0.0, 0.0], [1e-15, 0.0]])
+    np.testing.assert_allclose(jax.jit(geometry.unit_rows)(rows), [[0.6, 0.8], [0.0, 0.0], [0.0, 0.0]], rtol=1e-6)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(geometry.unit_rows(x)[:, 0])))(rows)
+    np.testing.assert_allclose(gradient, [[0.128, -0.096], [0.0, 0.0], [0.0, 0.0]], rtol=1e-5)
+
+
+def test_loss_dtype_is_at_least_float32() -> None:
+    half, single = jnp.zeros(1, jnp.bfloat16), jnp.zeros(1, jnp.float32)
+    assert geometry.loss_dtype(half) == jnp.float32
+    assert geometry.loss_dtype(half, single) == jnp.float32
+    with jax.enable_x64(True):
+        assert geometry.loss_dtype(half, jnp.zeros(1, jnp.float64)) == jnp.float64
