@@ -91,12 +91,11 @@ def garment_phrases(named: Mapping[str, str], rng: np.random.Generator) -> tuple
 def clothes_phrase(named: Mapping[str, str], rng: np.random.Generator) -> str:
     """Returns the named slots as one participle phrase: "wearing a red shirt and carrying a backpack"."""
     worn, carried = garment_phrases(named, rng)
-    parts = []
-    if worn:
-        parts.append(f"{_pick(('wearing', 'dressed in'), rng)} {_join(worn)}")
-    if carried:
-        parts.append(f"{_pick(('carrying', 'with'), rng)} {carried[0]}")
-    return _join(parts)
+    clothes = f"{_pick(('wearing', 'dressed in'), rng)} {_join(worn)}" if worn else ""
+    if not carried:
+        return clothes
+    carrying, link = ((f"carrying {carried[0]}", " and "), (f"with {carried[0]}", ", "))[int(rng.integers(2))]
+    return f"{clothes}{link}{carrying}" if clothes else carrying
 
 
 def wanted_sentence(named: Mapping[str, str], rng: np.random.Generator) -> str:

@@ -19,8 +19,8 @@ _DELETED = str.maketrans("", "", ",.'!?\"()*#:;~")
 def clean_text(text: str) -> str:
     """Returns a sentence as the model reads it.
 
-    Lower-case; `,.'!?"()*#:;~` deleted; `-` and `/` become spaces; `<person>` becomes `person`; spaces collapsed; the first
-    50 words kept. (The released code's `pre_caption` does the same.)
+    Lower-case; `,.'!?"()*#:;~` deleted; `-` and `/` become spaces; `<person>` becomes `person`; spaces collapsed; the
+    first 50 words kept. (The released code's `pre_caption` does the same.)
     """
     text = text.lower().translate(_DELETED).replace("-", " ").replace("/", " ").replace("<person>", "person")
     return " ".join(re.split(r"\s+", text.strip())[:MAX_WORDS])
@@ -49,7 +49,9 @@ def read_vocabulary(vocab: str | pathlib.Path) -> list[str]:
         raise ValueError(f"{path} holds the entry {twice!r} twice; token ids would shift")
     missing = [token for token in SPECIAL_TOKENS if token not in entries]
     if missing or entries[0] != "[PAD]":
-        raise ValueError(f"{path} must hold {SPECIAL_TOKENS} with [PAD] first; missing: {missing}, first: {entries[0]!r}")
+        raise ValueError(
+            f"{path} must hold {SPECIAL_TOKENS} with [PAD] first; missing: {missing}, first: {entries[0]!r}"
+        )
     return entries
 
 
@@ -71,7 +73,9 @@ class Tokenizer:
           FileNotFoundError, ValueError: see `read_vocabulary`; or `max_length` below 3.
         """
         if max_length < 3:
-            raise ValueError(f"max_length {max_length} leaves no room for a word between [CLS] and [SEP]; use 3 or more")
+            raise ValueError(
+                f"max_length {max_length} leaves no room for a word between [CLS] and [SEP]; use 3 or more"
+            )
         self.vocab, self.max_length = str(vocab), max_length
         self.entries = read_vocabulary(vocab)
         ids = {entry: i for i, entry in enumerate(self.entries)}

@@ -84,5 +84,15 @@ def _config_name() -> str:
     return Path(path).stem
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a configuration key that does not exist is one message with the nearest key, not a traceback."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        words = str(error.args[0] if error.args else error).strip('"').replace("\\n", " ").replace("\n", " ")
+        app.usage(shorthelp=True, detailed_error=f"unknown configuration key: {words}", exitcode=2)
+        raise
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -7,6 +7,7 @@ methods, which then do nothing.
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import importlib.metadata
 import json
@@ -96,9 +97,12 @@ class MetricLog:
             kept = [record for record in read_metrics(folder) if record["step"] <= resume_step]
             write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
-        # TensorBoard drops the events it already has from this step on.
+        # TensorBoard drops the events it already has from this step on. File names tell the start to the second
+        # only, so the suffix keeps two starts apart.
         first = 0 if resume_step is None else resume_step + 1
-        self._tensorboard = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(folder / "tensorboard"), purge_step=first, filename_suffix=f".from-{first}"
+        )
         self._progress = _ProgressLine(sys.stderr if stream is None else stream, every_seconds, clock)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -129,7 +133,8 @@ class MetricLog:
     def close(self) -> None:
         if self.primary and not self._file.closed:
             self._progress.finish()
-            self._file.close()
+            with contextlib.suppress(OSError):  # `write` flushes, so an error here is one that it has raised already
+                self._file.close()
             self._tensorboard.close()
 
     def __enter__(self) -> MetricLog:

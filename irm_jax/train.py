@@ -96,11 +96,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
         with jax.set_mesh(mesh), stream, metric_log.MetricLog(workdir, start if latest is not None else None) as log:
             watch = Watch(data.plan.batch_size * accumulate, start)
             pending: tuple[int, dict[str, jax.Array]] | None = None
-            last_saved = latest
 
             def check(step: int, metrics: Mapping[str, Any]) -> None:
                 values = {name: float(value) for name, value in metrics.items()}  # waits for the device
-                require_finite(values, step, last_saved, checkpoints.directory)
+                require_finite(values, step, checkpoints)
                 values |= watch.look(step)
                 if step % config.train.log_every == 0 or step == steps:
                     log.write(step, values)
@@ -125,7 +124,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     log.write(step, scores)
                 if step < steps:
                     save(train_state, scores)
-                    last_saved = step
                 if stop.requested:
                     save(train_state, scores)
                     checkpoints.wait()
@@ -163,13 +161,14 @@ def batch_words(plan: Any) -> str:
     )
 
 
-def require_finite(values: Mapping[str, float], step: int, last_good: int | None, directory: Any) -> None:
+def require_finite(values: Mapping[str, float], step: int, checkpoints: checkpoint.Checkpointer) -> None:
     """Raises NonFiniteLoss naming the step, the tasks and the checkpoint to return to."""
     bad = sorted(name for name, value in values.items() if not math.isfinite(value))
     if not bad:
         return
     tasks = sorted({name.split("/")[0] for name in bad if "/" in name}) or ["all"]
-    good = f"step {last_good} in {directory}" if last_good is not None else "none was saved yet"
+    last_good = checkpoints.latest_step()
+    good = f"step {last_good} in {checkpoints.directory}" if last_good is not None else "none was saved yet"
     raise NonFiniteLoss(
         f"step {step}: not finite: {', '.join(bad)} (task {', '.join(tasks)}). Last good checkpoint: {good}. Lower "
         "config.optimizer.learning_rate or set config.optimizer.clip_norm, and run again to continue from it."

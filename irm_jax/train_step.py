@@ -81,7 +81,7 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its python scalars and integer counts freely
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            metrics = {**metrics, "gradient_norm": optax.global_norm(grads)}
+            metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
         new = TrainState(state.step + 1, params, batch_stats, mean, opt_state)
         return new, metrics
 
@@ -140,7 +140,9 @@ def edited_loss(
     instruction = _flat(rows.instruction[:, :plain])
     identity, dataset, valid = fields["identity"], fields["dataset"], fields["valid"]
 
-    mean = update_mean(mean, instruction, kind, valid, options.instruction_mean_momentum)
+    # Constant sentences would draw the mean of texts to themselves; their similarity (1) needs no centring.
+    own = _join([batch[g]["instruction"] for g in groups]) >= 0
+    mean = update_mean(mean, instruction, kind, valid & own, options.instruction_mean_momentum)
     rho = similarity(instruction, fields["instruction_key"], kind, current_mean(mean), mode=options.instruction_similarity)
     allowed = jnp.take(head_members, dataset, axis=0)
     ce, correct = {}, {}
@@ -160,12 +162,14 @@ def edited_loss(
         "identity_loss": identity_part,
         "triplet_loss": triplet_part,
         "identity_accuracy": correct["person"].astype(identity_part.dtype),
-        "mean_beta": aux["person"].beta_1,
-        "active_triplets": aux["person"].active.astype(identity_part.dtype),
         "dropped_anchors": aux["person"].dropped.astype(identity_part.dtype),
         "loss": per_row,
     }
-    metrics = _per_task(measured, fields["task"], valid, [t for t in options.tasks if t.group in groups])
+    present = [t for t in options.tasks if t.group in groups]
+    metrics = _per_task(measured, fields["task"], valid, present)
+    kept = valid & ~aux["person"].dropped
+    anchors = {"mean_beta": aux["person"].beta_1, "active_triplets": aux["person"].active.astype(per_row.dtype)}
+    metrics |= _per_task(anchors, fields["task"], kept, present)
     if rows.person.shape[1] > plain:
         extra, part = _composed_loss(rows, heads, batch, groups, fields, options, head_members)
         loss, metrics = loss + extra, {**metrics, **part}

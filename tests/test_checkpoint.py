@@ -419,9 +419,7 @@ def test_full_disk_is_a_clear_error_and_loses_nothing(
         checkpointer.save(1, states[1], {})
         checkpointer.wait()
         # Foreseen: refused before a byte is written.
-        with pytest.raises(
-            CheckpointError, match=r"no space to save step 2 in .*checkpoints: it needs 4\.0 MiB"
-        ):
+        with pytest.raises(CheckpointError, match=r"no space to save step 2 in .*checkpoints: it needs 4\.0 MiB"):
             checkpointer.save(2, states[2], {})
         # Not foreseen (another process fills the disk meanwhile): the write fails in the middle.
         with monkeypatch.context() as patch:

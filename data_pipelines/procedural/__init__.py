@@ -1,4 +1,4 @@
-"""The procedural benchmark: drawn people for all six tasks, made on first use, no download (data.md section 6) [ours]."""
+"""The procedural benchmark: drawn people for all six tasks, without a download (data.md section 6) [ours]."""
 
 from data_pipelines.procedural.benchmark import NAMESPACE, VERSION, Benchmark, build
 

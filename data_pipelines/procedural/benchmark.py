@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_pipelines import instructions, schema, shards, tasks
-from data_pipelines.procedural import outfits, people, render, rows, scene
+from data_pipelines.procedural import outfits, people, render, rows, scene, template
 
 VERSION = "1.0.0"
 """Part of every seed and of the folder's name: a change of any picture, row or sentence needs a new one."""
@@ -24,7 +24,7 @@ TRAIN_PARAPHRASES = {"li": 3, "t2i": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Shot:
-    """One planned record: everything but the pixels and the words. Small and plain, so that it can be sent to a worker."""
+    """One planned record: everything but the pixels and the words. Small and plain, to be sent to a worker."""
 
     task: str
     scene: render.Scene
@@ -48,8 +48,8 @@ class _Sitter:
 class Benchmark:
     """The benchmark of one seed and size.
 
-    `image_size` and `template_size` are (H, W). `extras` adds slots of `outfits.EXTRA_SLOTS` to every outfit. A person's
-    pictures do not change with the number of people (the overlapping ones of t2i apart).
+    `image_size` and `template_size` are (H, W). `extras` adds slots of `outfits.EXTRA_SLOTS` to every outfit. The
+    pictures of a person do not change with the number of people (the overlapping ones of t2i apart).
 
     Raises:
       ValueError: fewer than two people, a picture too small to draw on, an unknown extra.
@@ -106,15 +106,15 @@ class Benchmark:
             sitter = _Sitter(TEST_PEOPLE, index, f"{TEST_PEOPLE}/p{index:03}", f"p{index:03}")
             rng = self._rng(number, 4, index)
             asked, shown = rows.query_rows(task, owned, rng), rows.gallery_rows(task, owned, rng)
-            taken = self._shots(task, sitter, [*asked, *shown], 1, (number, 5, index))
-            plan["query"] += taken[: len(asked)]
-            plan["gallery"] += taken[len(asked) :]
+            shots = self._shots(task, sitter, [*asked, *shown], 1, (number, 5, index))
+            plan["query"] += shots[: len(asked)]
+            plan["gallery"] += shots[len(asked) :]
         return plan
 
     def load(self, shot: Shot) -> schema.Record:
         """Returns the record of a planned shot: draws its picture, writes its sentences, adds its template."""
         row, infrared = shot.row, shot.scene.camera >= scene.VISIBLE_CAMERAS
-        templates = ()
+        templates: tuple[bytes, ...] = ()
         if row.wanted is not None and tasks.task(shot.task).group == "visual":
             templates = (_template(row.wanted, self.wardrobe, self.template_size),)
         return schema.Record(
@@ -190,7 +190,7 @@ class Benchmark:
 
 @functools.lru_cache(maxsize=2048)
 def _template(outfit: outfits.Outfit, wardrobe: outfits.Wardrobe, size: tuple[int, int]) -> bytes:
-    return render.template_jpeg(outfit, wardrobe, size)
+    return template.template_jpeg(outfit, wardrobe, size)
 
 
 def build(

@@ -43,7 +43,8 @@ class Wear:
 class Pose:
     """How the person stands in this picture: nuisance, not identity.
 
-    `x` and `ground` place the feet, `zoom` scales the person, `stride` in [-1, 1] opens the legs, `swing` in [-1, 1] the arms.
+    `x` and `ground` place the feet, `zoom` scales the person; `stride` opens the legs and `swing` the arms, both in
+    [-1, 1].
     """
 
     view: int

@@ -38,14 +38,14 @@ def shade(colour: Colour, factor: float) -> Colour:
 class Canvas:
     """A picture u8[H, W, 3] with the unit, `scale` pixels, and the place of x = 0, `centre`.
 
-    y runs down from the top edge; one unit is the height of the picture, or twice its width where that is less, so that a
-    person of width 0.5 always fits.
+    y runs down, and y = 1 is the bottom edge. One unit is the height of the picture, or twice its width where that is
+    less, so that a person of width 0.5 always fits; or as many pixels as `scale` says.
     """
 
-    def __init__(self, pixels: np.ndarray):
+    def __init__(self, pixels: np.ndarray, scale: float | None = None):
         height, width = pixels.shape[:2]
         self.pixels = pixels
-        self.scale = float(min(height, 2 * width))
+        self.scale = scale or float(min(height, 2 * width))
         self.centre = width / 2
         self.top = height - self.scale
 
@@ -83,7 +83,7 @@ class Canvas:
 
         Args:
           points: the outline, (x, y) pairs.
-          paint: (x f32[1, w], y f32[h, 1], size of a pixel) -> f32[h, w], 0 = `colour`, 1 = `second`, for a box of pixels.
+          paint: (x f32[1, w], y f32[h, 1], size of a pixel) -> f32[h, w] of a box: 0 = `colour`, 1 = `second`.
           colour, second: the two colours.
         """
         height, width = self.pixels.shape[:2]

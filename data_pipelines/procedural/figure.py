@@ -66,21 +66,20 @@ def _torso(body: Body) -> list[Point]:
 
 
 def _legs(canvas: Canvas, body: Body, look: Look, pose: Pose) -> None:
-    ankle_y = body.ground - 0.022
-    top = body.hip_y + body.hip * 0.30
-    if body.facing:
-        spread = 0.015 + 0.075 * abs(pose.stride)
-        legs = [(-1.0, 0.10, -spread, 0.78), (1.0, -0.10, spread, 1.0)]
-        thick = 0.62
-    else:
-        legs = [(-1.0, 0.50, 0.006 + 0.018 * abs(pose.stride), 1.0), (1.0, 0.50, 0.006 + 0.018 * abs(pose.stride), 0.92)]
-        thick = 0.50
-    for sign, offset, spread, light in legs:
-        hip = (body.x + sign * offset * body.hip, top)
-        ankle = (hip[0] + (body.facing or sign) * spread, ankle_y)
-        toe = (ankle[0] + (0.030 * body.facing or 0.008 * sign), ankle_y + 0.012)
-        canvas.capsule((ankle[0], ankle_y + 0.008), toe, 0.017, 0.012, shade(look.shoes, light))
-        canvas.capsule(hip, ankle, thick * body.hip, 0.26 * body.hip + 0.008, shade(look.lower, light))
+    ankle_y, top = body.ground - 0.022, body.hip_y + body.hip * 0.30
+    open_by = abs(pose.stride)
+    for sign, light in ((-1.0, 0.78 if body.facing else 1.0), (1.0, 1.0 if body.facing else 0.92)):
+        if body.facing:
+            # One leg before and one behind the body, which is narrow: thighs overlap.
+            x, reach, thick = body.x - sign * 0.10 * body.hip, sign * body.facing * (0.015 + 0.075 * open_by), 0.62
+            heel, toe = -0.006 * body.facing, 0.036 * body.facing
+        else:
+            x, reach, thick = body.x + sign * 0.50 * body.hip, sign * (0.006 + 0.018 * open_by), 0.50
+            heel, toe = 0.0, 0.010 * sign
+        ankle = x + reach
+        canvas.capsule((x, top), (ankle, ankle_y), thick * body.hip, 0.24 * body.hip + 0.006, shade(look.lower, light))
+        start, end = (ankle + heel, ankle_y + 0.008), (ankle + toe, ankle_y + 0.012)
+        canvas.capsule(start, end, 0.022, 0.015, shade(look.shoes, light))
     canvas.rectangle(body.x - 0.97 * body.hip, body.hip_y, body.x + 0.97 * body.hip, top + 0.01, look.lower)
 
 
@@ -99,17 +98,18 @@ def _arm(canvas: Canvas, body: Body, wear: Wear, look: Look, sign: float, swing:
     skin = shade(look.skin, 0.5 + 0.5 * light)
     canvas.capsule(elbow, hand, body.arm * 0.80, body.arm * 0.72, skin)
     canvas.ellipse(hand[0], hand[1], body.arm * 0.95, body.arm * 1.05, skin)
-    cuff = hand if wear.sleeves else elbow
+    cloth = shade(look.upper, light)
     if wear.sleeves:
         cuff = (elbow[0] * 0.15 + hand[0] * 0.85, elbow[1] * 0.15 + hand[1] * 0.85)
-        canvas.capsule(elbow, cuff, body.arm, body.arm * 0.9, shade(look.upper, light))
-        cuff = elbow
-    canvas.capsule(shoulder, cuff, body.arm * 1.15, body.arm * 1.05, shade(look.upper, light))
+        canvas.capsule(elbow, cuff, body.arm, body.arm * 0.9, cloth)
+    canvas.capsule(shoulder, elbow, body.arm * 1.15, body.arm * 1.05, cloth)
 
 
 def _neck(canvas: Canvas, body: Body, look: Look) -> None:
     foot = (body.shoulder_x, body.shoulder_y + 0.005)
-    canvas.capsule((body.head_x, body.head_y + 0.6 * body.ry), foot, 0.45 * body.rx, 0.5 * body.rx, shade(look.skin, 0.85))
+    canvas.capsule(
+        (body.head_x, body.head_y + 0.6 * body.ry), foot, 0.45 * body.rx, 0.5 * body.rx, shade(look.skin, 0.85)
+    )
 
 
 def _head(canvas: Canvas, body: Body, look: Look, view: int) -> None:
@@ -117,7 +117,9 @@ def _head(canvas: Canvas, body: Body, look: Look, view: int) -> None:
     canvas.ellipse(x, y, rx, ry, look.skin)
     if f:
         canvas.polygon(
-            [(x + 0.85 * f * rx, y - 0.1 * ry), (x + 1.22 * f * rx, y + 0.22 * ry), (x + 0.8 * f * rx, y + 0.3 * ry)], look.skin, convex=True
+            [(x + 0.85 * f * rx, y - 0.1 * ry), (x + 1.22 * f * rx, y + 0.22 * ry), (x + 0.8 * f * rx, y + 0.3 * ry)],
+            look.skin,
+            convex=True,
         )
         canvas.ellipse(x + 0.55 * f * rx, y - 0.02 * ry, 0.11 * rx, 0.10 * ry, look.ink)
     elif view == FRONT:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.procedural import outfits
-from data_pipelines.procedural.body import BACK, FRONT, LEFT, Body, Look
+from data_pipelines.procedural.body import BACK, LEFT, Body, Look
 from data_pipelines.procedural.canvas import Canvas, Paint, Point, shade
 
 _STRIPES, _SQUARES = 0.062, 0.078
@@ -38,7 +38,9 @@ def pattern_paint(x0: float, y0: float, pattern: int, zoom: float = 1.0) -> Pain
     return paint
 
 
-def draw_upper(canvas: Canvas, points: Sequence[Point], wear: int, look: Look, origin: Point, zoom: float = 1.0) -> None:
+def draw_upper(
+    canvas: Canvas, points: Sequence[Point], wear: int, look: Look, origin: Point, zoom: float = 1.0
+) -> None:
     """Fills the outline of an upper garment with its colour and pattern (`wear`, a value of `outfits.PATTERN`)."""
     if outfits.PATTERN.values[wear] == "plain":
         canvas.polygon(points, look.upper)

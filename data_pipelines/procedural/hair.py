@@ -30,7 +30,7 @@ def _bell(x: float, top: float, bottom: float, narrow: float, wide: float) -> li
 
 
 def _cap(body: Body, view: int, low: float, grow: float) -> list[Point]:
-    """Returns the hair on the skull: the head's outline grown a little, above a line `low` (in half heads from the middle)."""
+    """Returns the hair on the skull: the head's outline grown a little, above `low` (half heads below the middle)."""
     x, y, rx, ry, f = body.head_x, body.head_y, body.rx * grow, body.ry * grow, body.facing
     if view == BACK:
         start, end = -0.20 * math.pi, 1.20 * math.pi
@@ -59,17 +59,28 @@ def draw_before(canvas: Canvas, body: Body, shape: str, look: Look, view: int) -
     elif shape == "spiky":
         for k in range(-2, 3):
             base, tip = 0.42 * k * rx, 0.62 * k * rx
-            points = [(x + base - 0.32 * rx, y - 0.78 * ry), (x + tip, y - (1.85 - 0.13 * abs(k)) * ry), (x + base + 0.32 * rx, y - 0.78 * ry)]
+            points = [
+                (x + base - 0.32 * rx, y - 0.78 * ry),
+                (x + tip, y - (1.85 - 0.13 * abs(k)) * ry),
+                (x + base + 0.32 * rx, y - 0.78 * ry),
+            ]
             canvas.polygon(points, look.hair, convex=True)
     elif shape == "bob":
         if f:
-            points = [(x - 0.1 * f * rx, y - 0.9 * ry), (x - 1.2 * f * rx, y - 0.3 * ry), (x - 1.5 * f * rx, y + ry), (x + 0.15 * f * rx, y + ry)]
+            points = [
+                (x - 0.1 * f * rx, y - 0.9 * ry),
+                (x - 1.2 * f * rx, y - 0.3 * ry),
+                (x - 1.5 * f * rx, y + ry),
+                (x + 0.15 * f * rx, y + ry),
+            ]
             canvas.polygon(points, look.hair)
         elif view == BACK:
             canvas.polygon(_bell(x, y - ry, y + 1.0 * ry, 1.15 * rx, 1.70 * rx), look.hair)
     elif shape == "long":
         if f:
-            canvas.capsule((x - 0.5 * f * rx, y - 0.3 * ry), (x - 0.75 * f * rx, chest), 0.70 * rx, 0.50 * rx, look.hair)
+            canvas.capsule(
+                (x - 0.5 * f * rx, y - 0.3 * ry), (x - 0.75 * f * rx, chest), 0.70 * rx, 0.50 * rx, look.hair
+            )
         elif view == BACK:
             canvas.polygon(_bell(x, y - ry, chest, 1.15 * rx, 1.45 * rx), look.hair)
         else:

@@ -147,7 +147,9 @@ def draw_catalogue(wardrobe: Wardrobe, seed: int) -> Catalogue:
             partner = tuple(other[i] if i == changed else value for i, value in enumerate(outfit))
             if outfit != partner and not {outfit, partner} & set(chosen):
                 chosen += [outfit, partner]
-        counts = [np.bincount(column, minlength=size) for column, size in zip(np.array(chosen).T, wardrobe.sizes, strict=True)]
+        counts = [
+            np.bincount(column, minlength=size) for column, size in zip(np.array(chosen).T, wardrobe.sizes, strict=True)
+        ]
         wanted = set(agreements(len(wardrobe.slots)))
         complete = all(wanted <= {agreement(a, b) for b in chosen if b != a} for a in chosen)
         if complete and min(int(count.min()) for count in counts) >= 2:
@@ -186,7 +188,9 @@ def deal_agreeing(catalogue: Sequence[Outfit], people: int, rng: np.random.Gener
     for person in range(people):
         chosen = [catalogue[person % len(catalogue)]]
         for wanted in agreements(len(chosen[0])):
-            partners = [outfit for outfit in catalogue if outfit not in chosen and agreement(outfit, chosen[0]) == wanted]
+            partners = [
+                outfit for outfit in catalogue if outfit not in chosen and agreement(outfit, chosen[0]) == wanted
+            ]
             least = min(worn[outfit] for outfit in partners)
             partners = [outfit for outfit in partners if worn[outfit] == least]
             chosen.append(partners[int(rng.integers(len(partners)))])

@@ -32,9 +32,10 @@ def skin_colour(tone: float) -> tuple[int, int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """One identity. The continuous traits lie in [0, 1]; `render` maps them to lengths.
+    """One identity. The continuous traits lie in [0, 1]; `body` maps them to lengths.
 
-    height, shoulder and hip width, leg share of the height, head size, arm length and girth, stoop, skin (light to dark).
+    They are: height, shoulder and hip width, leg share of the height, head size, arm length and girth, stoop, and skin
+    (light to dark).
     """
 
     height: float
@@ -87,7 +88,8 @@ def draw_person(seed: int, namespace: str, index: int) -> Person:
     combination = rng.permutation(len(HAIR_SHAPES) * len(HAIR_COLOURS))
     values = (start + index * _recurrence_steps(len(TRAITS))[order]) % 1.0
     shape, colour = divmod(int(combination[index % len(combination)]), len(HAIR_COLOURS))
-    return Person(*(float(value) for value in values), hair_shape=shape, hair_colour=colour)
+    traits = dict(zip(TRAITS, values.tolist(), strict=True))
+    return Person(**traits, hair_shape=shape, hair_colour=colour)
 
 
 def stature(person: Person) -> str:

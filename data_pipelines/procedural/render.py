@@ -1,6 +1,6 @@
 """Pictures of people and of clothes, from a description: deterministic in (seed, version), at any size.
 
-The identity is the body, skin and hair; outfit, camera, view, pose, scenery and occluder are nuisance (data.md section 6).
+Body, skin and hair are the identity; outfit, camera, view, pose, scenery and occluder are nuisance (data.md section 6).
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ def _grey(value: float) -> Colour:
     return value, value, value
 
 
-def visible_look(person: Person, outfit: Outfit, wardrobe: Wardrobe) -> body.Look:
-    upper, pattern, lower, bag = outfit[: len(outfits.BASE_SLOTS)]
+def clothes_look(outfit: Outfit, wardrobe: Wardrobe) -> body.Look:
+    """Returns the colours of an outfit; skin and hair are grey."""
+    upper, _, lower, bag = outfit[: len(outfits.BASE_SLOTS)]
     return body.Look(
-        skin=person.skin_rgb,
-        hair=person.hair_rgb,
+        skin=_grey(128),
+        hair=_grey(128),
         upper=outfits.UPPER_RGB[upper],
         pattern=outfits.PATTERN_RGB[upper],
         lower=outfits.LOWER_RGB[lower],
@@ -53,7 +54,7 @@ def visible_look(person: Person, outfit: Outfit, wardrobe: Wardrobe) -> body.Loo
 
 
 def _infrared_look(person: Person, material: tuple[int, ...]) -> body.Look:
-    """Returns greys. Dyes are transparent in the near infrared, so cloth is as bright as its fibre and patterns are faint."""
+    """Returns greys. Dyes are transparent in the near infrared: cloth is as bright as its fibre, patterns are faint."""
     draw = np.random.default_rng(material).random(5)
     upper = 95 + 125 * draw[0]
     return body.Look(
@@ -78,11 +79,11 @@ def _expose(described: Scene, size: tuple[int, int]) -> tuple[np.ndarray, int]:
         hat=described.wardrobe.extra(described.outfit, "hat"),
         sleeves=described.wardrobe.extra(described.outfit, "sleeves"),
     )
-    look = (
-        _infrared_look(described.person, described.material)
-        if camera.infrared
-        else visible_look(described.person, described.outfit, described.wardrobe)
-    )
+    if camera.infrared:
+        look = _infrared_look(described.person, described.material)
+    else:
+        clothes = clothes_look(described.outfit, described.wardrobe)
+        look = dataclasses.replace(clothes, skin=described.person.skin_rgb, hair=described.person.hair_rgb)
     pose = body.Pose(
         view=_VIEWS[draws.below(len(_VIEWS))],
         x=draws.between(-0.03, 0.03),

@@ -17,8 +17,16 @@ import dataclasses
 
 import numpy as np
 
-from data_pipelines.procedural.outfits import OWNED, Catalogue, Outfit, Wardrobe
-from data_pipelines.procedural.outfits import deal, deal_agreeing, own_fresh, own_fresh_agreeing
+from data_pipelines.procedural.outfits import (
+    OWNED,
+    Catalogue,
+    Outfit,
+    Wardrobe,
+    deal,
+    deal_agreeing,
+    own_fresh,
+    own_fresh_agreeing,
+)
 from data_pipelines.procedural.scene import CAMERAS, VISIBLE_CAMERAS
 from data_pipelines.schema import UNKNOWN
 
@@ -56,7 +64,7 @@ def own_test(task: str, catalogue: Catalogue, people: int, rng: np.random.Genera
 
 
 def _named(outfit: Outfit, rng: np.random.Generator, must: int | None = None, may: tuple[int, ...] = ()) -> Outfit:
-    """Returns two or three slots of an outfit, -1 elsewhere: `must` and others out of `may`, or any where must is None."""
+    """Returns two or three slots of an outfit, -1 elsewhere: `must` and others out of `may`; any if `must` is None."""
     others = list(may) if must is not None else list(range(len(outfit)))
     count = min(2 + int(rng.integers(2)) - (must is not None), len(others))
     kept = set(rng.permutation(others)[:count].tolist()) | ({must} if must is not None else set())
@@ -78,7 +86,7 @@ def _cameras(first: int, modality_infrared: bool) -> int:
 
 
 def train_rows(task: str, owned: list[Outfit], rng: np.random.Generator) -> list[Row]:
-    """Returns the twelve rows of a training person: every outfit equally often, every camera of the modality in turn."""
+    """Returns the twelve rows of a training person: every outfit equally often, the cameras in turn."""
     each = TRAIN_IMAGES // len(owned)
     start = int(rng.integers(VISIBLE_CAMERAS))
     rows = []

@@ -1,4 +1,4 @@
-"""What stands around a person and between it and the picture: background, occluder, camera (data.md section 6) [ours]."""
+"""What stands around a person: background, occluder, camera (data.md section 6) [ours]."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """What a camera does to every picture it takes: colour gain a channel, blur (standard deviation in units of height)."""
+    """What a camera does to every picture: gain a channel, blur (standard deviation in units of picture height)."""
 
     infrared: bool
     gain: tuple[float, float, float]

@@ -19,15 +19,16 @@ from data_pipelines.procedural import outfits, people
 _OUT = flags.DEFINE_string("out", str(tokenizer.BUILTIN_VOCABULARY), "Where the vocabulary goes.")
 
 PLAIN_WORDS = """
-adult age ankle arm arms at back background bald bare barefoot beard belt big black blonde blouse blue boots both boy bright brown
-camera cardigan carried carry clothing coat collar colour coloured color colored curly cyan dark denim dress female feet foot from
-front girl glasses glove gold gray grey hand handbag hands he head heel height her hers his hold holding hood hoodie infrared is it
-jacket jeans khaki knee large left leg legs light long looking male man mask men middle modality navy neck night old olive on one orange
-other outfit over pack patterned phone pink ponytail purse right sandals scarf she shorts short shoulder shoulders side skin skirt
-small sneakers socks suit suitcase sunglasses sweater tan their them they this tie tight to towards turned two umbrella vest violet
-waist walking walks watch wear wears which white who woman women years yellow young
+ adult age ankle arm arms at back background bald bare barefoot beard belt big black blonde blouse blue boots both boy
+bright brown camera cardigan carried carry clothing coat collar colour coloured color colored curly cyan dark denim
+dress female feet foot from front girl glasses glove gold gray grey hand handbag hands he head heel height her hers
+his hold holding hood hoodie infrared is it jacket jeans khaki knee large left leg legs light long looking male man
+mask men middle modality navy neck night old olive on one orange other outfit over pack patterned phone pink ponytail
+purse right sandals scarf she shorts short shoulder shoulders side skin skirt small sneakers socks suit suitcase
+sunglasses sweater tan their them they this tie tight to towards turned two umbrella vest violet waist walking walks
+watch wear wears which white who woman women years yellow young
 """
-CONTINUATIONS = "s es ed ing er est ly ish y ie n".split()
+CONTINUATIONS = ["s", "es", "ed", "ing", "er", "est", "ly", "ish", "y", "ie", "n"]
 
 
 def entries() -> list[str]:

@@ -91,10 +91,10 @@ def _compare(protocol: str, path_a: Path, path_b: Path, samples: int, seed: int)
         ids, at_a, at_b = np.intersect1d(a["query_id"], b["query_id"], return_indices=True)
         other = np.flatnonzero(a["num_positives"][at_a] != b["num_positives"][at_b])
         if len(other):
+            positives = a["num_positives"][at_a[other[0]]], b["num_positives"][at_b[other[0]]]
             raise ValueError(
-                f"{protocol}: query {ids[other[0]]} (and {len(other) - 1} more) has "
-                f"{a['num_positives'][at_a][other[0]]} positives in {path_a} and {b['num_positives'][at_b][other[0]]} in "
-                f"{path_b}: the runs ranked different galleries and cannot be paired"
+                f"{protocol}: query {ids[other[0]]} (and {len(other) - 1} more) has {positives[0]} positives in "
+                f"{path_a} and {positives[1]} in {path_b}: the runs ranked different galleries and cannot be paired"
             )
         values = [
             np.stack([run["ap"][at], run["first_positive_rank"][at] == 1], axis=1) for run, at in ((a, at_a), (b, at_b))
@@ -141,7 +141,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
         interval = f"[{row.low:+.4f}, {row.high:+.4f}]{' *' if row.clear else ''}"
         unpaired = f"  ({row.unpaired} queries not paired)" if row.unpaired else ""
         lines.append(
-            f"{row.protocol:{width}}  {row.metric:6}  {row.queries:7}  {row.a:6.4f}  {row.b:6.4f}  {row.difference:+.4f}"
-            f"  {interval}{unpaired}"
+            f"{row.protocol:{width}}  {row.metric:6}  {row.queries:7}  {row.a:6.4f}  {row.b:6.4f}  "
+            f"{row.difference:+.4f}  {interval}{unpaired}"
         )
     return "\n".join(lines)

@@ -52,7 +52,8 @@ def average_precision(
     Ranks that are not positive are skipped. NaN where a row has no positive.
     """
     up_to = np.cumsum(positive, axis=1)
-    total = np.where(positive, up_to / (position + 1.0), 0).sum(axis=1)
+    # Summed in order, not pairwise: then the padding, which depends on the block, leaves the last bit alone too.
+    total = np.cumsum(np.where(positive, up_to / (position + 1.0), 0), axis=1)[:, -1]
     return np.divide(total, up_to[:, -1], out=np.full(len(total), np.nan), where=up_to[:, -1] > 0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -27,6 +29,8 @@ class Gallery:
         self.images = len(embedding)
         self.layout = counting.Layout.of(self.images, devices.size)
         squared = squared_norms(embedding, "gallery")
+        # JAX returns host memory it took over only when Python collects garbage: let an earlier gallery's go first.
+        gc.collect(0)
         self._embedding = self._place(embedding, P(counting.AXIS))
         if metric == "cosine":
             scale, offset = inverse_root(squared), np.zeros_like(squared)
@@ -79,14 +83,14 @@ class Gallery:
         """
         rows, wanted = columns.shape
         if wanted <= sort_above:
-            tiles = []
+            result = np.zeros(columns.shape, np.int32)
             for start in range(0, wanted, counting.TILE):
-                tile = self._pad(columns[:, start : start + counting.TILE], scores.shape[0], counting.TILE)
-                tiles.append(counting.count(scores, tile, mesh=self.mesh, layout=self.layout))
-            result = np.zeros((rows, counting.TILE * len(tiles)), np.int32)
-            for number, tile in enumerate(tiles):
-                result[:, number * counting.TILE : (number + 1) * counting.TILE] = np.asarray(tile)[:rows]
-            return result[:, :wanted]
+                tile = columns[:, start : start + counting.TILE]
+                padded = self._pad(tile, scores.shape[0], counting.TILE)
+                # Waits for each result: simulated CPU devices deadlock when many collectives are under way at once.
+                count = np.asarray(counting.count(scores, padded, mesh=self.mesh, layout=self.layout))
+                result[:, start : start + counting.TILE] = count[:rows, : tile.shape[1]]
+            return result
         host = np.asarray(counting.gather(scores, mesh=self.mesh))
         result = np.zeros(columns.shape, np.int32)
         place = np.empty(host.shape[1], np.int32)

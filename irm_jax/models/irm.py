@@ -104,7 +104,7 @@ class IRM(nn.Module):
         # Bias-free necks: the paper's BNNeck freezes the bias at 0. Statistics in f32 over the global batch.
         neck: dict[str, Any] = {
             "momentum": 0.9, "epsilon": 1e-5, "use_bias": False, "use_fast_variance": False,
-            "dtype": jnp.promote_types(dtype, jnp.float32),
+            "dtype": transformer.at_least_f32(dtype),
         }  # fmt: skip
         self.edited_neck = nn.BatchNorm(**neck)
         self.cls_neck = nn.BatchNorm(**neck)
@@ -149,16 +149,16 @@ class IRM(nn.Module):
     def embed(self, image: ImageFeatures, instruction: Instruction) -> Embedding:
         """B image features under B instructions -> Embedding, with running statistics in the neck."""
         person, guided = self.editing_transformer(image.cls, image.patches, instruction, train=False)
-        person, guided = (self.edited_neck(at_least_f32(x), use_running_average=True) for x in (person, guided))
+        person, guided = (self.edited_neck(_full(x), use_running_average=True) for x in (person, guided))
         return Embedding(jnp.concatenate([person, guided], axis=-1), person, guided, instruction.feature)
 
     def project_images(self, image: ImageFeatures) -> Array:
         """-> [B, P], the space in which captions are compared with images (not normalised)."""
-        return at_least_f32(self.image_projection(image.cls))
+        return _full(self.image_projection(image.cls))
 
     def project_sentences(self, instruction: Instruction) -> Array:
         """-> [B, P], see `project_images`."""
-        return at_least_f32(self.text_projection(instruction.feature))
+        return _full(self.text_projection(instruction.feature))
 
     def _instruction_length(self, sentence_length: int) -> int:
         c = self.config
@@ -250,15 +250,15 @@ class IRM(nn.Module):
             train=train,
         )
         # One call on the 2E concatenated rows of all groups [ours]: one set of statistics, updated once.
-        both = at_least_f32(jnp.stack([_blocks(person, blocks), _blocks(guided, blocks)], axis=2))
+        both = _full(jnp.stack([_blocks(person, blocks), _blocks(guided, blocks)], axis=2))
         both = self.edited_neck(both, use_running_average=not train)
-        plain_cls = at_least_f32(plain_cls)
+        plain_cls = _full(plain_cls)
         return EditedRows(
             cls=plain_cls,
             cls_neck=self.cls_neck(plain_cls, use_running_average=not train),
             person=both[:, :, 0],
             guided=both[:, :, 1],
-            instruction=at_least_f32(instruction.feature),
+            instruction=_full(instruction.feature),
         )
 
     def _caption_rows(self, image: ImageFeatures, caption: Instruction) -> CaptionRows:
@@ -277,7 +277,7 @@ def initialise(model: IRM, constant_tokens: Array) -> None:
     model.embed(image, template)
     model.project_images(image)
     model.project_sentences(sentence)
-    model.cls_neck(at_least_f32(image.cls), use_running_average=True)
+    model.cls_neck(_full(image.cls), use_running_average=True)
 
 
 def _block(c: IRMConfig, heads: int, *, norm_first: bool = True) -> transformer.BlockConfig:
@@ -288,9 +288,9 @@ def _block(c: IRMConfig, heads: int, *, norm_first: bool = True) -> transformer.
     )  # fmt: skip
 
 
-def at_least_f32(x: Array) -> Array:
+def _full(x: Array) -> Array:
     """bf16 -> f32; f32 and f64 unchanged."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(transformer.at_least_f32(x.dtype))
 
 
 def _rows(x: Array) -> Array:

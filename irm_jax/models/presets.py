@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # From scratch in minutes on two cores: a conv stem, narrow and shallow.
     "tiny": {
         "width": 128, "image_size": (128, 64), "image_depth": 3, "image_heads": 4, "patch": 16, "stride": 16,
-        "stem": "conv", "part_tokens": 3, "text_depth": 2, "text_heads": 4, "max_length": 32,
+        "stem": "conv", "part_tokens": 3, "text_depth": 2, "text_heads": 4, "max_length": 40,
         "instruction_image_size": (32, 32), "template_depth": 1, "template_heads": 4, "template_patch": 8,
         "template_stem": "conv", "template_statistics": "clip", "editing_depth": 2, "editing_drop_path": 0.0,
         "projection_width": 64, "drop_path": 0.0,

@@ -18,6 +18,11 @@ Array = jax.Array
 INIT = nn.initializers.truncated_normal(stddev=0.02)
 
 
+def at_least_f32(dtype: Any) -> Any:
+    """The type for sums and statistics: f64 stays, everything else is f32."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
     """Sizes and options of one block. `norm_first`: pre-norm (ViT) if True, post-norm (BERT) if False."""
@@ -57,7 +62,7 @@ class Attention(nn.Module):
         )
         query, key, value = jnp.transpose(dense(x), (2, 0, 3, 1, 4))  # each [B, H, N, d]
         query = query[:, :, :queries] * jnp.asarray(head_width**-0.5, c.dtype)
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key).astype(jnp.promote_types(c.dtype, jnp.float32))
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key).astype(at_least_f32(c.dtype))
         if mask is not None:
             scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1)

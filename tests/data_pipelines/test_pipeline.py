@@ -173,6 +173,7 @@ def test_composed_rows_ask_for_another_outfit_of_the_same_person(data, reference
                 place, row = layout.composed_row + number, layout.row + number
                 assert fields["composed_row"][block, place] == row
                 same = fields["identity"][block] == fields["identity"][block, row]
+                same &= np.isin(np.arange(len(same)), range(layout.row, layout.row + layout.rows))
                 (other,) = set(fields["clothes"][block, same].tolist()) - {int(fields["clothes"][block, row])}
                 wanted = (other, other + 1)[:named]
                 np.testing.assert_array_equal(
@@ -223,32 +224,45 @@ def test_columns_fall_back_to_clothes_and_to_own_attributes(make_index):
     np.testing.assert_array_equal(two.wanted, worn)
 
 
-class Spoiled:
-    """A data set one of whose images lost its end."""
+class Altered:
+    """A data set whose records pass through change(record number, fields) -> fields."""
 
-    def __init__(self, dataset, record: int) -> None:
-        self.manifest, self._dataset, self._record = dataset.manifest, dataset, record
+    def __init__(self, dataset, change) -> None:
+        self.manifest, self._dataset, self._change = dataset.manifest, dataset, change
 
     def index(self, split):
         return self._dataset.index(split)
 
     def reader(self, split, fields):
-        return SpoiledReader(self._dataset.reader(split, fields), self._record)
+        return AlteredReader(self._dataset.reader(split, fields), self._change)
 
 
-class SpoiledReader:
-    def __init__(self, reader, record: int) -> None:
-        self._reader, self._record = reader, record
+class AlteredReader:
+    def __init__(self, reader, change) -> None:
+        self._reader, self._change = reader, change
 
     def __getitem__(self, i):
-        fields = self._reader[i]
-        if i == self._record:
-            fields = {**fields, "image": fields["image"][:-60]}
-        return fields
+        return self._change(i, self._reader[i])
+
+
+def test_every_row_of_every_step_is_augmented_differently(data):
+    one = data["tiny_cc"].reader("train")[0]["image"]
+    alike = {name: Altered(dataset, lambda i, fields: {**fields, "image": one}) for name, dataset in data.items()}
+    images = [
+        image.tobytes()
+        for _, batch in batches(alike, 3)
+        for fields in batch.values()
+        for image in fields["image"].reshape(-1, 48, 24, 3)
+    ]
+    assert len(images) == 3 * 104
+    assert len(set(images)) == len(images)
 
 
 def test_a_truncated_jpeg_is_named(data):
-    spoiled = {**data, "tiny_vi": Spoiled(data["tiny_vi"], 40)}
+    def cut(i, fields):
+        return {**fields, "image": fields["image"][:-60]} if i == 40 else fields
+
+    spoiled = {**data, "tiny_vi": Altered(data["tiny_vi"], cut)}
     file = data["tiny_vi"].index("train").file[40]
     with pytest.raises(ValueError, match=f"data set tiny_vi, split train, record 40, file {file}: the image does not"):
         list(batches(spoiled, 60, threads=1))

@@ -93,7 +93,7 @@ def test_protocols_in_folders_and_of_one_run_only(tmp_path, caplog):
 def test_runs_that_cannot_be_compared(tmp_path):
     result = a_ranking(1, 0.5)
     compare.save_per_query(tmp_path / "a", result, np.arange(200))
-    with pytest.raises(ValueError, match="no per-query results in .*empty"):
+    with pytest.raises(ValueError, match=r"no per-query results in .*empty"):
         compare.compare_runs(tmp_path / "a", tmp_path / "empty")
     compare.save_per_query(tmp_path / "other", dataclasses.replace(result, protocol="ltcc"), np.arange(200))
     with pytest.raises(ValueError, match="share no protocol"):

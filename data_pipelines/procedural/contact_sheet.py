@@ -1,0 +1,94 @@
+"""Draws one picture a data set, for a person to check: is the same identity seen in every row?
+
+Usage: python -m data_pipelines.procedural.contact_sheet --out DIR [--people 8] [--size 192,96] [--seed 0]
+
+Rows are people. `procedural_<task>.png` shows test people: their queries, each followed by what it asks for, then the
+gallery. `procedural_<task>_train.png` shows training people with the instruction of their first image.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import textwrap
+
+import cv2
+import numpy as np
+import simplejpeg
+from absl import app, flags, logging
+
+from data_pipelines import schema, tasks
+from data_pipelines.procedural.benchmark import Benchmark
+
+_OUT = flags.DEFINE_string("out", None, "Folder for the pictures.", required=True)
+_PEOPLE = flags.DEFINE_integer("people", 8, "Rows a picture.", lower_bound=1)
+_SIZE = flags.DEFINE_list("size", ["192", "96"], "Height and width of one image.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the benchmark.")
+
+_INK, _PAPER = (20, 20, 20), 255
+_HEADER = 18
+
+
+def _written(text: str, height: int, width: int) -> np.ndarray:
+    """Returns black text on white, u8[height, width, 3], wrapped to the width."""
+    page = np.full((height, width, 3), _PAPER, np.uint8)
+    for i, line in enumerate(textwrap.wrap(text, max(8, width // 7))):
+        cv2.putText(page, line, (4, 14 + 14 * i), cv2.FONT_HERSHEY_SIMPLEX, 0.36, _INK, 1, cv2.LINE_AA)
+    return page
+
+
+def _picture(record: schema.Record) -> np.ndarray:
+    return simplejpeg.decode_jpeg(record.image)
+
+
+def _instruction(record: schema.Record, task: str, height: int) -> np.ndarray:
+    """Returns the record's instruction as a picture of the given height: a template, or its sentences."""
+    if record.instruction_images:
+        template = simplejpeg.decode_jpeg(record.instruction_images[0])
+        page = np.full((height, height * 5 // 6, 3), _PAPER, np.uint8)
+        side = page.shape[1]
+        page[:side] = cv2.resize(template, (side, side), interpolation=cv2.INTER_AREA)
+        return page
+    sentences = record.sentences or (tasks.task(task).sentence or "",)
+    return _written(" / ".join(sentences), height, height)
+
+
+def draw_sheet(benchmark: Benchmark, task: str, people: int, train: bool) -> np.ndarray:
+    """Returns the contact sheet of a task's test or training people, u8[H, W, 3]."""
+    height = benchmark.image_size[0]
+    plan = benchmark.shots(task)
+    asking, shown = (plan["train"], plan["train"]) if train else (plan["query"], plan["gallery"])
+    lines: list[np.ndarray] = []
+    for person in dict.fromkeys(shot.person for shot in shown):
+        if len(lines) == people:
+            break
+        cells: list[np.ndarray] = [_written(person.rpartition("/")[2], height, 46)]
+        for shot in [shot for shot in asking if shot.person == person][: 1 if train else None]:
+            record = benchmark.load(shot)
+            if train or tasks.task(task).has_query_image:
+                cells.append(_picture(record))
+            cells.append(_instruction(record, task, height))
+        # Ordered by camera within each outfit, so that what changes from one image to the next is one thing at a time.
+        own = sorted((s for s in shown if s.person == person), key=lambda s: (s.row.outfit, s.scene.camera))
+        cells += [_picture(benchmark.load(shot)) for shot in own]
+        lines.append(np.hstack([np.pad(cell, ((2, 2), (2, 2), (0, 0)), constant_values=_PAPER) for cell in cells]))
+    kind = "training people: first instruction, images" if train else "test people: queries, gallery"
+    return np.vstack([_written(f"procedural_{task}, {kind}", _HEADER, lines[0].shape[1]), *lines])
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    height, width = (int(value) for value in _SIZE.value)
+    benchmark = Benchmark(seed=_SEED.value, image_size=(height, width), template_size=(height, height))
+    folder = pathlib.Path(_OUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    for task in tasks.TASK_NAMES:
+        for train in (False, True):
+            path = folder / f"procedural_{task}{'_train' if train else ''}.png"
+            sheet = draw_sheet(benchmark, task, _PEOPLE.value, train)
+            if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+                raise OSError(f"cannot write {path}: is the folder writable, and the disk not full?")
+            logging.info("%s", path)
+
+
+if __name__ == "__main__":
+    app.run(main)

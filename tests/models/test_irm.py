@@ -1,0 +1,192 @@
+"""The networks: shapes, options that must not change the result, and that a repeated sentence is encoded once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from irm_jax import experiment
+from irm_jax.models import presets, transformer
+from irm_jax.models.irm import IRM, initialise
+from irm_jax.sharding import path_string
+
+
+def variables_of(model, length):
+    return model.init(jax.random.key(0), jnp.ones((1, length), jnp.int32), method=initialise)
+
+
+@pytest.fixture
+def prepared(micro_config):
+    data = experiment.open_training(micro_config)
+    model = experiment.make_model(micro_config, data)
+    with data.stream(0, 1, range(data.plan.batch_blocks), workers=0, threads=0, prefetch=1) as stream:
+        batch = jax.tree.map(jnp.asarray, next(stream)[1])
+    return model, variables_of(model, model.config.max_length), batch, data
+
+
+def test_outputs_have_the_documented_shapes(prepared):
+    model, variables, batch, data = prepared
+    output, _ = model.apply(
+        variables, batch, jnp.asarray(data.plan.constant_tokens), train=True, mutable=["batch_stats"],
+        rngs={"dropout": jax.random.key(0)},
+    )  # fmt: skip
+    blocks, width = data.plan.batch_blocks, model.config.width
+    plain = data.plan.rows("text") + data.plan.rows("visual")
+    composed = data.plan.composed_rows("text") + data.plan.composed_rows("visual")
+    assert composed > 0
+    edited, caption = output.edited, output.caption
+    assert edited.cls.shape == edited.cls_neck.shape == (blocks, plain, width)
+    assert edited.person.shape == edited.guided.shape == (blocks, plain + composed, width)
+    assert edited.instruction.shape == (blocks, plain + composed, width)
+    assert caption.image.shape == caption.text.shape == (blocks, data.plan.rows("caption"), 8)
+    assert output.heads["person"].shape == (width, model.config.num_identities)
+    # One neck over the 2E rows of both streams: together they have mean 0 and variance 1 in every channel.
+    both = np.concatenate([np.asarray(edited.person), np.asarray(edited.guided)]).reshape(-1, width)
+    np.testing.assert_allclose(both.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(both.var(0), 1, rtol=5e-2)
+
+
+def test_a_repeated_sentence_is_encoded_once(prepared):
+    """The text encoder runs on the constants and on the blocks' distinct sentences, never once a row."""
+    model, variables, batch, data = prepared
+    lengths = []
+    original = IRM.encode_sentences
+
+    def spy(self, tokens, *, train=False):
+        lengths.append(tokens.shape[0])
+        return original(self, tokens, train=train)
+
+    IRM.encode_sentences = spy
+    try:
+        constants = jnp.asarray(data.plan.constant_tokens)
+        jax.eval_shape(lambda v, b: model.apply(v, b, constants, train=False), variables, batch)
+    finally:
+        IRM.encode_sentences = original
+    sharded = data.plan.batch_blocks * (data.plan.slots("text") + data.plan.rows("caption"))
+    assert sorted(lengths) == sorted([len(data.plan.constants), sharded])
+    assert data.plan.slots("text") < data.plan.rows("text")
+
+
+def test_training_and_evaluation_paths_agree(prepared):
+    """The features of a row in a joint batch equal those of the same image and instruction embedded alone."""
+    model, variables, batch, data = prepared
+    constants = jnp.asarray(data.plan.constant_tokens)
+    output = model.apply(variables, batch, constants, train=False)
+
+    def alone(m, image, tokens):
+        return m.embed(m.encode_images(image), m.encode_sentences(tokens))
+
+    group = batch["text"]
+    for row in range(group["image"].shape[1]):
+        index = int(group["instruction"][3, row])
+        tokens = constants[-1 - index] if index < 0 else group["table"][3, index]
+        single = model.apply(variables, group["image"][3, row][None], tokens[None], method=alone)
+        np.testing.assert_allclose(single.person[0], output.edited.person[3, row], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(single.guided[0], output.edited.guided[3, row], rtol=1e-4, atol=1e-4)
+
+
+def test_padding_of_a_sentence_changes_nothing_unless_asked(prepared):
+    model, variables, _, _ = prepared
+    image = jax.random.randint(jax.random.key(1), (2, *model.config.image_size, 3), 0, 255).astype(jnp.uint8)
+    tokens = jnp.array([[2, 7, 8, 3], [2, 9, 10, 3]], jnp.int32)
+    longer = jnp.pad(tokens, ((0, 0), (0, 20)))
+
+    def embedding(m, tokens):
+        return m.embed(m.encode_images(image), m.encode_sentences(tokens)).embedding
+
+    short, long = (model.apply(variables, t, method=embedding) for t in (tokens, longer))
+    np.testing.assert_allclose(short, long, rtol=1e-5, atol=1e-5)
+    released = IRM(dataclasses.replace(model.config, mask_instruction_padding=False))
+    short, long = (released.apply(variables, t, method=embedding) for t in (tokens, longer))
+    assert np.abs(np.asarray(short - long)).max() > 1e-3
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_scan_and_remat_equal_the_plain_stack(norm_first):
+    config = transformer.BlockConfig(width=16, heads=2, norm_first=norm_first)
+    x = jax.random.normal(jax.random.key(0), (3, 5, 16))
+    mask = jnp.array([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
+    plain = transformer.Stack(config, 3)
+    params = plain.init(jax.random.key(1), x, mask, deterministic=True)["params"]
+    layers = [params[f"layer_{i}"] for i in range(3)]
+    stacked = {"layers": {"block": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}}
+
+    def loss(stack, params):
+        return jnp.sum(stack.apply({"params": params}, x, mask, deterministic=True) ** 3)
+
+    expected, gradient = jax.value_and_grad(lambda p: loss(plain, p))(params)
+    for stack in (
+        transformer.Stack(config, 3, remat=True),
+        transformer.Stack(config, 3, scan_layers=True),
+        transformer.Stack(config, 3, scan_layers=True, remat=True),
+    ):
+        own = stacked if stack.scan_layers else params
+        value, found = jax.value_and_grad(lambda p, s=stack: loss(s, p))(own)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        if stack.scan_layers:
+            found = {f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], found["layers"]["block"]) for i in range(3)}
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), found, gradient)
+
+
+def test_last_queries_compute_the_same_first_token():
+    config = transformer.BlockConfig(width=16, heads=2)
+    x = jax.random.normal(jax.random.key(0), (3, 5, 16))
+    whole, short = transformer.Stack(config, 2), transformer.Stack(config, 2, last_queries=1)
+    variables = whole.init(jax.random.key(1), x, deterministic=True)
+    np.testing.assert_allclose(
+        short.apply(variables, x, deterministic=True), whole.apply(variables, x, deterministic=True)[:, :1], rtol=1e-5
+    )
+
+
+def test_drop_path_drops_whole_rows_and_keeps_the_mean():
+    config = transformer.BlockConfig(width=8, heads=2)
+    stack = transformer.Stack(config, 1, drop_path=(0.5,))
+    x = jax.random.normal(jax.random.key(0), (400, 3, 8))
+    variables = stack.init(jax.random.key(1), x, deterministic=True)
+    quiet = stack.apply(variables, x, deterministic=True)
+    noisy = stack.apply(variables, x, deterministic=False, rngs={"dropout": jax.random.key(2)})
+    untouched = np.isclose(np.asarray(noisy), np.asarray(x)).all(axis=(1, 2)).mean()
+    assert 0.15 < untouched < 0.35  # both branches dropped: 1/4
+    assert not np.allclose(noisy, quiet)
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters(prepared):
+    model, variables, batch, data = prepared
+    half = IRM(dataclasses.replace(model.config, dtype="bfloat16"))
+    own = variables_of(half, half.config.max_length)
+    assert {x.dtype for x in jax.tree.leaves(own["params"])} == {jnp.dtype(jnp.float32)}
+    constants = jnp.asarray(data.plan.constant_tokens)
+    exact = model.apply(variables, batch, constants, train=False)
+    rounded = half.apply(variables, batch, constants, train=False)
+    assert half.apply(variables, constants, method="encode_sentences").tokens.dtype == jnp.bfloat16
+    assert rounded.edited.person.dtype == jnp.float32
+    np.testing.assert_allclose(rounded.edited.person, exact.edited.person, atol=0.25)
+    assert not np.array_equal(rounded.edited.person, exact.edited.person)
+
+
+def test_base_has_the_papers_sizes():
+    """ViT-B/16 and BERT-base by their published parameter counts."""
+    config = presets.preset("base", vocab_size=30_522)
+    shapes = jax.eval_shape(lambda: variables_of(IRM(config), 70))["params"]
+    count = {
+        name: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes[name]))
+        for name in ("image_encoder", "template_encoder", "text_encoder", "editing_transformer")
+    }
+    block = 12 * 768 * 768 + 13 * 768  # qkv, output, two MLP layers, their biases, two norms
+    patches = 16 * 16 * 3 * 768 + 768
+    assert count["image_encoder"] == 12 * block + patches + (2 * 4 + 128) * 768 + 2 * 768
+    assert count["template_encoder"] == 12 * block + patches + (2 * 1 + 64) * 768 + 2 * 768
+    assert count["text_encoder"] == 6 * block + (30_522 + 70 + 2) * 768 + 2 * 768
+    assert count["editing_transformer"] == 2 * block
+
+
+def test_parameter_tree_does_not_depend_on_the_mix(prepared):
+    """Every parameter exists after initialise: a run that adds a task restores the same tree."""
+    _, variables, _, _ = prepared
+    found = {path_string(path).split("/")[0] for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])}
+    assert found == {
+        "image_encoder", "text_encoder", "template_encoder", "editing_transformer", "edited_neck", "cls_neck",
+        "head_cls", "head_person", "head_guided", "image_projection", "text_projection", "temperature",
+    }  # fmt: skip

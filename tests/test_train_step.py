@@ -1,0 +1,81 @@
+"""One step of training: the same numbers on any mesh, accumulation, loss weights, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from irm_jax import experiment, sharding, state
+from irm_jax.models.irm import IRM
+from irm_jax.train_step import make_train_step
+
+MESHES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 8, 1)]
+
+
+def one_batch(data, step=0):
+    with data.stream(step, 1, range(data.plan.batch_blocks), workers=0, threads=0, prefetch=1) as stream:
+        return next(stream)[1]
+
+
+def run_step(config, data, batch, mesh_shape, *, double=False, steps=1):
+    """Loss, gradient-bearing parameters after the update, and metrics, on the first devices in the given mesh."""
+    mesh = sharding.make_mesh(
+        dict(zip(sharding.AXES, mesh_shape, strict=True)), jax.devices()[: int(np.prod(mesh_shape))]
+    )
+    model = experiment.make_model(config, data)
+    if double:
+        import dataclasses
+
+        model = IRM(dataclasses.replace(model.config, dtype="float64"))
+    optimizer = experiment.make_optimizer(config)
+    train_state = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh)
+    if double:
+        to_double = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
+        train_state = jax.jit(lambda s: jax.tree.map(to_double, s))(train_state)
+    start = jax.tree.map(np.asarray, train_state.params)
+    step = make_train_step(
+        model, optimizer, experiment.loss_options(config, data), jnp.asarray(experiment.head_members(data, model)), mesh
+    )
+    with jax.set_mesh(mesh):
+        for _ in range(steps):
+            leading = next(iter(batch.values()))["identity"].ndim - 2
+            arrays = sharding.to_global(batch, sharding.batch_sharding(mesh, leading=leading))
+            train_state, metrics = step(
+                train_state, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1)
+            )
+    return start, jax.tree.map(np.asarray, train_state), {k: float(v) for k, v in metrics.items()}
+
+
+def relative_to_norm(a, b):
+    """Largest difference of any element, relative to the global norm of b."""
+    norm = np.sqrt(sum(float((x.astype(np.float64) ** 2).sum()) for x in jax.tree.leaves(b)))
+    return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)) / norm
+
+
+def test_float64_step_agrees_on_every_mesh(micro_config):
+    """House tolerance: loss to 1e-12 relative, gradients (Adam's first moment) and update to 1e-9 of the global norm."""
+    # flax promotes f64 with f32 inside its norms, which strict promotion forbids; float32 tests run strict.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        data = experiment.open_training(micro_config)
+        batch = one_batch(data)
+        start, reference, metrics = run_step(micro_config, data, batch, MESHES[0], double=True)
+        for mesh in MESHES[1:]:
+            _, other, found = run_step(micro_config, data, batch, mesh, double=True)
+            assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-12), mesh
+            moments = [s.opt_state[0].mu for s in (other, reference)]
+            assert relative_to_norm(*moments) <= 1e-9, mesh
+            updates = [jax.tree.map(np.subtract, s.params, start) for s in (other, reference)]
+            assert relative_to_norm(*updates) <= 1e-9, mesh
+            assert relative_to_norm(other.batch_stats, reference.batch_stats) <= 1e-12, mesh
+
+
+def test_float32_loss_agrees_and_repeats_bit_equal(micro_config):
+    data = experiment.open_training(micro_config)
+    batch = one_batch(data)
+    _, reference, metrics = run_step(micro_config, data, batch, (1, 1, 1))
+    for mesh in [(8, 1, 1), (2, 2, 2)]:
+        _, first, found = run_step(micro_config, data, batch, mesh)
+        assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-6), mesh
+        _, second, again = run_step(micro_config, data, batch, mesh)
+        assert found == again
+        jax.tree.map(np.testing.assert_array_equal, first, second)
