@@ -1,6 +1,6 @@
 """Draws one picture a data set, for a person to check: is the same identity seen in every row?
 
-Usage: python -m data_pipelines.procedural.contact_sheet --out DIR [--people 8] [--size 192,96] [--seed 0]
+Usage: python -m data_pipelines.procedural.contact_sheet --out DIR [--people 8] [--size 192 96] [--seed 0]
 
 Rows are people. `procedural_<task>.png` shows test people: their queries, each followed by what it asks for, then the
 gallery. `procedural_<task>_train.png` shows training people with the instruction of their first image.
@@ -8,24 +8,19 @@ gallery. `procedural_<task>_train.png` shows training people with the instructio
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import textwrap
 
 import cv2
 import numpy as np
 import simplejpeg
-from absl import app, flags, logging
 
 from data_pipelines import schema, tasks
 from data_pipelines.procedural.benchmark import Benchmark
 
-_OUT = flags.DEFINE_string("out", None, "Folder for the pictures.", required=True)
-_PEOPLE = flags.DEFINE_integer("people", 8, "Rows a picture.", lower_bound=1)
-_SIZE = flags.DEFINE_list("size", ["192", "96"], "Height and width of one image.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the benchmark.")
-
 _INK, _PAPER = (20, 20, 20), 255
-_HEADER = 18
+HEADER = 18
 
 
 def _written(text: str, height: int, width: int) -> np.ndarray:
@@ -72,23 +67,29 @@ def draw_sheet(benchmark: Benchmark, task: str, people: int, train: bool) -> np.
         cells += [_picture(benchmark.load(shot)) for shot in own]
         lines.append(np.hstack([np.pad(cell, ((2, 2), (2, 2), (0, 0)), constant_values=_PAPER) for cell in cells]))
     kind = "training people: first instruction, images" if train else "test people: queries, gallery"
-    return np.vstack([_written(f"procedural_{task}, {kind}", _HEADER, lines[0].shape[1]), *lines])
+    return np.vstack([_written(f"procedural_{task}, {kind}", HEADER, lines[0].shape[1]), *lines])
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    height, width = (int(value) for value in _SIZE.value)
-    benchmark = Benchmark(seed=_SEED.value, image_size=(height, width), template_size=(height, height))
-    folder = pathlib.Path(_OUT.value)
-    folder.mkdir(parents=True, exist_ok=True)
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draws contact sheets of the procedural benchmark.")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the pictures")
+    parser.add_argument("--people", type=int, default=8, help="rows a picture")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(192, 96), metavar=("HEIGHT", "WIDTH"), help="of one image"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the benchmark")
+    options = parser.parse_args()
+    height, width = options.size
+    benchmark = Benchmark(seed=options.seed, image_size=(height, width), template_size=(height, height))
+    options.out.mkdir(parents=True, exist_ok=True)
     for task in tasks.TASK_NAMES:
         for train in (False, True):
-            path = folder / f"procedural_{task}{'_train' if train else ''}.png"
-            sheet = draw_sheet(benchmark, task, _PEOPLE.value, train)
+            path = options.out / f"procedural_{task}{'_train' if train else ''}.png"
+            sheet = draw_sheet(benchmark, task, options.people, train)
             if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
                 raise OSError(f"cannot write {path}: is the folder writable, and the disk not full?")
-            logging.info("%s", path)
+            print(path)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -22,7 +22,8 @@ _VIEWS = (body.FRONT,) * 4 + (body.RIGHT,) * 2 + (body.LEFT,) * 2 + (body.BACK,)
 class Scene:
     """All a picture depends on. `seed` is the benchmark's; `draw` the key of this picture's own random numbers.
 
-    `material` keys the fabrics of this person's outfit: how bright they are in infrared, whatever their colour.
+    `material` keys the fabrics of this person's outfit: how bright they are in infrared, whatever their colour. `hard`
+    gives every camera a strong tint.
     """
 
     person: Person
@@ -32,6 +33,7 @@ class Scene:
     seed: int
     draw: tuple[int, ...]
     material: tuple[int, ...]
+    hard: bool = False
 
 
 def _grey(value: float) -> Colour:
@@ -61,7 +63,7 @@ def _infrared_look(person: Person, material: tuple[int, ...]) -> body.Look:
         skin=_grey(infrared_skin(person.skin)),
         hair=_grey(HAIR_INFRARED[person.hair_colour]),
         upper=_grey(upper),
-        pattern=_grey(upper * (0.78 if draw[4] < 0.5 else 1.15)),
+        pattern=_grey(upper * (0.70 if draw[4] < 0.5 else 1.25)),
         lower=_grey(70 + 130 * draw[1]),
         bag=_grey(60 + 60 * draw[2]),
         shoes=_grey(50 + 90 * draw[3]),
@@ -72,7 +74,7 @@ def _infrared_look(person: Person, material: tuple[int, ...]) -> body.Look:
 def _expose(described: Scene, size: tuple[int, int]) -> tuple[np.ndarray, int]:
     """Returns the picture, u8[H, W, 3] RGB, and its JPEG quality, 70 to 95."""
     draws = scene.Draws(np.random.default_rng(described.draw))
-    camera = scene.camera(described.seed, described.camera)
+    camera = scene.camera(described.seed, described.camera, described.hard)
     wear = body.Wear(
         pattern=described.outfit[1],
         bag=described.outfit[3],

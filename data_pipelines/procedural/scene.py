@@ -15,6 +15,7 @@ VISIBLE_CAMERAS, INFRARED_CAMERAS = 4, 2
 CAMERAS = VISIBLE_CAMERAS + INFRARED_CAMERAS
 NOISE_STANDARD_DEVIATION = 6.0
 OCCLUDED_SHARE = 0.25
+GAIN_SPREAD, HARD_GAIN_SPREAD = 0.08, 0.30
 _CLOTHES_RGB = outfits.UPPER_RGB + outfits.LOWER_RGB
 _NOISE_POOL = 1 << 20
 
@@ -56,10 +57,11 @@ class Camera:
 
 
 @functools.lru_cache(maxsize=64)
-def camera(seed: int, number: int) -> Camera:
-    """Returns camera `number` of benchmark `seed`: 0..3 visible, 4 and 5 infrared."""
+def camera(seed: int, number: int, hard: bool) -> Camera:
+    """Returns camera `number` of benchmark `seed`: 0..3 visible, 4 and 5 infrared; `hard` tints them strongly."""
     rng = np.random.default_rng([seed, 0xCA3, number])
-    red, green, blue = (float(value) for value in rng.uniform(0.92, 1.08, 3))
+    spread = HARD_GAIN_SPREAD if hard else GAIN_SPREAD
+    red, green, blue = (float(value) for value in rng.uniform(1 - spread, 1 + spread, 3))
     infrared = number >= VISIBLE_CAMERAS
     return Camera(infrared, (red, red, red) if infrared else (red, green, blue), float(rng.uniform(0.002, 0.005)))
 
@@ -127,10 +129,10 @@ def expose(pixels: np.ndarray, camera: Camera, draws: Draws) -> np.ndarray:
     sigma = camera.blur * height * draws.between(0.6, 1.6)
     if sigma > 0.2:
         pixels = cv2.GaussianBlur(pixels, (0, 0), sigma)
-    light = draws.between(0.96, 1.04)
+    light = 0.96 + 0.08 * draws.units(3)
     channels = 1 if camera.infrared else 3
     seen = pixels[..., :channels].astype(np.float32)
-    seen *= np.array(camera.gain[:channels], np.float32) * np.float32(light)
+    seen *= (np.array(camera.gain) * light)[:channels].astype(np.float32)
     if camera.infrared:
         y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
         x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]

@@ -8,15 +8,12 @@ digits with their continuations, so that no sentence in plain letters has an unk
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import string
 
-from absl import app, flags, logging
-
 from data_pipelines import instructions, tasks, tokenizer
 from data_pipelines.procedural import outfits, people
-
-_OUT = flags.DEFINE_string("out", str(tokenizer.BUILTIN_VOCABULARY), "Where the vocabulary goes.")
 
 PLAIN_WORDS = """
  adult age ankle arm arms at back background bald bare barefoot beard belt big black blonde blouse blue boots both boy
@@ -49,13 +46,14 @@ def entries() -> list[str]:
     return list(dict.fromkeys(ordered))
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    path = pathlib.Path(_OUT.value)
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Writes the built-in vocabulary.")
+    parser.add_argument("--out", type=pathlib.Path, default=tokenizer.BUILTIN_VOCABULARY, help="the file to write")
+    path: pathlib.Path = parser.parse_args().out
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(entries()) + "\n", encoding="utf-8")
-    logging.info("%d entries in %s", len(entries()), path)
+    print(f"{len(entries())} entries in {path}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -116,7 +116,8 @@ def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def squared_norms(embedding: Float32[np.ndarray, "n D"], name: str) -> Float32[np.ndarray, " n"]:
     """|x|^2 of each row. Raises ValueError naming the first row that is not finite, or too long for f32 scores."""
-    squared = np.einsum("nd,nd->n", embedding, embedding)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = np.einsum("nd,nd->n", embedding, embedding)
     bad = np.flatnonzero(~(squared < 1e37))  # so that 2 q.g - |g|^2 stays finite
     if len(bad):
         raise ValueError(

@@ -21,7 +21,7 @@ from irm_jax.evaluation.related_pairs import RelatedPairs
 
 __all__ = ["Ranking", "default_block", "rank", "summarize"]
 
-BUFFER_BYTES = 1 << 27
+BUFFER_BYTES = 1 << 28
 """Of one device's score buffer, from which the default number of queries in a block follows."""
 MOST_ROWS = 256
 RANKS_AT_ONCE = 1 << 22

@@ -46,8 +46,13 @@ class _Taken(Mapping[str, Any]):
         self._columns, self._records, self._axis = columns, records, axis
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self._columns:
+            raise ValueError(f"the rule reads column {name!r}, but given are only {', '.join(self._columns)}")
         taken = self._columns[name][self._records]
         return taken if self._axis is None else np.expand_dims(taken, self._axis)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)

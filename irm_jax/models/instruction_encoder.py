@@ -51,9 +51,9 @@ class TextEncoder(nn.Module):
         length = tokens.shape[1]
         if length > self.max_length:
             raise ValueError(f"{length} tokens given, but the text encoder has {self.max_length} positions")
-        word = self.param("word_embedding", transformer.INIT, (self.vocab_size, width))
-        position = self.param("position_embedding", transformer.INIT, (self.max_length, width))
-        kind = self.param("type_embedding", transformer.INIT, (2, width))
+        word = self.param("word_embedding", transformer.EMBEDDING_INIT, (self.vocab_size, width))
+        position = self.param("position_embedding", transformer.EMBEDDING_INIT, (self.max_length, width))
+        kind = self.param("type_embedding", transformer.EMBEDDING_INIT, (2, width))
         x = jnp.take(word, tokens, axis=0) + position[None, :length] + kind[None, :1]
         x = self.block.layer_norm("embedding_norm")(x.astype(dtype))
         x = nn.Dropout(self.block.dropout)(x, deterministic=not train)

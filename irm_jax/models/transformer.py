@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 Array = jax.Array
-INIT = nn.initializers.truncated_normal(stddev=0.02)
+EMBEDDING_INIT = nn.initializers.truncated_normal(stddev=0.02)
+INIT = nn.initializers.xavier_uniform()
+"""Of dense layers, as in the original ViT: 0.02 everywhere starves narrow models of signal, and they collapse."""
 
 
 def at_least_f32(dtype: Any) -> Any:
@@ -43,6 +45,13 @@ class BlockConfig:
         return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)
 
 
+def _qkv_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """`INIT` of q, k and v each on its own. DenseGeneral hands over the flat shape [D, 3 * D]."""
+    width = shape[0]
+    parts = [INIT(k, (width, width), dtype) for k in jax.random.split(key, shape[1] // width)]
+    return jnp.concatenate(parts, axis=1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with bias on q, k, v and output.
 
@@ -58,7 +67,7 @@ class Attention(nn.Module):
         c = self.config
         head_width = c.width // c.heads
         dense = nn.DenseGeneral(
-            (3, c.heads, head_width), kernel_init=INIT, dtype=c.dtype, name="query_key_value"
+            (3, c.heads, head_width), kernel_init=_qkv_init, dtype=c.dtype, name="query_key_value"
         )
         query, key, value = jnp.transpose(dense(x), (2, 0, 3, 1, 4))  # each [B, H, N, d]
         query = query[:, :, :queries] * jnp.asarray(head_width**-0.5, c.dtype)
