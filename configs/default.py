@@ -114,6 +114,7 @@ def get_config() -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.alpha = 3.0  # weight of the triplet losses (the paper: 3; 1 for VC-Clothes alone)
+    config.loss.alpha_ramp_steps = 0  # [ours] alpha rises from 0 over these steps; for training from scratch
     config.loss.margin = 0.3  # of the triplet losses
     config.loss.rank_weight = 0.1  # of R_i, the order of the two farthest positives
     config.loss.instruction_similarity = "centered"  # centered [ours] | raw (the paper)
@@ -124,15 +125,15 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 4e-5  # peak (released joint recipe)
     config.optimizer.warmup_steps = 1000  # linear from 1% to 100%
-    config.optimizer.weight_decay = 5e-4
+    config.optimizer.weight_decay = 5e-4  # decoupled, as AdamW's
     config.optimizer.no_decay = ""  # pattern of parameter paths without weight decay ('' = decay all, as released)
-    config.optimizer.beta1 = 0.9
-    config.optimizer.beta2 = 0.999
+    config.optimizer.beta1 = 0.9  # of Adam's first moment
+    config.optimizer.beta2 = 0.999  # of Adam's second moment
     config.optimizer.clip_norm = 0.0  # global gradient norm limit (0 = none, as released)
     config.optimizer.accumulate = 1  # batches a step, each mined on its own
 
     config.train = ConfigDict()
-    config.train.steps = 24_000
+    config.train.steps = 24_000  # updates of a full training (released joint recipe)
     config.train.log_every = 20  # steps between progress lines and logged metrics
     config.train.evaluate_every = 0  # steps between evaluations (0 = at the end only)
 
@@ -140,7 +141,7 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = 1000  # steps (0 = only at the end)
     config.checkpoint.keep = 3  # newest ones kept, beside the best
     config.checkpoint.best_metric = "mean_mAP"  # of the evaluation: mean over the headline protocols
-    config.checkpoint.asynchronous = True
+    config.checkpoint.asynchronous = True  # write while training goes on
 
     config.evaluation = ConfigDict()
     config.evaluation.sets = ConfigDict()  # name -> evaluation_set(...)

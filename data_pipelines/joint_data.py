@@ -63,9 +63,7 @@ def make_tokenizer(config: ConfigDict, max_length: int) -> Tokenizer:
     return Tokenizer(vocab=config.data.vocab, max_length=max_length)
 
 
-def open_training(
-    config: ConfigDict, *, image_size: Size, instruction_image_size: Size, max_length: int
-) -> JointData:
+def open_training(config: ConfigDict, *, image_size: Size, instruction_image_size: Size, max_length: int) -> JointData:
     """Opens (and, if procedural and allowed, builds) the training sets and lays out their batches.
 
     Raises DatasetError or ValueError naming what is missing and what to run or change.
@@ -73,10 +71,13 @@ def open_training(
     units = units_of(config)
     datasets = open_datasets(config, [unit.dataset for unit in units])
     tokenizer = make_tokenizer(config, max_length)
-    plan = plan_batch(
-        units, config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
-        instruction_dropout=config.data.instruction_dropout,
-    )  # fmt: skip
+    try:
+        plan = plan_batch(
+            units, config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
+            instruction_dropout=config.data.instruction_dropout,
+        )  # fmt: skip
+    except ValueError as error:
+        raise shards.DatasetError(f"config.data: {error}") from error
     options = {
         "seed": config.seed,
         "accumulate": config.optimizer.accumulate,

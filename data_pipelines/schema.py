@@ -14,8 +14,8 @@ import numpy as np
 SCHEMA_VERSION = 1
 VISIBLE, INFRARED = 0, 1
 ATTRIBUTE_SLOTS = 8
-"""Width of every attribute array. A slot holds a small non-negative value; -1 is unknown (of an image) or unnamed (of an
-instruction)."""
+"""Width of every attribute array. A slot holds a small non-negative value; -1 is unknown (of an image) or unnamed (of
+an instruction)."""
 UNKNOWN = -1
 
 
@@ -24,9 +24,9 @@ class Record:
     """One image of one person, with the instruction that belongs to it.
 
     `image` is JPEG or PNG bytes as delivered. `person` is a global name, `namespace/pid`: the same name in two data
-    sets is the same person. `camera` counts from 0 within the data set's namespace; unknown is -1 for a query and -2 for
-    a gallery image, so that camera junk never fires. `clothes` numbers outfits: same person and same number is the same
-    outfit. `attributes` is what the person wears here (slot values). The `instruction_*` fields say what the
+    sets is the same person. `camera` counts from 0 within the data set's namespace; unknown is -1 for a query and -2
+    for a gallery image, so that camera junk never fires. `clothes` numbers outfits: same person and same number is the
+    same outfit. `attributes` is what the person wears here (slot values). The `instruction_*` fields say what the
     instruction of this record asks for: for a training or gallery image its own outfit, for a query the wanted one.
     `sentences` are paraphrases of one instruction (li) or captions (t2i); `instruction_images` are alternatives of
     one visual instruction (ctcc, optionally cc). Constant sentences of a task are not stored.

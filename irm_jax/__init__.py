@@ -1,1 +1,20 @@
 """irm_jax: instruction-guided person re-identification (Instruct-ReID++, models IRM and IRM++) in JAX and Flax."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from irm_jax.evaluate import Embedder
+
+__all__ = ["Embedder"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `Embedder` on first use: `import irm_jax` alone loads neither jax nor a model, so that a wrong flag or
+    configuration is answered at once."""
+    if name == "Embedder":
+        from irm_jax.evaluate import Embedder
+
+        return Embedder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -241,6 +241,7 @@ def read_metadata(directory: str | os.PathLike[str], step: StepChoice = None) ->
 
     "best" goes by the metric and mode that the newest checkpoint was saved with. Raises CheckpointError.
     """
+    _tame_orbax()
     folder = _folder(directory)
     chosen = _choose(folder, step)
     return chosen, _read_record(folder, chosen)["metadata"]
@@ -248,6 +249,7 @@ def read_metadata(directory: str | os.PathLike[str], step: StepChoice = None) ->
 
 def array_shapes(directory: str | os.PathLike[str], step: StepChoice = None) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every saved array by its tree path ("params/head/kernel"), reading none of them."""
+    _tame_orbax()
     folder = _folder(directory)
     return _saved_shapes(folder, _choose(folder, step))
 

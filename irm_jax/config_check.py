@@ -52,8 +52,10 @@ def _check_type(value: Any, reference: ConfigDict, key: str, path: str) -> None:
     expected = field.get_type() if isinstance(field, FieldReference) else type(reference[key])
     if value is None and reference[key] is None:
         return
-    fits = isinstance(value, expected) or (expected is float and isinstance(value, int)) or (
-        expected is tuple and isinstance(value, list)
+    fits = (
+        isinstance(value, expected)
+        or (expected is float and isinstance(value, int))
+        or (expected is tuple and isinstance(value, list))
     )
     if not fits or (isinstance(value, bool) and expected in (int, float)):
         raise ConfigError(f"{path} = {value!r} is of type {type(value).__name__}; it must be {expected.__name__}")

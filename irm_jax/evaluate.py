@@ -15,14 +15,18 @@ from ml_collections import ConfigDict
 from data_pipelines import image_ops, joint_data
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, experiment, metric_log, sharding, state
+from irm_jax.config_check import ConfigError
 from irm_jax.evaluation import finish
 from irm_jax.evaluation.embed import Ask, EmbeddingModel
 from irm_jax.models.irm import IRM
-from irm_jax.models.presets import IRMConfig
 from irm_jax.train import CHECKPOINTS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Picture = str | Path | bytes | np.ndarray
+
+
+class ImageError(ValueError):
+    """A picture cannot be read; the message names it."""
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
@@ -43,14 +47,13 @@ def load(workdir: Path, config: ConfigDict, mesh: Mesh, chosen: Any) -> tuple[in
     Raises CheckpointError naming the tree path if the checkpoint is of another preset or vocabulary.
     """
     directory = workdir / CHECKPOINTS
-    step, saved = checkpoint.read_metadata(directory, chosen)
+    step, _ = checkpoint.read_metadata(directory, chosen)
     sizes = experiment.model_config(config)
     tokenizer = joint_data.make_tokenizer(config, sizes.max_length)
     heads = checkpoint.array_shapes(directory, step).get("params/head_person")
     model_config = experiment.model_config(
         config, vocab_size=tokenizer.vocab_size, num_identities=heads.shape[1] if heads is not None else 1
     )
-    del saved
     model = IRM(model_config)
     constant = tokenizer.encode([NEUTRAL_SENTENCE])
     abstract = state.abstract_state(model, experiment.make_optimizer(config), constant, mesh)
@@ -60,11 +63,14 @@ def load(workdir: Path, config: ConfigDict, mesh: Mesh, chosen: Any) -> tuple[in
 
 
 def embed_folder(config: ConfigDict, workdir: Path) -> None:
-    """Embeds every image below `config.embed.images` under one instruction -> .npz with `files` and `embeddings`."""
+    """Embeds every image below `config.embed.images` under one instruction -> .npz with `files` and `embeddings`.
+
+    Raises ConfigError if there are no images, ImageError naming the first one that cannot be read.
+    """
     folder = Path(config.embed.images).expanduser()
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if config.embed.images else []
     if not files:
-        raise FileNotFoundError(
+        raise ConfigError(
             f"no images in config.embed.images = {config.embed.images!r}; name a folder with "
             f"{', '.join(IMAGE_SUFFIXES)} files"
         )
@@ -99,13 +105,13 @@ class Embedder:
     def __call__(self, images: Sequence[Picture], instructions: Sequence[Picture] | str | None = None) -> np.ndarray:
         """Images under instructions -> f32[n, 2D], rows of length 1: compare them by dot product.
 
-        images: paths, encoded bytes or u8[H, W, 3] RGB arrays. instructions: one an image, or one for all; a string is a
-        sentence, a Path, bytes or array an instruction image; None is the neutral sentence.
+        images: paths, encoded bytes or u8[H, W, 3] RGB arrays. instructions: one an image, or one sentence for all; a
+        string is a sentence, a Path, bytes or array an instruction image; None is the neutral sentence.
         """
         if instructions is None or isinstance(instructions, str):
             instructions = [instructions or NEUTRAL_SENTENCE] * len(images)
         if len(images) != len(instructions):
-            raise ValueError(f"{len(images)} images but {len(instructions)} instructions; give one each, or one for all")
+            raise ValueError(f"{len(images)} images but {len(instructions)} instructions; give one each")
         if not len(images):
             return np.zeros((0, self._model.model.config.embedding_width), np.float32)
         asks: list[Ask] = [a if isinstance(a, str) else _pixels(a) for a in instructions]
@@ -113,17 +119,16 @@ class Embedder:
 
 
 def _pixels(picture: Picture) -> np.ndarray:
-    """A path, encoded bytes or an array -> u8[H, W, 3] RGB. Raises ValueError naming the picture."""
+    """A path, encoded bytes or an array -> u8[H, W, 3] RGB. Raises ImageError naming the picture."""
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-            raise ValueError(f"an image array must be u8[H, W, 3], not {picture.dtype}{list(picture.shape)}")
+            raise ImageError(f"an image array must be u8[H, W, 3], not {picture.dtype}{list(picture.shape)}")
         return picture
-    data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
     try:
-        return image_ops.decode(data)
-    except ValueError as error:
+        return image_ops.decode(picture if isinstance(picture, bytes) else Path(picture).expanduser().read_bytes())
+    except (ValueError, OSError) as error:
         name = "the given bytes" if isinstance(picture, bytes) else str(picture)
-        raise ValueError(f"{name}: {error}") from error
+        raise ImageError(f"{name} is no readable image: {error}") from error
 
 
 def _chosen(config: ConfigDict) -> Any:

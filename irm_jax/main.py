@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from irm_jax import config_check
 
 MODES = ("train", "evaluate", "embed", "compare")
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, say configs/quickstart.py; change a key with --config.a.b=value.", lock_config=True
+    "config",
+    None,
+    "Configuration file, say configs/quickstart.py; change a key with --config.a.b=value.",
+    lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, report (default runs/CONFIG).")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, metrics, report (default runs/CONFIG)."
+)
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "train, evaluate a checkpoint, embed a folder, or compare two runs.")
 
 
@@ -45,20 +50,20 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(2)
 
 
-def _run(mode: str, config: object, workdir: Path) -> None:
+def _run(mode: str, config: ConfigDict, workdir: Path) -> None:
     # Late imports: a wrong configuration is reported before jax and its devices are touched.
     if mode == "train":
         from irm_jax.train import train
 
-        train(config, workdir)  # type: ignore[arg-type]
+        train(config, workdir)
     elif mode == "evaluate":
         from irm_jax.evaluate import evaluate
 
-        evaluate(config, workdir)  # type: ignore[arg-type]
+        evaluate(config, workdir)
     else:
         from irm_jax.evaluate import embed_folder
 
-        embed_folder(config, workdir)  # type: ignore[arg-type]
+        embed_folder(config, workdir)
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
@@ -73,8 +78,9 @@ def _late_errors() -> tuple[type[BaseException], ...]:
     from irm_jax.sharding import ShardingError
 
     found: list[type[BaseException]] = [DatasetError, CheckpointError, ShardingError]
-    if "irm_jax.train" in sys.modules:
-        found.append(sys.modules["irm_jax.train"].NonFiniteLoss)
+    for module, name in (("irm_jax.train", "NonFiniteLoss"), ("irm_jax.evaluate", "ImageError")):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
     return tuple(found)
 
 
@@ -85,11 +91,17 @@ def _config_name() -> str:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a configuration key that does not exist is one message with the nearest key, not a traceback."""
+    """Parses the flags; a configuration key that does not exist is one message with the nearest key, no traceback."""
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
-        words = str(error.args[0] if error.args else error).strip('"').replace("\\n", " ").replace("\n", " ")
+        words = (
+            str(error.args[0] if error.args else error)
+            .replace("\\n", " ")
+            .replace("\n", " ")
+            .replace("\\'", "'")
+            .strip("'\"")
+        )
         app.usage(shorthelp=True, detailed_error=f"unknown configuration key: {words}", exitcode=2)
         raise
 

@@ -1,4 +1,4 @@
-"""AdamW with the paper's schedule: linear warm-up times cosine decay, weight decay by path pattern, optional clipping."""
+"""AdamW with the paper's schedule (linear warm-up times cosine decay), decay by path pattern, optional clipping."""
 
 from __future__ import annotations
 

@@ -79,14 +79,12 @@ def path_string(path: Sequence[Any]) -> str:
 
 def leaf_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The layout of one leaf. Raises ShardingError for a leaf that no rule names or that does not divide."""
-    for pattern, layout in RULES:
-        if re.search(pattern, path):
-            break
-    else:
+    found = next((layout for pattern, layout in RULES if re.search(pattern, path)), None)
+    if found is None:
         raise ShardingError(f"no sharding rule matches {path} {shape}; add one to irm_jax/sharding.py")
     if math.prod(shape) < SMALL:
         return P()
-    layout = layout[-len(shape) :] if shape else ()
+    layout = found[-len(shape) :] if shape else ()
     full = (None,) * (len(shape) - len(layout)) + layout
     for size, axis in zip(shape, full, strict=True):
         if axis is not None and size % mesh.shape[axis]:
@@ -132,5 +130,6 @@ def addressable_blocks(mesh: Mesh, blocks: int) -> list[int]:
     sharding = NamedSharding(mesh, P(ROWS))
     found: set[int] = set()
     for index in sharding.addressable_devices_indices_map((blocks,)).values():
-        found.update(range(*index[0].indices(blocks)))
+        if index is not None:
+            found.update(range(*index[0].indices(blocks)))
     return sorted(found)

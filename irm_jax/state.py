@@ -40,9 +40,7 @@ def create_state(
     return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
 
 
-def abstract_state(
-    model: IRM, optimizer: optax.GradientTransformation, constant_tokens: Any, mesh: Mesh
-) -> TrainState:
+def abstract_state(model: IRM, optimizer: optax.GradientTransformation, constant_tokens: Any, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, nothing allocated: what a checkpoint is restored into."""
     init, shardings = _initialiser(model, optimizer, constant_tokens, mesh)
     shapes = jax.eval_shape(init, jax.random.key(0))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from irm_jax import checkpoint, experiment, metric_log, sharding, state
+from irm_jax.config_check import ConfigError
 from irm_jax.evaluation import finish
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation
@@ -32,6 +34,10 @@ class NonFiniteLoss(RuntimeError):
 
 class Stopped(SystemExit):
     """A signal asked the run to end; its state is saved."""
+
+
+class Interrupted(BaseException):
+    """A signal came during an evaluation, which is not worth waiting for: it changes nothing in the state."""
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -55,15 +61,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
         latest = checkpoints.latest_step()
         if latest is not None and not config.resume:
             raise checkpoint.CheckpointError(
-                f"{workdir} holds a run at step {latest} and config.resume is False; choose another --workdir, or delete "
-                "the folder to start again"
+                f"{workdir} holds a run at step {latest} and config.resume is False; choose another --workdir, or "
+                "delete the folder to start again"
             )
         if latest is None:
             train_state = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh)
         else:
             abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh)
-            train_state, saved = checkpoints.restore(abstract, latest)
-            checkpoint.check_fingerprint(saved["fingerprint"], fingerprint)
+            train_state = restore(checkpoints, abstract, latest, fingerprint)
             logging.info("resumed from step %d of %s", latest, checkpoints.directory)
         start = int(train_state.step)
         parameters = sum(x.size for x in jax.tree.leaves(train_state.params))
@@ -85,7 +90,16 @@ def train(config: ConfigDict, workdir: Path) -> None:
         def evaluated(current: state.TrainState) -> tuple[Evaluation, EmbeddingModel]:
             variables = {"params": current.params, "batch_stats": current.batch_stats}
             embedder = experiment.embedding_model(config, model, variables, data.tokenizer, mesh)
-            return experiment.evaluate(config, embedder, sets), embedder
+            with stop.at_once():
+                return experiment.evaluate(config, embedder, sets), embedder
+
+        def stopped(current: state.TrainState, metrics: Mapping[str, float]) -> Stopped:
+            save(current, metrics)
+            checkpoints.wait()
+            return Stopped(
+                f"stopped by {stop.name} after step {int(current.step)}; the state is saved in "
+                f"{checkpoints.directory}. Run the same command again to continue."
+            )
 
         # The loop
         steps = config.train.steps
@@ -120,22 +134,20 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 pending = None
                 scores = {}
                 if step < steps and wants_evaluation:
-                    scores = {config.checkpoint.best_metric: evaluated(train_state)[0].headline()}
-                    log.write(step, scores)
+                    with contextlib.suppress(Interrupted):
+                        scores = {config.checkpoint.best_metric: evaluated(train_state)[0].headline()}
+                        log.write(step, scores)
+                if stop.requested:
+                    raise stopped(train_state, scores)
                 if step < steps:
                     save(train_state, scores)
-                if stop.requested:
-                    save(train_state, scores)
-                    checkpoints.wait()
-                    raise Stopped(
-                        f"stopped by {stop.name} after step {step}; the state is saved in {checkpoints.directory}. Run "
-                        "the same command again to continue."
-                    )
                 watch.reset(step)
 
         # Evaluation and report
         try:
             result, embedder = evaluated(train_state)
+        except Interrupted:
+            raise stopped(train_state, {}) from None
         except BaseException:
             save(train_state, {})  # the training is done: a failing evaluation must not lose it
             raise
@@ -145,13 +157,30 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def check_blocks(config: ConfigDict, mesh: Mesh) -> None:
-    """Batch blocks must divide over the mesh that is really there. Raises ValueError with a size that does."""
+    """Batch blocks must divide over the mesh that is really there. Raises ConfigError with a size that does."""
     pieces, blocks = sharding.row_shards(mesh), config.data.batch_blocks
     if blocks % pieces:
-        raise ValueError(
-            f"config.data.batch_blocks = {blocks} does not divide over the {pieces} devices of mesh axes data and fsdp; "
-            f"set it to a multiple of {pieces}"
+        raise ConfigError(
+            f"config.data.batch_blocks = {blocks} does not divide over the {pieces} devices of mesh axes data and "
+            f"fsdp; set it to a multiple of {pieces}"
         )
+
+
+def restore(
+    checkpoints: checkpoint.Checkpointer, abstract: state.TrainState, step: int, fingerprint: Mapping[str, Any]
+) -> state.TrainState:
+    """The saved state, if both the model and the data plan are those of the checkpoint; CheckpointError otherwise."""
+    _, saved = checkpoint.read_metadata(checkpoints.directory, step)
+    try:
+        restored, _ = checkpoints.restore(abstract, step)
+    except checkpoint.CheckpointError as error:
+        try:  # other data can change the shape of an array too: then say both
+            checkpoint.check_fingerprint(saved["fingerprint"], fingerprint)
+        except checkpoint.CheckpointError as plan:
+            raise checkpoint.CheckpointError(f"{error}\nBesides, {plan}") from error
+        raise
+    checkpoint.check_fingerprint(saved["fingerprint"], fingerprint)
+    return restored
 
 
 def batch_words(plan: Any) -> str:
@@ -207,10 +236,14 @@ class Watch:
 
 
 class StopSignal:
-    """Turns SIGTERM and the first Ctrl-C into a request that the loop honours after the running step."""
+    """Turns SIGTERM and the first Ctrl-C into a request that the loop honours after the running step.
+
+    Within `at_once` the request raises Interrupted instead. Signals are handled in the main thread only.
+    """
 
     def __init__(self) -> None:
         self.requested, self.name = False, ""
+        self._at_once = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -223,11 +256,24 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        self._at_once = True
+        try:
+            if self.requested:
+                raise Interrupted
+            yield
+        finally:
+            self._at_once = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.requested:  # asked twice: end at once
             raise KeyboardInterrupt
         self.requested, self.name = True, signal.Signals(number).name
+        if self._at_once:
+            logging.warning("%s: leaving the evaluation to save", self.name)
+            raise Interrupted
         logging.warning("%s: saving after the running step", self.name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,12 @@ class LossOptions:
     composed_tasks: tuple[str, ...]
     data_set_weight: tuple[float, ...]
     alpha: float
+    alpha_ramp_steps: (
+        int  # [ours] alpha rises linearly over these steps: from scratch, early triplets collapse features
+    )
     margin: float
     rank_weight: float
-    instruction_similarity: str  # "centered" | "raw"
+    instruction_similarity: Literal["centered", "raw"]
     instruction_mean_momentum: float
     composed_weight: float
     contrastive_weight: float
@@ -52,15 +55,16 @@ def make_train_step(
     carry a leading axis of accumulated batches: each is mined and normalised alone, their gradients are averaged.
     """
 
-    def loss_of(params: Any, batch_stats: Any, mean: InstructionMean, batch: Batch, constants: Array, key: Array) -> Any:
+    def loss_of(params: Any, state: TrainState, batch: Batch, constants: Array, key: Array) -> Any:
         output, changed = model.apply(
-            {"params": params, "batch_stats": batch_stats}, batch, constants, train=True,
+            {"params": params, "batch_stats": state.batch_stats}, batch, constants, train=True,
             rngs={"dropout": key}, mutable=["batch_stats"],
         )  # fmt: skip
         total = jnp.zeros((), jnp.float32)
         metrics: Metrics = {}
+        mean, alpha = state.instruction_mean, ramped_alpha(options, state.step)
         if output.edited is not None:
-            loss, mean, part = edited_loss(output.edited, output.heads, batch, mean, options, head_members)
+            loss, mean, part = edited_loss(output.edited, output.heads, batch, mean, alpha, options, head_members)
             total, metrics = total.astype(loss.dtype) + loss, {**metrics, **part}
         if output.caption is not None:
             loss, part = caption_loss(output.caption, batch["caption"], options)
@@ -68,9 +72,7 @@ def make_train_step(
         return total, (changed["batch_stats"], mean, {"loss": total, **metrics})
 
     def gradients(state: TrainState, batch: Batch, constants: Array, key: Array) -> Any:
-        return jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, state.batch_stats, state.instruction_mean, batch, constants, key
-        )
+        return jax.value_and_grad(loss_of, has_aux=True)(state.params, state, batch, constants, key)
 
     def step(state: TrainState, batch: Batch, constants: Array, key: Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
@@ -100,7 +102,7 @@ def _accumulate(gradients: Callable[..., Any], state: TrainState, batch: Batch, 
     def one(carry: Any, inputs: Any) -> tuple[Any, None]:
         batch_stats, mean, sums = carry
         index, part = inputs
-        here = state.replace(batch_stats=batch_stats, instruction_mean=mean)
+        here = dataclasses.replace(state, batch_stats=batch_stats, instruction_mean=mean)
         (_, (batch_stats, mean, metrics)), grads = gradients(here, part, constants, jax.random.fold_in(key, index))
         return (batch_stats, mean, jax.tree.map(jnp.add, sums, (metrics, grads))), None
 
@@ -113,11 +115,18 @@ def _accumulate(gradients: Callable[..., Any], state: TrainState, batch: Batch, 
     return batch_stats, mean, metrics, grads
 
 
+def ramped_alpha(options: LossOptions, step: Array) -> Array:
+    """f32[]: the triplet weight at this step."""
+    done = step.astype(jnp.float32) / max(options.alpha_ramp_steps, 1)
+    return options.alpha * (jnp.minimum(done, 1.0) if options.alpha_ramp_steps else jnp.ones_like(done))
+
+
 def edited_loss(
     rows: EditedRows,
     heads: Mapping[str, Array],
     batch: Batch,
     mean: InstructionMean,
+    alpha: Array,
     options: LossOptions,
     head_members: Array,
 ) -> tuple[Array, InstructionMean, Metrics]:
@@ -143,7 +152,9 @@ def edited_loss(
     # Constant sentences would draw the mean of texts to themselves; their similarity (1) needs no centring.
     own = _join([batch[g]["instruction"] for g in groups]) >= 0
     mean = update_mean(mean, instruction, kind, valid & own, options.instruction_mean_momentum)
-    rho = similarity(instruction, fields["instruction_key"], kind, current_mean(mean), mode=options.instruction_similarity)
+    rho = similarity(
+        instruction, fields["instruction_key"], kind, current_mean(mean), mode=options.instruction_similarity
+    )
     allowed = jnp.take(head_members, dataset, axis=0)
     ce, correct = {}, {}
     for name, feature in (("cls", cls_neck), ("person", person), ("guided", guided)):
@@ -156,7 +167,7 @@ def edited_loss(
     identity_part = 0.5 * (ce["person"] + ce["guided"]) + ce["cls"]
     triplet_part = 0.5 * (triplet["person"] + triplet["guided"]) + triplet["cls"]
     weight = _row_weights(dataset, valid, options)
-    per_row = identity_part + options.alpha * triplet_part
+    per_row = identity_part + alpha.astype(triplet_part.dtype) * triplet_part
     loss = jnp.sum(weight.astype(per_row.dtype) * per_row)
     measured = {
         "identity_loss": identity_part,
@@ -171,7 +182,7 @@ def edited_loss(
     anchors = {"mean_beta": aux["person"].beta_1, "active_triplets": aux["person"].active.astype(per_row.dtype)}
     metrics |= _per_task(anchors, fields["task"], kept, present)
     if rows.person.shape[1] > plain:
-        extra, part = _composed_loss(rows, heads, batch, groups, fields, options, head_members)
+        extra, part = _composed_loss(rows, heads, batch, groups, fields, alpha, options, head_members)
         loss, metrics = loss + extra, {**metrics, **part}
     return loss, mean, metrics
 
@@ -182,6 +193,7 @@ def _composed_loss(
     batch: Batch,
     groups: list[str],
     fields: Mapping[str, Array],
+    alpha: Array,
     options: LossOptions,
     head_members: Array,
 ) -> tuple[Array, Metrics]:
@@ -208,7 +220,7 @@ def _composed_loss(
         )  # fmt: skip
         triplet.append(loss)
         aux.append(info)
-    per_row = 0.5 * (ce[0] + ce[1]) + options.alpha * 0.5 * (triplet[0] + triplet[1])
+    per_row = 0.5 * (ce[0] + ce[1]) + alpha.astype(ce[0].dtype) * 0.5 * (triplet[0] + triplet[1])
     weight = _row_weights(dataset, valid, options).astype(per_row.dtype)
     measured = {
         "composed_loss": per_row,

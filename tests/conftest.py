@@ -6,11 +6,17 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 from absl import flags
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -36,24 +42,104 @@ def procedural_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def micro_config(procedural_dir: Path) -> ConfigDict:
-    """All six tasks on the smallest model that has every part: compiles in seconds."""
-    from configs import procedural
+@pytest.fixture(scope="session")
+def make_micro_config(procedural_dir: Path) -> Callable[[], ConfigDict]:
+    """Makes fresh configurations: all six tasks on the smallest model that has every part; compiles in seconds."""
 
-    config = procedural.get_config()
-    config.data.dir = str(procedural_dir)
-    config.data.procedural.update(MICRO)
-    config.data.batch_size = 8 * 4 * 5 + 8
-    config.data.batch_blocks = 8
-    config.data.threads = 1
-    config.compilation_cache = ""
-    config.mesh.data = 1
-    config.model.update(
-        {"width": 16, "image_size": (64, 32), "image_depth": 1, "image_heads": 2, "text_depth": 1, "text_heads": 2,
-         "template_depth": 1, "template_heads": 2, "projection_width": 8, "editing_depth": 2, "mlp_ratio": 2.0}
-    )  # fmt: skip
-    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2})
-    config.train.update({"steps": 4, "log_every": 1})
-    config.checkpoint.update({"every": 2, "asynchronous": False})
-    return config
+    def make() -> ConfigDict:
+        from configs import procedural
+
+        config = procedural.get_config()
+        config.data.dir = str(procedural_dir)
+        config.data.procedural.update(MICRO)
+        config.data.batch_size = 8 * 4 * 5 + 8
+        config.data.batch_blocks = 8
+        config.data.threads = 1
+        config.compilation_cache = ""
+        config.mesh.data = 1
+        config.model.update(
+            {"width": 16, "image_size": (64, 32), "image_depth": 1, "image_heads": 2, "text_depth": 1, "text_heads": 2,
+             "template_depth": 1, "template_heads": 2, "projection_width": 8, "editing_depth": 2, "mlp_ratio": 2.0}
+        )  # fmt: skip
+        config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2})
+        config.train.update({"steps": 4, "log_every": 1})
+        config.checkpoint.update({"every": 2, "asynchronous": False})
+        return config
+
+    return make
+
+
+@pytest.fixture
+def micro_config(make_micro_config: Callable[[], ConfigDict]) -> ConfigDict:
+    return make_micro_config()
+
+
+@pytest.fixture(scope="session")
+def first_devices() -> Iterator[None]:
+    """Meshes are made of as many of the simulated devices as they need, as on a machine with no more than that."""
+    from irm_jax import sharding
+
+    original = sharding.make_mesh
+
+    def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+        return original(shape, devices or jax.devices()[: math.prod(shape[axis] for axis in sharding.AXES)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", make_mesh)
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder that keeps compiled programs, for the tests that run the same training more than once."""
+    return str(tmp_path_factory.mktemp("xla"))
+
+
+@pytest.fixture(scope="session")
+def make_run_config(make_micro_config: Callable[[], ConfigDict], compiled_programs: str) -> Callable[[], ConfigDict]:
+    """Configurations of whole runs whose evaluation is short: two test sets, no controls, nothing task-free."""
+
+    def make() -> ConfigDict:
+        config = make_micro_config()
+        config.compilation_cache = compiled_programs
+        with config.unlocked():
+            for name in set(config.evaluation.sets) - {"procedural_trad", "procedural_ctcc"}:
+                del config.evaluation.sets[name]
+        config.evaluation.update({"controls": False, "task_free": False, "top500": False, "batch_size": 32})
+        config.report.update({"queries": 1, "rollouts": 1})
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    make_run_config: Callable[[], ConfigDict], first_devices: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run of four steps without a break, with checkpoints of steps 2 and 4. Copy it to change it."""
+    from irm_jax.train import train
+
+    workdir = tmp_path_factory.mktemp("run")
+    with few_optimizations():
+        train(make_run_config(), workdir)
+    return workdir
+
+
+@contextlib.contextmanager
+def few_optimizations() -> Iterator[None]:
+    """XLA compiles faster, to slower programs; afterwards nothing is read from the folder of compiled programs."""
+    reset_cache()  # jax decides once a process whether it keeps programs
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_compilation_cache_dir", None)
+        reset_cache()
+
+
+@pytest.fixture
+def quick_programs() -> Iterator[None]:
+    """For a test that runs what `trained_run` compiled."""
+    with few_optimizations():
+        yield

@@ -22,8 +22,7 @@ def test_base_state_is_cut_by_the_rules(micro_config, scan):
     optimizer = experiment.make_optimizer(micro_config)
     abstract = state.abstract_state(IRM(config), optimizer, jax.numpy.ones((1, 70), "int32"), mesh)
     found = {
-        sharding.path_string(path): leaf.sharding.spec
-        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+        sharding.path_string(path): leaf.sharding.spec for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
     }
     layer, lead = ("layers/block", (None,)) if scan else ("layer_3", ())
     for prefix in ("params", "opt_state/0/mu", "opt_state/0/nu"):
@@ -45,7 +44,7 @@ def test_a_leaf_without_a_rule_is_an_error():
 
 
 def test_a_size_that_does_not_divide_is_an_error_with_the_cure():
-    with pytest.raises(ShardingError, match="30522 does not divide over mesh axis 'model' of 4.*vocab_multiple"):
+    with pytest.raises(ShardingError, match=r"30522 does not divide over mesh axis 'model' of 4.*vocab_multiple"):
         sharding.leaf_spec("params/text_encoder/word_embedding", (30_522, 768), mesh_of(1, 2, 4))
 
 

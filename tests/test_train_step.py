@@ -1,5 +1,7 @@
 """One step of training: the same numbers on any mesh, accumulation, loss weights, and that it learns."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,12 @@ import pytest
 
 from irm_jax import experiment, sharding, state
 from irm_jax.models.irm import IRM
-from irm_jax.train_step import make_train_step
+from irm_jax.train_step import make_train_step, ramped_alpha
 
-MESHES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 8, 1)]
+pytestmark = pytest.mark.usefixtures("quick_programs")  # compiling is most of what these tests do
+
+MESHES = [(1, 1, 1), (2, 1, 1), (1, 4, 1), (4, 2, 1), (2, 2, 2)]
+"""(data, fsdp, model) over 1, 2, 4 and 8 simulated devices."""
 
 
 def one_batch(data, step=0):
@@ -24,8 +29,6 @@ def run_step(config, data, batch, mesh_shape, *, double=False, steps=1):
     )
     model = experiment.make_model(config, data)
     if double:
-        import dataclasses
-
         model = IRM(dataclasses.replace(model.config, dtype="float64"))
     optimizer = experiment.make_optimizer(config)
     train_state = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh)
@@ -40,9 +43,7 @@ def run_step(config, data, batch, mesh_shape, *, double=False, steps=1):
         for _ in range(steps):
             leading = next(iter(batch.values()))["identity"].ndim - 2
             arrays = sharding.to_global(batch, sharding.batch_sharding(mesh, leading=leading))
-            train_state, metrics = step(
-                train_state, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1)
-            )
+            train_state, metrics = step(train_state, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1))
     return start, jax.tree.map(np.asarray, train_state), {k: float(v) for k, v in metrics.items()}
 
 
@@ -53,7 +54,7 @@ def relative_to_norm(a, b):
 
 
 def test_float64_step_agrees_on_every_mesh(micro_config):
-    """House tolerance: loss to 1e-12 relative, gradients (Adam's first moment) and update to 1e-9 of the global norm."""
+    """House tolerance: loss to 1e-12 relative, gradients (Adam's first moment) and update to 1e-9 of the norm."""
     # flax promotes f64 with f32 inside its norms, which strict promotion forbids; float32 tests run strict.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         data = experiment.open_training(micro_config)
@@ -72,10 +73,55 @@ def test_float64_step_agrees_on_every_mesh(micro_config):
 def test_float32_loss_agrees_and_repeats_bit_equal(micro_config):
     data = experiment.open_training(micro_config)
     batch = one_batch(data)
-    _, reference, metrics = run_step(micro_config, data, batch, (1, 1, 1))
-    for mesh in [(8, 1, 1), (2, 2, 2)]:
+    _, _, metrics = run_step(micro_config, data, batch, (1, 1, 1))
+    for mesh in [(8, 1, 1)]:
         _, first, found = run_step(micro_config, data, batch, mesh)
         assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-6), mesh
         _, second, again = run_step(micro_config, data, batch, mesh)
         assert found == again
         jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_accumulated_batches_average_their_gradients(micro_config):
+    """Two batches a step, each mined alone: the first moments are the mean of those of two separate first steps."""
+    data = experiment.open_training(micro_config)
+    first, second = one_batch(data, 0), one_batch(data, 1)
+    stacked = jax.tree.map(lambda *x: np.stack(x), first, second)
+    _, both, metrics = run_step(micro_config, data, stacked, (2, 1, 1))
+    _, a, metrics_a = run_step(micro_config, data, first, (2, 1, 1))
+    # The second batch sees the statistics of the first (BatchNorm trains on batch statistics, so its gradient does not).
+    _, b, metrics_b = run_step(micro_config, data, second, (2, 1, 1))
+    assert metrics["loss"] == pytest.approx((metrics_a["loss"] + metrics_b["loss"]) / 2, rel=2e-2)
+    caption = [s.opt_state[0].mu["image_projection"]["kernel"] for s in (both, a, b)]
+    np.testing.assert_allclose(caption[0], (caption[1] + caption[2]) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_loss_weights_are_those_of_the_data_sets(micro_config):
+    """With weight on one data set only, the loss is that set's mean over rows (plus its composed rows)."""
+    for name, unit in micro_config.data.train.items():
+        unit.loss_weight = 1.0 if name == "procedural_trad" else 0.0
+    data = experiment.open_training(micro_config)
+    _, _, metrics = run_step(micro_config, data, one_batch(data), (1, 1, 1))
+    assert metrics["loss"] == pytest.approx(metrics["trad/loss"], rel=1e-5)
+    assert metrics["trad/loss"] != pytest.approx(metrics["cc/loss"], rel=1e-3)
+    parts = metrics["trad/identity_loss"] + 3 * metrics["trad/triplet_loss"]
+    assert metrics["trad/loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_overfits_one_batch(micro_config):
+    """Sixty steps on one batch: every task's loss falls far below its start, so every part receives its gradient."""
+    micro_config.optimizer.learning_rate = 5e-3
+    micro_config.train.steps = 1000
+    micro_config.loss.alpha_ramp_steps = 1000  # from scratch, full triplets first pull all features together
+    data = experiment.open_training(micro_config)
+    batch = one_batch(data)
+    _, _, start = run_step(micro_config, data, batch, (1, 1, 1))
+    _, _, end = run_step(micro_config, data, batch, (1, 1, 1), steps=60)
+    for task in ("trad", "cc", "ctcc", "vi", "li", "t2i"):
+        assert end[f"{task}/loss"] < 0.7 * start[f"{task}/loss"], task
+
+
+def test_the_alpha_ramp_starts_at_zero_and_ends_at_alpha(micro_config):
+    micro_config.loss.alpha_ramp_steps = 10
+    options = experiment.loss_options(micro_config, experiment.open_training(micro_config))
+    assert [float(ramped_alpha(options, jnp.int32(step))) for step in (0, 5, 10, 99)] == [0.0, 1.5, 3.0, 3.0]

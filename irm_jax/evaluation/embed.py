@@ -1,4 +1,4 @@
-"""Embeds images under instructions: every distinct instruction is encoded once, every image once for all instructions."""
+"""Embeds images under instructions: each distinct instruction is encoded once, each image once for all instructions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from data_pipelines import image_ops, pipeline, shards
 from data_pipelines.tokenizer import Tokenizer
 from irm_jax import sharding
-from irm_jax.models.irm import IRM, Embedding
 from irm_jax.models.image_encoder import ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction
+from irm_jax.models.irm import IRM, Embedding
 
 TABLE_ROWS = 1024
 """Most distinct instructions encoded at a time."""
@@ -93,15 +93,22 @@ class EmbeddingModel:
 
     def embed(self, load: Callable[[int], np.ndarray], asks: Sequence[Ask]) -> np.ndarray:
         """Images load(0..n-1) (u8, any size) under asks[0..n-1] -> f32[n, 2D], rows of length 1."""
-        distinct, which = _distinct(asks)
+        distinct, remap = _distinct(asks)
+        which = np.asarray(remap)
+        size = self.model.config.image_size
+        whole_table = self.instructions(distinct) if len(distinct) <= TABLE_ROWS else None
         pieces = []
         for start in range(0, len(asks), self.batch_size):
             chunk = np.arange(start, min(start + self.batch_size, len(asks)))
             rows = np.resize(chunk, self.batch_size)
-            used, local = np.unique(np.asarray(which)[rows], return_inverse=True)
-            table = self.instructions([distinct[i] for i in used])
-            mine = {i: image_ops.resize(load(i), self.model.config.image_size) for i in np.unique(rows).tolist()}
-            features = self.image_features(np.stack([mine[int(rows[r])] for r in self.local_rows()]))
+            if whole_table is not None:
+                table, local = whole_table, which[rows]
+            else:
+                used, local = np.unique(which[rows], return_inverse=True)
+                table = self.instructions([distinct[i] for i in used])
+            here = rows[self.local_rows()]
+            images = {i: image_ops.resize(load(i), size) for i in np.unique(here).tolist()}
+            features = self.image_features(np.stack([images[i] for i in here.tolist()]))
             pieces.append(np.asarray(self.edit(features, table, local).embedding)[: len(chunk)])
         whole = np.concatenate(pieces)
         return whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-12)
@@ -128,7 +135,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class SplitFeatures:
-    """`embedding`[variant] f32[N, 2D]; `projection` f32[N, P]; `instruction`[variant] f32[N, D] instruction features."""
+    """`embedding`[variant] f32[N, 2D], `instruction`[variant] f32[N, D] (its features), `projection` f32[N, P]."""
 
     embedding: dict[str, np.ndarray]
     instruction: dict[str, np.ndarray]
@@ -136,7 +143,13 @@ class SplitFeatures:
 
 
 def embed_split(
-    embedder: EmbeddingModel, dataset: shards.Dataset, split: str, variants: Sequence[Variant], *, workers: int, threads: int
+    embedder: EmbeddingModel,
+    dataset: shards.Dataset,
+    split: str,
+    variants: Sequence[Variant],
+    *,
+    workers: int,
+    threads: int,
 ) -> SplitFeatures:
     """Embeds all records of a split under every variant; each image is decoded and encoded once.
 
@@ -157,9 +170,10 @@ def embed_split(
         padded = np.resize(segment, -(-len(segment) // embedder.batch_size) * embedder.batch_size)
         mine = embedder.local_rows()
         here = padded.reshape(-1, embedder.batch_size)[:, mine].ravel()
-        options = {"where": f"data set {dataset.name}, split {split}", "workers": workers, "threads": threads}
-        size = embedder.model.config.image_size
-        with pipeline.image_batches(reader, here, size, len(mine), **options) as batches:
+        size, where = embedder.model.config.image_size, f"data set {dataset.name}, split {split}"
+        with pipeline.image_batches(
+            reader, here, size, len(mine), where=where, workers=workers, threads=threads
+        ) as batches:
             for number, (_, images) in enumerate(batches):
                 start = number * embedder.batch_size
                 kept = min(embedder.batch_size, len(segment) - start)

@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines import image_ops, shards, tasks
 from data_pipelines.record_format import FIELDS
 from data_pipelines.schema import Index
+from data_pipelines.shard_files import DatasetError
 from irm_jax.evaluation.embed import Ask, Variant
 
 CAMERAS_A_NAMESPACE = 1 << 12
@@ -112,9 +113,9 @@ def _own_instructions(
     field = "instruction_images" if task.group == "visual" else "sentences"
     counts = index.instruction_images if field == "instruction_images" else index.sentences
     if len(counts) and counts.min() < 1:
-        first = int(np.argmin(counts))
-        raise ValueError(
-            f"data set {dataset.name}, split {split}: record {first} ({index.file[first]}) has no {field}, which task "
+        bare = int(np.argmin(counts))
+        raise DatasetError(
+            f"data set {dataset.name}, split {split}: record {bare} ({index.file[bare]}) has no {field}, which task "
             f"{task.name} needs; rebuild the data set with instructions"
         )
     reader = dataset.reader(split, tuple(f for f in FIELDS if f in (field, "file")))

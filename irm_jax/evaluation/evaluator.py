@@ -77,7 +77,7 @@ class Evaluator:
             self._task_specific(number, test)
             if self.options.controls:
                 self._controls(test)
-        if self.options.task_free:
+        if self.options.task_free and any(test.task_free for test in self.sets):
             self._task_free()
         return Evaluation(self.sets, self._results, self._ranked)
 
@@ -86,7 +86,8 @@ class Evaluator:
     def _embed(self, test: EvaluationSet) -> None:
         o = self.options
         if test.task.group == "caption":
-            query = SplitFeatures({}, {}, self.embedder.project_sentences([str(test.query.asks[i]) for i in test.query.own]))
+            captions = [str(test.query.asks[i]) for i in test.query.own]
+            query = SplitFeatures({}, {}, self.embedder.project_sentences(captions))
         else:
             variants = [test.query.variant(), test.query.constant("neutral", NEUTRAL_SENTENCE)]
             if o.controls:
@@ -107,10 +108,7 @@ class Evaluator:
         if test.task.sentence is not None:
             return []
         protocol = protocols.protocol_of(test.protocols[0])
-        query = {k: v[:, None] for k, v in test.query.columns.items()}
-        gallery = {k: v[None] for k, v in test.gallery.columns.items()}
-        positive, _ = protocol.relate(query, gallery)
-        chosen = controls.swapped_instruction(test.query, test.gallery, positive)
+        chosen = controls.swapped_instruction(test.query.columns, test.gallery.columns, protocol)
         self._swaps[test.name] = chosen
         index = np.where(chosen >= 0, test.gallery.own[np.maximum(chosen, 0)], 0).astype(np.int32)
         return [Variant("swapped", test.gallery.asks, index)]
@@ -194,16 +192,19 @@ class Evaluator:
                 protocol = protocols.task_free(protocols.protocol_of(name))
                 union = self._union(sets, test, "neutral")
                 query = dict(test.query.columns)
-                ranking = self._rank((self._query(test, "own"), union[neutral]), query, evaluation_sets.rows(columns, neutral), protocol)
-                self._keep(protocol, ranking, query, evaluation_sets.rows(columns, neutral), source[neutral])
+                gallery = evaluation_sets.rows(columns, neutral)
+                ranking = self._rank((self._query(test, "own"), union[neutral]), query, gallery, protocol)
+                self._keep(protocol, ranking, query, gallery, source[neutral])
+                self._chance(query, gallery, protocol)
                 if name != test.protocols[0]:
                     continue
                 if test.task.group != "caption":
-                    variant = dataclasses.replace(protocol, name=f"{protocol.name}@own", description=f"{protocol.description}; gallery under its own instructions, which reveal the source")  # fmt: skip
+                    variant = _named(protocol, "own", "gallery under its own instructions, which reveal the source")
                     everything = self._union(sets, test, "own")[own]
-                    ranking = self._rank((self._query(test, "own"), everything), query, evaluation_sets.rows(columns, own), variant)
-                    self._keep(variant, ranking, query, evaluation_sets.rows(columns, own), source[own])
-                variant = dataclasses.replace(protocol, name=f"{protocol.name}@source", description=f"{protocol.description}; domain control: only the gallery of the query's own source")  # fmt: skip
+                    gallery = evaluation_sets.rows(columns, own)
+                    ranking = self._rank((self._query(test, "own"), everything), query, gallery, variant)
+                    self._keep(variant, ranking, query, gallery, source[own])
+                variant = _named(protocol, "source", "domain control: only the gallery of the query's own source")
                 gallery = dict(test.gallery.columns)
                 pair = self._query(test, "own"), self._gallery(test, test, "neutral")
                 ranking = self._rank(pair, query, gallery, variant)
@@ -228,11 +229,9 @@ class Evaluator:
         o = self.options
         query, gallery = dict(test.query.columns), dict(test.gallery.columns)
         pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {
-            "random": (
-                controls.random_embedding(len(test.query), o.seed),
-                controls.random_embedding(len(test.gallery), o.seed + 1),
+            "perfect_identity": controls.perfect_identity(
+                query, gallery, o.seed, query_is_image=test.task.has_query_image
             ),
-            "perfect_identity": controls.perfect_identity(query, gallery, o.seed),
             "oracle": controls.perfect_oracle(query, gallery),
         }
         if test.task.has_query_image:
@@ -242,6 +241,8 @@ class Evaluator:
             )
             pairs["image_only"] = self._pair(test, "neutral", "neutral")
             pairs["instruction_only"] = self._pair(test, "grey", "grey")
+        for name in test.protocols:
+            self._chance(query, gallery, protocols.protocol_of(name))
         for baseline, pair in pairs.items():
             table = self._results["baselines"].setdefault(baseline, {})
             for name in test.protocols:
@@ -250,6 +251,11 @@ class Evaluator:
         if test.task.sentence is None:
             self._swapped(test, query, gallery)
 
+    def _chance(self, query: Columns, gallery: Columns, protocol: protocols.Protocol) -> None:
+        if self.options.controls and protocol.ap_topk is None:  # a cut ranking has no closed form
+            table = self._results["baselines"].setdefault("random", {})
+            table[protocol.name] = controls.random_ranking(query, gallery, protocol)
+
     def _swapped(self, test: EvaluationSet, query: Columns, gallery: Columns) -> None:
         """The same targets under a wrong instruction; the follow rate looks for what that instruction asks."""
         name = test.protocols[0]
@@ -257,6 +263,8 @@ class Evaluator:
         if test.task.group == "caption":
             other = controls.another_person(query["identity"])
             keep = np.flatnonzero(other >= 0)
+            if not len(keep):
+                return
             projection = self._features[test.name, "query"].projection[other[keep]]
             pair = projection, self._features[test.name, "gallery"].projection
             ranking = self._rank(pair, evaluation_sets.rows(query, keep), gallery, protocol)
@@ -264,6 +272,8 @@ class Evaluator:
         else:
             chosen = self._swaps[test.name]
             keep = np.flatnonzero(chosen >= 0)
+            if not len(keep):  # nobody owns a second outfit
+                return
             embedding = self._features[test.name, "query"].embedding["swapped"][keep]
             pair = embedding, self._features[test.name, "gallery"].embedding["own"]
             ranking = self._rank(pair, evaluation_sets.rows(query, keep), gallery, protocol)
@@ -277,6 +287,13 @@ class Evaluator:
                 "by": "another outfit of the same person",
             }
         self._results["swapped_instructions"][name] = entry
+
+
+def _named(protocol: protocols.Protocol, variant: str, words: str) -> protocols.Protocol:
+    """The same rule over another gallery, as `NAME@variant`."""
+    return dataclasses.replace(
+        protocol, name=f"{protocol.name}@{variant}", description=f"{protocol.description}; {words}"
+    )
 
 
 def _similarity(source: str) -> protocols.InstructionSimilarity:

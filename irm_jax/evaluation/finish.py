@@ -49,11 +49,11 @@ def write(
     names += [config.evaluation.sets[n].data_set for n in config.evaluation.sets]
     leaks = find_leaks(list(joint_data.open_datasets(config, names).values()))
     namespaces = {s.dataset.manifest.namespace for t in evaluation.sets for s in (t.query, t.gallery)}
-    notes = [
-        "Research software on people's images: do not use it to identify or track people without their consent.",
-    ]
+    notes = []
     if any(n.startswith("procedural") for n in namespaces):
-        notes.append("The leaks between procedural_t2i and procedural_trad are the benchmark's deliberate overlap trap.")
+        notes.append(
+            "The leaks between procedural_t2i and procedural_trad are the benchmark's deliberate overlap trap."
+        )
     data = ReportData(
         run=metadata,
         history=metric_log.read_metrics(workdir),

@@ -21,14 +21,14 @@ def task_sections(
     """One section a test set, under its first protocol: `queries` random examples, as many best and worst cases, and
     `rollouts` attention pictures."""
     sections = []
-    for test in evaluation.sets:
+    for test in sorted(evaluation.sets, key=lambda t: t.task.id):
         ranked = evaluation.ranked[test.protocols[0]]
         usable = np.flatnonzero(ranked.ranking.valid)
         order = usable[np.argsort(ranked.ranking.ap[usable], kind="stable")]
         examples = np.sort(np.random.default_rng(seed).permutation(usable)[:queries])
         best, worst = order[::-1][:queries], order[:queries]
         pick = lambda chosen, t=test, r=ranked: [_rank_list(evaluation, t, r, int(q)) for q in chosen]  # noqa: E731
-        shown = examples[:rollouts] if test.task.has_query_image else []
+        shown = examples[: rollouts if test.task.has_query_image else 0]
         sections.append(
             TaskSection(
                 test.task.name, test.protocols[0], examples=pick(examples), best=pick(best), worst=pick(worst),
@@ -62,7 +62,7 @@ def _rank_list(evaluation: Evaluation, test: EvaluationSet, ranked: Ranked, quer
         query_image=_picture(test.query, query),
         ap=float(ranked.ranking.ap[query]),
         first_positive_rank=int(ranked.ranking.first_positive_rank[query]) or None,
-        wanted=protocol.description,
+        wanted=protocol.description.removeprefix("positive: "),
     )
 
 
@@ -90,9 +90,12 @@ def _rollouts(embedder: EmbeddingModel, test: EvaluationSet, queries: Sequence[i
     tokens = embedder.tokenizer.encode([str(a) for a in asks])
     maps = attention_rollout(embedder.model, embedder.variables, images, tokens=tokens)
     return [
-        Rollout(f"{test.name} query {q}", pictures[i], maps.image[i], tokens=_words(embedder, tokens[i], maps.instruction[i]))
+        Rollout(
+            f"{test.name} query {q}", pictures[i], maps.image[i],
+            tokens=_words(embedder, tokens[i], maps.instruction[i]),
+        )
         for i, q in enumerate(queries)
-    ]
+    ]  # fmt: skip
 
 
 def _words(embedder: EmbeddingModel, tokens: np.ndarray, weights: np.ndarray) -> list[tuple[str, float]]:

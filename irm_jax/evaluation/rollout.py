@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,8 @@ from irm_jax.models.irm import IRM
 
 @dataclasses.dataclass(frozen=True)
 class RolloutMaps:
-    """For B rows: `image` f32[B, gh, gw] over the person's patches; `instruction` f32[B, M] over the words of a sentence,
-    or f32[B, h, w] over the patches of an instruction image."""
+    """For B rows: `image` f32[B, gh, gw] over the person's patches; `instruction` f32[B, M] over the words of a
+    sentence, or f32[B, h, w] over the patches of an instruction image."""
 
     image: np.ndarray
     instruction: np.ndarray
@@ -32,20 +33,7 @@ def attention_rollout(
     """
     c = model.config
     sentence = templates is None
-
-    def forward(variables: Any, images: Any, asked: Any) -> Any:
-        def run(m: IRM) -> Any:
-            features = m.encode_images(images)
-            if sentence:
-                instruction = m.encode_sentences(asked)
-            else:
-                instruction = m.encode_templates(asked, c.max_length)
-            m.embed(features, instruction)
-            return instruction
-
-        return model.apply(variables, method=run, mutable=["intermediates"])
-
-    instruction, collected = jax.jit(forward)(variables, images, tokens if sentence else templates)
+    instruction, collected = _program(model, sentence)(variables, images, tokens if sentence else templates)
     kept = jax.tree.map(np.asarray, collected["intermediates"])
     person_layers = _layers(kept["image_encoder"], c.image_depth)
     own = "text_encoder" if sentence else "template_encoder"
@@ -64,6 +52,22 @@ def attention_rollout(
         return RolloutMaps(image.reshape(-1, *grid), heard)
     side = token_grid(c.instruction_image_size, c.template_patch, c.template_patch, c.template_stem)
     return RolloutMaps(image.reshape(-1, *grid), heard[:, 1:].reshape(-1, *side))
+
+
+@functools.lru_cache(maxsize=8)
+def _program(model: IRM, sentence: bool) -> Any:
+    """Compiled once for all tasks of a kind: (variables, images, instructions) -> (Instruction, what layers sowed)."""
+
+    def forward(variables: Any, images: Any, asked: Any) -> Any:
+        def run(m: IRM) -> Any:
+            features = m.encode_images(images)
+            instruction = m.encode_sentences(asked) if sentence else m.encode_templates(asked, m.config.max_length)
+            m.embed(features, instruction)
+            return instruction
+
+        return model.apply(variables, method=run, mutable=["intermediates"])
+
+    return jax.jit(forward)
 
 
 def _layers(collected: Mapping[str, Any], depth: int) -> list[np.ndarray]:

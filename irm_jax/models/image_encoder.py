@@ -50,13 +50,20 @@ class PatchEmbedding(nn.Module):
     def __call__(self, x: Array) -> Array:
         if self.stem == "patch":
             conv = nn.Conv(
-                self.width, (self.patch,) * 2, (self.stride,) * 2, padding="VALID", dtype=self.dtype,
-                kernel_init=transformer.INIT, name="projection",
+                self.width,
+                (self.patch,) * 2,
+                (self.stride,) * 2,
+                padding="VALID",
+                dtype=self.dtype,
+                kernel_init=transformer.INIT,
+                name="projection",
             )
             x = conv(x)
         elif self.stem == "conv":
             x = space_to_depth(x, self.stride // 4)
-            for i, (width, step) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 2), (self.width, 1))):
+            for i, (width, step) in enumerate(
+                ((self.width // 2, 2), (self.width // 2, 1), (self.width, 2), (self.width, 1))
+            ):
                 if i:
                     x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{i}")(x)
                     x = jax.nn.gelu(x, approximate=False)
@@ -77,7 +84,9 @@ def token_grid(image_size: tuple[int, int], patch: int, stride: int, stem: str) 
     """Rows and columns of patch tokens. Raises ValueError if the image does not give a whole grid."""
     if stem == "conv":
         if stride % 4 or any(side % stride for side in image_size):
-            raise ValueError(f"a conv stem needs a stride that is a multiple of 4 and divides the image: {stride}, {image_size}")
+            raise ValueError(
+                f"a conv stem needs a stride that is a multiple of 4 and divides the image: {stride}, {image_size}"
+            )
         return image_size[0] // stride, image_size[1] // stride
     if any(side < patch for side in image_size):
         raise ValueError(f"image size {image_size} is smaller than one patch of {patch} pixels")
@@ -88,7 +97,7 @@ class ImageEncoder(nn.Module):
     """ViT over [cls, part tokens, patches], each special token with its own position, patches with grid positions.
 
     image u8[B, H, W, 3] -> ImageFeatures. `part_tokens=3` is the PASS layout of the person encoder, 0 the plain ViT of
-    the visual instruction encoder (method: paper section on the image encoder; classes `PASS ViT`, timm `VisionTransformer`).
+    the visual instruction encoder (paper section on the image encoder; PASS's ViT, timm's `VisionTransformer`).
     """
 
     block: transformer.BlockConfig

@@ -58,8 +58,6 @@ class TextEncoder(nn.Module):
         x = self.block.layer_norm("embedding_norm")(x.astype(dtype))
         x = nn.Dropout(self.block.dropout)(x, deterministic=not train)
         mask = tokens != PAD
-        stack = transformer.Stack(
-            self.block, self.depth, scan_layers=self.scan_layers, remat=self.remat, name="blocks"
-        )
+        stack = transformer.Stack(self.block, self.depth, scan_layers=self.scan_layers, remat=self.remat, name="blocks")
         x = stack(x, mask, deterministic=not train)
         return Instruction(tokens=x, mask=mask, feature=x[:, 0])

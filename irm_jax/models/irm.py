@@ -179,7 +179,7 @@ class IRM(nn.Module):
         return pieces
 
     def _encode_all_sentences(self, batch: Batch, constants: Array, *, train: bool) -> dict[str, Instruction]:
-        """-> {"constants": [C, ...], "text": [R, s, ...], "caption": [R, b, ...]}; one call for all sharded sentences."""
+        """-> {"constants": [C, ...], "text": [R, s, ...], "caption": [R, b, ...]}; one call for all that is sharded."""
         tables = {}
         if "text" in batch and batch["text"]["table"].shape[1]:
             tables["text"] = batch["text"]["table"]
@@ -204,9 +204,7 @@ class IRM(nn.Module):
         tables = {}
         for name in groups:
             blocks = batch[name]["image"].shape[0]
-            parts = [
-                jax.tree.map(lambda x, r=blocks: jnp.broadcast_to(x[None], (r, *x.shape)), sentences["constants"])
-            ]
+            parts = [jax.tree.map(lambda x, r=blocks: jnp.broadcast_to(x[None], (r, *x.shape)), sentences["constants"])]
             if name == "visual":
                 table = batch[name]["table"]
                 length = sentences["constants"].tokens.shape[1]

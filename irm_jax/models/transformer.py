@@ -66,9 +66,7 @@ class Attention(nn.Module):
     def __call__(self, x: Array, mask: Array | None, *, queries: int | None, deterministic: bool) -> Array:
         c = self.config
         head_width = c.width // c.heads
-        dense = nn.DenseGeneral(
-            (3, c.heads, head_width), kernel_init=_qkv_init, dtype=c.dtype, name="query_key_value"
-        )
+        dense = nn.DenseGeneral((3, c.heads, head_width), kernel_init=_qkv_init, dtype=c.dtype, name="query_key_value")
         query, key, value = jnp.transpose(dense(x), (2, 0, 3, 1, 4))  # each [B, H, N, d]
         query = query[:, :, :queries] * jnp.asarray(head_width**-0.5, c.dtype)
         scores = jnp.einsum("bhqd,bhkd->bhqk", query, key).astype(at_least_f32(c.dtype))
@@ -121,11 +119,13 @@ class Block(nn.Module):
                 branch = jnp.where(draw < keep, branch / keep, jnp.zeros((), branch.dtype))
             return skip + branch
 
-        kwargs = {"queries": self.queries, "deterministic": self.deterministic}
+        attended = attention(
+            norm_attention(x) if c.norm_first else x, mask, queries=self.queries, deterministic=self.deterministic
+        )
+        x = residual(x[:, : self.queries], attended)
         if c.norm_first:
-            x = residual(x[:, : self.queries], attention(norm_attention(x), mask, **kwargs))
             return residual(x, mlp(norm_mlp(x)))
-        x = norm_attention(residual(x[:, : self.queries], attention(x, mask, **kwargs)))
+        x = norm_attention(x)
         return norm_mlp(residual(x, mlp(x)))
 
 

@@ -1,0 +1,149 @@
+"""What a checkpoint gives without training: `--mode evaluate`, the Embedder and `--mode embed`."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from data_pipelines import image_ops
+from data_pipelines.tasks import NEUTRAL_SENTENCE
+from irm_jax import checkpoint, config_check, evaluate, experiment, sharding
+from irm_jax.evaluate import Embedder, ImageError
+from irm_jax.evaluation.embed import embed_split
+from irm_jax.train import CHECKPOINTS
+
+pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
+
+
+@pytest.fixture
+def config(make_run_config):
+    return make_run_config()
+
+
+@pytest.fixture(scope="module")
+def embedder(trained_run):
+    return Embedder(trained_run, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def people(make_run_config):
+    """The ctcc queries: pictures as bytes, and their templates."""
+    sets = {s.name: s for s in experiment.open_evaluation_sets(make_run_config())}
+    query = sets["procedural_ctcc"].query
+    reader = query.dataset.reader("query", ("image",))
+    pictures = [bytes(reader[i]["image"]) for i in range(len(query))]
+    return query, pictures, [np.asarray(query.asks[i]) for i in query.own]
+
+
+def test_evaluating_a_checkpoint_gives_the_figures_of_the_end_of_training(config, trained_run, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained_run, workdir)
+    before = json.loads((workdir / "results.json").read_text())
+    (workdir / "results.json").unlink()
+    (workdir / "report.html").unlink()
+    evaluate.evaluate(config, workdir)
+    after = json.loads((workdir / "results.json").read_text())
+    assert after["run"]["step"] == before["run"]["step"] == 4
+    assert set(after["protocols"]) >= {"procedural_trad", "procedural_trad+identity", "procedural_ctcc"}
+    assert after["protocols"] == before["protocols"]
+    assert (workdir / "report.html").stat().st_size > 10_000
+    config.evaluation.checkpoint = "2"
+    evaluate.evaluate(config, workdir)
+    earlier = json.loads((workdir / "results.json").read_text())
+    assert earlier["run"]["step"] == 2
+    assert earlier["protocols"] != before["protocols"]
+
+
+def test_no_such_checkpoint(config, trained_run, tmp_path):
+    mesh = sharding.make_mesh(config.mesh)
+    assert evaluate.load(trained_run, config, mesh, "best")[0] == 4
+    with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint of step 3 .*\[2, 4\]"):
+        evaluate.load(trained_run, config, mesh, 3)
+    with pytest.raises(checkpoint.CheckpointError, match=r"no complete checkpoint in .*name the right workdir"):
+        Embedder(tmp_path)
+    config.model.width = 32
+    with pytest.raises(checkpoint.CheckpointError, match=r"cls_neck/mean: saved float32\[16\][^$]*another preset"):
+        evaluate.load(trained_run, config, mesh, None)
+
+
+def test_the_embedder_gives_the_evaluators_embeddings(config, trained_run, embedder, people, tmp_path):
+    query, pictures, templates = people
+    _, model = evaluate.load(trained_run, config, sharding.make_mesh(config.mesh), None)
+    options = {"workers": 0, "threads": 1}
+    expected = embed_split(model, query.dataset, "query", [query.variant()], **options).embedding["own"]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert embedder.step == 4
+    found = embedder(pictures, templates)
+    assert found.shape == (len(query), 2 * 16)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3
+
+
+def test_the_embedder_takes_paths_bytes_and_arrays(trained_run, embedder, people, tmp_path):
+    _, pictures, templates = people
+    (tmp_path / "person.jpg").write_bytes(pictures[0])
+    template = tmp_path / "template.png"
+    assert cv2.imwrite(str(template), cv2.cvtColor(templates[0], cv2.COLOR_RGB2BGR))
+    path = tmp_path / "person.jpg"
+    images = [path, str(path), pictures[0], image_ops.decode(pictures[0])]
+    found = embedder(images, [template, template.read_bytes(), templates[0], templates[0]])
+    np.testing.assert_allclose(found, np.tile(found[:1], (4, 1)), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    sentences = embedder(images[:2], ["wears a red shirt", NEUTRAL_SENTENCE])
+    assert np.abs(sentences[0] - sentences[1]).max() > 1e-4
+    np.testing.assert_allclose(embedder(images[:1]), sentences[1:], atol=1e-6)
+    np.testing.assert_allclose(embedder(images[:2], "wears a red shirt")[1], sentences[0], atol=1e-6)
+    assert embedder([]).shape == (0, 32)
+    assert Embedder(trained_run / CHECKPOINTS, step=2).step == 2
+
+
+def test_more_instructions_than_are_encoded_at_a_time(embedder, people, monkeypatch):
+    _, pictures, templates = people
+    images = pictures[:12]
+    asks = ["a red shirt", *templates[:5], "a blue shirt", *templates[5:10]]
+    together = embedder(images, asks)
+    monkeypatch.setattr("irm_jax.evaluation.embed.TABLE_ROWS", 3)
+    np.testing.assert_allclose(embedder(images, asks), together, atol=1e-5)
+
+
+def test_bad_pictures_are_named(embedder, people, tmp_path):
+    _, pictures, _ = people
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(pictures[0][: len(pictures[0]) // 2])
+    with pytest.raises(ImageError, match=r"cut\.jpg is no readable image"):
+        embedder([cut])
+    with pytest.raises(ImageError, match=r"missing\.jpg is no readable image: .*No such file"):
+        embedder([tmp_path / "missing.jpg"])
+    with pytest.raises(ImageError, match="the given bytes is no readable image"):
+        embedder([b"GIF89a"])
+    with pytest.raises(ImageError, match=r"u8\[H, W, 3\], not float32\[4, 4, 3\]"):
+        embedder([np.zeros((4, 4, 3), np.float32)])
+    with pytest.raises(ValueError, match="2 images but 1 instructions"):
+        embedder(pictures[:2], ["a red shirt"])
+
+
+def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, people, tmp_path):
+    _, pictures, _ = people
+    workdir, folder = tmp_path / "run", tmp_path / "images"
+    shutil.copytree(trained_run / CHECKPOINTS, workdir / CHECKPOINTS)
+    (folder / "b").mkdir(parents=True)
+    for name, picture in zip(("b/2.jpg", "1.JPG", "3.jpeg"), pictures, strict=False):
+        (folder / name).write_bytes(picture)
+    (folder / "notes.txt").write_text("not an image")
+    config.embed.images, config.embed.instruction = str(folder), "wears a red shirt"
+    evaluate.embed_folder(config, workdir)
+    with np.load(workdir / "embeddings.npz") as file:
+        assert file["files"].tolist() == ["1.JPG", "3.jpeg", "b/2.jpg"]
+        assert str(file["instruction"]) == "wears a red shirt"
+        expected = embedder([pictures[1], pictures[2], pictures[0]], "wears a red shirt")
+        np.testing.assert_allclose(file["embeddings"], expected, atol=1e-5)
+    (folder / "b" / "cut.jpg").write_bytes(pictures[0][:300])
+    with pytest.raises(ImageError, match=r"b/cut\.jpg is no readable image"):
+        evaluate.embed_folder(config, workdir)
+    for empty in ("", str(tmp_path / "nothing")):
+        config.embed.images = empty
+        with pytest.raises(config_check.ConfigError, match=r"no images in config\.embed\.images"):
+            evaluate.embed_folder(config, workdir)

@@ -1,0 +1,191 @@
+"""The training loop as a whole: exact resumption, changed plans, other meshes, signals, losses that blow up."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from irm_jax import checkpoint, config_check, experiment, sharding, state, train
+
+pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
+
+
+@pytest.fixture
+def config(make_run_config):
+    return make_run_config()
+
+
+@pytest.fixture
+def halfway(trained_run, tmp_path):
+    """The workdir of a run that ended without a trace after its checkpoint of step 2."""
+    workdir = tmp_path / "halfway"
+    shutil.copytree(trained_run / train.CHECKPOINTS / "2", workdir / train.CHECKPOINTS / "2")
+    shutil.copy(trained_run / "metrics.jsonl", workdir)
+    return workdir
+
+
+def abstract_state(config, mesh=(1, 1, 1)):
+    data = experiment.open_training(config)
+    return state.abstract_state(
+        experiment.make_model(config, data), experiment.make_optimizer(config), data.plan.constant_tokens,
+        sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True))),
+    )  # fmt: skip
+
+
+def saved_state(config, workdir, step, mesh=(1, 1, 1)):
+    with checkpoint.Checkpointer(workdir / train.CHECKPOINTS) as checkpoints:
+        return checkpoints.restore(abstract_state(config, mesh), step)[0]
+
+
+def assert_same(a, b):
+    """Bit for bit: parameters, batch statistics, optimizer state, instruction mean and step."""
+    compared = 0
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=sharding.path_string(path))
+        compared += 1
+    assert compared > 100
+
+
+def logged(workdir):
+    """{step: losses} of metrics.jsonl, without the figures of speed; every step must be there once."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    kept = {r["step"]: {k: v for k, v in r.items() if "/" in k or k == "loss"} for r in records}
+    assert len(kept) == len(records)
+    return kept
+
+
+def test_two_steps_restored_and_two_more_equal_four_straight_steps(config, trained_run, halfway):
+    straight = saved_state(config, trained_run, 4)
+    earlier = saved_state(config, halfway, 2)
+    assert not np.array_equal(earlier.params["head_person"], straight.params["head_person"])
+    train.train(config, halfway)
+    resumed = saved_state(config, halfway, 4)
+    assert int(resumed.step) == 4
+    assert_same(straight, resumed)
+    assert logged(halfway) == logged(trained_run)
+    assert set(logged(halfway)) == {1, 2, 3, 4}
+
+
+def test_sigterm_saves_and_the_same_command_finishes(config, trained_run, tmp_path, monkeypatch):
+    config.checkpoint.every = 0  # so that only the signal can have saved something
+    require_finite = train.require_finite
+
+    def signalled(values, step, checkpoints):
+        require_finite(values, step, checkpoints)
+        if step == 1:  # step 2 is running at this moment
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "require_finite", signalled)
+        with pytest.raises(train.Stopped, match=r"SIGTERM after step 2; the state is saved in .*Run the same command"):
+            train.train(config, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert checkpoint.saved_steps(tmp_path / train.CHECKPOINTS) == [2]
+    assert not (tmp_path / "report.html").exists()
+    train.train(config, tmp_path)
+    assert_same(saved_state(config, trained_run, 4), saved_state(config, tmp_path, 4))
+    assert (tmp_path / "report.html").exists()
+
+
+def test_sigterm_in_the_evaluation_loses_no_training(config, halfway, monkeypatch):
+    config.checkpoint.every = 0
+
+    def evaluate(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    with pytest.raises(train.Stopped, match="SIGTERM after step 4"):
+        train.train(config, halfway)
+    assert checkpoint.saved_steps(halfway / train.CHECKPOINTS) == [2, 4]
+
+
+def test_a_failing_evaluation_loses_no_training(config, halfway, monkeypatch):
+    config.checkpoint.every = 0
+
+    def evaluate(*_):
+        raise RuntimeError("no gallery")
+
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    with pytest.raises(RuntimeError, match="no gallery"):
+        train.train(config, halfway)
+    assert checkpoint.saved_steps(halfway / train.CHECKPOINTS) == [2, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, halfway, monkeypatch):
+    make_train_step = train.make_train_step
+
+    def poisoned(*args):
+        step = make_train_step(*args)
+
+        def run(before, *rest):
+            if int(before.step) == 2:
+                before = dataclasses.replace(before, params=jax.tree.map(lambda x: x * jnp.nan, before.params))
+            return step(before, *rest)
+
+        return run
+
+    monkeypatch.setattr(train, "make_train_step", poisoned)
+    with pytest.raises(train.NonFiniteLoss) as caught:
+        train.train(config, halfway)
+    message = str(caught.value)
+    assert message.startswith("step 3: not finite: ")
+    assert "(task cc, ctcc, li, t2i, trad, vi)" in message
+    assert f"Last good checkpoint: step 2 in {halfway / train.CHECKPOINTS}" in message
+    assert checkpoint.saved_steps(halfway / train.CHECKPOINTS) == [2]
+
+
+def test_only_the_task_that_blew_up_is_named(tmp_path):
+    with checkpoint.Checkpointer(tmp_path) as checkpoints:
+        with pytest.raises(train.NonFiniteLoss, match=r"step 7: .*vi/triplet_loss \(task vi\).*none was saved yet"):
+            train.require_finite({"vi/triplet_loss": float("inf"), "cc/triplet_loss": 1.0}, 7, checkpoints)
+        train.require_finite({"vi/triplet_loss": 2.0}, 7, checkpoints)
+
+
+@pytest.mark.parametrize("mesh", [(4, 1, 1), (2, 2, 2)])
+def test_the_state_is_restored_into_another_mesh(config, trained_run, mesh, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALL", 64)  # cut the small arrays of this model too
+    there = saved_state(config, trained_run, 4, mesh)
+    assert_same(saved_state(config, trained_run, 4), there)
+    table = there.params["text_encoder"]["word_embedding"]
+    assert len(table.sharding.device_set) == np.prod(mesh)
+    assert table.addressable_shards[0].data.size == table.size // (mesh[1] * mesh[2])
+
+
+def test_another_batch_is_another_plan(config, halfway):
+    config.data.batch_size = 8 * 4 * 5 * 2 + 8 * 2
+    with pytest.raises(checkpoint.CheckpointError, match=r"data plan changed[^$]*checkpoint 168, now 336"):
+        train.train(config, halfway)
+
+
+def test_a_checkpoint_of_another_width_is_refused(config, halfway):
+    config.model.width = 32
+    with pytest.raises(checkpoint.CheckpointError, match=r"cls_neck/mean: saved float32\[16\], expected float32\[32\]"):
+        train.train(config, halfway)
+
+
+def test_a_misfit_that_comes_from_the_data_says_so(config, halfway):
+    config.model.identity_multiple = 256
+    config.data.instruction_dropout = 0.5
+    with pytest.raises(checkpoint.CheckpointError, match=r"head_person[^$]*Besides, the data plan changed[^$]*dropout"):
+        train.train(config, halfway)
+
+
+def test_a_run_is_not_overwritten_without_resume(config, halfway):
+    config.resume = False
+    with pytest.raises(checkpoint.CheckpointError, match=r"halfway holds a run at step 2 and config.resume is False"):
+        train.train(config, halfway)
+
+
+def test_blocks_that_do_not_fit_the_mesh(config):
+    config.data.batch_blocks = 6
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 1})
+    with pytest.raises(config_check.ConfigError, match=r"batch_blocks = 6 .* multiple of 4"):
+        train.check_blocks(config, mesh)
