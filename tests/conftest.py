@@ -1,4 +1,4 @@
-"""Test settings: eight simulated CPU devices, strict promotion, warnings as errors (named exceptions in pyproject)."""
+"""Test settings: eight simulated CPU devices, strict promotion, warnings as errors (pyproject.toml)."""
 
 import os
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default, procedural, quickstart
+from configs import cpu_small, default, market1501, procedural, quickstart
 from irm_jax.config_check import ConfigError, check
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("module", [procedural, quickstart])
+@pytest.mark.parametrize("module", [procedural, quickstart, cpu_small, market1501])
 def test_shipped_configurations_pass(module):
     check(module.get_config())
 

@@ -51,7 +51,11 @@ def test_a_size_that_does_not_divide_is_an_error_with_the_cure():
 def test_mesh_that_does_not_fit_the_devices_is_an_error():
     with pytest.raises(ShardingError, match="needs 3 devices"):
         sharding.make_mesh({"data": 3, "fsdp": 1, "model": 1}, jax.devices()[:2])
-    assert dict(sharding.make_mesh({"data": -1, "fsdp": 2, "model": 1}).shape) == {"data": 4, "fsdp": 2, "model": 1}
+    assert dict(sharding.make_mesh({"data": -1, "fsdp": 2, "model": 1}, jax.devices()).shape) == {
+        "data": 4,
+        "fsdp": 2,
+        "model": 1,
+    }
 
 
 def test_one_process_holds_all_blocks():

@@ -54,7 +54,7 @@ def relative_to_norm(a, b):
 
 
 def test_float64_step_agrees_on_every_mesh(micro_config):
-    """House tolerance: loss to 1e-12 relative, gradients (Adam's first moment) and update to 1e-9 of the norm."""
+    """House tolerance: loss to 1e-12 relative, gradients (Adam's first moment), update to 1e-9 of the norm."""
     # flax promotes f64 with f32 inside its norms, which strict promotion forbids; float32 tests run strict.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         data = experiment.open_training(micro_config)
@@ -89,7 +89,7 @@ def test_accumulated_batches_average_their_gradients(micro_config):
     stacked = jax.tree.map(lambda *x: np.stack(x), first, second)
     _, both, metrics = run_step(micro_config, data, stacked, (2, 1, 1))
     _, a, metrics_a = run_step(micro_config, data, first, (2, 1, 1))
-    # The second batch sees the statistics of the first (BatchNorm trains on batch statistics, so its gradient does not).
+    # The second batch inherits running statistics from the first; in training, gradients use those of the batch.
     _, b, metrics_b = run_step(micro_config, data, second, (2, 1, 1))
     assert metrics["loss"] == pytest.approx((metrics_a["loss"] + metrics_b["loss"]) / 2, rel=2e-2)
     caption = [s.opt_state[0].mu["image_projection"]["kernel"] for s in (both, a, b)]
