@@ -94,6 +94,16 @@ def test_sigterm_saves_and_the_same_command_finishes(config, trained_run, tmp_pa
     assert (tmp_path / "report.html").exists()
 
 
+def test_an_evaluation_during_training_changes_nothing_and_is_kept(config, trained_run, halfway):
+    config.train.evaluate_every = 3
+    train.train(config, halfway)
+    assert_same(saved_state(config, trained_run, 4), saved_state(config, halfway, 4))
+    _, saved = checkpoint.read_metadata(halfway / train.CHECKPOINTS, 3)
+    scores = [json.loads(line) for line in (halfway / "metrics.jsonl").read_text().splitlines()]
+    assert [r["mean_mAP"] for r in scores if "mean_mAP" in r] == [saved["metrics"]["mean_mAP"]]
+    assert 0 < saved["metrics"]["mean_mAP"] <= 1
+
+
 def test_sigterm_in_the_evaluation_loses_no_training(config, halfway, monkeypatch):
     config.checkpoint.every = 0
 

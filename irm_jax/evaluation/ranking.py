@@ -81,16 +81,18 @@ def rank(
         result.num_positives[:], junk, ranked = pairs.counts()
         result.drop_cause[result.num_positives > 0] = ""
         result.drop_cause[junk == len(gallery)] = "all_junk"
-    for block in _blocks(ranked, junk, rows):
-        scores = placed.scores(query[block], rows)
-        if protocol is not None and pairs is not None:
-            scores = _rank_block(placed, scores, block, pairs, protocol, tau_similarity, sort_above, result)
-        if result.top_ids.shape[1]:
-            best, ids = placed.top(scores, result.top_ids.shape[1])
-            best, result.top_ids[block] = best[: len(block)], ids[: len(block)]
-            if metric == "euclidean":
-                best = -np.sqrt(np.maximum(squared[block, None] - best, 0))
-            result.top_scores[block] = best
+    # The gallery's own mesh, whatever mesh the caller is in (an evaluation during training).
+    with jax.set_mesh(placed.mesh):
+        for block in _blocks(ranked, junk, rows):
+            scores = placed.scores(query[block], rows)
+            if protocol is not None and pairs is not None:
+                scores = _rank_block(placed, scores, block, pairs, protocol, tau_similarity, sort_above, result)
+            if result.top_ids.shape[1]:
+                best, ids = placed.top(scores, result.top_ids.shape[1])
+                best, result.top_ids[block] = best[: len(block)], ids[: len(block)]
+                if metric == "euclidean":
+                    best = -np.sqrt(np.maximum(squared[block, None] - best, 0))
+                result.top_scores[block] = best
     return result
 
 

@@ -275,6 +275,15 @@ def test_blocks_and_devices_do_not_change_the_figures():
             np.testing.assert_array_equal(getattr(other, field), getattr(results[0], field))
 
 
+def test_ranks_within_the_mesh_of_a_training():
+    q, g, q_columns, g_columns = draw(np.random.default_rng(3), 5, 40, people=6)
+    alone = ranking.rank(q, g, q_columns, g_columns, MARKET, mesh=mesh_of(2))
+    with jax.set_mesh(jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)):
+        inside = ranking.rank(q, g, q_columns, g_columns, MARKET, mesh=mesh_of(2))
+    np.testing.assert_array_equal(inside.ap, alone.ap)
+    np.testing.assert_array_equal(inside.top_ids, alone.top_ids)
+
+
 def test_cut_before_junk_removal():
     """Order: junk, positive, negative, positive. Cut at 2 the second positive is lost, and AP divides by one."""
     g = np.float32([[4], [3], [2], [1]])
