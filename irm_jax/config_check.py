@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
@@ -31,9 +31,7 @@ def check_keys(config: ConfigDict, reference: ConfigDict, path: str) -> None:
     for key in config:
         here = f"{path}.{key}"
         if key not in reference:
-            near = difflib.get_close_matches(key, list(reference), n=1, cutoff=0.5)
-            hint = f"did you mean {path}.{near[0]}?" if near else f"the keys there are {', '.join(sorted(reference))}"
-            raise ConfigError(f"unknown configuration key {here}; {hint}")
+            raise ConfigError(f"unknown configuration key {here}; {_hint(key, reference, path)}")
         value = config[key]
         template = FREE_TABLES.get(here.removeprefix("config."))
         if template is not None:
@@ -45,6 +43,27 @@ def check_keys(config: ConfigDict, reference: ConfigDict, path: str) -> None:
             check_keys(value, reference[key], here)
         else:
             _check_type(value, reference, key, here)
+
+
+def unknown_override(config: ConfigDict, arguments: Sequence[str]) -> str | None:
+    """The message for the first `--config.a.b=...` among command-line arguments whose key `config` lacks, or None."""
+    for argument in arguments:
+        name = argument.partition("=")[0].lstrip("-")
+        if not argument.startswith("-") or not name.startswith("config."):
+            continue
+        table, path = config, "config"
+        for key in name.split(".")[1:]:
+            if not isinstance(table, ConfigDict):
+                return f"unknown configuration key {name}; {path} is a value, it holds no keys"
+            if key not in table:
+                return f"unknown configuration key {path}.{key}; {_hint(key, table, path)}"
+            table, path = table[key], f"{path}.{key}"
+    return None
+
+
+def _hint(key: str, table: ConfigDict, path: str) -> str:
+    near = difflib.get_close_matches(key, list(table), n=1, cutoff=0.5)
+    return f"did you mean {path}.{near[0]}?" if near else f"the keys there are {', '.join(sorted(table))}"
 
 
 def _check_type(value: Any, reference: ConfigDict, key: str, path: str) -> None:
@@ -114,6 +133,8 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.optimizer.learning_rate = {o.learning_rate} must be positive"
     if loss.instruction_similarity not in ("centered", "raw"):
         yield f"config.loss.instruction_similarity = {loss.instruction_similarity!r}; it must be centered or raw"
+    if loss.triplet_unit not in ("feature", "spread"):
+        yield f"config.loss.triplet_unit = {loss.triplet_unit!r}; it must be feature or spread"
     if e.metric not in ("cosine", "euclidean"):
         yield f"config.evaluation.metric = {e.metric!r}; it must be cosine or euclidean"
     if e.tau_similarity not in ("attributes", "clothes", "model"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from logging import getLogger
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -28,6 +30,7 @@ _MODE = flags.DEFINE_enum("mode", "train", MODES, "train, evaluate a checkpoint,
 def main(argv: Sequence[str]) -> None:
     """Dispatches on --mode. Errors that a user can mend end with status 2 and one message, not a traceback."""
     logging.set_verbosity(logging.INFO)
+    getLogger("jax._src.xla_bridge").setLevel("WARNING")  # it tells of every kind of device that is not there
     if _MODE.value == "compare":
         from irm_jax.evaluation.compare import compare_runs, comparison_table
 
@@ -94,16 +97,22 @@ def parse(argv: list[str]) -> list[str]:
     """Parses the flags; a configuration key that does not exist is one message with the nearest key, no traceback."""
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:
-        words = (
-            str(error.args[0] if error.args else error)
-            .replace("\\n", " ")
-            .replace("\n", " ")
-            .replace("\\'", "'")
-            .strip("'\"")
-        )
-        app.usage(shorthelp=True, detailed_error=f"unknown configuration key: {words}", exitcode=2)
-        raise
+    except (AttributeError, KeyError):
+        # absl gives up before the configuration is there: read it once more to say which key is wrong.
+        file = next((after or before for name, after, before in _settings(argv) if name == "config"), None)
+        message = file and config_check.unknown_override(runpy.run_path(file.split(":")[0])["get_config"](), argv)
+        if not message:
+            raise
+        sys.stderr.write(f"{message}\n")
+        sys.exit(2)
+
+
+def _settings(argv: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(name, value after =, next argument) of every argument that starts with a dash."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument.startswith("-"):
+            name, _, value = argument.lstrip("-").partition("=")
+            yield name, value, following
 
 
 if __name__ == "__main__":

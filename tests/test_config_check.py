@@ -67,7 +67,7 @@ def test_command_line_names_the_nearest_key():
     result = run("--config", "configs/quickstart.py", "--config.optimizer.lerning_rate=1")
     assert result.returncode == 2
     said = result.stdout + result.stderr
-    assert 'Did you mean "learning_rate"' in said
+    assert "config.optimizer.lerning_rate; did you mean config.optimizer.learning_rate?" in said
     assert "xla_bridge" not in said  # jax's own log line at the first touch of a device
 
 
