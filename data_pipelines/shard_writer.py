@@ -150,5 +150,5 @@ def bad_images(name: str, bad: dict[str, list[dict[str, str]]]) -> DatasetError:
     more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
     return DatasetError(
         f"{name}: {len(lines)} picture(s) do not decode:{''.join(lines[:20])}{more}\n"
-        f"Replace them, or build with on_bad_image='skip' to leave them out. Finished shards are kept."
+        f"Replace them, or leave them out (--on_bad_image skip). Finished shards are kept."
     )

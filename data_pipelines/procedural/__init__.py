@@ -1,5 +1,5 @@
 """The procedural benchmark: drawn people for all six tasks, without a download (data.md section 6) [ours]."""
 
-from data_pipelines.procedural.benchmark import NAMESPACE, VERSION, Benchmark, build
+from data_pipelines.procedural.benchmark import NAMESPACE, OVERLAP_TRAP, VERSION, Benchmark, build
 
-__all__ = ["NAMESPACE", "VERSION", "Benchmark", "build"]
+__all__ = ["NAMESPACE", "OVERLAP_TRAP", "VERSION", "Benchmark", "build"]

@@ -8,6 +8,7 @@ import functools
 import os
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from data_pipelines.procedural import outfits, people, render, rows, scene, temp
 
 VERSION = "1.0.0"
 """Part of every seed and of the folder's name: a change of any picture, row or sentence needs a new one."""
+OVERLAP_TRAP = ("procedural_t2i", "procedural_trad")
+"""Two training sets that share people under two names, for the leak check to find."""
 NAMESPACE = "procedural"
 TEST_PEOPLE = "procedural_test"
 OVERLAPPING_PEOPLE = 16
@@ -83,6 +86,19 @@ class Benchmark:
     def overlap(self) -> tuple[int, ...]:
         """The trad training people who reappear, unlinked by name, as the first training people of t2i."""
         return tuple(int(i) for i in self._rng(0x0E1A).permutation(self.train_people)[:OVERLAPPING_PEOPLE])
+
+    def source(self) -> dict[str, Any]:
+        """What a manifest says of where the pictures come from: every option that changes them, as JSON values."""
+        return {
+            "kind": "procedural",
+            "seed": self.seed,
+            "image_size": list(self.image_size),
+            "template_size": list(self.template_size),
+            "train_people": self.train_people,
+            "test_people": self.test_people,
+            "hard": self.hard,
+            "slots": {slot.name: list(slot.values) for slot in self.wardrobe.slots},
+        }
 
     def shots(self, task: str) -> dict[str, list[Shot]]:
         """Returns the planned records of a task's data set, a list a split, in order of person and image.
@@ -225,16 +241,6 @@ def build(
       shards.DatasetError: the folder cannot be written, or holds other data sets under these names.
     """
     benchmark = Benchmark(seed, image_size, template_size, train_people, test_people, extras, hard)
-    source = {
-        "kind": "procedural",
-        "seed": seed,
-        "image_size": list(image_size),
-        "template_size": list(template_size),
-        "train_people": train_people,
-        "test_people": test_people,
-        "hard": hard,
-        "slots": {slot.name: list(slot.values) for slot in benchmark.wardrobe.slots},
-    }
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(shards.worker_pool(workers)) if workers != 1 else None
         manifests = []
@@ -249,7 +255,7 @@ def build(
                 people=[shot.person for shots in splits.values() for shot in shots],
                 splits=splits,
                 load=benchmark.load,
-                source=source,
+                source=benchmark.source(),
                 workers=workers,
                 pool=pool,
                 overwrite=overwrite,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import joint_data
+from data_pipelines import joint_data, procedural
 from data_pipelines.leak_check import find_leaks
 from irm_jax import metric_log
 from irm_jax.evaluation.benchmark_checks import benchmark_checks
@@ -49,11 +49,6 @@ def write(
     names += [config.evaluation.sets[n].data_set for n in config.evaluation.sets]
     leaks = find_leaks(list(joint_data.open_datasets(config, names).values()))
     namespaces = {s.dataset.manifest.namespace for t in evaluation.sets for s in (t.query, t.gallery)}
-    notes = []
-    if any(n.startswith("procedural") for n in namespaces):
-        notes.append(
-            "The leaks between procedural_t2i and procedural_trad are the benchmark's deliberate overlap trap."
-        )
     data = ReportData(
         run=metadata,
         history=metric_log.read_metrics(workdir),
@@ -61,7 +56,7 @@ def write(
         checks=benchmark_checks(results),
         leaks=leaks,
         data_terms={n: _terms(n) for n in sorted(namespaces)},
-        notes=notes,
+        deliberate_leaks=[procedural.OVERLAP_TRAP],
     )
     write_report(workdir, results, data)
 

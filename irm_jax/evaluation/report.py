@@ -50,7 +50,7 @@ def write_report(workdir: str | os.PathLike[str], results: Mapping[str, Any], da
     curves = training_curves(data.history)
     plain["run"] = {**jsonable(data.run, "run"), **plain.get("run", {})}
     plain["benchmark_checks"] = [jsonable(vars(check)) for check in data.checks]
-    plain["leaks"] = None if data.leaks is None else leak_rows(data.leaks)
+    plain["leaks"] = None if data.leaks is None else leak_rows(data.leaks, data.deliberate_leaks)
     plain["training_curves"] = {
         metric: {line.name: {"step": line.x, "value": line.y} for line in lines} for metric, lines in curves.items()
     }
@@ -69,8 +69,12 @@ def write_report(workdir: str | os.PathLike[str], results: Mapping[str, Any], da
     return path
 
 
-def leak_rows(leaks: Sequence[Leak]) -> list[dict[str, Any]]:
-    """Returns one row for all people that the same evidence finds in the same two places; the harmful ones first."""
+def leak_rows(leaks: Sequence[Leak], deliberate: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
+    """Returns one row for all people that the same evidence finds in the same two places; the harmful ones first.
+
+    `deliberate` pairs of data sets leak on purpose, to prove that the check finds it.
+    """
+    traps = {frozenset(pair) for pair in deliberate}
     groups: dict[tuple[Any, ...], list[Leak]] = collections.defaultdict(list)
     for leak in leaks:
         groups[not leak.harmful, leak.kind, leak.dataset_a, leak.dataset_b, leak.evidence, leak.linked].append(leak)
@@ -78,7 +82,8 @@ def leak_rows(leaks: Sequence[Leak]) -> list[dict[str, Any]]:
     for (harmless, kind, first, second, evidence, linked), found in sorted(groups.items()):
         row = {"kind": kind, "first": first, "second": second, "evidence": evidence, "people": len(found)}
         example = [f"{found[0].person_a} ({found[0].example[0]})", f"{found[0].person_b} ({found[0].example[1]})"]
-        rows.append({**row, "linked": linked, "harmful": not harmless, "example": example})
+        trap = frozenset((first, second)) in traps
+        rows.append({**row, "linked": linked, "harmful": not harmless, "deliberate": trap, "example": example})
     return rows
 
 

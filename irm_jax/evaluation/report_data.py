@@ -113,7 +113,8 @@ class ReportData:
     """Everything of the report that is not a figure of `results.json`.
 
     `run` is `metric_log.run_metadata()`, with more keys at will. `history` is the records of metrics.jsonl, {"step":
-    int, "loss": float, "TASK/METRIC": float, ...}. `leaks` is None when no leak check ran, empty when it found nothing.
+    int, "loss": float, "TASK/METRIC": float, ...}. `leaks` is None when no leak check ran, empty when it found nothing;
+    `deliberate_leaks` are pairs of data sets between which a benchmark puts leaks on purpose.
     `data_terms` says for each data set under which terms its pictures stand in the file; `notes` are sentences shown at
     the top.
     """
@@ -123,6 +124,7 @@ class ReportData:
     sections: Sequence[TaskSection] = ()
     checks: Sequence[BenchmarkCheck] = ()
     leaks: Sequence[Leak] | None = None
+    deliberate_leaks: Sequence[tuple[str, str]] = ()
     data_terms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     title: str = "Instruction-guided person re-identification"

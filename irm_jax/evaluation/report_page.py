@@ -17,7 +17,7 @@ from irm_jax.evaluation.report_data import METRICS, SETTINGS, Picture, ReportDat
 from irm_jax.evaluation.report_figures import Series, dot_chart, line_chart, overlay, thumbnail
 
 CONTROLS = {
-    "random": "Random embedding",
+    "random": "Random (expected)",
     "color_histogram": "Colour histogram",
     "colour_histogram": "Colour histogram",
     "histogram": "Colour histogram",

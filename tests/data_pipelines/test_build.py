@@ -155,7 +155,7 @@ def test_truncated_picture_is_refused_or_skipped_and_counted(tmp_path: Path, wha
     assert "2 picture(s) do not decode" in message
     assert "train: Ordner ä/009.jpg: " in message
     assert "train: Ordner ä/011.jpg: " in message
-    assert "on_bad_image='skip'" in message
+    assert "--on_bad_image skip" in message
     with pytest.raises(DatasetError, match="did not finish"):
         shards.open_dataset(tmp_path, "toy")
     manifest = toy_shards.build(tmp_path, load=load, on_bad_image="skip")

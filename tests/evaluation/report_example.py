@@ -169,6 +169,7 @@ def fake_data(examples: int = 2) -> report.ReportData:
         for i in range(16)
     ]  # fmt: skip
     leaks += [Leak("train_train", "name", "a", "x/1", "b", "x/1", True, (1, 2), ("1.jpg", "2.jpg"))]
+    leaks += [Leak("train_test", "picture", "a", "x/1", "b", "x/2", False, (1, 1), ("1.jpg", "1.jpg"))] * 2
     run = {
         "config": {"model": {"preset": "tiny"}, "batch_size": 96, "seed": 0},
         "seed": 0,
@@ -179,4 +180,5 @@ def fake_data(examples: int = 2) -> report.ReportData:
         "started": "2026-01-01T12:00:00Z",
     }
     terms = {"procedural": "Drawn by this project; shows no real person; free to pass on."}
-    return report.ReportData(run, history, sections, checks, leaks, terms, ["Made-up figures of a test."])
+    trap = [(t2i, trad)]
+    return report.ReportData(run, history, sections, checks, leaks, trap, terms, ["Made-up figures of a test."])

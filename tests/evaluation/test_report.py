@@ -134,7 +134,8 @@ def test_rankings_checks_leaks_and_run(written: tuple[Page, str, dict]) -> None:
         "16",
         "✕ harmful",
         "two, unlinked",
-        "✕ 16 harmful leaks",
+        "✕ 2 harmful leaks but the 16 put there on purpose",
+        "✓ found, put there on purpose",
         "0f3c2d1a9b",
         " + changes",
         "0.10.2",
@@ -156,7 +157,8 @@ def test_rankings_checks_leaks_and_run(written: tuple[Page, str, dict]) -> None:
         "unit": "fraction",
         "explanation": "labels alone must solve it",
     }
-    assert [(row["people"], row["harmful"]) for row in results["leaks"]] == [(16, True), (1, False)]
+    rows = [(row["people"], row["harmful"], row["deliberate"]) for row in results["leaks"]]
+    assert rows == [(2, True, False), (16, True, True), (1, False, False)]
 
 
 def test_charts(written: tuple[Page, str, dict]) -> None:
