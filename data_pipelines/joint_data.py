@@ -89,21 +89,35 @@ def open_training(config: ConfigDict, *, image_size: Size, instruction_image_siz
 
 
 def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.Dataset]:
-    """Opens each data set once; builds the procedural ones that `data.dir` lacks, if `data.build_missing`."""
+    """Opens each data set once; builds the procedural ones that `data.dir` lacks, if `data.build_missing`.
+
+    Raises DatasetError for a data set that is missing or damaged, and for procedural ones of other options than
+    `config.data.procedural`.
+    """
     folder = Path(config.data.dir).expanduser()
     wanted = list(dict.fromkeys(names))
+    drawn = [name for name in wanted if name.startswith(f"{procedural.NAMESPACE}_")]
     found = shards.dataset_names(folder) if folder.is_dir() else []
-    missing = [name for name in wanted if name not in found]
-    if config.data.build_missing and any(name.startswith(f"{procedural.NAMESPACE}_") for name in missing):
-        p = config.data.procedural
+    options: dict[str, Any] = config.data.procedural.to_dict()
+    options |= {key: tuple(options[key]) for key in ("image_size", "template_size", "extras")}
+    if config.data.build_missing and set(drawn) - set(found):
         logging.info("building the procedural benchmark in %s", folder)
-        procedural.build(
-            folder, seed=p.seed, train_people=p.train_people, test_people=p.test_people, image_size=tuple(p.image_size)
-        )
-    return {name: shards.open_dataset(folder, name) for name in wanted}
+        procedural.build(folder, **options)
+    opened = {name: shards.open_dataset(folder, name) for name in wanted}
+    source = procedural.Benchmark(**options).source() if drawn else {}
+    for name in drawn:
+        there = opened[name].manifest.source
+        changed = [key for key in source if there.get(key) != source[key]]
+        other = [f"{key} = {there.get(key)!r}, not {source[key]!r}" for key in changed]
+        if other:
+            raise shards.DatasetError(
+                f"{folder / name} was drawn with other options than config.data.procedural: {'; '.join(other)}. "
+                "Choose another config.data.dir, or set the options to those of the folder"
+            )
+    return opened
 
 
 def _augment(config: ConfigDict, unit: str) -> image_ops.Augment:
     options = config.data.augment.to_dict()
-    hue = config.data.train[unit].hue
-    return image_ops.Augment(**{**options, **({} if hue is None else {"hue": hue})})
+    own = {key: config.data.train[unit][key] for key in ("hue", "saturation")}
+    return image_ops.Augment(**{**options, **{key: value for key, value in own.items() if value is not None}})
