@@ -20,6 +20,7 @@ def train_unit(data_set: str, task: str) -> ConfigDict:
             "outfits": config_dict.placeholder(int),  # outfits of each person in a batch (0 = any; default: the task's)
             "composed": config_dict.placeholder(bool),  # [ours] rows under another owned outfit's instruction
             "hue": config_dict.placeholder(float),  # hue jitter of this set (default: data.augment.hue)
+            "saturation": config_dict.placeholder(float),  # saturation jitter of this set (default likewise)
             "share_instruction": True,  # one instruction a (person, outfit) and batch, so that it is encoded once
         }
     )
@@ -78,6 +79,9 @@ def get_config() -> ConfigDict:
     config.data.procedural.train_people = 96  # a task
     config.data.procedural.test_people = 64  # shared by all test sets
     config.data.procedural.image_size = (128, 64)  # height, width in pixels
+    config.data.procedural.template_size = (64, 64)  # of instruction images; height, width in pixels
+    config.data.procedural.extras = ()  # further slots of an outfit: shoes, hat, sleeves
+    config.data.procedural.hard = False  # camera gains of +-30%, which put colour histograms at chance
 
     config.model = ConfigDict()
     config.model.preset = "tiny"  # tiny | small | base
@@ -114,7 +118,7 @@ def get_config() -> ConfigDict:
 
     config.loss = ConfigDict()
     config.loss.alpha = 3.0  # weight of the triplet losses (the paper: 3; 1 for VC-Clothes alone)
-    config.loss.alpha_ramp_steps = 0  # [ours] alpha rises from 0 over these steps; for training from scratch
+    config.loss.triplet_unit = "feature"  # feature (paper) | spread [ours]: distances over the data set's own spread
     config.loss.margin = 0.3  # of the triplet losses
     config.loss.rank_weight = 0.1  # of R_i, the order of the two farthest positives
     config.loss.instruction_similarity = "centered"  # centered [ours] | raw (the paper)

@@ -7,28 +7,19 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import default, scratch
 
 
 def get_config() -> ConfigDict:
-    config = default.get_config()
+    config = scratch.from_scratch(default.get_config())
     with config.unlocked():
         config.data.train.market1501 = default.train_unit("market1501", "trad")
         config.evaluation.sets.market1501 = default.evaluation_set("market1501", "trad", ("market1501",))
     config.data.build_missing = False
     config.data.batch_size = 128
-    config.data.augment.hue = 0.02
-    config.data.augment.brightness = 0.2
-    config.data.augment.contrast = 0.2
-    config.data.augment.saturation = 0.2
     config.data.augment.erase_probability = 0.5
-    config.model.preset = "tiny"
     config.model.identity_multiple = 256
-    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
-    config.optimizer.clip_norm = 1.0
-    config.loss.alpha = 1.0
-    config.loss.alpha_ramp_steps = 3000
     config.train.steps = 5000
     config.checkpoint.every = 1000
     return config

@@ -73,7 +73,7 @@ def loss_options(config: ConfigDict, data: JointData) -> LossOptions:
         composed_tasks=tuple(sorted({u.unit.task for u in data.plan.units if u.composed_rows})),
         data_set_weight=tuple(weights),
         alpha=loss.alpha,
-        alpha_ramp_steps=loss.alpha_ramp_steps,
+        triplet_unit=loss.triplet_unit,
         margin=loss.margin,
         rank_weight=loss.rank_weight,
         instruction_similarity=loss.instruction_similarity,

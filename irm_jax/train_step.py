@@ -16,6 +16,7 @@ from irm_jax import sharding
 from irm_jax.losses.adaptive_triplet import adaptive_triplet_loss
 from irm_jax.losses.composed_triplet import composed_triplet_loss
 from irm_jax.losses.contrastive import clip_temperature, contrastive_loss
+from irm_jax.losses.geometry import group_spread
 from irm_jax.losses.identity import identity_loss
 from irm_jax.losses.instruction_similarity import InstructionMean, current_mean, similarity, update_mean
 from irm_jax.models.irm import EDITED_GROUPS, IRM, CaptionRows, EditedRows
@@ -35,9 +36,7 @@ class LossOptions:
     composed_tasks: tuple[str, ...]
     data_set_weight: tuple[float, ...]
     alpha: float
-    alpha_ramp_steps: (
-        int  # [ours] alpha rises linearly over these steps: from scratch, early triplets collapse features
-    )
+    triplet_unit: Literal["feature", "spread"]  # of the triplets' distances
     margin: float
     rank_weight: float
     instruction_similarity: Literal["centered", "raw"]
@@ -62,9 +61,9 @@ def make_train_step(
         )  # fmt: skip
         total = jnp.zeros((), jnp.float32)
         metrics: Metrics = {}
-        mean, alpha = state.instruction_mean, ramped_alpha(options, state.step)
+        mean = state.instruction_mean
         if output.edited is not None:
-            loss, mean, part = edited_loss(output.edited, output.heads, batch, mean, alpha, options, head_members)
+            loss, mean, part = edited_loss(output.edited, output.heads, batch, mean, options, head_members)
             total, metrics = total.astype(loss.dtype) + loss, {**metrics, **part}
         if output.caption is not None:
             loss, part = caption_loss(output.caption, batch["caption"], options)
@@ -115,18 +114,11 @@ def _accumulate(gradients: Callable[..., Any], state: TrainState, batch: Batch, 
     return batch_stats, mean, metrics, grads
 
 
-def ramped_alpha(options: LossOptions, step: Array) -> Array:
-    """f32[]: the triplet weight at this step."""
-    done = step.astype(jnp.float32) / max(options.alpha_ramp_steps, 1)
-    return options.alpha * (jnp.minimum(done, 1.0) if options.alpha_ramp_steps else jnp.ones_like(done))
-
-
 def edited_loss(
     rows: EditedRows,
     heads: Mapping[str, Array],
     batch: Batch,
     mean: InstructionMean,
-    alpha: Array,
     options: LossOptions,
     head_members: Array,
 ) -> tuple[Array, InstructionMean, Metrics]:
@@ -161,13 +153,14 @@ def edited_loss(
         ce[name], correct[name] = identity_loss(feature, heads[name], identity, allowed)
     triplet, aux = {}, {}
     for name, feature in (("cls", cls), ("person", person), ("guided", guided)):
+        scaled = _in_units(feature, dataset, distance_unit(feature, dataset, valid, options))
         triplet[name], aux[name] = adaptive_triplet_loss(
-            feature, identity, dataset, valid, rho, margin=options.margin, rank_weight=options.rank_weight
+            scaled, identity, dataset, valid, rho, margin=options.margin, rank_weight=options.rank_weight
         )
     identity_part = 0.5 * (ce["person"] + ce["guided"]) + ce["cls"]
     triplet_part = 0.5 * (triplet["person"] + triplet["guided"]) + triplet["cls"]
     weight = _row_weights(dataset, valid, options)
-    per_row = identity_part + alpha.astype(triplet_part.dtype) * triplet_part
+    per_row = identity_part + options.alpha * triplet_part
     loss = jnp.sum(weight.astype(per_row.dtype) * per_row)
     measured = {
         "identity_loss": identity_part,
@@ -182,7 +175,7 @@ def edited_loss(
     anchors = {"mean_beta": aux["person"].beta_1, "active_triplets": aux["person"].active.astype(per_row.dtype)}
     metrics |= _per_task(anchors, fields["task"], kept, present)
     if rows.person.shape[1] > plain:
-        extra, part = _composed_loss(rows, heads, batch, groups, fields, alpha, options, head_members)
+        extra, part = _composed_loss(rows, heads, batch, groups, fields, options, head_members)
         loss, metrics = loss + extra, {**metrics, **part}
     return loss, mean, metrics
 
@@ -193,7 +186,6 @@ def _composed_loss(
     batch: Batch,
     groups: list[str],
     fields: Mapping[str, Array],
-    alpha: Array,
     options: LossOptions,
     head_members: Array,
 ) -> tuple[Array, Metrics]:
@@ -213,14 +205,16 @@ def _composed_loss(
     for name, feature in (("person", rows.person), ("guided", rows.guided)):
         anchor, candidates = _flat(feature[:, plain:]), _flat(feature[:, :plain])
         ce.append(identity_loss(anchor, heads[name], identity, allowed)[0])
+        unit = distance_unit(candidates, fields["dataset"], fields["valid"], options)
         loss, info = composed_triplet_loss(
-            anchor, identity, dataset, wanted, valid,
-            candidates, fields["identity"], fields["dataset"], fields["attributes"], fields["valid"],
+            _in_units(anchor, dataset, unit), identity, dataset, wanted, valid,
+            _in_units(candidates, fields["dataset"], unit), fields["identity"], fields["dataset"],
+            fields["attributes"], fields["valid"],
             margin=options.margin,
         )  # fmt: skip
         triplet.append(loss)
         aux.append(info)
-    per_row = 0.5 * (ce[0] + ce[1]) + alpha.astype(ce[0].dtype) * 0.5 * (triplet[0] + triplet[1])
+    per_row = 0.5 * (ce[0] + ce[1]) + options.alpha * 0.5 * (triplet[0] + triplet[1])
     weight = _row_weights(dataset, valid, options).astype(per_row.dtype)
     measured = {
         "composed_loss": per_row,
@@ -244,6 +238,18 @@ def caption_loss(rows: CaptionRows, group: Mapping[str, Array], options: LossOpt
     }
     metrics = _per_task(measured, _join([group["task"]]), valid, [t for t in options.tasks if t.group == "caption"])
     return options.contrastive_weight * jnp.sum(weight * per_row), {**metrics, "temperature": temperature}
+
+
+def distance_unit(features: Array, dataset: Array, valid: Array, options: LossOptions) -> Array:
+    """f32[data sets]: what the triplet losses divide each data set's features by."""
+    sets = len(options.data_set_weight)
+    if options.triplet_unit == "feature":
+        return jnp.ones((sets,), features.dtype)
+    return group_spread(features, dataset, valid, sets)
+
+
+def _in_units(features: Array, dataset: Array, unit: Array) -> Array:
+    return features / jnp.take(unit, dataset, mode="clip")[:, None]
 
 
 def _flat(x: Array) -> Array:

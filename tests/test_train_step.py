@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irm_jax import experiment, sharding, state
+from irm_jax import experiment, sharding, state, train_step
 from irm_jax.models.irm import IRM
-from irm_jax.train_step import make_train_step, ramped_alpha
+from irm_jax.train_step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_programs")  # compiling is most of what these tests do
 
@@ -104,7 +104,7 @@ def test_loss_weights_are_those_of_the_data_sets(micro_config):
     _, _, metrics = run_step(micro_config, data, one_batch(data), (1, 1, 1))
     assert metrics["loss"] == pytest.approx(metrics["trad/loss"], rel=1e-5)
     assert metrics["trad/loss"] != pytest.approx(metrics["cc/loss"], rel=1e-3)
-    parts = metrics["trad/identity_loss"] + 3 * metrics["trad/triplet_loss"]
+    parts = metrics["trad/identity_loss"] + micro_config.loss.alpha * metrics["trad/triplet_loss"]
     assert metrics["trad/loss"] == pytest.approx(parts, rel=1e-5)
 
 
@@ -112,7 +112,6 @@ def test_overfits_one_batch(micro_config):
     """Sixty steps on one batch: every task's loss falls far below its start, so every part receives its gradient."""
     micro_config.optimizer.learning_rate = 5e-3
     micro_config.train.steps = 1000
-    micro_config.loss.alpha_ramp_steps = 1000  # from scratch, full triplets first pull all features together
     data = experiment.open_training(micro_config)
     batch = one_batch(data)
     _, _, start = run_step(micro_config, data, batch, (1, 1, 1))
@@ -121,7 +120,14 @@ def test_overfits_one_batch(micro_config):
         assert end[f"{task}/loss"] < 0.7 * start[f"{task}/loss"], task
 
 
-def test_the_alpha_ramp_starts_at_zero_and_ends_at_alpha(micro_config):
-    micro_config.loss.alpha_ramp_steps = 10
-    options = experiment.loss_options(micro_config, experiment.open_training(micro_config))
-    assert [float(ramped_alpha(options, jnp.int32(step))) for step in (0, 5, 10, 99)] == [0.0, 1.5, 3.0, 3.0]
+def test_the_triplets_unit_is_the_feature_or_the_spread_of_its_data_set(micro_config):
+    data = experiment.open_training(micro_config)
+    dataset = jnp.arange(60) % len(data.plan.datasets)
+    features = jax.random.normal(jax.random.key(0), (60, 8)) * (1 + dataset[:, None]).astype(jnp.float32)
+    units = {}
+    for unit in ("feature", "spread"):
+        micro_config.loss.triplet_unit = unit
+        options = experiment.loss_options(micro_config, data)
+        units[unit] = train_step.distance_unit(features, dataset, jnp.ones(60, bool), options)
+    np.testing.assert_array_equal(units["feature"], np.ones(6))
+    np.testing.assert_allclose(units["spread"], np.arange(1, 7), rtol=0.3)

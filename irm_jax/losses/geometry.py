@@ -50,3 +50,22 @@ def unit_rows(rows: Float[Array, "B D"]) -> Float[Array, "B D"]:
     has_direction = squared > SQUARED_NORM_FLOOR
     norm = jnp.sqrt(jnp.where(has_direction, squared, 1.0))
     return jnp.where(has_direction, rows / norm, jnp.zeros((), rows.dtype))
+
+
+def group_spread(
+    rows: Inexact[Array, "B D"], group: Int[Array, "B"], valid: Bool[Array, "B"], groups: int
+) -> Float[Array, "groups"]:
+    """Returns how far each group's rows lie from their mean: the root mean square over its valid rows and all D.
+
+    A batch-normalised group has spread 1. Groups without rows, and those whose rows coincide, have 1 as well: dividing
+    by it must stay finite. With gradient: a feature divided by its spread gains nothing by shrinking.
+    """
+    dtype = loss_dtype(rows)
+    rows = keep_rows(rows, valid, dtype)
+    member = ((group[None, :] == jnp.arange(groups, dtype=group.dtype)[:, None]) & valid[None, :]).astype(dtype)
+    count = jnp.maximum(jnp.sum(member, axis=1), 1.0)
+    exact = jax.lax.Precision.HIGHEST
+    mean = jnp.einsum("gb,bd->gd", member, rows, precision=exact) / count[:, None]
+    away = jnp.mean(jnp.square(rows - jnp.take(mean, group, axis=0, mode="clip")), axis=1)
+    variance = jnp.einsum("gb,b->g", member, away, precision=exact) / count
+    return jnp.sqrt(jnp.where(variance > SQUARED_DISTANCE_FLOOR, variance, 1.0))

@@ -77,6 +77,27 @@ class Embedding:
     instruction: Array
 
 
+class EditedNeck(nn.Module):
+    """BatchNorm of the two edited features: one scale, statistics of each stream on its own.
+
+    person, guided [..., D] -> the same. The paper shares one BatchNorm; the released code calls it once a stream, so
+    batch statistics are a stream's there too. Statistics over both streams together (tried) let a model trained from
+    scratch collapse: the difference between the streams fills the unit variance, and all rows of a stream coincide.
+    Running statistics are a stream's as well [ours], so that evaluation normalises as training did; the released
+    code keeps one set, updated by both.
+    """
+
+    options: Mapping[str, Any]
+
+    @nn.compact
+    def __call__(self, person: Array, guided: Array, *, use_running_average: bool) -> tuple[Array, Array]:
+        width = person.shape[-1]
+        norm = nn.BatchNorm(**self.options, use_scale=False, name="statistics")
+        both = norm(jnp.concatenate([person, guided], axis=-1), use_running_average=use_running_average)
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        return both[..., :width] * scale, both[..., width:] * scale
+
+
 class IRM(nn.Module):
     """The model of Instruct-ReID++ (paper sections on IRM; released class `Transreid` joint model), pure-functional."""
 
@@ -106,7 +127,7 @@ class IRM(nn.Module):
             "momentum": 0.9, "epsilon": 1e-5, "use_bias": False, "use_fast_variance": False,
             "dtype": transformer.at_least_f32(dtype),
         }  # fmt: skip
-        self.edited_neck = nn.BatchNorm(**neck)
+        self.edited_neck = EditedNeck(neck)
         self.cls_neck = nn.BatchNorm(**neck)
         head_init = nn.initializers.normal(stddev=0.001)
         shape = (c.width, c.num_identities)
@@ -149,7 +170,7 @@ class IRM(nn.Module):
     def embed(self, image: ImageFeatures, instruction: Instruction) -> Embedding:
         """B image features under B instructions -> Embedding, with running statistics in the neck."""
         person, guided = self.editing_transformer(image.cls, image.patches, instruction, train=False)
-        person, guided = (self.edited_neck(_full(x), use_running_average=True) for x in (person, guided))
+        person, guided = self.edited_neck(_full(person), _full(guided), use_running_average=True)
         return Embedding(jnp.concatenate([person, guided], axis=-1), person, guided, instruction.feature)
 
     def project_images(self, image: ImageFeatures) -> Array:
@@ -247,15 +268,14 @@ class IRM(nn.Module):
             jax.tree.map(_rows, instruction),
             train=train,
         )
-        # One call on the 2E concatenated rows of all groups [ours]: one set of statistics, updated once.
-        both = _full(jnp.stack([_blocks(person, blocks), _blocks(guided, blocks)], axis=2))
-        both = self.edited_neck(both, use_running_average=not train)
+        person, guided = (_full(_blocks(x, blocks)) for x in (person, guided))
+        person, guided = self.edited_neck(person, guided, use_running_average=not train)
         plain_cls = _full(plain_cls)
         return EditedRows(
             cls=plain_cls,
             cls_neck=self.cls_neck(plain_cls, use_running_average=not train),
-            person=both[:, :, 0],
-            guided=both[:, :, 1],
+            person=person,
+            guided=guided,
             instruction=_full(instruction.feature),
         )
 

@@ -53,3 +53,38 @@ def test_loss_dtype_is_at_least_float32() -> None:
     assert geometry.loss_dtype(half, single) == jnp.float32
     with jax.enable_x64(True):
         assert geometry.loss_dtype(half, jnp.zeros(1, jnp.float64)) == jnp.float64
+
+
+def test_group_spread_is_the_root_mean_square_around_each_groups_mean() -> None:
+    rng = np.random.default_rng(0)
+    rows, group = rng.normal(3.0, 2.0, (40, 6)), np.arange(40) % 3
+    valid = rng.random(40) < 0.8
+    rows[~valid] = np.nan
+    group[valid & (group == 1)] = 4  # group 1 is empty now, 3 always was
+    want = np.ones(5)
+    for g in (0, 2, 4):
+        mine = rows[valid & (group == g)]
+        want[g] = np.sqrt(np.mean((mine - mine.mean(axis=0)) ** 2))
+    got = geometry.group_spread(jnp.asarray(rows), jnp.asarray(group), jnp.asarray(valid), 5)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_group_spread_takes_away_the_gain_from_shrinking() -> None:
+    rows = jnp.asarray(np.random.default_rng(1).normal(size=(8, 4)), jnp.float32)
+    group, valid = jnp.zeros(8, jnp.int32), jnp.ones(8, bool)
+
+    def distance(scale: jax.Array) -> jax.Array:
+        scaled = scale * rows
+        scaled = scaled / geometry.group_spread(scaled, group, valid, 1)[group][:, None]
+        return jnp.sum(geometry.row_distance(scaled[:4], scaled[4:]))
+
+    value, slope = jax.value_and_grad(distance)(jnp.float32(0.01))
+    np.testing.assert_allclose(value, distance(jnp.float32(1.0)), rtol=1e-5)
+    assert abs(float(slope)) < 1e-3 * float(value) / 0.01  # without the unit it is value / 0.01
+
+
+def test_group_spread_of_coinciding_rows_is_one_with_a_finite_gradient() -> None:
+    rows, group, valid = jnp.ones((4, 3)), jnp.zeros(4, jnp.int32), jnp.ones(4, bool)
+    value, gradient = jax.value_and_grad(lambda x: geometry.group_spread(x, group, valid, 1)[0])(rows)
+    assert float(value) == 1.0
+    np.testing.assert_array_equal(gradient, np.zeros((4, 3)))
