@@ -91,29 +91,29 @@ def get_config() -> ConfigDict:
     config.model.mask_instruction_padding = True  # False: attend to padding, as the released code does
     config.model.vocab_multiple = 256  # the word table is padded to a multiple of this
     config.model.identity_multiple = 1024  # so are the identity heads
-    config.model.width = config_dict.placeholder(int)
+    config.model.width = config_dict.placeholder(int)  # of all encoders
     config.model.image_size = config_dict.placeholder(tuple)  # height, width in pixels
     config.model.image_depth = config_dict.placeholder(int)  # blocks of the image encoder
     config.model.image_heads = config_dict.placeholder(int)  # its attention heads
     config.model.patch = config_dict.placeholder(int)  # pixels
     config.model.stride = config_dict.placeholder(int)  # pixels
     config.model.stem = config_dict.placeholder(str)  # patch | conv
-    config.model.part_tokens = config_dict.placeholder(int)
+    config.model.part_tokens = config_dict.placeholder(int)  # of the person encoder (PASS: 3)
     config.model.text_depth = config_dict.placeholder(int)  # text-only BERT layers
-    config.model.text_heads = config_dict.placeholder(int)
+    config.model.text_heads = config_dict.placeholder(int)  # its attention heads
     config.model.max_length = config_dict.placeholder(int)  # tokens of a sentence
     config.model.instruction_image_size = config_dict.placeholder(tuple)  # height, width in pixels
     config.model.template_depth = config_dict.placeholder(int)  # blocks of the instruction-image encoder
-    config.model.template_heads = config_dict.placeholder(int)
+    config.model.template_heads = config_dict.placeholder(int)  # its attention heads
     config.model.template_patch = config_dict.placeholder(int)  # pixels
     config.model.template_stem = config_dict.placeholder(str)  # patch | conv
     config.model.template_statistics = config_dict.placeholder(str)  # clip | imagenet
-    config.model.editing_depth = config_dict.placeholder(int)
-    config.model.editing_drop_path = config_dict.placeholder(float)
+    config.model.editing_depth = config_dict.placeholder(int)  # blocks of the editing transformer
+    config.model.editing_drop_path = config_dict.placeholder(float)  # stochastic depth of its last block
     config.model.projection_width = config_dict.placeholder(int)  # of the image-caption space
-    config.model.mlp_ratio = config_dict.placeholder(float)
-    config.model.dropout = config_dict.placeholder(float)
-    config.model.drop_path = config_dict.placeholder(float)
+    config.model.mlp_ratio = config_dict.placeholder(float)  # hidden over model width
+    config.model.dropout = config_dict.placeholder(float)  # of all encoders
+    config.model.drop_path = config_dict.placeholder(float)  # stochastic depth of the image encoder's last block
     config.model.temperature = config_dict.placeholder(float)  # start of the learnable contrastive temperature
 
     config.loss = ConfigDict()
@@ -144,7 +144,7 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps (0 = only at the end)
     config.checkpoint.keep = 3  # newest ones kept, beside the best
-    config.checkpoint.best_metric = "mean_mAP"  # of the evaluation: mean over the headline protocols
+    config.checkpoint.best_metric = "mean_mAP"  # over the sets' first protocols; or a protocol's name: its mAP
     config.checkpoint.asynchronous = True  # write while training goes on
 
     config.evaluation = ConfigDict()

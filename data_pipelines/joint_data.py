@@ -10,8 +10,8 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from data_pipelines import image_ops, pipeline, procedural, shards, tasks
-from data_pipelines.batch_plan import BatchPlan, Unit, plan_batch
+from data_pipelines import data_options, pipeline, pk_sampling, procedural, shards
+from data_pipelines.batch_plan import BatchPlan, plan_batch
 from data_pipelines.identity_space import IdentitySpace
 from data_pipelines.tokenizer import Tokenizer
 
@@ -30,7 +30,8 @@ class JointData:
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able; equal fingerprints give equal streams."""
-        return pipeline.data_fingerprint(self.plan, self.datasets, **self.stream_options)
+        stream = pipeline.data_fingerprint(self.plan, self.datasets, **self.stream_options)
+        return {**stream, "vocabulary": self.tokenizer.fingerprint()}
 
     def stream(
         self, start_step: int, num_steps: int, blocks: Sequence[int], *, workers: int, threads: int, prefetch: int
@@ -42,23 +43,6 @@ class JointData:
         )  # fmt: skip
 
 
-def units_of(config: ConfigDict) -> list[Unit]:
-    """The units of `config.data.train`, in name order; unset options take the task's own."""
-    units = []
-    for name in sorted(config.data.train):
-        unit = config.data.train[name]
-        spec = tasks.task(unit.task)
-        changes = {
-            "share": unit.share,
-            "loss_weight": unit.loss_weight,
-            "images_per_identity": unit.images_per_identity,
-            "share_instruction": spec.composed and unit.share_instruction,
-        }
-        changes |= {key: unit[key] for key in ("outfits", "composed") if unit[key] is not None}
-        units.append(Unit.of_task(unit.data_set, unit.task, **changes))
-    return units
-
-
 def make_tokenizer(config: ConfigDict, max_length: int) -> Tokenizer:
     return Tokenizer(vocab=config.data.vocab, max_length=max_length)
 
@@ -68,8 +52,7 @@ def open_training(config: ConfigDict, *, image_size: Size, instruction_image_siz
 
     Raises DatasetError or ValueError naming what is missing and what to run or change.
     """
-    units = units_of(config)
-    datasets = open_datasets(config, [unit.dataset for unit in units])
+    units = data_options.units_of(config)
     tokenizer = make_tokenizer(config, max_length)
     try:
         plan = plan_batch(
@@ -78,12 +61,19 @@ def open_training(config: ConfigDict, *, image_size: Size, instruction_image_siz
         )  # fmt: skip
     except ValueError as error:
         raise shards.DatasetError(f"config.data: {error}") from error
+    datasets = open_datasets(config, [unit.dataset for unit in units])
+    try:
+        pk_sampling.people_of(plan, {name: datasets[name].index("train") for name in plan.datasets})
+    except ValueError as error:
+        raise shards.DatasetError(f"config.data: {error}") from error
     options = {
         "seed": config.seed,
         "accumulate": config.optimizer.accumulate,
         "image_size": image_size,
         "instruction_image_size": instruction_image_size,
-        "augment": {config.data.train[n].data_set: _augment(config, n) for n in sorted(config.data.train)},
+        "augment": {
+            config.data.train[n].data_set: data_options.augment_of(config, n) for n in sorted(config.data.train)
+        },
     }
     return JointData(datasets, plan, IdentitySpace(plan, datasets), tokenizer, options)
 
@@ -98,8 +88,7 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.
     wanted = list(dict.fromkeys(names))
     drawn = [name for name in wanted if name.startswith(f"{procedural.NAMESPACE}_")]
     found = shards.dataset_names(folder) if folder.is_dir() else []
-    options: dict[str, Any] = config.data.procedural.to_dict()
-    options |= {key: tuple(options[key]) for key in ("image_size", "template_size", "extras")}
+    options = data_options.benchmark_options(config)
     if config.data.build_missing and set(drawn) - set(found):
         logging.info("building the procedural benchmark in %s", folder)
         procedural.build(folder, **options)
@@ -115,9 +104,3 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.
                 "Choose another config.data.dir, or set the options to those of the folder"
             )
     return opened
-
-
-def _augment(config: ConfigDict, unit: str) -> image_ops.Augment:
-    options = config.data.augment.to_dict()
-    own = {key: config.data.train[unit][key] for key in ("hue", "saturation")}
-    return image_ops.Augment(**{**options, **{key: value for key, value in own.items() if value is not None}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import pathlib
 import re
 from collections.abc import Sequence
@@ -88,6 +89,10 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[str, int]]:
         return Tokenizer, (self.vocab, self.max_length)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the entries in their order: other entries, other ids."""
+        return hashlib.sha256("\n".join(self.entries).encode()).hexdigest()[:16]
 
     @property
     def vocab_size(self) -> int:

@@ -114,6 +114,19 @@ class Checkpointer:
             self._empty_trash()
         return True
 
+    def set_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Gives a saved step its metrics, which count for `best` from now on. Raises CheckpointError."""
+        self.wait()
+        record = _read_record(self.directory, step)
+        record["metadata"]["metrics"] = jsonable(metrics)
+        if jax.process_index() == 0:
+            path = _record_file(self.directory, step)
+            unfinished = path.parent / f".{path.name}.unfinished"
+            with self._failures(f"writing the metrics of step {step}"):
+                unfinished.write_text(json.dumps(record))
+                unfinished.replace(path)
+        self._scores[step] = _score(record, self.best_metric)
+
     def restore(self, abstract_state: Tree, step: StepChoice = None) -> tuple[Tree, dict[str, Any]]:
         """Returns (state, metadata) of a step: a number, "best", or the latest (None).
 
@@ -274,15 +287,20 @@ def restore_for_evaluation(
 
 def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raises CheckpointError listing every differing key with both values; compares as JSON would store them."""
-    old, new = _flatten(jsonable(saved)), _flatten(jsonable(current))
-    keys = [key for key in sorted({*old, *new}) if old.get(key, "absent") != new.get(key, "absent")]
-    if keys:
-        lines = [f"  {key}: checkpoint {old.get(key, 'absent')}, now {new.get(key, 'absent')}" for key in keys]
+    lines = differences(saved, current)
+    if lines:
         raise CheckpointError(
-            f"the data plan changed since the checkpoint ({len(keys)} keys differ):\n"
-            + "\n".join(lines)
+            f"the data plan changed since the checkpoint ({len(lines)} keys differ):\n"
+            + "\n".join(f"  {line}" for line in lines)
             + "\nThe stream of batches would not continue: set these keys back, or start in a new workdir"
         )
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """["a.b[0]: checkpoint 1, now 2", ...]: the leaves in which two nested JSON values differ."""
+    old, new = _flatten(jsonable(saved)), _flatten(jsonable(current))
+    keys = [key for key in sorted({*old, *new}) if old.get(key, "absent") != new.get(key, "absent")]
+    return [f"{key}: checkpoint {old.get(key, 'absent')}, now {new.get(key, 'absent')}" for key in keys]
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, str]:
@@ -372,6 +390,10 @@ def _path(path: tuple[Any, ...]) -> str:
 
 def _describe(leaf: jax.ShapeDtypeStruct | None) -> str | None:
     return None if leaf is None else f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _record_file(folder: epath.Path, step: int) -> epath.Path:
+    return folder / str(step) / _METADATA / _METADATA  # where Orbax's JSON handler puts it
 
 
 def _read_record(folder: epath.Path, step: int) -> dict[str, Any]:

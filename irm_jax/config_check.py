@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
 from configs import default
-from data_pipelines import tasks
+from data_pipelines import data_options, procedural, tasks
+from data_pipelines.tokenizer import Tokenizer
+from irm_jax.evaluation import protocols
 from irm_jax.models import presets
 
 FREE_TABLES = {"data.train": default.train_unit("", "trad"), "evaluation.sets": default.evaluation_set("", "trad", ())}
@@ -91,12 +95,28 @@ def _model_problems(config: ConfigDict) -> Iterator[str]:
     for key in ("stem", "template_stem"):
         if m[key] not in (None, "patch", "conv"):
             yield f"config.model.{key} = {m[key]!r}; it must be patch or conv"
+    for key in ("vocab_multiple", "identity_multiple"):
+        if m[key] < 1:
+            yield f"config.model.{key} = {m[key]} must be at least 1"
+    yield from _refused("config.model", lambda: presets.from_options(m.to_dict()))
 
 
 def _data_problems(config: ConfigDict) -> Iterator[str]:
     d = config.data
     if not d.train:
         yield "config.data.train is empty: name at least one data set, as configs/procedural.py does"
+    for axis, size in config.mesh.items():
+        if size < 1 and size != -1:
+            yield f"config.mesh.{axis} = {size}; it must be a number of devices, or -1 for the rest"
+    for key, least in (("batch_size", 1), ("batch_blocks", 1), ("workers", 0), ("threads", 0), ("prefetch", 1)):
+        if d[key] < least:
+            yield f"config.data.{key} = {d[key]} must be at least {least}"
+    if not 0 <= d.instruction_dropout <= 1:
+        yield f"config.data.instruction_dropout = {d.instruction_dropout} must lie between 0 and 1"
+    yield from _refused("config.data.vocab", lambda: Tokenizer(vocab=d.vocab))
+    yield from _refused(
+        "config.data.procedural", lambda: procedural.Benchmark(**data_options.benchmark_options(config))
+    )
     sharded = max(config.mesh.data, 1) * max(config.mesh.fsdp, 1)
     if d.batch_blocks % sharded:
         yield (
@@ -115,6 +135,8 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
             )
         if unit.loss_weight < 0:
             yield f"config.data.train.{name}.loss_weight = {unit.loss_weight} must not be negative"
+        yield from _refused(f"config.data.train.{name}", partial(data_options.augment_of, config, name))
+    yield from _refused("config.data.train", lambda: data_options.units_of(config))
     if d.train and not sum(unit.loss_weight for unit in d.train.values()) > 0:
         yield "the loss_weight of every data set in config.data.train is 0; give at least one a positive weight"
 
@@ -141,11 +163,48 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.evaluation.tau_similarity = {e.tau_similarity!r}; it must be attributes, clothes or model"
     if any(not 0 <= tau <= 1 for tau in e.taus):
         yield f"config.evaluation.taus = {tuple(e.taus)}; each must lie between 0 and 1"
-    for name, entry in e.sets.items():
+    for key, value, least in (
+        ("evaluation.query_block", e.query_block, 0), ("report.queries", config.report.queries, 0),
+        ("report.rollouts", config.report.rollouts, 0), ("compare.samples", config.compare.samples, 1),
+    ):  # fmt: skip
+        if value < least:
+            yield f"config.{key} = {value} must be at least {least}"
+    try:
+        re.compile(o.no_decay)
+    except re.error as error:
+        yield f"config.optimizer.no_decay = {o.no_decay!r} is no regular expression: {error}"
+    yield from _test_set_problems(config)
+
+
+def _test_set_problems(config: ConfigDict) -> Iterator[str]:
+    sets = config.evaluation.sets
+    if not sets:
+        yield "config.evaluation.sets is empty: name at least one test set, as configs/procedural.py does"
+    asked: dict[str, str] = {}
+    for name, entry in sets.items():
+        here = f"config.evaluation.sets.{name}"
         if entry.task not in tasks.TASKS:
-            yield f"config.evaluation.sets.{name}.task = {entry.task!r}; the tasks are {', '.join(tasks.TASKS)}"
+            yield f"{here}.task = {entry.task!r}; the tasks are {', '.join(tasks.TASKS)}"
         if not entry.protocols:
-            yield f"config.evaluation.sets.{name}.protocols is empty; name at least one protocol"
+            yield f"{here}.protocols is empty; name at least one protocol"
+        for protocol in entry.protocols:
+            yield from _refused(f"{here}.protocols", partial(protocols.protocol_of, protocol))
+            if protocols.protocol_of(protocol).task != entry.task:
+                yield f"{here}: protocol {protocol} is of task {protocols.protocol_of(protocol).task}, not {entry.task}"
+            if protocol in asked:
+                yield f"{here}: protocol {protocol} is that of test set {asked[protocol]} already; name it once"
+            asked[protocol] = name
+    best = config.checkpoint.best_metric
+    if best != "mean_mAP" and best not in asked:
+        yield f"config.checkpoint.best_metric = {best!r}; it must be mean_mAP or one of {', '.join(asked)} (its mAP)"
+
+
+def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
+    """What the part itself says against its options, if anything."""
+    try:
+        make()
+    except (ValueError, OSError) as error:
+        yield f"{where}: {error}"
 
 
 def check_values(config: ConfigDict) -> None:

@@ -44,12 +44,18 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def load(workdir: Path, config: ConfigDict, mesh: Mesh, chosen: Any) -> tuple[int, EmbeddingModel]:
     """The model of a checkpoint in `workdir`, its parameters laid out on `mesh`; no optimizer state is read.
 
-    Raises CheckpointError naming the tree path if the checkpoint is of another preset or vocabulary.
+    Raises CheckpointError naming the keys if the checkpoint is of another model, or if its vocabulary is another one.
     """
     directory = workdir / CHECKPOINTS
-    step, _ = checkpoint.read_metadata(directory, chosen)
+    step, saved = checkpoint.read_metadata(directory, chosen)
+    experiment.check_model(saved["config"], config)
     sizes = experiment.model_config(config)
     tokenizer = joint_data.make_tokenizer(config, sizes.max_length)
+    if tokenizer.fingerprint() != saved["fingerprint"]["vocabulary"]:
+        raise checkpoint.CheckpointError(
+            f"the vocabulary of config.data.vocab = {config.data.vocab!r} is not the one that {directory} was trained "
+            "with: name that one"
+        )
     heads = checkpoint.array_shapes(directory, step).get("params/head_person")
     model_config = experiment.model_config(
         config, vocab_size=tokenizer.vocab_size, num_identities=heads.shape[1] if heads is not None else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import joint_data, tasks
 from data_pipelines.joint_data import JointData
+from irm_jax import checkpoint
 from irm_jax import optimizer as optimizers
 from irm_jax.evaluation import evaluation_sets
 from irm_jax.evaluation.embed import EmbeddingModel
@@ -25,19 +25,25 @@ from irm_jax.models.irm import IRM
 from irm_jax.models.presets import IRMConfig
 from irm_jax.train_step import LossOptions
 
-MODEL_KEYS_OF_THE_RUN = ("preset", "vocab_multiple", "identity_multiple")
+FREE_MODEL_KEYS = (
+    "dtype", "remat", "dropout", "drop_path", "editing_drop_path", "temperature", "identity_multiple",
+)  # fmt: skip
+"""Keys that may change between a checkpoint and its use: the parameters keep their shapes and their meaning."""
 
 
 def model_config(config: ConfigDict, *, vocab_size: int = 1, num_identities: int = 1) -> IRMConfig:
     """The preset with the keys that `config.model` sets; vocabulary and identities rounded up to their multiples."""
-    m = config.model
-    changes: dict[str, Any] = {k: m[k] for k in m if k not in MODEL_KEYS_OF_THE_RUN and m[k] is not None}
-    for key in ("image_size", "instruction_image_size"):
-        if key in changes:
-            changes[key] = tuple(changes[key])
-    changes["vocab_size"] = math.ceil(vocab_size / m.vocab_multiple) * m.vocab_multiple
-    changes["num_identities"] = math.ceil(num_identities / m.identity_multiple) * m.identity_multiple
-    return presets.preset(m.preset, **changes)
+    return presets.from_options(config.model.to_dict(), vocab_size=vocab_size, num_identities=num_identities)
+
+
+def check_model(saved: Mapping[str, Any], config: ConfigDict) -> None:
+    """Raises CheckpointError naming the keys in which a checkpoint's model is another one than the configuration's."""
+    fixed = [{k: v for k, v in m.items() if k not in FREE_MODEL_KEYS} for m in (saved["model"], config.model.to_dict())]
+    if lines := checkpoint.differences(*fixed):
+        words = "; ".join(f"config.model.{line}" for line in lines)
+        raise checkpoint.CheckpointError(
+            f"the checkpoint is of another model: {words}. Set these keys as they were, or use another workdir"
+        )
 
 
 def open_training(config: ConfigDict) -> JointData:

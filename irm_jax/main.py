@@ -32,12 +32,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.INFO)
     getLogger("jax._src.xla_bridge").setLevel("WARNING")  # it tells of every kind of device that is not there
     if _MODE.value == "compare":
-        from irm_jax.evaluation.compare import compare_runs, comparison_table
-
-        if len(argv) != 3:
-            raise app.UsageError("--mode compare needs two run folders: --mode compare RUN_A RUN_B")
-        samples = _CONFIG.value.compare.samples if _CONFIG.value else 2000
-        print(comparison_table(compare_runs(argv[1], argv[2], samples=samples)))
+        _compare(argv)
         return
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are --config.KEY=VALUE")
@@ -49,6 +44,19 @@ def main(argv: Sequence[str]) -> None:
         workdir = Path(_WORKDIR.value or Path("runs") / _config_name()).expanduser()
         _run(_MODE.value, config, workdir)
     except _user_errors() as error:
+        logging.error("%s", error)
+        sys.exit(2)
+
+
+def _compare(argv: Sequence[str]) -> None:
+    from irm_jax.evaluation.compare import compare_runs, comparison_table
+
+    if len(argv) != 3:
+        raise app.UsageError("--mode compare needs two run folders: --mode compare RUN_A RUN_B")
+    samples = _CONFIG.value.compare.samples if _CONFIG.value else 2000
+    try:
+        print(comparison_table(compare_runs(argv[1], argv[2], samples=samples)))
+    except (ValueError, OSError) as error:  # its own words for runs that cannot be compared
         logging.error("%s", error)
         sys.exit(2)
 

@@ -50,4 +50,5 @@ def make_optimizer(
         schedule(learning_rate, steps, warmup_steps), b1=beta1, b2=beta2, weight_decay=weight_decay,
         mask=lambda params: decay_mask(params, no_decay),
     )  # fmt: skip
-    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm > 0 else adamw
+    # A chain either way: one shape of state, so that clipping can be switched on when a run is resumed.
+    return optax.chain(optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(), adamw)

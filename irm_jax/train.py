@@ -44,10 +44,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Trains to `config.train.steps`, resuming if there is a checkpoint; writes everything into `workdir`."""
     # Data and model
     experiment.enable_compilation_cache(config)
-    mesh = sharding.make_mesh(config.mesh)
-    check_blocks(config, mesh)
     data = experiment.open_training(config)
     sets = experiment.open_evaluation_sets(config)
+    mesh = sharding.make_mesh(config.mesh)
+    check_blocks(config, mesh)
     model = experiment.make_model(config, data)
     optimizer = experiment.make_optimizer(config)
     constants = jnp.asarray(data.plan.constant_tokens)
@@ -68,7 +68,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             train_state = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh)
         else:
             abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh)
-            train_state = restore(checkpoints, abstract, latest, fingerprint)
+            train_state = restore(checkpoints, abstract, latest, fingerprint, config)
             logging.info("resumed from step %d of %s", latest, checkpoints.directory)
         start = int(train_state.step)
         parameters = sum(x.size for x in jax.tree.leaves(train_state.params))
@@ -83,9 +83,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
         metadata = metric_log.run_metadata(config.to_dict(), config.seed)
         metric_log.write_run_metadata(workdir, metadata)
 
-        def save(current: state.TrainState, metrics: Mapping[str, float]) -> None:
-            record = {"fingerprint": fingerprint, "config": metadata["config"], "metrics": dict(metrics)}
-            checkpoints.save(int(current.step), current, record)
+        best_metric = config.checkpoint.best_metric
+
+        def save(current: state.TrainState) -> None:
+            checkpoints.save(int(current.step), current, {"fingerprint": fingerprint, "config": metadata["config"]})
 
         def evaluated(current: state.TrainState) -> tuple[Evaluation, EmbeddingModel]:
             variables = {"params": current.params, "batch_stats": current.batch_stats}
@@ -93,8 +94,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
             with stop.at_once():
                 return experiment.evaluate(config, embedder, sets), embedder
 
-        def stopped(current: state.TrainState, metrics: Mapping[str, float]) -> Stopped:
-            save(current, metrics)
+        def stopped(current: state.TrainState) -> Stopped:
+            save(current)
             checkpoints.wait()
             return Stopped(
                 f"stopped by {stop.name} after step {int(current.step)}; the state is saved in "
@@ -120,7 +121,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 log.progress(step, steps, values)
 
             for step in range(start + 1, steps + 1):
-                _, batch = watch.waiting(lambda: next(stream))
+                try:
+                    _, batch = watch.waiting(lambda: next(stream))
+                except RuntimeError:
+                    if not stop.requested:
+                        raise
+                    raise stopped(train_state) from None  # the signal reached the readers' processes too
                 train_state, metrics = step_function(train_state, sharding.to_global(batch, layout), constants, key)
                 # The metrics of the step before are fetched while this one runs: logging never stalls the device.
                 if pending is not None:
@@ -132,26 +138,25 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     continue
                 check(*pending)  # nothing is saved that was not seen to be finite
                 pending = None
-                scores = {}
+                save(train_state)  # before an evaluation, so that whatever ends that loses nothing
+                if stop.requested:
+                    raise stopped(train_state)
                 if step < steps and wants_evaluation:
                     with contextlib.suppress(Interrupted):
-                        scores = {config.checkpoint.best_metric: evaluated(train_state)[0].headline()}
+                        scores = {best_metric: evaluated(train_state)[0].score(best_metric)}
+                        checkpoints.set_metrics(step, scores)
                         log.write(step, scores)
-                if stop.requested:
-                    raise stopped(train_state, scores)
-                if step < steps:
-                    save(train_state, scores)
+                    if stop.requested:
+                        raise stopped(train_state)
                 watch.reset(step)
 
         # Evaluation and report
+        save(train_state)
         try:
             result, embedder = evaluated(train_state)
         except Interrupted:
-            raise stopped(train_state, {}) from None
-        except BaseException:
-            save(train_state, {})  # the training is done: a failing evaluation must not lose it
-            raise
-        save(train_state, {config.checkpoint.best_metric: result.headline()})
+            raise stopped(train_state) from None
+        checkpoints.set_metrics(int(train_state.step), {best_metric: result.score(best_metric)})
     finish.write(workdir, config, embedder, result, metadata, step=int(train_state.step))
     logging.info("done: report at %s", workdir / "report.html")
 
@@ -167,10 +172,21 @@ def check_blocks(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def restore(
-    checkpoints: checkpoint.Checkpointer, abstract: state.TrainState, step: int, fingerprint: Mapping[str, Any]
+    checkpoints: checkpoint.Checkpointer,
+    abstract: state.TrainState,
+    step: int,
+    fingerprint: Mapping[str, Any],
+    config: ConfigDict,
 ) -> state.TrainState:
-    """The saved state, if both the model and the data plan are those of the checkpoint; CheckpointError otherwise."""
+    """The saved state, if both the model and the data plan are those of the checkpoint; CheckpointError otherwise.
+
+    Other settings may change from one start to the next; the log says which did.
+    """
     _, saved = checkpoint.read_metadata(checkpoints.directory, step)
+    experiment.check_model(saved["config"], config)
+    for part in ("model", "loss", "optimizer", "train", "evaluation"):
+        for line in checkpoint.differences(saved["config"][part], config[part].to_dict()):
+            logging.warning("resumed with another setting: config.%s.%s", part, line)
     try:
         restored, _ = checkpoints.restore(abstract, step)
     except checkpoint.CheckpointError as error:

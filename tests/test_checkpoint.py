@@ -203,6 +203,18 @@ def test_an_old_step_leaves_in_one_rename(tmp_path: Path, states: list[State], m
         assert checkpointer.latest_step() == 2
 
 
+def test_metrics_can_follow_their_checkpoint(tmp_path: Path, states: list[State]) -> None:
+    with Checkpointer(tmp_path, keep=1, best_metric="mAP") as checkpointer:
+        for step, score in ((1, 0.5), (2, 0.4), (3, 0.3)):
+            checkpointer.save(step, states[step], {"config": {"model": "tiny"}})
+            checkpointer.set_metrics(step, {"mAP": score})
+        assert checkpointer.best_step() == 1
+    assert saved_steps(tmp_path) == [1, 3]
+    assert read_metadata(tmp_path, "best") == (1, {"config": {"model": "tiny"}, "metrics": {"mAP": 0.5}})
+    with Checkpointer(tmp_path, keep=1, best_metric="mAP") as again:
+        assert again.best_step() == 1
+
+
 def test_best_by_smallest_value_and_the_newer_of_equals(tmp_path: Path, mesh: Mesh, states: list[State]) -> None:
     with Checkpointer(tmp_path, keep=1, best_metric="loss", best_mode="min") as checkpointer:
         for step, loss in enumerate([3.0, 1.0, 1.0, 2.0, 2.5]):

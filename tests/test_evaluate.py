@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines import image_ops
+from data_pipelines import image_ops, joint_data
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, config_check, evaluate, experiment, sharding
 from irm_jax.evaluate import Embedder, ImageError
@@ -64,8 +64,33 @@ def test_no_such_checkpoint(config, trained_run, tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match=r"no complete checkpoint in .*name the right workdir"):
         Embedder(tmp_path)
     config.model.width = 32
-    with pytest.raises(checkpoint.CheckpointError, match=r"cls_neck/mean: saved float32\[16\][^$]*another preset"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
         evaluate.load(trained_run, config, mesh, None)
+
+
+def test_another_vocabulary_is_refused(config, trained_run, tmp_path):
+    entries = list(joint_data.make_tokenizer(config, 16).entries)
+    (tmp_path / "vocab.txt").write_text("\n".join(entries[:-2] + entries[:-3:-1]) + "\n")
+    config.data.vocab = str(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"vocabulary of config.data.vocab = .* is not the one"):
+        evaluate.load(trained_run, config, sharding.make_mesh(config.mesh), None)
+
+
+def test_evaluating_needs_no_training_data(config, trained_run, procedural_dir, tmp_path):
+    for name in ("procedural_trad", "procedural_ctcc"):
+        shutil.copytree(procedural_dir / name, tmp_path / "data" / name)
+    config.data.dir, config.data.build_missing = str(tmp_path / "data"), False
+    workdir = tmp_path / "run"
+    shutil.copytree(trained_run / CHECKPOINTS, workdir / CHECKPOINTS)
+    stale = workdir / "per_query" / "task_free" / "procedural_trad.npz"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an earlier evaluation")
+    evaluate.evaluate(config, workdir)
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["leaks"] is None
+    assert results["protocols"] == json.loads((trained_run / "results.json").read_text())["protocols"]
+    assert not stale.exists()
+    assert (workdir / "per_query" / "procedural_trad.npz").exists()
 
 
 def test_the_embedder_gives_the_evaluators_embeddings(config, trained_run, embedder, people, tmp_path):

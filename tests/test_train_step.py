@@ -63,7 +63,7 @@ def test_float64_step_agrees_on_every_mesh(micro_config):
         for mesh in MESHES[1:]:
             _, other, found = run_step(micro_config, data, batch, mesh, double=True)
             assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-12), mesh
-            moments = [s.opt_state[0].mu for s in (other, reference)]
+            moments = [s.opt_state[1][0].mu for s in (other, reference)]
             assert relative_to_norm(*moments) <= 1e-9, mesh
             updates = [jax.tree.map(np.subtract, s.params, start) for s in (other, reference)]
             assert relative_to_norm(*updates) <= 1e-9, mesh
@@ -92,7 +92,7 @@ def test_accumulated_batches_average_their_gradients(micro_config):
     # The second batch inherits running statistics from the first; in training, gradients use those of the batch.
     _, b, metrics_b = run_step(micro_config, data, second, (2, 1, 1))
     assert metrics["loss"] == pytest.approx((metrics_a["loss"] + metrics_b["loss"]) / 2, rel=2e-2)
-    caption = [s.opt_state[0].mu["image_projection"]["kernel"] for s in (both, a, b)]
+    caption = [s.opt_state[1][0].mu["image_projection"]["kernel"] for s in (both, a, b)]
     np.testing.assert_allclose(caption[0], (caption[1] + caption[2]) / 2, rtol=1e-4, atol=1e-7)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,13 @@ def save_per_query(workdir: str | os.PathLike[str], ranking: Ranking, query_id: 
         np.savez_compressed(file, query_id=ids, **{name: getattr(ranking, name) for name in names})
     os.replace(unfinished, path)
     return path
+
+
+def remove_other_results(workdir: str | os.PathLike[str], written: Collection[Path]) -> None:
+    """Removes per-query files of earlier evaluations, which `--mode compare` would take for this one's."""
+    for path in (Path(workdir) / FOLDER).rglob("*.npz"):
+        if path not in written:
+            path.unlink()
 
 
 def compare_runs(

@@ -53,8 +53,10 @@ class Evaluation:
     results: dict[str, Any]
     ranked: dict[str, Ranked]
 
-    def headline(self) -> float:
-        """Mean task-specific mAP over the test sets' first protocols (for best-checkpoint selection)."""
+    def score(self, name: str) -> float:
+        """What chooses the best checkpoint: `mean_mAP` over the test sets' first protocols, or a protocol's mAP."""
+        if name != "mean_mAP":
+            return float(self.results["protocols"][name]["mAP"] or 0.0)
         values = [self.results["protocols"][s.protocols[0]]["mAP"] for s in self.sets]
         return float(np.mean([v for v in values if v is not None] or [0.0]))
 
@@ -246,7 +248,8 @@ class Evaluator:
         for baseline, pair in pairs.items():
             table = self._results["baselines"].setdefault(baseline, {})
             for name in test.protocols:
-                ranking = self._rank(pair, query, gallery, protocols.protocol_of(name), metric="cosine")
+                metric = None if baseline in ("image_only", "instruction_only") else "cosine"
+                ranking = self._rank(pair, query, gallery, protocols.protocol_of(name), metric=metric)
                 table[name] = _short(summarize(ranking))
         if test.task.sentence is None:
             self._swapped(test, query, gallery)

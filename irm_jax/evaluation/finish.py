@@ -8,13 +8,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines import joint_data, procedural
 from data_pipelines.leak_check import find_leaks
+from data_pipelines.shard_files import DatasetError
 from irm_jax import metric_log
 from irm_jax.evaluation.benchmark_checks import benchmark_checks
-from irm_jax.evaluation.compare import save_per_query
+from irm_jax.evaluation.compare import remove_other_results, save_per_query
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation
 from irm_jax.evaluation.pictures import task_sections
@@ -43,11 +45,19 @@ def write(
     )
     if jax.process_index() != 0:
         return
+    written = set()
     for ranked in evaluation.ranked.values():
-        save_per_query(workdir, ranked.ranking, np.arange(len(ranked.ranking.ap)))
+        # Place and content: queries of other data are never taken for the same ones.
+        ids = np.array([f"{i}:{content:016x}" for i, content in enumerate(ranked.query["content"].tolist())])
+        written.add(save_per_query(workdir, ranked.ranking, ids))
+    remove_other_results(workdir, written)
     names = [config.data.train[n].data_set for n in config.data.train]
     names += [config.evaluation.sets[n].data_set for n in config.evaluation.sets]
-    leaks = find_leaks(list(joint_data.open_datasets(config, names).values()))
+    try:
+        leaks = find_leaks(list(joint_data.open_datasets(config, names).values()))
+    except DatasetError as error:  # evaluating needs no training data
+        logging.warning("no leak check: %s", error)
+        leaks = None
     namespaces = {s.dataset.manifest.namespace for t in evaluation.sets for s in (t.query, t.gallery)}
     data = ReportData(
         run=metadata,

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from irm_jax.models.image_encoder import token_grid
 from irm_jax.models.irm import IRM
+from irm_jax.models.presets import token_grid
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,9 +40,7 @@ class EditingTransformer(nn.Module):
             remat=self.remat, last_queries=1, name="blocks",
         )  # fmt: skip
         person = jnp.concatenate([image_cls[:, None], instruction.tokens[:, 1:]], axis=1)
-        mask = None
-        if self.mask_padding:
-            mask = instruction.mask.at[:, 0].set(True)
+        mask = (instruction.mask if self.mask_padding else instruction.encoded).at[:, 0].set(True)
         guided = jnp.concatenate([instruction.tokens[:, :1], image_patches], axis=1)
         person = blocks(person, mask, deterministic=not train)
         guided = blocks(guided, deterministic=not train)

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import struct
 
 from irm_jax.models import transformer
+from irm_jax.models.presets import token_grid
 
 Array = jax.Array
 
@@ -78,19 +79,6 @@ def space_to_depth(x: Array, side: int) -> Array:
     rows, height, width, channels = x.shape
     x = x.reshape(rows, height // side, side, width // side, side, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(rows, height // side, width // side, side * side * channels)
-
-
-def token_grid(image_size: tuple[int, int], patch: int, stride: int, stem: str) -> tuple[int, int]:
-    """Rows and columns of patch tokens. Raises ValueError if the image does not give a whole grid."""
-    if stem == "conv":
-        if stride % 4 or any(side % stride for side in image_size):
-            raise ValueError(
-                f"a conv stem needs a stride that is a multiple of 4 and divides the image: {stride}, {image_size}"
-            )
-        return image_size[0] // stride, image_size[1] // stride
-    if any(side < patch for side in image_size):
-        raise ValueError(f"image size {image_size} is smaller than one patch of {patch} pixels")
-    return (image_size[0] - patch) // stride + 1, (image_size[1] - patch) // stride + 1
 
 
 class ImageEncoder(nn.Module):

@@ -17,18 +17,21 @@ PAD = 0
 class Instruction:
     """An encoded instruction: `tokens` [B, 1+M, D] (CLS first), `mask` bool[B, 1+M], `feature` [B, D] (the CLS).
 
-    Nothing after the encoders knows whether it was a sentence or an image.
+    Nothing after the encoders knows whether it was a sentence or an image. `mask` is False on a sentence's own [PAD]
+    and on what `padded` adds; `encoded` bool[B, 1+M] only on the latter, which no encoder has seen.
     """
 
     tokens: Array
     mask: Array
+    encoded: Array
     feature: Array
 
     def padded(self, length: int) -> Instruction:
         """The same instruction with masked zero tokens up to `length`, so that both kinds share one shape."""
         missing = length - self.tokens.shape[1]
         tokens = jnp.pad(self.tokens, ((0, 0), (0, missing), (0, 0)))
-        return Instruction(tokens, jnp.pad(self.mask, ((0, 0), (0, missing))), self.feature)
+        mask, encoded = (jnp.pad(x, ((0, 0), (0, missing))) for x in (self.mask, self.encoded))
+        return Instruction(tokens, mask, encoded, self.feature)
 
 
 class TextEncoder(nn.Module):
@@ -60,4 +63,4 @@ class TextEncoder(nn.Module):
         mask = tokens != PAD
         stack = transformer.Stack(self.block, self.depth, scan_layers=self.scan_layers, remat=self.remat, name="blocks")
         x = stack(x, mask, deterministic=not train)
-        return Instruction(tokens=x, mask=mask, feature=x[:, 0])
+        return Instruction(tokens=x, mask=mask, encoded=jnp.ones_like(mask), feature=x[:, 0])

@@ -19,10 +19,9 @@ from irm_jax.models.image_encoder import (
     IMAGENET_STD,
     ImageEncoder,
     ImageFeatures,
-    token_grid,
 )
 from irm_jax.models.instruction_encoder import Instruction, TextEncoder
-from irm_jax.models.presets import IRMConfig
+from irm_jax.models.presets import IRMConfig, token_grid
 from irm_jax.sharding import constrain_rows
 
 Array = jax.Array
@@ -94,7 +93,7 @@ class EditedNeck(nn.Module):
         width = person.shape[-1]
         norm = nn.BatchNorm(**self.options, use_scale=False, name="statistics")
         both = norm(jnp.concatenate([person, guided], axis=-1), use_running_average=use_running_average)
-        scale = self.param("scale", nn.initializers.ones, (width,))
+        scale = self.param("scale", nn.initializers.ones, (width,)).reshape((1,) * (person.ndim - 1) + (width,))
         return both[..., :width] * scale, both[..., width:] * scale
 
 
@@ -164,7 +163,8 @@ class IRM(nn.Module):
         """u8[B, h, w, 3] -> Instruction of the common length; `length`: L of the sentences beside them."""
         features = self.template_encoder(image, train=train)
         tokens = jnp.concatenate([features.cls[:, None], features.patches], axis=1)
-        instruction = Instruction(tokens, jnp.ones(tokens.shape[:2], bool), features.cls)
+        every = jnp.ones(tokens.shape[:2], bool)
+        instruction = Instruction(tokens, every, every, features.cls)
         return instruction.padded(self._instruction_length(length))
 
     def embed(self, image: ImageFeatures, instruction: Instruction) -> Embedding:

@@ -4,6 +4,8 @@ input pipeline reads image sizes and sentence lengths too."""
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -80,3 +82,40 @@ def preset(name: str, **changes: Any) -> IRMConfig:
     if name not in PRESETS:
         raise ValueError(f"unknown model preset {name!r}; the presets are {', '.join(PRESETS)}")
     return IRMConfig(**{**PRESETS[name], **changes})
+
+
+def from_options(options: Mapping[str, Any], *, vocab_size: int = 1, num_identities: int = 1) -> IRMConfig:
+    """The preset with the keys that `config.model` sets; vocabulary and identities rounded up to their multiples.
+
+    Raises ValueError for an unknown preset and for sizes that do not fit each other.
+    """
+    own = ("preset", "vocab_multiple", "identity_multiple")
+    changes = {key: value for key, value in options.items() if key not in own and value is not None}
+    for key in ("image_size", "instruction_image_size"):
+        if key in changes:
+            changes[key] = tuple(changes[key])
+    for key, count, multiple in (
+        ("vocab_size", vocab_size, options["vocab_multiple"]),
+        ("num_identities", num_identities, options["identity_multiple"]),
+    ):
+        changes[key] = math.ceil(max(count, 1) / multiple) * multiple
+    found = preset(options["preset"], **changes)
+    token_grid(found.image_size, found.patch, found.stride, found.stem)
+    token_grid(found.instruction_image_size, found.template_patch, found.template_patch, found.template_stem)
+    for key in ("image_heads", "text_heads", "template_heads"):
+        if found.width % getattr(found, key):
+            raise ValueError(f"width {found.width} is not divisible by {key} = {getattr(found, key)}")
+    return found
+
+
+def token_grid(image_size: tuple[int, int], patch: int, stride: int, stem: str) -> tuple[int, int]:
+    """Rows and columns of patch tokens. Raises ValueError if the image does not give a whole grid."""
+    if stem == "conv":
+        if stride % 4 or any(side % stride for side in image_size):
+            raise ValueError(
+                f"a conv stem needs a stride that is a multiple of 4 and divides the image: {stride}, {image_size}"
+            )
+        return image_size[0] // stride, image_size[1] // stride
+    if any(side < patch for side in image_size):
+        raise ValueError(f"image size {image_size} is smaller than one patch of {patch} pixels")
+    return (image_size[0] - patch) // stride + 1, (image_size[1] - patch) // stride + 1

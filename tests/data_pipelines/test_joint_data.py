@@ -16,6 +16,24 @@ def test_drawn_data_of_other_options_are_refused(micro_config):
         joint_data.open_datasets(micro_config, names)
 
 
+def test_more_identities_than_a_data_set_has(micro_config):
+    micro_config.data.batch_size = 8 * 4 * 5 * 4 + 8 * 4
+    sizes = {"image_size": (64, 32), "instruction_image_size": (32, 32), "max_length": 40}
+    with pytest.raises(DatasetError, match=r"config.data: .*has 16 training identities, but a batch takes 32"):
+        joint_data.open_training(micro_config, **sizes)
+
+
+def test_the_fingerprint_knows_the_vocabulary(micro_config, tmp_path):
+    sizes = {"image_size": (64, 32), "instruction_image_size": (32, 32), "max_length": 40}
+    builtin = joint_data.open_training(micro_config, **sizes)
+    entries = list(builtin.tokenizer.entries)
+    (tmp_path / "vocab.txt").write_text("\n".join(entries[:-2] + entries[:-3:-1]) + "\n")
+    micro_config.data.vocab = str(tmp_path)
+    other = joint_data.open_training(micro_config, **sizes)
+    changed = {key for key, value in other.fingerprint().items() if value != builtin.fingerprint()[key]}
+    assert changed == {"vocabulary"}
+
+
 def test_missing_data_are_built_only_if_allowed(micro_config, tmp_path):
     micro_config.data.dir = str(tmp_path / "new")
     micro_config.data.build_missing = False

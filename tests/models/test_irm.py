@@ -104,6 +104,24 @@ def test_padding_of_a_sentence_changes_nothing_unless_asked(prepared):
     assert np.abs(np.asarray(short - long)).max() > 1e-3
 
 
+def test_what_pads_a_template_is_never_attended_to(prepared):
+    """Zero tokens that bring templates to the length of sentences are nobody's padding, released or not."""
+    model, variables, _, _ = prepared
+    released = IRM(dataclasses.replace(model.config, mask_instruction_padding=False))
+    image = jax.random.randint(jax.random.key(1), (2, *model.config.image_size, 3), 0, 255).astype(jnp.uint8)
+    template = jax.random.randint(jax.random.key(2), (2, *model.config.instruction_image_size, 3), 0, 255)
+
+    def embedding(m, length):
+        return m.embed(m.encode_images(image), m.encode_templates(template.astype(jnp.uint8), length)).embedding
+
+    short, long = (released.apply(variables, n, method=embedding) for n in (17, 40))
+    np.testing.assert_allclose(short, long, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_without_identities_still_has_heads_of_a_size(micro_config):
+    assert experiment.model_config(micro_config, num_identities=0).num_identities == 64
+
+
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_scan_and_remat_equal_the_plain_stack(norm_first):
     config = transformer.BlockConfig(width=16, heads=2, norm_first=norm_first)
