@@ -12,7 +12,7 @@ from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluation_sets import EvaluationSet, SplitData
 from irm_jax.evaluation.evaluator import Evaluation, Ranked
 from irm_jax.evaluation.report_data import RankedImage, RankList, Rollout, TaskSection
-from irm_jax.evaluation.rollout import attention_rollout
+from irm_jax.evaluation.rollout import attention_rollout, caption_rollout
 
 
 def task_sections(
@@ -28,7 +28,7 @@ def task_sections(
         examples = np.sort(np.random.default_rng(seed).permutation(usable)[:queries])
         best, worst = order[::-1][:queries], order[:queries]
         pick = lambda chosen, t=test, r=ranked: [_rank_list(evaluation, t, r, int(q)) for q in chosen]  # noqa: E731
-        shown = examples[: rollouts if test.task.has_query_image else 0]
+        shown = examples[:rollouts]
         sections.append(
             TaskSection(
                 test.task.name, test.protocols[0], examples=pick(examples), best=pick(best), worst=pick(worst),
@@ -88,7 +88,10 @@ def _rollouts(embedder: EmbeddingModel, test: EvaluationSet, queries: Sequence[i
             for i, q in enumerate(queries)
         ]  # fmt: skip
     tokens = embedder.tokenizer.encode([str(a) for a in asks])
-    maps = attention_rollout(embedder.model, embedder.variables, images, tokens=tokens)
+    if test.task.has_query_image:
+        maps = attention_rollout(embedder.model, embedder.variables, images, tokens=tokens)
+    else:  # the described picture and its caption, which are compared, not edited
+        maps = caption_rollout(embedder.model, embedder.variables, images, tokens)
     return [
         Rollout(
             f"{test.name} query {q}", pictures[i], maps.image[i],

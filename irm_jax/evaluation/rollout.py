@@ -54,15 +54,27 @@ def attention_rollout(
     return RolloutMaps(image.reshape(-1, *grid), heard[:, 1:].reshape(-1, *side))
 
 
+def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray, tokens: np.ndarray) -> RolloutMaps:
+    """What the two features of a text-to-image comparison read: u8[B, H, W, 3] and i32[B, L], each in its encoder."""
+    c = model.config
+    caption, collected = _program(model, True, False)(variables, images, tokens)
+    kept = jax.tree.map(np.asarray, collected["intermediates"])
+    seen = _joined(_layers(kept["image_encoder"], c.image_depth))[:, 0, 1 + c.part_tokens :]
+    heard = _joined(_layers(kept["text_encoder"], c.text_depth))[:, 0]
+    heard = heard * np.asarray(caption.mask)[:, : heard.shape[1]]
+    return RolloutMaps(seen.reshape(-1, *token_grid(c.image_size, c.patch, c.stride, c.stem)), heard)
+
+
 @functools.lru_cache(maxsize=8)
-def _program(model: IRM, sentence: bool) -> Any:
+def _program(model: IRM, sentence: bool, edited: bool = True) -> Any:
     """Compiled once for all tasks of a kind: (variables, images, instructions) -> (Instruction, what layers sowed)."""
 
     def forward(variables: Any, images: Any, asked: Any) -> Any:
         def run(m: IRM) -> Any:
             features = m.encode_images(images)
             instruction = m.encode_sentences(asked) if sentence else m.encode_templates(asked, m.config.max_length)
-            m.embed(features, instruction)
+            if edited:
+                m.embed(features, instruction)
             return instruction
 
         return model.apply(variables, method=run, mutable=["intermediates"])
@@ -98,4 +110,4 @@ def _joined(layers: list[np.ndarray]) -> np.ndarray:
     return result
 
 
-__all__ = ["RolloutMaps", "attention_rollout"]
+__all__ = ["RolloutMaps", "attention_rollout", "caption_rollout"]
