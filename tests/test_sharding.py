@@ -25,7 +25,7 @@ def test_base_state_is_cut_by_the_rules(micro_config, scan):
         sharding.path_string(path): leaf.sharding.spec for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
     }
     layer, lead = ("layers/block", (None,)) if scan else ("layer_3", ())
-    for prefix in ("params", "opt_state/0/mu", "opt_state/0/nu"):
+    for prefix in ("params", "opt_state/1/0/mu", "opt_state/1/0/nu"):
         block = f"{prefix}/image_encoder/blocks/{layer}"
         assert found[f"{block}/attention/query_key_value/kernel"] == P(*lead, "fsdp", None, "model", None)
         assert found[f"{block}/attention/output/kernel"] == P(*lead, "model", None, "fsdp")
