@@ -12,7 +12,7 @@ def from_scratch(config: ConfigDict) -> ConfigDict:
     # Triplets on plain distances shrink all features to a point before there is an identity to tell [ours].
     config.loss.triplet_unit = "spread"
     config.loss.alpha = 0.1
-    # Few people, whose colours are what sentences and templates name: strong jitter would make those lie.
+    # Colours are what sentences and templates name, and what a small model sees first: strong jitter would hide them.
     config.data.augment.brightness = 0.2
     config.data.augment.contrast = 0.2
     config.data.augment.saturation = 0.2

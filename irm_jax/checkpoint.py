@@ -33,7 +33,7 @@ StepChoice = int | Literal["latest", "best"] | None
 Tree = TypeVar("Tree")
 
 _STATE, _METADATA, _DELETED = "state", "metadata", ".deleted"
-_FORMAT = 1
+_FORMAT = 2
 _LISTED = 10  # differences named in one error message
 
 

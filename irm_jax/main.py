@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
 
@@ -107,20 +108,21 @@ def parse(argv: list[str]) -> list[str]:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):
         # absl gives up before the configuration is there: read it once more to say which key is wrong.
-        file = next((after or before for name, after, before in _settings(argv) if name == "config"), None)
-        message = file and config_check.unknown_override(runpy.run_path(file.split(":")[0])["get_config"](), argv)
+        file = _config_file(argv)
+        message = file and config_check.unknown_override(runpy.run_path(file)["get_config"](), argv)
         if not message:
             raise
         sys.stderr.write(f"{message}\n")
         sys.exit(2)
 
 
-def _settings(argv: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(name, value after =, next argument) of every argument that starts with a dash."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if argument.startswith("-"):
-            name, _, value = argument.lstrip("-").partition("=")
-            yield name, value, following
+def _config_file(argv: Sequence[str]) -> str | None:
+    """The file of `--config FILE` or `--config=FILE`, without an argument after a colon."""
+    for argument, following in itertools.pairwise([*argv, ""]):
+        name, _, value = argument.partition("=")
+        if name in ("-config", "--config"):
+            return (value or following).split(":")[0]
+    return None
 
 
 if __name__ == "__main__":

@@ -126,6 +126,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 except RuntimeError:
                     if not stop.requested:
                         raise
+                    if pending is not None:
+                        check(*pending)
                     raise stopped(train_state) from None  # the signal reached the readers' processes too
                 train_state, metrics = step_function(train_state, sharding.to_global(batch, layout), constants, key)
                 # The metrics of the step before are fetched while this one runs: logging never stalls the device.
@@ -151,7 +153,6 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 watch.reset(step)
 
         # Evaluation and report
-        save(train_state)
         try:
             result, embedder = evaluated(train_state)
         except Interrupted:
