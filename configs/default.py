@@ -102,6 +102,7 @@ def get_config() -> ConfigDict:
     config.model.text_depth = config_dict.placeholder(int)  # text-only BERT layers
     config.model.text_heads = config_dict.placeholder(int)  # its attention heads
     config.model.max_length = config_dict.placeholder(int)  # tokens of a sentence
+    config.model.instruction_tokens = config_dict.placeholder(int)  # of them, read by the editing transformer
     config.model.instruction_image_size = config_dict.placeholder(tuple)  # height, width in pixels
     config.model.template_depth = config_dict.placeholder(int)  # blocks of the instruction-image encoder
     config.model.template_heads = config_dict.placeholder(int)  # its attention heads

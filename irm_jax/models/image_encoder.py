@@ -67,7 +67,7 @@ class PatchEmbedding(nn.Module):
             ):
                 if i:
                     x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{i}")(x)
-                    x = jax.nn.gelu(x, approximate=False)
+                    x = transformer.gelu(x)
                 x = nn.Conv(width, (3, 3), (step, step), padding="SAME", dtype=self.dtype, name=f"conv_{i}")(x)
         else:
             raise ValueError(f"unknown stem {self.stem!r}; the stems are 'patch' and 'conv'")

@@ -18,7 +18,7 @@ class Instruction:
     """An encoded instruction: `tokens` [B, 1+M, D] (CLS first), `mask` bool[B, 1+M], `feature` [B, D] (the CLS).
 
     Nothing after the encoders knows whether it was a sentence or an image. `mask` is False on a sentence's own [PAD]
-    and on what `padded` adds; `encoded` bool[B, 1+M] only on the latter, which no encoder has seen.
+    and on what `fitted` adds; `encoded` bool[B, 1+M] only on the latter, which no encoder has seen.
     """
 
     tokens: Array
@@ -26,11 +26,12 @@ class Instruction:
     encoded: Array
     feature: Array
 
-    def padded(self, length: int) -> Instruction:
-        """The same instruction with masked zero tokens up to `length`, so that both kinds share one shape."""
-        missing = length - self.tokens.shape[1]
-        tokens = jnp.pad(self.tokens, ((0, 0), (0, missing), (0, 0)))
-        mask, encoded = (jnp.pad(x, ((0, 0), (0, missing))) for x in (self.mask, self.encoded))
+    def fitted(self, length: int) -> Instruction:
+        """The same instruction in `length` tokens, so that both kinds share one shape: with masked zero tokens at the
+        end, or without its last tokens (the feature has read them)."""
+        missing = max(length - self.tokens.shape[1], 0)
+        tokens = jnp.pad(self.tokens[:, :length], ((0, 0), (0, missing), (0, 0)))
+        mask, encoded = (jnp.pad(x[:, :length], ((0, 0), (0, missing))) for x in (self.mask, self.encoded))
         return Instruction(tokens, mask, encoded, self.feature)
 
 

@@ -157,7 +157,7 @@ class IRM(nn.Module):
 
     def encode_sentences(self, tokens: Array, *, train: bool = False) -> Instruction:
         """i32[B, L] -> Instruction of the common length, in which sentences and images can stand side by side."""
-        return self.text_encoder(tokens, train=train).padded(self._instruction_length(tokens.shape[1]))
+        return self.text_encoder(tokens, train=train).fitted(self._instruction_length(tokens.shape[1]))
 
     def encode_templates(self, image: Array, length: int, *, train: bool = False) -> Instruction:
         """u8[B, h, w, 3] -> Instruction of the common length; `length`: L of the sentences beside them."""
@@ -165,7 +165,7 @@ class IRM(nn.Module):
         tokens = jnp.concatenate([features.cls[:, None], features.patches], axis=1)
         every = jnp.ones(tokens.shape[:2], bool)
         instruction = Instruction(tokens, every, every, features.cls)
-        return instruction.padded(self._instruction_length(length))
+        return instruction.fitted(self._instruction_length(length))
 
     def embed(self, image: ImageFeatures, instruction: Instruction) -> Embedding:
         """B image features under B instructions -> Embedding, with running statistics in the neck."""
@@ -184,7 +184,7 @@ class IRM(nn.Module):
     def _instruction_length(self, sentence_length: int) -> int:
         c = self.config
         rows, columns = token_grid(c.instruction_image_size, c.template_patch, c.template_patch, c.template_stem)
-        return max(sentence_length, 1 + rows * columns)
+        return max(min(sentence_length, c.instruction_tokens or sentence_length), 1 + rows * columns)
 
     def _encode_all_images(self, images: list[Array], *, train: bool) -> list[ImageFeatures]:
         """Block arrays u8[R, b_g, H, W, 3] of all groups -> features [R, b_g, ...] a group; one encoder call."""

@@ -40,6 +40,7 @@ class IRMConfig:
     drop_path: float = 0.1
     temperature: float = 0.07
     mask_instruction_padding: bool = True
+    instruction_tokens: int | None = None  # of a sentence, that the editing transformer reads; None = all
     dtype: str = "float32"  # of the computation; parameters are float32
     scan_layers: bool = False
     remat: bool = False
@@ -53,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # From scratch in minutes on two cores: a conv stem, narrow and shallow.
     "tiny": {
         "width": 128, "image_size": (128, 64), "image_depth": 3, "image_heads": 4, "patch": 16, "stride": 16,
-        "stem": "conv", "part_tokens": 3, "text_depth": 2, "text_heads": 4, "max_length": 40,
+        "stem": "conv", "part_tokens": 3, "text_depth": 2, "text_heads": 4, "max_length": 40, "instruction_tokens": 24,
         "instruction_image_size": (32, 32), "template_depth": 1, "template_heads": 4, "template_patch": 8,
         "template_stem": "conv", "template_statistics": "clip", "editing_depth": 2, "editing_drop_path": 0.0,
         "projection_width": 64, "drop_path": 0.0,
