@@ -24,7 +24,8 @@ def runs_on_cpu() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Sets glibc's malloc so; returns whether it took. Call before jax is imported: threads choose their heap early.
+    """Sets glibc's malloc so; returns whether it took. Call it before numpy, cv2 or jax are imported: with the first
+    allocation of a second thread the number of heaps is settled.
 
     Costs: memory once used stays with the process. Elsewhere than on Linux with glibc nothing happens.
     """

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from irm_jax import allocator
+
+if __name__ == "__main__" and allocator.runs_on_cpu():
+    allocator.keep_freed_memory()  # before the imports that follow: they start threads
+
 import itertools
 import runpy
 import sys
@@ -12,7 +17,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from irm_jax import allocator, config_check
+from irm_jax import config_check
 
 MODES = ("train", "evaluate", "embed", "compare")
 
@@ -64,8 +69,6 @@ def _compare(argv: Sequence[str]) -> None:
 
 def _run(mode: str, config: ConfigDict, workdir: Path) -> None:
     # Late imports: a wrong configuration is reported before jax and its devices are touched.
-    if allocator.runs_on_cpu():
-        allocator.keep_freed_memory()
     if mode == "train":
         from irm_jax.train import train
 
