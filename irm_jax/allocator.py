@@ -1,18 +1,23 @@
-"""Memory for XLA on a CPU: keep freed pages instead of handing them back after every step.
+"""Memory for XLA on a CPU: huge pages, and freed pages that stay with the process.
 
 XLA allocates the temporaries of a program each time it runs. glibc maps large blocks anew and unmaps them when they are
-freed, so every step faults in the same hundreds of megabytes page by page, zeroed by the kernel: a tenth to a third of
-the time of a training step (benchmarks/step_speed.py). With one heap that never shrinks the pages stay.
+freed, so every step faults in the same gigabytes page by page, zeroed by the kernel: a third of the time of a small
+training step (benchmarks/step_speed.py). Tunables of glibc mend that, but it reads them only when a process starts.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
+import platform
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+VARIABLE = "GLIBC_TUNABLES"
+# Huge pages, since a library may still hand memory back (protobuf trims the heap every so often), and one heap that
+# serves all sizes and is never cut.
+TUNABLES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0x4000000000"
+)
 _ACCELERATORS = ("libtpu", "jax_plugins")
 
 
@@ -22,16 +27,13 @@ def runs_on_cpu() -> bool:
     return platforms == "cpu" or (not platforms and not any(importlib.util.find_spec(n) for n in _ACCELERATORS))
 
 
-def keep_freed_memory() -> bool:
-    """Sets glibc's malloc so; returns whether it took. Call it before numpy, cv2 or jax are imported: with the first
-    allocation of a second thread the number of heaps is settled.
+def restart_with_tunables() -> None:
+    """Starts this program again in the same process, with the tunables set. Returns where that would not help.
 
-    Costs: memory once used stays with the process. Elsewhere than on Linux with glibc nothing happens.
+    Nothing happens for a run on accelerators, without glibc, or when GLIBC_TUNABLES is set already (to anything): that
+    is also how the second start knows. Call it before anything else has happened. The price: memory once used stays
+    with the process.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is None:
-        return False
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))  # -1: never
-    return all([mallopt(name, value) for name, value in settings])
+    if VARIABLE in os.environ or platform.libc_ver()[0] != "glibc" or not runs_on_cpu():
+        return
+    os.execve(sys.executable, sys.orig_argv, {**os.environ, VARIABLE: TUNABLES})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from irm_jax import allocator
 
-if __name__ == "__main__" and allocator.runs_on_cpu():
-    allocator.keep_freed_memory()  # before the imports that follow: they start threads
+if __name__ == "__main__":
+    allocator.restart_with_tunables()  # before the imports that follow, which take their time
 
 import itertools
 import runpy
