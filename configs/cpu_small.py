@@ -1,4 +1,8 @@
-"""The procedural benchmark at the length a small model needs: about 35 minutes on two cores."""
+"""The procedural benchmark at the length a small model needs, with three times the people to learn from.
+
+About 35 minutes on two cores. With the 96 people a task of the quickstart a model knows them all by heart after 800
+steps, and what it learns of bodies and hair does not carry over to other people. The test sets are the quickstart's.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from configs import quickstart
 
 def get_config() -> ConfigDict:
     config = quickstart.get_config()
+    config.data.dir = "data/people288"
+    config.data.procedural.train_people = 288
     config.train.steps = 2400
     config.optimizer.warmup_steps = 100
     config.checkpoint.every = 400

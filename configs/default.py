@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.dir = "data"  # folder of the built shards
     config.data.build_missing = True  # build procedural data sets that data.dir lacks
+    config.data.accept_changes = False  # resume although the data or the batch's layout changed since the checkpoint
     config.data.train = ConfigDict()  # name -> train_unit(...)
     config.data.batch_size = 96  # rows of a batch over all groups and devices
     config.data.batch_blocks = 4  # R: blocks a batch is laid out in, a multiple of mesh.data * mesh.fsdp
@@ -126,6 +127,19 @@ def get_config() -> ConfigDict:
     config.loss.instruction_mean_momentum = 0.99  # of the mean that centres instruction features
     config.loss.composed_weight = 1.0  # [ours] of the composed rows
     config.loss.contrastive_weight = 0.5  # of the caption rows' contrastive loss
+
+    config.memory_bank = ConfigDict()  # of IRM++ [ours]; size 0 is IRM
+    config.memory_bank.size = 0  # keys kept, at least (0 = no bank and no momentum model; the paper scale: 65,536)
+    config.memory_bank.dtype = "float32"  # of the keys: float32 | bfloat16
+    config.memory_bank.negatives = "all"  # all | task: entries of which tasks are negatives of an anchor
+    config.memory_bank.overlaps = ()  # pairs of data sets "A:B" that share people who are not linked: never negatives
+    config.memory_bank.momentum = 0.995  # decay of the momentum model that makes the keys
+    config.memory_bank.second_view = False  # keys see another augmentation of the image than the anchors
+    config.memory_bank.temperature = 0.07  # t of all similarities
+    config.memory_bank.weight = 1.0  # of the bank's loss beside that of IRM
+    config.memory_bank.ramp_steps = 500  # steps over which that weight rises from 0
+    config.memory_bank.soft_weight = 0.0  # lambda: soft against hard supervision (0 = hard only)
+    config.memory_bank.soft_ramp_steps = 500  # steps over which lambda rises from 0, once the bank is full
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 4e-5  # peak (released joint recipe)

@@ -59,6 +59,10 @@ class Columns:
         )
 
 
+VIEWS = {"image": pk_sampling.AUGMENT_STREAM, "key_image": pk_sampling.KEY_VIEW_STREAM}
+"""Fields that hold the rows' pictures, and the random stream that augments each: one more view changes no other."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitSource:
     """What one unit of the plan reads."""
@@ -77,7 +81,11 @@ def reader_fields(layout: UnitLayout) -> tuple[str, ...]:
 
 
 def batch_spec(
-    plan: BatchPlan, image_size: Size, instruction_image_size: Size, blocks: int | None = None
+    plan: BatchPlan,
+    image_size: Size,
+    instruction_image_size: Size,
+    blocks: int | None = None,
+    second_view: bool = False,
 ) -> dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]]:
     """Shape and dtype of every array of a batch with `blocks` blocks (default: all), without any data."""
     r = plan.batch_blocks if blocks is None else blocks
@@ -85,7 +93,10 @@ def batch_spec(
     spec: dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]] = {}
     for group in plan.groups:
         b = plan.rows(group)
-        fields: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {"image": ((r, b, *image_size, 3), np.uint8)}
+        views = ("image", "key_image") if second_view else ("image",)
+        fields: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+            name: ((r, b, *image_size, 3), np.uint8) for name in views
+        }
         for name in ("identity", "dataset", "task", "camera", "clothes", "modality"):
             fields[name] = ((r, b), np.int32)
         fields["valid"] = ((r, b), np.bool_)
@@ -113,7 +124,8 @@ class BatchMaker:
     the block's `table` (text: token ids i32[R,s,L]; visual: u8[R,s,h,w,3]), or -1-c for constant sentence c;
     instruction_key i32[R,b]: equal for equal instructions, -1-c for constants, else 31 bits of a hash of the content;
     composed_row, composed_instruction, composed_key i32[R,bc], composed_attributes i32[R,bc,8] (-1: not asked),
-    composed_valid bool[R,bc]. `caption`: the first fields without attributes, and tokens i32[R,b,L].
+    composed_valid bool[R,bc]. `caption`: the first fields without attributes, and tokens i32[R,b,L]. With `second_view`
+    every group has key_image, like image: the same pictures under another augmentation, for a momentum model's keys.
     With accumulate = k > 1 every array has a leading axis [k]: plan steps k*step .. k*step + k-1.
     """
 
@@ -128,14 +140,16 @@ class BatchMaker:
         instruction_image_size: Size,
         tokenizer: TextEncoder,
         accumulate: int = 1,
+        second_view: bool = False,
     ) -> None:
+        self.second_view = second_view
         self.plan, self.sources, self.tokenizer = plan, sources, tokenizer
         self.seed, self.blocks, self.accumulate = seed, tuple(blocks), accumulate
         self.image_size, self.instruction_image_size = image_size, instruction_image_size
 
     def __call__(self, step: int) -> tuple[int, Batch]:
         """Makes a batch. Raises ValueError naming data set, split, record and file of an image that does not decode."""
-        spec = batch_spec(self.plan, self.image_size, self.instruction_image_size, len(self.blocks))
+        spec = batch_spec(self.plan, self.image_size, self.instruction_image_size, len(self.blocks), self.second_view)
         lead = (self.accumulate,) if self.accumulate > 1 else ()
         batch = {
             group: {name: np.empty((*lead, *shape), dtype) for name, (shape, dtype) in fields.items()}
@@ -161,10 +175,14 @@ class BatchMaker:
             group["valid"][:, rows] = True
             keys = np.zeros(drawn.slot_record.shape, np.int32)
             for local, block in enumerate(self.blocks):
-                draws = pk_sampling.random_stream(self.seed, pk_sampling.AUGMENT_STREAM, step, number, block)
-                self._fill_block(
-                    group, local, layout, source, drawn, draws.random((layout.rows, image_ops.DRAWS)), keys
-                )
+                draws = {
+                    view: pk_sampling.random_stream(self.seed, stream, step, number, block).random(
+                        (layout.rows, image_ops.DRAWS)
+                    )
+                    for view, stream in VIEWS.items()
+                    if view in group
+                }
+                self._fill_block(group, local, layout, source, drawn, draws, keys)
             if layout.group != "caption":
                 group["attributes"][:, rows] = columns.attributes[drawn.record]
                 self._fill_instructions(group, rows, layout, columns, drawn, keys)
@@ -176,18 +194,20 @@ class BatchMaker:
         layout: UnitLayout,
         source: UnitSource,
         drawn: pk_sampling.UnitSample,
-        draws: np.ndarray,
+        draws: Mapping[str, np.ndarray],
         keys: np.ndarray,
     ) -> None:
-        """Images and instructions of one unit in one block; `keys` i32[R, slots] receives the instructions' keys."""
+        """Images and instructions of one unit in one block; `draws` holds uniform numbers f64[rows, DRAWS] a view,
+        `keys` i32[R, slots] receives the instructions' keys."""
         slot_record = drawn.slot_record[local]
         ids = np.unique(np.concatenate([drawn.record[local], slot_record])).tolist()
         records = {i: source.reader[i] for i in ids}
         where = f"data set {layout.unit.dataset}, split train"
-        for row, (record, uniform) in enumerate(zip(drawn.record[local].tolist(), draws, strict=True)):
-            out = group["image"][local, layout.row + row]
+        for row, record in enumerate(drawn.record[local].tolist()):
             image = decode_record(records[record]["image"], self.image_size, where, record, records[record]["file"])
-            image_ops.augment_into(out, image, image_ops.parameters(uniform, source.augment, self.image_size))
+            for view, uniform in draws.items():
+                out = group[view][local, layout.row + row]
+                image_ops.augment_into(out, image, image_ops.parameters(uniform[row], source.augment, self.image_size))
         if layout.slots == 0:
             return
         chosen = list(zip(slot_record.tolist(), drawn.slot_choice[local].tolist(), strict=True))

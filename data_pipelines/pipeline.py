@@ -63,6 +63,7 @@ def train_stream(
     blocks: Sequence[int] | None = None,
     num_steps: int | None = None,
     accumulate: int = 1,
+    second_view: bool = False,
     workers: int = 0,
     threads: int = 2,
     prefetch: int = 2,
@@ -80,6 +81,7 @@ def train_stream(
       blocks: the global batch blocks this host needs, in the order of axis 0; None: all.
       num_steps: the stream ends before step start_step + num_steps; None: endless.
       accumulate: plan steps that make up one step.
+      second_view: also every picture under a second augmentation (`key_image`).
       workers, threads, prefetch: see `Stream`.
 
     Raises:
@@ -114,9 +116,10 @@ def train_stream(
         instruction_image_size=instruction_image_size,
         tokenizer=tokenizer,
         accumulate=accumulate,
+        second_view=second_view,
     )
     stop = _ENDLESS if num_steps is None else start_step + num_steps
-    size = accumulate * _batch_bytes(batch_spec(plan, image_size, instruction_image_size, len(blocks)))
+    size = accumulate * _batch_bytes(batch_spec(plan, image_size, instruction_image_size, len(blocks), second_view))
     return Stream(make, start_step, stop, workers=workers, threads=threads, prefetch=prefetch, element_bytes=size)
 
 
@@ -129,6 +132,7 @@ def data_fingerprint(
     instruction_image_size: Size,
     augment: Augments,
     accumulate: int = 1,
+    second_view: bool = False,
 ) -> dict[str, Any]:
     """JSON-able description of everything the training stream depends on, to be saved with a checkpoint.
 
@@ -138,6 +142,7 @@ def data_fingerprint(
         "plan": plan.fingerprint(),
         "seed": seed,
         "accumulate": accumulate,
+        "second_view": second_view,
         "image_size": list(image_size),
         "instruction_image_size": list(instruction_image_size),
         "data": {name: datasets[name].manifest.content_hash for name in plan.datasets},

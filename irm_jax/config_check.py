@@ -176,6 +176,27 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
     yield from _test_set_problems(config)
 
 
+def _bank_problems(config: ConfigDict) -> Iterator[str]:
+    b, here = config.memory_bank, "config.memory_bank"
+    for key, least in (("size", 0), ("ramp_steps", 0), ("soft_ramp_steps", 0), ("weight", 0), ("soft_weight", 0)):
+        if b[key] < least:
+            yield f"{here}.{key} = {b[key]} must be at least {least}"
+    if b.dtype not in ("float32", "bfloat16"):
+        yield f"{here}.dtype = {b.dtype!r}; it must be float32 or bfloat16"
+    if b.negatives not in ("all", "task"):
+        yield f"{here}.negatives = {b.negatives!r}; it must be all or task"
+    if not 0 <= b.momentum < 1:
+        yield f"{here}.momentum = {b.momentum} must be at least 0 and below 1"
+    if not b.temperature > 0:
+        yield f"{here}.temperature = {b.temperature} must be positive"
+    for pair in b.overlaps:
+        if len(pair.split(":")) != 2:
+            yield f"{here}.overlaps: {pair!r} is no pair of data sets; write 'A:B'"
+    known = [unit.task for unit in config.data.train.values() if unit.task in tasks.TASKS]
+    if b.size and known and not any(tasks.task(name).has_query_image for name in known):
+        yield f"{here}.size = {b.size}: a bank holds keys of rows with an instruction, and no training set has any"
+
+
 def _test_set_problems(config: ConfigDict) -> Iterator[str]:
     sets = config.evaluation.sets
     if not sets:
@@ -209,6 +230,6 @@ def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
 
 def check_values(config: ConfigDict) -> None:
     """Settings that contradict each other. Raises ConfigError."""
-    for problems in (_model_problems, _data_problems, _run_problems):
+    for problems in (_model_problems, _data_problems, _run_problems, _bank_problems):
         for problem in problems(config):
             raise ConfigError(problem)

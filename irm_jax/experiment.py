@@ -17,13 +17,15 @@ from data_pipelines import joint_data, tasks
 from data_pipelines.joint_data import JointData
 from irm_jax import checkpoint
 from irm_jax import optimizer as optimizers
+from irm_jax.config_check import ConfigError
 from irm_jax.evaluation import evaluation_sets
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
 from irm_jax.models import presets
 from irm_jax.models.irm import IRM
 from irm_jax.models.presets import IRMConfig
-from irm_jax.train_step import LossOptions
+from irm_jax.state import BankShape
+from irm_jax.train_step import BankOptions, LossOptions
 
 FREE_MODEL_KEYS = (
     "dtype", "remat", "dropout", "drop_path", "editing_drop_path", "temperature", "identity_multiple",
@@ -86,7 +88,33 @@ def loss_options(config: ConfigDict, data: JointData) -> LossOptions:
         instruction_mean_momentum=loss.instruction_mean_momentum,
         composed_weight=loss.composed_weight,
         contrastive_weight=loss.contrastive_weight,
+        bank=bank_options(config, data) if config.memory_bank.size else None,
     )
+
+
+def bank_options(config: ConfigDict, data: JointData) -> BankOptions:
+    """How the memory bank is used. Raises ConfigError for an overlap of data sets that are not trained on."""
+    b = config.memory_bank
+    pairs = [tuple(pair.split(":")) for pair in b.overlaps]
+    for name in {name for pair in pairs for name in pair} - set(data.plan.datasets):
+        raise ConfigError(
+            f"config.memory_bank.overlaps names {name}, which is not trained on; the training sets are "
+            f"{', '.join(data.plan.datasets)}"
+        )
+    numbers = {name: number for number, name in enumerate(data.plan.datasets)}
+    return BankOptions(
+        momentum=b.momentum, temperature=b.temperature, weight=b.weight, ramp_steps=b.ramp_steps,
+        soft_weight=b.soft_weight, soft_ramp_steps=b.soft_ramp_steps, task_negatives=b.negatives == "task",
+        known_overlap=tuple((numbers[one], numbers[other]) for one, other in pairs),
+    )  # fmt: skip
+
+
+def bank_shape(config: ConfigDict, data: JointData) -> BankShape | None:
+    """The memory bank's sizes for the batches of the plan; None without a bank."""
+    if not config.memory_bank.size:
+        return None
+    rows = sum(data.plan.rows(group) for group in data.plan.groups)
+    return BankShape(config.memory_bank.size, data.plan.batch_blocks, rows, config.memory_bank.dtype)
 
 
 def head_members(data: JointData, model: IRM) -> np.ndarray:

@@ -18,9 +18,12 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "model")
 ROWS = ("data", "fsdp")
+Layout = tuple[str | tuple[str, ...] | None, ...]
 
 # Regular expression on the path -> the layout of the *last* axes (earlier ones, such as scanned layers, are not split).
-RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+RULES: tuple[tuple[str, Layout], ...] = (
+    (r"memory_bank/(key|instruction)$", (ROWS, None, None, None)),
+    (r"memory_bank/(identity|dataset|task|kind)$", (ROWS, None, None)),
     (r"query_key_value/kernel$", ("fsdp", None, "model", None)),
     (r"query_key_value/bias$", (None, "model", None)),
     (r"attention/output/kernel$", ("model", None, "fsdp")),
@@ -35,7 +38,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(/bias|/scale|/temperature)$", (None,)),
     (r"batch_stats/.*(mean|var)$", (None,)),
     (r"instruction_mean/", (None,)),
-    (r"(^|/)(step|count|mini_step|gradient_step)$", ()),
+    (r"(^|/)(step|count|mini_step|gradient_step|pushes)$", ()),
 )
 SMALL = 1 << 14
 """Arrays of fewer elements stay whole on every device: moving them costs more than holding them."""
@@ -82,14 +85,15 @@ def leaf_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     found = next((layout for pattern, layout in RULES if re.search(pattern, path)), None)
     if found is None:
         raise ShardingError(f"no sharding rule matches {path} {shape}; add one to irm_jax/sharding.py")
-    if math.prod(shape) < SMALL:
-        return P()
+    if math.prod(shape) < SMALL and ROWS not in found:
+        return P()  # what lies in blocks of the batch stays with its rows whatever its size
     layout = found[-len(shape) :] if shape else ()
     full = (None,) * (len(shape) - len(layout)) + layout
     for size, axis in zip(shape, full, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
+        pieces = math.prod(mesh.shape[name] for name in (axis if isinstance(axis, tuple) else (axis,)) if name)
+        if size % pieces:
             raise ShardingError(
-                f"{path} {shape}: size {size} does not divide over mesh axis {axis!r} of {mesh.shape[axis]}; "
+                f"{path} {shape}: size {size} does not divide over mesh axis {axis!r} of {pieces}; "
                 "choose another mesh, or pad the size (config.model.identity_multiple, config.model.vocab_multiple)"
             )
     return P(*full)
@@ -118,6 +122,13 @@ def constrain_rows(x: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(ROWS))
+
+
+def constrain_whole(x: jax.Array) -> jax.Array:
+    """Brings x whole to every device; without a mesh in scope it passes unchanged."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P())
 
 
 def to_global(tree: Any, sharding: NamedSharding) -> Any:

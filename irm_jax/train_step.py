@@ -8,23 +8,27 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from data_pipelines.tasks import TaskSpec
-from irm_jax import sharding
+from irm_jax import memory_bank, momentum, sharding
 from irm_jax.losses.adaptive_triplet import adaptive_triplet_loss
 from irm_jax.losses.composed_triplet import composed_triplet_loss
 from irm_jax.losses.contrastive import clip_temperature, contrastive_loss
-from irm_jax.losses.geometry import group_spread
+from irm_jax.losses.geometry import group_spread, unit_rows
 from irm_jax.losses.identity import identity_loss
 from irm_jax.losses.instruction_similarity import InstructionMean, current_mean, similarity, update_mean
+from irm_jax.losses.memory_bank_loss import Rules, memory_bank_loss
+from irm_jax.memory_bank import Entries, MemoryBank
 from irm_jax.models.irm import EDITED_GROUPS, IRM, CaptionRows, EditedRows
 from irm_jax.state import KINDS, TrainState
 
 Array = jax.Array
 Batch = Mapping[str, Mapping[str, Array]]
 Metrics = dict[str, Array]
+NO_KIND = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,21 @@ class LossOptions:
     instruction_mean_momentum: float
     composed_weight: float
     contrastive_weight: float
+    bank: BankOptions | None = None  # of IRM++; None: IRM
+
+
+@dataclasses.dataclass(frozen=True)
+class BankOptions:
+    """Memory-bank-assisted learning, method section 7. `known_overlap`: pairs of data-set numbers, see `Rules`."""
+
+    momentum: float  # decay of the momentum model
+    temperature: float
+    weight: float  # of the bank's loss ...
+    ramp_steps: int  # ... reached over so many steps
+    soft_weight: float  # lambda, of soft against hard supervision ...
+    soft_ramp_steps: int  # ... reached over so many steps once the bank is full
+    task_negatives: bool
+    known_overlap: tuple[tuple[int, int], ...]
 
 
 def make_train_step(
@@ -54,7 +73,9 @@ def make_train_step(
     carry a leading axis of accumulated batches: each is mined and normalised alone, their gradients are averaged.
     """
 
-    def loss_of(params: Any, state: TrainState, batch: Batch, constants: Array, key: Array) -> Any:
+    def loss_of(
+        params: Any, state: TrainState, batch: Batch, constants: Array, key: Array, entries: Entries | None
+    ) -> Any:
         output, changed = model.apply(
             {"params": params, "batch_stats": state.batch_stats}, batch, constants, train=True,
             rngs={"dropout": key}, mutable=["batch_stats"],
@@ -65,25 +86,42 @@ def make_train_step(
         if output.edited is not None:
             loss, mean, part = edited_loss(output.edited, output.heads, batch, mean, options, head_members)
             total, metrics = total.astype(loss.dtype) + loss, {**metrics, **part}
+        if entries is not None and options.bank is not None:
+            assert output.edited is not None  # config_check
+            assert state.memory_bank is not None
+            loss, part = bank_loss(output.edited, batch, entries, state.memory_bank, state.step, options)
+            total, metrics = total + loss, {**metrics, **part}
         if output.caption is not None:
             loss, part = caption_loss(output.caption, batch["caption"], options)
             total, metrics = total.astype(loss.dtype) + loss, {**metrics, **part}
         return total, (changed["batch_stats"], mean, {"loss": total, **metrics})
 
     def gradients(state: TrainState, batch: Batch, constants: Array, key: Array) -> Any:
-        return jax.value_and_grad(loss_of, has_aux=True)(state.params, state, batch, constants, key)
+        """-> ((loss, (batch_stats, mean, metrics, entries)), gradient): of one batch, its keys ready to be pushed."""
+        entries = batch_entries(model, state, batch, constants, options) if options.bank else None
+        (loss, rest), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state, batch, constants, key, entries
+        )
+        return (loss, (*rest, entries)), grads
 
     def step(state: TrainState, batch: Batch, constants: Array, key: Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         if next(iter(batch.values()))["identity"].ndim == 2:
-            (_, (batch_stats, mean, metrics)), grads = gradients(state, batch, constants, key)
+            (_, (batch_stats, mean, metrics, entries)), grads = gradients(state, batch, constants, key)
+            pushed = [entries]
         else:
-            batch_stats, mean, metrics, grads = _accumulate(gradients, state, batch, constants, key)
+            batch_stats, mean, metrics, grads, pushed = _accumulate(gradients, state, batch, constants, key)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its python scalars and integer counts freely
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             metrics = {**metrics, "gradient_norm": optax.tree.norm(grads)}
         new = TrainState(state.step + 1, params, batch_stats, mean, opt_state)
+        if options.bank is not None and state.memory_bank is not None:
+            bank = state.memory_bank
+            for entries in pushed:
+                bank = memory_bank.push(bank, entries)
+            average = momentum.update(state.momentum_params, params, options.bank.momentum)
+            new = dataclasses.replace(new, momentum_params=average, memory_bank=bank)
         return new, metrics
 
     def in_mesh(state: TrainState, batch: Batch, constants: Array, key: Array) -> tuple[TrainState, Metrics]:
@@ -95,23 +133,27 @@ def make_train_step(
 
 
 def _accumulate(gradients: Callable[..., Any], state: TrainState, batch: Batch, constants: Array, key: Array) -> Any:
-    """Averages gradients and metrics over the leading axis; statistics pass from one batch to the next."""
+    """Averages gradients and metrics over the leading axis; statistics pass from one batch to the next.
+
+    Returns (batch_stats, mean, metrics, gradients, [keys of each batch])."""
     count = next(iter(batch.values()))["identity"].shape[0]
 
-    def one(carry: Any, inputs: Any) -> tuple[Any, None]:
+    def one(carry: Any, inputs: Any) -> tuple[Any, Any]:
         batch_stats, mean, sums = carry
         index, part = inputs
         here = dataclasses.replace(state, batch_stats=batch_stats, instruction_mean=mean)
-        (_, (batch_stats, mean, metrics)), grads = gradients(here, part, constants, jax.random.fold_in(key, index))
-        return (batch_stats, mean, jax.tree.map(jnp.add, sums, (metrics, grads))), None
+        (_, (batch_stats, mean, metrics, entries)), grads = gradients(
+            here, part, constants, jax.random.fold_in(key, index)
+        )
+        return (batch_stats, mean, jax.tree.map(jnp.add, sums, (metrics, grads))), entries
 
     first = jax.tree.map(lambda x: x[0], batch)
-    (_, (_, _, metrics)), grads = jax.eval_shape(gradients, state, first, constants, key)
+    (_, (_, _, metrics, _)), grads = jax.eval_shape(gradients, state, first, constants, key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (metrics, grads))
     start = (state.batch_stats, state.instruction_mean, zeros)
-    (batch_stats, mean, sums), _ = jax.lax.scan(one, start, (jnp.arange(count), batch))
+    (batch_stats, mean, sums), entries = jax.lax.scan(one, start, (jnp.arange(count), batch))
     metrics, grads = jax.tree.map(lambda x: x / count, sums)
-    return batch_stats, mean, metrics, grads
+    return batch_stats, mean, metrics, grads, [jax.tree.map(lambda x, i=i: x[i], entries) for i in range(count)]
 
 
 def edited_loss(
@@ -223,6 +265,77 @@ def _composed_loss(
     }
     metrics = _per_task(measured, task, valid, [t for t in options.tasks if t.name in options.composed_tasks])
     return options.composed_weight * jnp.sum(weight * per_row), metrics
+
+
+def batch_entries(model: IRM, state: TrainState, batch: Batch, constants: Array, options: LossOptions) -> Entries:
+    """The momentum model's keys of all rows of a batch, in the order (block; text, visual, caption): [R * B, ...]."""
+    # The heads are there because the model declares them; no key reads them.
+    params = {**state.params, **state.momentum_params}
+    rows, _ = model.apply(
+        {"params": params, "batch_stats": state.batch_stats}, batch, constants, method="keys", mutable=["batch_stats"]
+    )
+    groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch]
+    own = [(g, batch[g]["instruction"] >= 0 if g in EDITED_GROUPS else None) for g in groups]
+    blank = {g: jnp.full_like(batch[g]["identity"], NO_KIND) for g in groups}
+    kind = _join([blank[g] if o is None else jnp.where(o, KINDS.index(g), NO_KIND) for g, o in own]).astype(jnp.int32)
+    instruction = _flat(rows.instruction)
+    if options.instruction_similarity == "centered":
+        mean = current_mean(state.instruction_mean).astype(instruction.dtype)
+        instruction = instruction - jnp.take(mean, jnp.maximum(kind, 0), axis=0)
+    valid = _join([batch[g]["valid"] for g in groups])
+    identity = _join([batch[g]["identity"] for g in groups])
+    entries = Entries(
+        key=unit_rows(_flat(rows.embedding)),
+        instruction=unit_rows(instruction),
+        identity=jnp.where(valid, identity, memory_bank.EMPTY),
+        dataset=_join([batch[g]["dataset"] for g in groups]),
+        task=_join([batch[g]["task"] for g in groups]),
+        kind=kind,
+    )
+    return jax.lax.stop_gradient(entries)
+
+
+def bank_loss(
+    rows: EditedRows, batch: Batch, entries: Entries, bank: MemoryBank, step: Array, options: LossOptions
+) -> tuple[Array, Metrics]:
+    """L_bank (method section 7 [ours]) of the plain rows, weighted by data set and ramp -> (loss, metrics)."""
+    o = options.bank
+    assert o is not None
+    groups = [name for name in EDITED_GROUPS if name in batch]
+    blocks, plain = rows.cls.shape[:2]
+    per_block = entries.identity.shape[0] // blocks
+    # The anchors' own entries stand first in each block: a slice, which moves nothing between devices.
+    anchor = jax.tree.map(lambda x: _flat(x.reshape(blocks, per_block, *x.shape[1:])[:, :plain]), entries)
+    own_row = (jnp.arange(blocks)[:, None] * per_block + jnp.arange(plain)[None, :]).reshape(-1)
+    valid = _join([batch[g]["valid"] for g in groups])
+    embedding = _flat(jnp.concatenate([rows.person[:, :plain], rows.guided[:, :plain]], axis=-1))
+    # Anchors go to the entries, never entries to the anchors: [A, 2D] is moved, the bank stays.
+    embedding, anchor = jax.tree.map(sharding.constrain_whole, (embedding, anchor))
+    overlap = np.zeros((len(options.data_set_weight),) * 2, bool)
+    for one, other in o.known_overlap:
+        overlap[one, other] = overlap[other, one] = True
+    captions = tuple(spec.id for spec in options.tasks if not spec.has_query_image)
+    soft_on = o.soft_weight > 0
+    hard, soft, aux = memory_bank_loss(
+        embedding, anchor, own_row.astype(jnp.int32), valid, entries, memory_bank.entries(bank),
+        Rules(jnp.asarray(overlap), captions, o.task_negatives),
+        temperature=o.temperature, soft=soft_on,
+    )  # fmt: skip
+    soft_share = o.soft_weight * memory_bank.full_share(bank, o.soft_ramp_steps)
+    ramp = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(o.ramp_steps, 1), 1.0)
+    per_row = hard + soft_share.astype(hard.dtype) * soft
+    weight = _row_weights(anchor.dataset, valid, options).astype(hard.dtype)
+    measured = {
+        "bank_hard_loss": hard,
+        "bank_dropped": aux.dropped.astype(hard.dtype),
+        "bank_positives": aux.positives,
+        "bank_negatives": aux.negatives,
+    }
+    if soft_on:
+        measured |= {"bank_soft_loss": soft, "bank_same_identity_mass": aux.same_identity_mass}
+    metrics = _per_task(measured, anchor.task, valid, [t for t in options.tasks if t.group in groups])
+    filled = jnp.mean((bank.identity >= 0).astype(jnp.float32))
+    return o.weight * ramp.astype(hard.dtype) * jnp.sum(weight * per_row), {**metrics, "bank_filled": filled}
 
 
 def caption_loss(rows: CaptionRows, group: Mapping[str, Array], options: LossOptions) -> tuple[Array, Metrics]:

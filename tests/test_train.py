@@ -34,7 +34,7 @@ def abstract_state(config, mesh=(1, 1, 1)):
     data = experiment.open_training(config)
     return state.abstract_state(
         experiment.make_model(config, data), experiment.make_optimizer(config), data.plan.constant_tokens,
-        sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True))),
+        sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True))), experiment.bank_shape(config, data),
     )  # fmt: skip
 
 
@@ -70,6 +70,31 @@ def test_two_steps_restored_and_two_more_equal_four_straight_steps(config, train
     assert_same(straight, resumed)
     assert logged(halfway) == logged(trained_run)
     assert set(logged(halfway)) == {1, 2, 3, 4}
+
+
+def test_a_changed_batch_is_an_error_unless_accepted_and_lays_the_bank_anew(config, halfway, caplog):
+    before = saved_state(config, halfway, 2).memory_bank
+    config.data.batch_size -= 4 * 8  # one identity less a block: other lanes
+    with pytest.raises(checkpoint.CheckpointError, match="accept_changes"):
+        train.train(config, halfway)
+    config.data.accept_changes = True
+    config.train.steps = 2  # nothing to train: evaluation and report only
+    bank = experiment.bank_shape(config, experiment.open_training(config))
+    restored = []
+    original = state.with_relaid_bank
+
+    def spy(*args):
+        restored.append(original(*args))
+        return restored[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "with_relaid_bank", spy)
+        train.train(config, halfway)
+    laid = restored[0].memory_bank
+    assert laid.identity.shape[:2] == (bank.blocks, bank.rows)
+    kept = sorted(np.asarray(laid.identity)[np.asarray(laid.identity) >= 0])
+    assert kept == sorted(np.asarray(before.identity)[np.asarray(before.identity) >= 0])
+    assert "laid anew" in caplog.text
 
 
 def test_sigterm_saves_and_the_same_command_finishes(config, trained_run, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """One step of training: the same numbers on any mesh, accumulation, loss weights, and that it learns."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,8 @@ def run_step(config, data, batch, mesh_shape, *, double=False, steps=1):
     if double:
         model = IRM(dataclasses.replace(model.config, dtype="float64"))
     optimizer = experiment.make_optimizer(config)
-    train_state = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh)
+    bank = experiment.bank_shape(config, data)
+    train_state = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh, bank)
     if double:
         to_double = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
         train_state = jax.jit(lambda s: jax.tree.map(to_double, s))(train_state)
@@ -47,6 +50,14 @@ def run_step(config, data, batch, mesh_shape, *, double=False, steps=1):
     return start, jax.tree.map(np.asarray, train_state), {k: float(v) for k, v in metrics.items()}
 
 
+def with_bank(config):
+    """IRM++ with everything on, its bank full after two batches."""
+    config.memory_bank.update(
+        {"size": 2 * config.data.batch_size, "ramp_steps": 1, "soft_weight": 0.5, "soft_ramp_steps": 0, "momentum": 0.9,
+         "second_view": True, "overlaps": ("procedural_trad:procedural_t2i",)}
+    )  # fmt: skip
+
+
 def relative_to_norm(a, b):
     """Largest difference of any element, relative to the global norm of b."""
     norm = np.sqrt(sum(float((x.astype(np.float64) ** 2).sum()) for x in jax.tree.leaves(b)))
@@ -54,20 +65,29 @@ def relative_to_norm(a, b):
 
 
 def test_float64_step_agrees_on_every_mesh(micro_config):
-    """House tolerance: loss to 1e-12 relative, gradients (Adam's first moment), update to 1e-9 of the norm."""
+    """House tolerance: loss to 1e-12 relative, gradients (Adam's first moment), update to 1e-9 of the norm.
+
+    With the memory bank, which is IRM and more: the third step reads a full bank, so all its parts have a value.
+    """
+    with_bank(micro_config)
     # flax promotes f64 with f32 inside its norms, which strict promotion forbids; float32 tests run strict.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         data = experiment.open_training(micro_config)
         batch = one_batch(data)
-        start, reference, metrics = run_step(micro_config, data, batch, MESHES[0], double=True)
+        start, reference, metrics = run_step(micro_config, data, batch, MESHES[0], double=True, steps=3)
+        assert metrics["bank_filled"] == 1
+        for name in ("bank_hard_loss", "bank_soft_loss", "bank_same_identity_mass"):
+            assert metrics[f"li/{name}"] > 0
         for mesh in MESHES[1:]:
-            _, other, found = run_step(micro_config, data, batch, mesh, double=True)
+            _, other, found = run_step(micro_config, data, batch, mesh, double=True, steps=3)
             assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-12), mesh
             moments = [s.opt_state[1][0].mu for s in (other, reference)]
             assert relative_to_norm(*moments) <= 1e-9, mesh
             updates = [jax.tree.map(np.subtract, s.params, start) for s in (other, reference)]
             assert relative_to_norm(*updates) <= 1e-9, mesh
             assert relative_to_norm(other.batch_stats, reference.batch_stats) <= 1e-12, mesh
+            assert relative_to_norm(other.memory_bank.key, reference.memory_bank.key) <= 1e-9, mesh
+            np.testing.assert_array_equal(other.memory_bank.identity, reference.memory_bank.identity)
 
 
 def test_float32_loss_agrees_and_repeats_bit_equal(micro_config):
@@ -94,6 +114,95 @@ def test_accumulated_batches_average_their_gradients(micro_config):
     assert metrics["loss"] == pytest.approx((metrics_a["loss"] + metrics_b["loss"]) / 2, rel=2e-2)
     caption = [s.opt_state[1][0].mu["image_projection"]["kernel"] for s in (both, a, b)]
     np.testing.assert_allclose(caption[0], (caption[1] + caption[2]) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_a_bank_of_no_weight_changes_nothing_but_itself(micro_config):
+    """IRM is IRM++ with the bank off: the same loss and parameters, and the bank holds the keys of every row."""
+    data = experiment.open_training(micro_config)
+    batch = one_batch(data)
+    _, plain, without = run_step(micro_config, data, batch, (1, 1, 1), steps=2)
+    assert plain.memory_bank is None
+    micro_config.memory_bank.update({"size": 1, "weight": 0.0, "momentum": 0.75})
+    start, banked, metrics = run_step(micro_config, data, batch, (1, 1, 1), steps=2)
+    assert metrics["loss"] == pytest.approx(without["loss"], rel=1e-6)
+    assert relative_to_norm(banked.params, plain.params) < 1e-6
+    bank = banked.memory_bank
+    groups = ("text", "visual", "caption")
+    np.testing.assert_array_equal(bank.identity[..., 0], np.concatenate([batch[g]["identity"] for g in groups], 1))
+    np.testing.assert_array_equal(bank.task[..., 0], np.concatenate([batch[g]["task"] for g in groups], 1))
+    own = [batch["text"]["instruction"] >= 0, batch["visual"]["instruction"] >= 0]
+    expected = [np.where(own[0], 0, -1), np.where(own[1], 1, -1), np.full_like(batch["caption"]["identity"], -1)]
+    np.testing.assert_array_equal(bank.kind[..., 0], np.concatenate(expected, 1))
+    np.testing.assert_allclose(np.linalg.norm(bank.key, axis=-1), 1, rtol=1e-5)
+    # Two updates: m2 = .75 (.75 p0 + .25 p1) + .25 p2 lies between start and end, nearer the start.
+    leaf = ("image_encoder", "final_norm", "scale")
+    old, average, new = (x[leaf[0]][leaf[1]][leaf[2]] for x in (start, banked.momentum_params, banked.params))
+    assert np.all(np.abs(average - old) < np.abs(new - old) + 1e-12)
+    assert np.any(average != old)
+    assert not any(name.startswith("head_") for name in banked.momentum_params)
+
+
+def test_keys_of_one_view_are_the_embeddings_in_training_mode(micro_config):
+    """The first keys, of a momentum model that equals the model, without dropout, are the rows' own embeddings."""
+    with_bank(micro_config)
+    micro_config.memory_bank.second_view = False
+    for unit in micro_config.data.train.values():
+        if unit.task in ("ctcc", "li"):
+            unit.composed = False  # composed rows have a part in the model's own batch statistics
+    data = experiment.open_training(micro_config)
+    batch = jax.tree.map(jnp.asarray, one_batch(data))
+    model = experiment.make_model(micro_config, data)
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, (1, 1, 1), strict=True)), jax.devices()[:1])
+    constants = jnp.asarray(data.plan.constant_tokens)
+    start = state.create_state(
+        model, experiment.make_optimizer(micro_config), constants, 0, mesh, experiment.bank_shape(micro_config, data)
+    )
+    entries = train_step.batch_entries(model, start, batch, constants, experiment.loss_options(micro_config, data))
+    output, _ = model.apply(
+        {"params": start.params, "batch_stats": start.batch_stats},
+        batch,
+        constants,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    edited = np.concatenate([output.edited.person, output.edited.guided], axis=-1)
+    edited /= np.linalg.norm(edited, axis=-1, keepdims=True)
+    keys = np.asarray(entries.key).reshape(data.plan.batch_blocks, -1, edited.shape[-1])
+    np.testing.assert_allclose(keys[:, : edited.shape[1]], edited, atol=2e-5)
+    assert np.all(np.isfinite(keys))
+
+
+def test_the_compiled_step_never_moves_the_bank(micro_config):
+    """No collective of the step on eight devices moves an array as large as a device's part of the bank."""
+    with_bank(micro_config)
+    micro_config.memory_bank.size = 64 * micro_config.data.batch_size
+    data = experiment.open_training(micro_config)
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, (4, 2, 1), strict=True)), jax.devices()[:8])
+    model, optimizer = experiment.make_model(micro_config, data), experiment.make_optimizer(micro_config)
+    bank = experiment.bank_shape(micro_config, data)
+    abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh, bank)
+    members = jnp.asarray(experiment.head_members(data, model))
+    step = make_train_step(model, optimizer, experiment.loss_options(micro_config, data), members, mesh)
+    with jax.set_mesh(mesh):
+        arrays = sharding.to_global(one_batch(data), sharding.batch_sharding(mesh))
+        compiled = step.lower(abstract, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1)).compile()
+    part = math.prod(abstract.memory_bank.key.sharding.shard_shape(abstract.memory_bank.key.shape))
+    assert part * 8 == math.prod(abstract.memory_bank.key.shape)
+    scores = len(data.plan.units) and abstract.memory_bank.identity.size * data.plan.batch_size
+    moved = collective_sizes(compiled.as_text())
+    assert moved  # gradients are summed over devices: the pattern finds what there is
+    assert max(moved) < part
+    assert max(moved) < scores
+
+
+def collective_sizes(text):
+    """Elements of every array that a collective of a compiled program yields or takes."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+    sizes = []
+    for line in text.splitlines():
+        if re.search(rf"= .*\b({kinds})(-start)?\(", line):
+            sizes += [math.prod(int(n) for n in dims.split(",") if n) for dims in re.findall(r"\w+\[([\d,]*)\]", line)]
+    return sizes
 
 
 def test_loss_weights_are_those_of_the_data_sets(micro_config):

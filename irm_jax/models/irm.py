@@ -57,6 +57,18 @@ class CaptionRows:
 
 
 @struct.dataclass
+class KeyRows:
+    """What the momentum model makes of every row of a batch, groups in the order text, visual, caption.
+
+    Axis 0 is the batch block R, axis 1 the rows B of a block: `embedding` [R, B, 2D] the retrieval embedding under the
+    row's instruction (caption rows: the neutral sentence), `instruction` [R, B, D] the instruction feature.
+    """
+
+    embedding: Array
+    instruction: Array
+
+
+@struct.dataclass
 class IRMOutput:
     """Named output of one training batch; a group that the batch lacks is None. `heads`: identity heads [D, I] each."""
 
@@ -89,10 +101,12 @@ class EditedNeck(nn.Module):
     options: Mapping[str, Any]
 
     @nn.compact
-    def __call__(self, person: Array, guided: Array, *, use_running_average: bool) -> tuple[Array, Array]:
+    def __call__(
+        self, person: Array, guided: Array, *, use_running_average: bool, mask: Array | None = None
+    ) -> tuple[Array, Array]:
         width = person.shape[-1]
         norm = nn.BatchNorm(**self.options, use_scale=False, name="statistics")
-        both = norm(jnp.concatenate([person, guided], axis=-1), use_running_average=use_running_average)
+        both = norm(jnp.concatenate([person, guided], axis=-1), use_running_average=use_running_average, mask=mask)
         scale = self.param("scale", nn.initializers.ones, (width,)).reshape((1,) * (person.ndim - 1) + (width,))
         return both[..., :width] * scale, both[..., width:] * scale
 
@@ -150,6 +164,36 @@ class IRM(nn.Module):
             caption=self._caption_rows(by_group["caption"], sentences["caption"]) if "caption" in batch else None,
             heads=self.heads,
         )
+
+    def keys(self, batch: Batch, constant_tokens: Array) -> KeyRows:
+        """The rows of a joint batch as keys: without dropout, necks with the batch's own statistics.
+
+        Images are the second views `key_image` where the batch has them. Statistics are those of the rows with an
+        instruction, as in training; caption rows, under the neutral sentence (the last constant), follow them.
+        """
+        groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch]
+        views = [batch[name].get("key_image", batch[name]["image"]) for name in groups]
+        images = self._encode_all_images(views, train=False)
+        edited = {name: batch[name] for name in groups if name != "caption"}
+        sentences = self._encode_all_sentences(edited, constant_tokens, train=False)
+        tables = self._instruction_tables(batch, groups, sentences, train=False)
+        count = sentences["constants"].tokens.shape[0]
+        instructions, counted = [], []
+        for name in groups:
+            shape = batch[name]["identity"].shape
+            asked = batch[name]["instruction"] if name != "caption" else jnp.full(shape, -count, jnp.int32)
+            instructions.append(_take_instruction(tables[name], asked, count))
+            counted.append(batch[name]["valid"] if name != "caption" or not edited else jnp.zeros(shape, bool))
+        instruction = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *instructions)
+        person, guided = self._edited(
+            jnp.concatenate([image.cls for image in images], axis=1),
+            jnp.concatenate([image.patches for image in images], axis=1),
+            instruction,
+            train=False,
+        )
+        mask = jnp.concatenate(counted, axis=1)[..., None]
+        person, guided = self.edited_neck(person, guided, use_running_average=False, mask=mask)
+        return KeyRows(jnp.concatenate([person, guided], axis=-1), _full(instruction.feature))
 
     def encode_images(self, image: Array, *, train: bool = False) -> ImageFeatures:
         """u8[B, H, W, 3] -> ImageFeatures."""
@@ -231,7 +275,7 @@ class IRM(nn.Module):
                 length = sentences["constants"].tokens.shape[1]
                 templates = self.encode_templates(_rows(table), length, train=train)
                 parts.append(jax.tree.map(lambda x, r=blocks: _blocks(x, r), templates))
-            elif name in sentences:
+            elif name == "text" and name in sentences:
                 parts.append(sentences[name])
             tables[name] = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
         return tables
@@ -261,14 +305,9 @@ class IRM(nn.Module):
                 cls.append(_take(images[name].cls, row))
                 patches.append(_take(images[name].patches, row))
         instruction = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *instructions)
-        blocks = plain_cls.shape[0]
-        person, guided = self.editing_transformer(
-            _rows(jnp.concatenate(cls, axis=1)),
-            _rows(jnp.concatenate(patches, axis=1)),
-            jax.tree.map(_rows, instruction),
-            train=train,
+        person, guided = self._edited(
+            jnp.concatenate(cls, axis=1), jnp.concatenate(patches, axis=1), instruction, train=train
         )
-        person, guided = (_full(_blocks(x, blocks)) for x in (person, guided))
         person, guided = self.edited_neck(person, guided, use_running_average=not train)
         plain_cls = _full(plain_cls)
         return EditedRows(
@@ -278,6 +317,12 @@ class IRM(nn.Module):
             guided=guided,
             instruction=_full(instruction.feature),
         )
+
+    def _edited(self, cls: Array, patches: Array, instruction: Instruction, *, train: bool) -> tuple[Array, Array]:
+        """Block arrays [R, B, ...] through the editing transformer -> person, guided [R, B, D], before the neck."""
+        rows = (_rows(cls), _rows(patches), jax.tree.map(_rows, instruction))
+        person, guided = self.editing_transformer(*rows, train=train)
+        return _full(_blocks(person, cls.shape[0])), _full(_blocks(guided, cls.shape[0]))
 
     def _caption_rows(self, image: ImageFeatures, caption: Instruction) -> CaptionRows:
         return CaptionRows(self.project_images(image), self.project_sentences(caption), self.temperature)

@@ -1,6 +1,7 @@
 """The networks: shapes, options that must not change the result, and that a repeated sentence is encoded once."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,51 @@ def test_last_queries_compute_the_same_first_token():
     np.testing.assert_allclose(
         short.apply(variables, x, deterministic=True), whole.apply(variables, x, deterministic=True)[:, :1], rtol=1e-5
     )
+
+
+def test_queries_keys_and_values_are_one_product_cut_in_three():
+    config = transformer.BlockConfig(width=16, heads=2)
+    layer = transformer.QueryKeyValue(config)
+    x = jax.random.normal(jax.random.key(0), (3, 5, 16))
+    params = layer.init(jax.random.key(1), x, None)["params"]
+    params = {"kernel": params["kernel"], "bias": jax.random.normal(jax.random.key(2), (3, 2, 8))}
+    whole = jnp.einsum("bnd,dkhe->kbhne", x, params["kernel"]) + params["bias"][:, None, :, None]
+    query, key, value = layer.apply({"params": params}, x, 2)
+    assert query.shape == (3, 2, 2, 8)
+    for found, expected in zip((query, key, value), (whole[0, :, :, :2], whole[1], whole[2]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-6, 6, 25, dtype=np.float32)
+    exact = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.tolist()]
+    np.testing.assert_allclose(transformer.gelu(jnp.asarray(x)), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_the_editing_transformer_reads_as_many_tokens_of_a_sentence_as_it_is_told(prepared):
+    """Fewer than the sentence has: its last tokens are left out. As many as it has: nothing changes."""
+    model, variables, _, _ = prepared
+    assert model.config.instruction_tokens == 24
+    image = jax.random.randint(jax.random.key(1), (2, *model.config.image_size, 3), 0, 255).astype(jnp.uint8)
+    sentence = jnp.zeros((2, 40), jnp.int32).at[:, :20].set(jax.random.randint(jax.random.key(3), (2, 20), 5, 40))
+
+    def embedding(tokens, count):
+        own = IRM(dataclasses.replace(model.config, instruction_tokens=count))
+
+        def both(m, image, tokens):
+            instruction = m.encode_sentences(tokens)
+            return m.embed(m.encode_images(image), instruction).embedding, instruction
+
+        return own.apply(variables, image, tokens, method=both)
+
+    whole, read = embedding(sentence, None)
+    assert read.tokens.shape[1] == 40
+    short, read = embedding(sentence, 24)
+    assert read.tokens.shape[1] == read.mask.shape[1] == 24
+    np.testing.assert_allclose(short, whole, rtol=1e-5, atol=1e-5)
+    cut, read = embedding(sentence, 18)
+    assert read.tokens.shape[1] == 18
+    assert np.abs(np.asarray(cut - whole)).max() > 1e-3
 
 
 def test_drop_path_drops_whole_rows_and_keeps_the_mean():
