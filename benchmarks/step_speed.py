@@ -1,0 +1,97 @@
+"""Time of a training step on this CPU with and without the allocator's tunables (irm_jax/allocator.py), as a ratio.
+
+Usage: python -m benchmarks.step_speed [--config configs/quickstart.py] [--pairs 3] [--steps 8]
+
+Every measurement is a process of its own, since glibc reads its tunables at start; the two kinds take turns, so that a
+machine whose speed drifts slows both. Page faults are counted beside the clock: they do not depend on the neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import runpy
+import statistics
+import subprocess
+import sys
+import time
+
+from irm_jax import allocator
+
+
+def measure(config_file: str, steps: int) -> dict[str, float]:
+    """One process's share: seconds, CPU seconds and page faults of a step, median or mean over `steps` of them."""
+    import jax
+    import jax.numpy as jnp
+    from absl import flags
+
+    from irm_jax import experiment, sharding, state
+    from irm_jax.train_step import make_train_step
+
+    flags.FLAGS.mark_as_parsed()
+    config = runpy.run_path(config_file)["get_config"]()
+    experiment.enable_compilation_cache(config)
+    data = experiment.open_training(config)
+    mesh = sharding.make_mesh(config.mesh)
+    model, optimizer = experiment.make_model(config, data), experiment.make_optimizer(config)
+    bank = experiment.bank_shape(config, data)
+    current = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, bank)
+    members = jnp.asarray(experiment.head_members(data, model))
+    step = make_train_step(model, optimizer, experiment.loss_options(config, data), members, mesh)
+    constants, key = jnp.asarray(data.plan.constant_tokens), jax.random.key(1)
+    blocks = sharding.addressable_blocks(mesh, data.plan.batch_blocks)
+    with data.stream(0, 1, blocks, workers=0, threads=1, prefetch=1) as stream:
+        batch = sharding.to_global(next(stream)[1], sharding.batch_sharding(mesh))
+    seconds = []
+    with jax.set_mesh(mesh):
+        for _ in range(3):  # the first compiles, the others warm up
+            current, metrics = step(current, batch, constants, key)
+            jax.block_until_ready(metrics)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        for _ in range(steps):
+            begin = time.perf_counter()
+            current, metrics = step(current, batch, constants, key)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - begin)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": statistics.median(seconds),
+        "cpu_seconds": (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / steps,
+        "page_faults": (after.ru_minflt - before.ru_minflt) / steps,
+        "rows": data.plan.batch_size,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time of a training step with and without the allocator's tunables.")
+    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument("--pairs", type=int, default=3, help="processes of each kind")
+    parser.add_argument("--steps", type=int, default=8, help="steps timed in a process")
+    parser.add_argument("--one", action="store_true", help="measure in this process and print JSON")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.config, options.steps)))
+        return
+    command = [sys.executable, "-m", "benchmarks.step_speed", "--one", "--config", options.config]
+    command += ["--steps", str(options.steps)]
+    plain = {key: value for key, value in os.environ.items() if key != allocator.VARIABLE}
+    ratios = []
+    print(f"{'allocator':>12}  {'s/step':>7}  {'CPU s':>6}  {'faults':>8}  {'img/s':>6}")
+    for _ in range(options.pairs):
+        found = {}
+        for name, environment in (("plain", plain), ("tunables", {**plain, allocator.VARIABLE: allocator.TUNABLES})):
+            out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+            found[name] = json.loads(out.splitlines()[-1])
+            m = found[name]
+            print(
+                f"{name:>12}  {m['seconds']:>7.3f}  {m['cpu_seconds']:>6.2f}  {m['page_faults']:>8.0f}  "
+                f"{m['rows'] / m['seconds']:>6.0f}"
+            )
+        ratios.append(found["plain"]["seconds"] / found["tunables"]["seconds"])
+    print(f"plain over tunables: {statistics.median(ratios):.2f} (of {', '.join(f'{r:.2f}' for r in ratios)})")
+
+
+if __name__ == "__main__":
+    main()
