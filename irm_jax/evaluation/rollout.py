@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from irm_jax.models.instruction_encoder import PAD
 from irm_jax.models.irm import IRM
 from irm_jax.models.presets import token_grid
 
@@ -33,7 +34,7 @@ def attention_rollout(
     """
     c = model.config
     sentence = templates is None
-    instruction, collected = _program(model, sentence)(variables, images, tokens if sentence else templates)
+    collected = _program(model, sentence)(variables, images, tokens if sentence else templates)
     kept = jax.tree.map(np.asarray, collected["intermediates"])
     person_layers = _layers(kept["image_encoder"], c.image_depth)
     own = "text_encoder" if sentence else "template_encoder"
@@ -45,10 +46,10 @@ def attention_rollout(
     grid = token_grid(c.image_size, c.patch, c.stride, c.stem)
     read = _joined(person_stream)[:, 0]  # [B, 1+M], its first token is the image's cls
     encoder = _joined(instruction_layers)
-    length = encoder.shape[1]
-    heard = np.einsum("bn,bnm->bm", read[:, 1:length], encoder[:, 1:, :])
+    shared = min(read.shape[1], encoder.shape[1])  # one of the two may be padded, or the sentence's end not read
+    heard = np.einsum("bn,bnm->bm", read[:, 1:shared], encoder[:, 1:shared])
     if sentence:
-        heard = heard * np.asarray(instruction.mask)[:, :length]
+        heard = heard * (np.asarray(tokens) != PAD)
         return RolloutMaps(image.reshape(-1, *grid), heard)
     side = token_grid(c.instruction_image_size, c.template_patch, c.template_patch, c.template_stem)
     return RolloutMaps(image.reshape(-1, *grid), heard[:, 1:].reshape(-1, *side))
@@ -57,27 +58,26 @@ def attention_rollout(
 def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray, tokens: np.ndarray) -> RolloutMaps:
     """What the two features of a text-to-image comparison read: u8[B, H, W, 3] and i32[B, L], each in its encoder."""
     c = model.config
-    caption, collected = _program(model, True, False)(variables, images, tokens)
+    collected = _program(model, True, False)(variables, images, tokens)
     kept = jax.tree.map(np.asarray, collected["intermediates"])
     seen = _joined(_layers(kept["image_encoder"], c.image_depth))[:, 0, 1 + c.part_tokens :]
     heard = _joined(_layers(kept["text_encoder"], c.text_depth))[:, 0]
-    heard = heard * np.asarray(caption.mask)[:, : heard.shape[1]]
+    heard = heard * (np.asarray(tokens) != PAD)
     return RolloutMaps(seen.reshape(-1, *token_grid(c.image_size, c.patch, c.stride, c.stem)), heard)
 
 
 @functools.lru_cache(maxsize=8)
 def _program(model: IRM, sentence: bool, edited: bool = True) -> Any:
-    """Compiled once for all tasks of a kind: (variables, images, instructions) -> (Instruction, what layers sowed)."""
+    """Compiled once for all tasks of a kind: (variables, images, instructions) -> what the layers sowed."""
 
     def forward(variables: Any, images: Any, asked: Any) -> Any:
-        def run(m: IRM) -> Any:
+        def run(m: IRM) -> None:
             features = m.encode_images(images)
             instruction = m.encode_sentences(asked) if sentence else m.encode_templates(asked, m.config.max_length)
             if edited:
                 m.embed(features, instruction)
-            return instruction
 
-        return model.apply(variables, method=run, mutable=["intermediates"])
+        return model.apply(variables, method=run, mutable=["intermediates"])[1]
 
     return jax.jit(forward)
 
