@@ -74,7 +74,8 @@ def test_two_steps_restored_and_two_more_equal_four_straight_steps(config, train
 
 def test_a_changed_batch_is_an_error_unless_accepted_and_lays_the_bank_anew(config, halfway, caplog):
     before = saved_state(config, halfway, 2).memory_bank
-    config.data.batch_size -= 4 * 8  # one identity less a block: other lanes
+    config.data.batch_blocks //= 2  # as many rows in fewer blocks: other lanes
+    config.data.train.procedural_t2i.share = 0.25
     with pytest.raises(checkpoint.CheckpointError, match="accept_changes"):
         train.train(config, halfway)
     config.data.accept_changes = True
