@@ -1,7 +1,8 @@
 """The procedural benchmark at the length a small model needs, with three times the people to learn from.
 
-About 35 minutes on two cores. With the 96 people a task of the quickstart a model knows them all by heart after 800
-steps, and what it learns of bodies and hair does not carry over to other people. The test sets are the quickstart's.
+41 to 51 minutes at the 150 to 190 images a second of two cores without AVX-512. With the 96 people a task of the
+quickstart a model knows most of them by heart at step 640 (identity accuracy 1.00 on trad, .91 on ctcc), and what it
+learns of bodies and hair does not carry over to other people. The test sets are the quickstart's.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def batch_spec(
     spec: dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]] = {}
     for group in plan.groups:
         b = plan.rows(group)
-        views = ("image", "key_image") if second_view else ("image",)
+        views = tuple(VIEWS) if second_view else ("image",)
         fields: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             name: ((r, b, *image_size, 3), np.uint8) for name in views
         }

@@ -132,7 +132,8 @@ def test_without_a_positive_or_a_negative_the_loss_is_zero_and_counted():
     everyone = (z, jax.tree.map(lambda x: x[own], one), own, np.ones_like(valid), one, None)
     hard, _, aux = run(everyone, NO_OVERLAP, dtype=np.float32)
     np.testing.assert_allclose(hard, 0, atol=1e-7)
-    assert not np.any(np.asarray(aux.dropped) & (np.asarray(aux.negatives) > 0))
+    assert np.all(np.asarray(aux.negatives) == 0)
+    assert np.all(np.asarray(aux.positives) == len(one.identity) - 1)  # all but the own key
 
 
 @pytest.mark.parametrize("empty", [0.0, 1.0])
