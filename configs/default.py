@@ -112,6 +112,7 @@ def get_config() -> ConfigDict:
     config.model.template_statistics = config_dict.placeholder(str)  # clip | imagenet
     config.model.editing_depth = config_dict.placeholder(int)  # blocks of the editing transformer
     config.model.editing_drop_path = config_dict.placeholder(float)  # stochastic depth of its last block
+    config.model.fusion_depth = config_dict.placeholder(int)  # BERT's layers that read an image too (ALBEF: 6)
     config.model.projection_width = config_dict.placeholder(int)  # of the image-caption space
     config.model.mlp_ratio = config_dict.placeholder(float)  # hidden over model width
     config.model.dropout = config_dict.placeholder(float)  # of all encoders
@@ -127,17 +128,33 @@ def get_config() -> ConfigDict:
     config.loss.instruction_mean_momentum = 0.99  # of the mean that centres instruction features
     config.loss.composed_weight = 1.0  # [ours] of the composed rows
     config.loss.contrastive_weight = 0.5  # of the caption rows' contrastive loss
+    config.loss.matching_weight = 0.0  # of caption and image matching (the paper: 1; needs model.fusion_depth)
+    config.loss.masked_weight = 0.0  # of masked language modelling (the paper: 1; needs model.fusion_depth)
+    config.loss.replaced_weight = 0.0  # of replaced-token detection (the paper: 0.5; needs model.fusion_depth)
+
+    config.text_to_image = ConfigDict()  # how the caption objectives draw and teach
+    config.text_to_image.momentum_contrast = False  # four directions over momentum keys, not two within the batch
+    config.text_to_image.queue_size = 0  # past keys kept for it, at least (0 = none; the paper scale: 65,536)
+    config.text_to_image.soft_weight = 0.4  # of the momentum model's soft targets, contrast and masked words
+    config.text_to_image.soft_ramp_steps = 500  # steps over which that weight rises from 0
+    config.text_to_image.masked_probability = 0.15  # of a word to be masked and guessed
+    config.text_to_image.replaced_probability = 0.3  # of a word to be hidden where replacements are drawn
+    config.text_to_image.release_mlm_axis = False  # soft labels normalised over positions, as the released code does
+    config.text_to_image.release_mask_sep = False  # [SEP] is masked and counted too, as the released code does
+
+    config.momentum = ConfigDict()  # the averaged model that makes keys and soft targets
+    config.momentum.decay = 0.995  # of the average, a step
+    config.momentum.second_view = False  # it sees another augmentation of each image, and another caption
 
     config.memory_bank = ConfigDict()  # of IRM++ [ours]; size 0 is IRM
     config.memory_bank.size = 0  # keys kept, at least (0 = no bank and no momentum model; the paper scale: 65,536)
     config.memory_bank.dtype = "float32"  # of the keys: float32 | bfloat16
     config.memory_bank.negatives = "all"  # all | task: entries of which tasks are negatives of an anchor
     config.memory_bank.overlaps = ()  # pairs of data sets "A:B" that share people who are not linked: never negatives
-    config.memory_bank.momentum = 0.995  # decay of the momentum model that makes the keys
-    config.memory_bank.second_view = False  # keys see another augmentation of the image than the anchors
     config.memory_bank.temperature = 0.07  # t of all similarities
     config.memory_bank.weight = 1.0  # of the bank's loss beside that of IRM
     config.memory_bank.ramp_steps = 500  # steps over which that weight rises from 0
+    config.memory_bank.hard_weight = 1.0  # of hard supervision
     config.memory_bank.soft_weight = 0.0  # lambda: soft against hard supervision (0 = hard only)
     config.memory_bank.soft_ramp_steps = 500  # steps over which lambda rises from 0, once the bank is full
 

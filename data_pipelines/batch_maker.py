@@ -101,7 +101,8 @@ def batch_spec(
             fields[name] = ((r, b), np.int32)
         fields["valid"] = ((r, b), np.bool_)
         if group == "caption":
-            fields["tokens"] = ((r, b, length), np.int32)
+            for name in ("tokens", "key_tokens") if second_view else ("tokens",):
+                fields[name] = ((r, b, length), np.int32)
         else:
             s, bc = plan.slots(group), plan.composed_rows(group)
             fields["attributes"] = ((r, b, schema.ATTRIBUTE_SLOTS), np.int32)
@@ -125,7 +126,8 @@ class BatchMaker:
     instruction_key i32[R,b]: equal for equal instructions, -1-c for constants, else 31 bits of a hash of the content;
     composed_row, composed_instruction, composed_key i32[R,bc], composed_attributes i32[R,bc,8] (-1: not asked),
     composed_valid bool[R,bc]. `caption`: the first fields without attributes, and tokens i32[R,b,L]. With `second_view`
-    every group has key_image, like image: the same pictures under another augmentation, for a momentum model's keys.
+    every group has key_image, like image: the same pictures under another augmentation, for a momentum model's keys,
+    and captions have key_tokens, like tokens: another caption of the same image, where it has more than one.
     With accumulate = k > 1 every array has a leading axis [k]: plan steps k*step .. k*step + k-1.
     """
 
@@ -183,6 +185,8 @@ class BatchMaker:
                     if view in group
                 }
                 self._fill_block(group, local, layout, source, drawn, draws, keys)
+                if "key_tokens" in group:
+                    self._fill_key_captions(group, local, layout, source, drawn, step, number, block)
             if layout.group != "caption":
                 group["attributes"][:, rows] = columns.attributes[drawn.record]
                 self._fill_instructions(group, rows, layout, columns, drawn, keys)
@@ -228,6 +232,29 @@ class BatchMaker:
             group["tokens"][local, layout.row : layout.row + layout.rows] = tokens
         else:
             group["table"][local, layout.slot : layout.slot + layout.slots] = tokens
+
+    def _fill_key_captions(
+        self,
+        group: Mapping[str, np.ndarray],
+        local: int,
+        layout: UnitLayout,
+        source: UnitSource,
+        drawn: pk_sampling.UnitSample,
+        step: int,
+        number: int,
+        block: int,
+    ) -> None:
+        """Another caption of each row's image: any but the row's own, the same if there is no other."""
+        stream = pk_sampling.random_stream(self.seed, pk_sampling.KEY_CAPTION_STREAM, step, number, block)
+        uniform = stream.random(layout.slots)
+        sentences = []
+        own = zip(drawn.slot_record[local].tolist(), drawn.slot_choice[local].tolist(), strict=True)
+        for (record, choice), share in zip(own, uniform.tolist(), strict=True):
+            choices = source.reader[record]["sentences"]
+            others = len(choices) - 1
+            sentences.append(choices[(choice + 1 + int(share * others)) % len(choices)] if others else choices[0])
+        rows = slice(layout.row, layout.row + layout.rows)
+        group["key_tokens"][local, rows] = self.tokenizer.encode(sentences)
 
     def _fill_instructions(
         self,

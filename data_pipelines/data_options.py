@@ -38,3 +38,10 @@ def augment_of(config: ConfigDict, unit: str) -> image_ops.Augment:
     options = config.data.augment.to_dict()
     own = {key: config.data.train[unit][key] for key in ("hue", "saturation")}
     return image_ops.Augment(**{**options, **{key: value for key, value in own.items() if value is not None}})
+
+
+def needs_keys(config: ConfigDict) -> bool:
+    """Whether a momentum model reads the batches too: for the memory bank, or for the text-to-image objectives."""
+    loss = config.loss
+    captions = config.text_to_image.momentum_contrast or loss.masked_weight > 0 or loss.replaced_weight > 0
+    return bool(config.memory_bank.size) or captions

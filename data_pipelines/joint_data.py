@@ -69,7 +69,7 @@ def open_training(config: ConfigDict, *, image_size: Size, instruction_image_siz
     options = {
         "seed": config.seed,
         "accumulate": config.optimizer.accumulate,
-        "second_view": bool(config.memory_bank.size) and config.memory_bank.second_view,
+        "second_view": config.momentum.second_view and data_options.needs_keys(config),
         "image_size": image_size,
         "instruction_image_size": instruction_image_size,
         "augment": {

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 # What a random stream is for: the first half of its key, so that no two uses ever share numbers.
-_EPOCH_STREAM, _IDENTITY_STREAM, AUGMENT_STREAM, KEY_VIEW_STREAM = range(4)
+_EPOCH_STREAM, _IDENTITY_STREAM, AUGMENT_STREAM, KEY_VIEW_STREAM, KEY_CAPTION_STREAM = range(5)
 
 
 def random_stream(seed: int, purpose: int, *counter: int) -> np.random.Generator:

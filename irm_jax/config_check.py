@@ -178,15 +178,20 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
 
 def _bank_problems(config: ConfigDict) -> Iterator[str]:
     b, here = config.memory_bank, "config.memory_bank"
-    for key, least in (("size", 0), ("ramp_steps", 0), ("soft_ramp_steps", 0), ("weight", 0), ("soft_weight", 0)):
+    for key, least in (
+        ("size", 0),
+        ("ramp_steps", 0),
+        ("soft_ramp_steps", 0),
+        ("weight", 0),
+        ("hard_weight", 0),
+        ("soft_weight", 0),
+    ):
         if b[key] < least:
             yield f"{here}.{key} = {b[key]} must be at least {least}"
     if b.dtype not in ("float32", "bfloat16"):
         yield f"{here}.dtype = {b.dtype!r}; it must be float32 or bfloat16"
     if b.negatives not in ("all", "task"):
         yield f"{here}.negatives = {b.negatives!r}; it must be all or task"
-    if not 0 <= b.momentum < 1:
-        yield f"{here}.momentum = {b.momentum} must be at least 0 and below 1"
     if not b.temperature > 0:
         yield f"{here}.temperature = {b.temperature} must be positive"
     for pair in b.overlaps:
@@ -195,6 +200,34 @@ def _bank_problems(config: ConfigDict) -> Iterator[str]:
     known = [unit.task for unit in config.data.train.values() if unit.task in tasks.TASKS]
     if b.size and known and not any(tasks.task(name).has_query_image for name in known):
         yield f"{here}.size = {b.size}: a bank holds keys of rows with an instruction, and no training set has any"
+
+
+def _caption_problems(config: ConfigDict) -> Iterator[str]:
+    t, loss, here = config.text_to_image, config.loss, "config.text_to_image"
+    for key, least in (("queue_size", 0), ("soft_ramp_steps", 0)):
+        if t[key] < least:
+            yield f"{here}.{key} = {t[key]} must be at least {least}"
+    for key in ("soft_weight", "masked_probability", "replaced_probability"):
+        if not 0 <= t[key] <= 1:
+            yield f"{here}.{key} = {t[key]} must lie between 0 and 1"
+    if t.queue_size and not t.momentum_contrast:
+        yield (
+            f"{here}.queue_size = {t.queue_size}, but the queue is read by the momentum contrast only; set "
+            f"{here}.momentum_contrast=True, or queue_size to 0"
+        )
+    if not 0 <= config.momentum.decay < 1:
+        yield f"config.momentum.decay = {config.momentum.decay} must be at least 0 and below 1"
+    asked = [key for key in ("matching_weight", "masked_weight", "replaced_weight") if loss[key] > 0]
+    depth = presets.from_options(config.model.to_dict()).fusion_depth
+    if asked and depth < 1:
+        yield (
+            f"config.loss.{asked[0]} = {loss[asked[0]]} needs the layers in which captions read images; set "
+            "config.model.fusion_depth (ALBEF: 6)"
+        )
+    given = asked + [f"{here}.momentum_contrast"] * t.momentum_contrast
+    known = [unit.task for unit in config.data.train.values() if unit.task in tasks.TASKS]
+    if given and known and all(tasks.task(name).has_query_image for name in known):
+        yield f"config: {given[0]} is on, but no training set has captions (task t2i); switch it off or add one"
 
 
 def _test_set_problems(config: ConfigDict) -> Iterator[str]:
@@ -230,6 +263,6 @@ def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
 
 def check_values(config: ConfigDict) -> None:
     """Settings that contradict each other. Raises ConfigError."""
-    for problems in (_model_problems, _data_problems, _run_problems, _bank_problems):
+    for problems in (_model_problems, _data_problems, _run_problems, _bank_problems, _caption_problems):
         for problem in problems(config):
             raise ConfigError(problem)

@@ -21,11 +21,12 @@ from irm_jax.config_check import ConfigError
 from irm_jax.evaluation import evaluation_sets
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
+from irm_jax.loss_options import BankOptions, CaptionOptions, LossOptions
+from irm_jax.losses.words import Vocabulary
 from irm_jax.models import presets
 from irm_jax.models.irm import IRM
 from irm_jax.models.presets import IRMConfig
-from irm_jax.state import BankShape
-from irm_jax.train_step import BankOptions, LossOptions
+from irm_jax.state import BankShape, MemoryShapes
 
 FREE_MODEL_KEYS = (
     "dtype", "remat", "dropout", "drop_path", "editing_drop_path", "temperature", "identity_multiple",
@@ -87,7 +88,8 @@ def loss_options(config: ConfigDict, data: JointData) -> LossOptions:
         instruction_similarity=loss.instruction_similarity,
         instruction_mean_momentum=loss.instruction_mean_momentum,
         composed_weight=loss.composed_weight,
-        contrastive_weight=loss.contrastive_weight,
+        momentum=config.momentum.decay,
+        captions=caption_options(config, data),
         bank=bank_options(config, data) if config.memory_bank.size else None,
     )
 
@@ -103,18 +105,36 @@ def bank_options(config: ConfigDict, data: JointData) -> BankOptions:
         )
     numbers = {name: number for number, name in enumerate(data.plan.datasets)}
     return BankOptions(
-        momentum=b.momentum, temperature=b.temperature, weight=b.weight, ramp_steps=b.ramp_steps,
+        temperature=b.temperature, weight=b.weight, ramp_steps=b.ramp_steps,
+        hard_weight=b.hard_weight,
         soft_weight=b.soft_weight, soft_ramp_steps=b.soft_ramp_steps, task_negatives=b.negatives == "task",
         known_overlap=tuple((numbers[one], numbers[other]) for one, other in pairs),
     )  # fmt: skip
 
 
-def bank_shape(config: ConfigDict, data: JointData) -> BankShape | None:
-    """The memory bank's sizes for the batches of the plan; None without a bank."""
-    if not config.memory_bank.size:
-        return None
-    rows = sum(data.plan.rows(group) for group in data.plan.groups)
-    return BankShape(config.memory_bank.size, data.plan.batch_blocks, rows, config.memory_bank.dtype)
+def caption_options(config: ConfigDict, data: JointData) -> CaptionOptions:
+    """The text-to-image objectives."""
+    loss, t, words = config.loss, config.text_to_image, data.tokenizer
+    return CaptionOptions(
+        contrastive_weight=loss.contrastive_weight, matching_weight=loss.matching_weight,
+        masked_weight=loss.masked_weight, replaced_weight=loss.replaced_weight, queue=t.momentum_contrast,
+        soft_weight=t.soft_weight, soft_ramp_steps=t.soft_ramp_steps, masked_probability=t.masked_probability,
+        replaced_probability=t.replaced_probability, release_mlm_axis=t.release_mlm_axis,
+        release_mask_sep=t.release_mask_sep,
+        vocabulary=Vocabulary(words.vocab_size, words.pad_id, words.cls_id, words.sep_id, words.mask_id),
+    )  # fmt: skip
+
+
+def memory_shapes(config: ConfigDict, data: JointData) -> MemoryShapes:
+    """The momentum model, bank and queue of a run, for the batches of the plan."""
+    plan, bank, queue = data.plan, config.memory_bank, config.text_to_image.queue_size
+    captions = caption_options(config, data).needs_momentum and "caption" in plan.groups
+    rows = sum(plan.rows(group) for group in plan.groups)
+    return MemoryShapes(
+        momentum=bool(bank.size) or captions,
+        bank=BankShape(bank.size, plan.batch_blocks, rows, bank.dtype) if bank.size else None,
+        queue=BankShape(queue, plan.batch_blocks, plan.rows("caption"), bank.dtype) if queue and captions else None,
+    )
 
 
 def head_members(data: JointData, model: IRM) -> np.ndarray:

@@ -20,14 +20,10 @@ EMPTY = -1
 
 
 @struct.dataclass
-class MemoryBank:
-    """Entries in R x b lanes of S slots.
-
-    `key` [R, b, S, 2D] unit rows and `instruction` [R, b, S, D] unit rows of the momentum model's instruction features,
-    centred when they were pushed, both of the key dtype. `identity`, `dataset`, `task`, `kind` i32[R, b, S]: identity
-    -1 is an empty slot, kind -1 an entry without an instruction of its own. `pushes` i32[]: batches written so far;
-    the next one goes to slot pushes % S.
-    """
+class Entries:
+    """What IRM++ keeps of every row: `key` [..., 2D] unit rows and `instruction` [..., D] unit rows of the momentum
+    model's instruction features, centred when they were made, both of the key dtype; `identity`, `dataset`, `task`,
+    `kind` i32[...]: identity -1 is an empty slot, kind -1 an entry without an instruction of its own."""
 
     key: Array
     instruction: Array
@@ -35,19 +31,47 @@ class MemoryBank:
     dataset: Array
     task: Array
     kind: Array
-    pushes: Array
 
 
 @struct.dataclass
-class Entries:
-    """Candidates of the bank's loss, one a row: the fields of `MemoryBank`, flat: [N, 2D], [N, D] and i32[N]."""
+class CaptionKeys:
+    """What the queue of the text-to-image contrast keeps of every caption row (method section 6): `image`, `text`
+    [..., P] unit rows of the momentum model's projections, `identity` i32[...], -1 in an empty slot."""
 
-    key: Array
-    instruction: Array
+    image: Array
+    text: Array
     identity: Array
-    dataset: Array
-    task: Array
-    kind: Array
+
+
+@struct.dataclass
+class MemoryBank:
+    """Entries in R x b lanes of S slots, and `pushes` i32[]: batches written so far; the next goes to slot pushes % S.
+
+    `entries`: `Entries` or `CaptionKeys`, every field [R, b, S, ...].
+    """
+
+    entries: Any
+    pushes: Array
+
+    @property
+    def lanes(self) -> tuple[int, int, int]:
+        """(R, b, S)."""
+        return self.entries.identity.shape
+
+
+def entry_spec(key_width: int, instruction_width: int, dtype: jnp.dtype) -> Entries:
+    """Shape and dtype of one entry of IRM++'s bank, for `create`."""
+    number = _leaf((), jnp.int32)
+    return Entries(_leaf((key_width,), dtype), _leaf((instruction_width,), dtype), number, number, number, number)
+
+
+def caption_spec(width: int, dtype: jnp.dtype) -> CaptionKeys:
+    """Shape and dtype of one entry of the caption queue, for `create`."""
+    return CaptionKeys(_leaf((width,), dtype), _leaf((width,), dtype), _leaf((), jnp.int32))
+
+
+def _leaf(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def slots(size: int, blocks: int, rows: int) -> int:
@@ -55,56 +79,34 @@ def slots(size: int, blocks: int, rows: int) -> int:
     return math.ceil(size / (blocks * rows))
 
 
-def create(size: int, blocks: int, rows: int, key_width: int, instruction_width: int, dtype: jnp.dtype) -> MemoryBank:
-    """An empty bank of at least `size` entries for batches of `blocks` blocks of `rows` rows."""
+def create(spec: Any, size: int, blocks: int, rows: int) -> MemoryBank:
+    """An empty bank of at least `size` entries of the given shapes, for batches of `blocks` blocks of `rows` rows."""
     lanes = (blocks, rows, slots(size, blocks, rows))
     # One array a field: a donated state must not hold an array twice.
-    return MemoryBank(
-        key=jnp.zeros((*lanes, key_width), dtype),
-        instruction=jnp.zeros((*lanes, instruction_width), dtype),
-        identity=jnp.full(lanes, EMPTY, jnp.int32),
-        dataset=jnp.full(lanes, EMPTY, jnp.int32),
-        task=jnp.full(lanes, EMPTY, jnp.int32),
-        kind=jnp.full(lanes, EMPTY, jnp.int32),
-        pushes=jnp.zeros((), jnp.int32),
-    )
+    fields = jax.tree.map(lambda leaf: jnp.full((*lanes, *leaf.shape), _blank(leaf.dtype), leaf.dtype), spec)
+    return MemoryBank(fields, jnp.zeros((), jnp.int32))
 
 
-def push(bank: MemoryBank, entries: Entries) -> MemoryBank:
+def push(bank: MemoryBank, new: Any) -> MemoryBank:
     """Writes a batch of R * b entries, in row order, over the oldest slot of their lanes. No collective."""
-    blocks, rows, count = bank.identity.shape
+    blocks, rows, count = bank.lanes
     slot = bank.pushes % count
 
-    def write(field: Array, new: Array) -> Array:
-        lanes = new.reshape(blocks, rows, 1, *new.shape[1:]).astype(field.dtype)
+    def write(field: Array, values: Array) -> Array:
+        lanes = values.reshape(blocks, rows, 1, *values.shape[1:]).astype(field.dtype)
         return jax.lax.dynamic_update_slice_in_dim(field, lanes, slot, axis=2)
 
-    return MemoryBank(
-        key=write(bank.key, entries.key),
-        instruction=write(bank.instruction, entries.instruction),
-        identity=write(bank.identity, entries.identity),
-        dataset=write(bank.dataset, entries.dataset),
-        task=write(bank.task, entries.task),
-        kind=write(bank.kind, entries.kind),
-        pushes=bank.pushes + 1,
-    )
+    return MemoryBank(jax.tree.map(write, bank.entries, new), bank.pushes + 1)
 
 
-def entries(bank: MemoryBank) -> Entries:
-    """All slots as rows [R*b*S, ...], cut over the data axes as the bank is (the reshape moves nothing)."""
-
-    def flat(field: Array) -> Array:
-        return field.reshape(-1, *field.shape[3:])
-
-    return Entries(
-        flat(bank.key), flat(bank.instruction), flat(bank.identity), flat(bank.dataset), flat(bank.task),
-        flat(bank.kind),
-    )  # fmt: skip
+def flat(bank: MemoryBank) -> Any:
+    """All slots as entries in rows [R*b*S, ...], cut over the data axes as the bank is (the reshape moves nothing)."""
+    return jax.tree.map(lambda field: field.reshape(-1, *field.shape[3:]), bank.entries)
 
 
 def full_share(bank: MemoryBank, ramp_pushes: int) -> Array:
     """f32[]: 0 until every slot is written, then rising to 1 over `ramp_pushes` batches (at once for 0)."""
-    since = (bank.pushes - bank.identity.shape[2] + 1).astype(jnp.float32)
+    since = (bank.pushes - bank.lanes[2] + 1).astype(jnp.float32)
     return jnp.clip(since / max(ramp_pushes, 1), 0.0, 1.0)
 
 
@@ -115,27 +117,31 @@ def relay(bank: MemoryBank, lanes: tuple[int, int, int]) -> MemoryBank:
     computed now, which is all the same to the loss.
     """
     old = jax.tree.map(np.asarray, bank)
-    count, written = old.identity.shape[2], int(old.pushes)
+    count, written = old.lanes[2], int(old.pushes)
     slot_order = [push % count for push in range(max(written - count, 0), written)]
 
     def sequence(field: Any) -> Any:
         """[R, b, S, ...] -> entries in the order in which they were written."""
         return np.moveaxis(field[:, :, slot_order], 2, 0).reshape(-1, *field.shape[3:])
 
-    filled = np.flatnonzero(sequence(old.identity) != EMPTY)
+    filled = np.flatnonzero(sequence(old.entries.identity) != EMPTY)
     rows = lanes[0] * lanes[1]
     kept = filled[max(len(filled) - rows * lanes[2], 0) :]
     batches = math.ceil(len(kept) / rows)
     empty_rows = batches * rows - len(kept)  # of the oldest batch
 
-    def laid(field: Any, blank: int) -> Any:
-        shape = field.shape[3:]
+    def laid(field: Any) -> Any:
+        shape, blank = field.shape[3:], _blank(field.dtype)
         out = np.full((*lanes, *shape), blank, field.dtype)
         if batches:
             values = np.concatenate([np.full((empty_rows, *shape), blank, field.dtype), sequence(field)[kept]])
             out[:, :, :batches] = np.moveaxis(values.reshape(batches, *lanes[:2], *shape), 0, 2)
         return out
 
-    numbers = {name: laid(getattr(old, name), EMPTY) for name in ("identity", "dataset", "task", "kind")}
     pushes: Any = np.asarray(batches, np.int32)
-    return MemoryBank(key=laid(old.key, 0), instruction=laid(old.instruction, 0), **numbers, pushes=pushes)
+    return MemoryBank(jax.tree.map(laid, old.entries), pushes)
+
+
+def _blank(dtype: Any) -> int:
+    """What an empty slot holds: no number, or a key of zeros."""
+    return EMPTY if jnp.issubdtype(dtype, jnp.integer) else 0

@@ -22,10 +22,12 @@ Layout = tuple[str | tuple[str, ...] | None, ...]
 
 # Regular expression on the path -> the layout of the *last* axes (earlier ones, such as scanned layers, are not split).
 RULES: tuple[tuple[str, Layout], ...] = (
-    (r"memory_bank/(key|instruction)$", (ROWS, None, None, None)),
-    (r"memory_bank/(identity|dataset|task|kind)$", (ROWS, None, None)),
+    (r"(memory_bank|caption_queue)/entries/(key|instruction|image|text)$", (ROWS, None, None, None)),
+    (r"(memory_bank|caption_queue)/entries/(identity|dataset|task|kind)$", (ROWS, None, None)),
     (r"query_key_value/kernel$", ("fsdp", None, "model", None)),
     (r"query_key_value/bias$", (None, "model", None)),
+    (r"cross_attention/(query|key|value)/kernel$", ("fsdp", "model", None)),
+    (r"cross_attention/(query|key|value)/bias$", ("model", None)),
     (r"attention/output/kernel$", ("model", None, "fsdp")),
     (r"mlp/expand/kernel$", ("fsdp", "model")),
     (r"mlp/expand/bias$", ("model",)),
@@ -33,6 +35,8 @@ RULES: tuple[tuple[str, Layout], ...] = (
     (r"word_embedding$", ("model", "fsdp")),
     (r"head_(cls|person|guided)$", ("fsdp", "model")),
     (r"(image|text)_projection/kernel$", ("fsdp", None)),
+    (r"(matching_head|replaced_head|word_head/transform)/kernel$", ("fsdp", None)),
+    (r"word_head/word_bias$", ("model",)),
     (r"patch_embedding/\w+/kernel$", (None, "fsdp")),
     (r"(special_tokens|special_positions|grid_positions|position_embedding|type_embedding)$", (None,)),
     (r"(/bias|/scale|/temperature)$", (None,)),

@@ -52,7 +52,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     optimizer = experiment.make_optimizer(config)
     constants = jnp.asarray(data.plan.constant_tokens)
     fingerprint = data.fingerprint()
-    bank = experiment.bank_shape(config, data)
+    memory = experiment.memory_shapes(config, data)
 
     with checkpoint.Checkpointer(
         workdir / CHECKPOINTS, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric,
@@ -66,9 +66,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 "delete the folder to start again"
             )
         if latest is None:
-            train_state = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, bank)
+            train_state = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, memory)
         else:
-            abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh, bank)
+            abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh, memory)
             train_state = restore(checkpoints, abstract, latest, fingerprint, config)
             logging.info("resumed from step %d of %s", latest, checkpoints.directory)
         start = int(train_state.step)
@@ -183,11 +183,11 @@ def restore(
     """The saved state, if both the model and the data plan are those of the checkpoint; CheckpointError otherwise.
 
     Other settings may change from one start to the next; the log says which did. So may the data plan, if
-    `config.data.accept_changes` says so. A memory bank of other lanes (another batch or size) is laid anew.
+    `config.data.accept_changes` says so. A bank of other lanes (another batch or size) is laid anew.
     """
     _, saved = checkpoint.read_metadata(checkpoints.directory, step)
     experiment.check_model(saved["config"], config)
-    for part in ("model", "loss", "memory_bank", "optimizer", "train", "evaluation"):
+    for part in ("model", "loss", "momentum", "memory_bank", "text_to_image", "optimizer", "train", "evaluation"):
         for line in checkpoint.differences(saved["config"].get(part, {}), config[part].to_dict()):
             logging.warning("resumed with another setting: config.%s.%s", part, line)
     plan = saved["fingerprint"]
@@ -195,7 +195,7 @@ def restore(
         for line in checkpoint.differences(plan, fingerprint):
             logging.warning("resumed with other data: %s", line)
         plan = {**fingerprint, "vocabulary": plan["vocabulary"]}  # other ids for the same words: never
-    target = state.with_saved_bank(abstract, checkpoint.array_shapes(checkpoints.directory, step))
+    target = state.with_saved_banks(abstract, checkpoint.array_shapes(checkpoints.directory, step))
     try:
         restored, _ = checkpoints.restore(target, step)
     except checkpoint.CheckpointError as error:
@@ -206,9 +206,9 @@ def restore(
         raise
     checkpoint.check_fingerprint(plan, fingerprint)
     if target is not abstract:
-        restored = state.with_relaid_bank(restored, abstract)
-        kept = int((restored.memory_bank.identity >= 0).sum()) if restored.memory_bank else 0
-        logging.warning("the memory bank was laid anew for this batch and size: %d keys kept", kept)
+        restored, kept = state.with_relaid_banks(restored, abstract)
+        for name, count in kept.items():
+            logging.warning("the %s was laid anew for this batch and size: %d keys kept", name.replace("_", " "), count)
     return restored
 
 

@@ -102,9 +102,8 @@ def make_run_config(make_micro_config: Callable[[], ConfigDict], compiled_progra
     def make() -> ConfigDict:
         config = make_micro_config()
         config.compilation_cache = compiled_programs
-        config.memory_bank.update(
-            {"size": 3 * config.data.batch_size, "ramp_steps": 2, "soft_weight": 0.1, "second_view": True}
-        )
+        config.memory_bank.update({"size": 3 * config.data.batch_size, "ramp_steps": 2, "soft_weight": 0.1})
+        config.momentum.second_view = True
         with config.unlocked():
             for name in set(config.evaluation.sets) - {"procedural_trad", "procedural_ctcc"}:
                 del config.evaluation.sets[name]

@@ -18,6 +18,11 @@ def test_shipped_configurations_pass(module):
     check(module.get_config())
 
 
+def only_captions(config):
+    for name in set(config.data.train) - {"procedural_t2i"}:
+        del config.data.train[name]
+
+
 CASES = {
     "unknown key": (lambda c: c.optimizer.update({"lerning_rate": 1.0}), r"optimizer.lerning_rate.*learning_rate"),
     "unknown key of a unit": (
@@ -57,6 +62,27 @@ CASES = {
     "multiple": (lambda c: c.model.update({"vocab_multiple": 0}), r"vocab_multiple = 0 must be at least 1"),
     "heads": (lambda c: c.model.update({"width": 130}), r"config.model: width 130 is not divisible by image_heads = 4"),
     "image size": (lambda c: c.model.update({"image_size": (100, 50)}), r"config.model: a conv stem needs a stride"),
+    "bank without rows for it": (
+        lambda c: (c.memory_bank.update({"size": 8}), only_captions(c)), r"memory_bank.size = 8: .*no training set has",
+    ),
+    "negatives": (lambda c: c.memory_bank.update({"negatives": "some"}), r"negatives = 'some'; it must be all or task"),
+    "key type": (lambda c: c.memory_bank.update({"dtype": "float16"}), r"memory_bank.dtype = 'float16'"),
+    "temperature": (lambda c: c.memory_bank.update({"temperature": 0.0}), r"memory_bank.temperature = 0.0 must be pos"),
+    "overlap": (lambda c: c.memory_bank.update({"overlaps": ("a",)}), r"overlaps: 'a' is no pair of data sets"),
+    "decay": (lambda c: c.momentum.update({"decay": 1.0}), r"momentum.decay = 1.0 must be at least 0 and below 1"),
+    "matching without its layers": (
+        lambda c: c.loss.update({"matching_weight": 1.0}), r"matching_weight = 1.0 needs .*set config.model.fusion_dep",
+    ),
+    "a queue nobody reads": (
+        lambda c: c.text_to_image.update({"queue_size": 8}), r"queue_size = 8, but .*momentum_contrast=True",
+    ),
+    "caption objectives without captions": (
+        lambda c: (c.text_to_image.update({"momentum_contrast": True}), c.data.train.__delitem__("procedural_t2i")),
+        r"momentum_contrast is on, but no training set has captions",
+    ),
+    "probability": (
+        lambda c: c.text_to_image.update({"masked_probability": 1.5}), r"masked_probability = 1.5 must lie between",
+    ),
     "pattern": (lambda c: c.optimizer.update({"no_decay": "("}), r"no_decay = '\(' is no regular expression"),
     "prefetch": (lambda c: c.data.update({"prefetch": 0}), r"data.prefetch = 0 must be at least 1"),
     "query block": (lambda c: c.evaluation.update({"query_block": -3}), r"query_block = -3 must be at least 0"),

@@ -23,7 +23,7 @@ def batch(number):
 
 
 def filled(pushes, size=BLOCKS * ROWS * 3):
-    bank = memory_bank.create(size, BLOCKS, ROWS, WIDTH, INSTRUCTION, jnp.float32)
+    bank = memory_bank.create(memory_bank.entry_spec(WIDTH, INSTRUCTION, jnp.float32), size, BLOCKS, ROWS)
     for number in range(pushes):
         bank = memory_bank.push(bank, batch(number))
     return bank
@@ -31,12 +31,13 @@ def filled(pushes, size=BLOCKS * ROWS * 3):
 
 def check_fields(bank):
     """Every filled slot still holds one entry, not a mixture."""
-    full = np.asarray(bank.identity) != EMPTY
-    identity = np.asarray(bank.identity)[full]
+    found = jax.tree.map(np.asarray, bank.entries)
+    full = found.identity != EMPTY
+    identity = found.identity[full]
     for name, offset in (("dataset", 1), ("task", 2), ("kind", 3)):
-        np.testing.assert_array_equal(np.asarray(getattr(bank, name))[full], identity + offset)
-    np.testing.assert_array_equal(np.asarray(bank.key)[full][:, 0], identity)
-    np.testing.assert_array_equal(np.asarray(bank.instruction)[full][:, -1], identity)
+        np.testing.assert_array_equal(getattr(found, name)[full], identity + offset)
+    np.testing.assert_array_equal(found.key[full][:, 0], identity)
+    np.testing.assert_array_equal(found.instruction[full][:, -1], identity)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 1), (12, 1), (13, 2), (36, 3)])
@@ -48,7 +49,7 @@ def test_a_row_writes_into_its_own_lane_over_the_oldest():
     bank = filled(5)
     for block in range(BLOCKS):
         for row in range(ROWS):
-            found = np.asarray(bank.identity[block, row])
+            found = np.asarray(bank.entries.identity[block, row])
             np.testing.assert_array_equal(
                 found, [300 + block * ROWS + row, 400 + block * ROWS + row, 200 + block * ROWS + row]
             )
@@ -58,7 +59,7 @@ def test_a_row_writes_into_its_own_lane_over_the_oldest():
 
 def test_entries_are_all_slots_as_rows():
     bank = filled(2)
-    flat = memory_bank.entries(bank)
+    flat = memory_bank.flat(bank)
     assert flat.key.shape == (BLOCKS * ROWS * 3, WIDTH)
     assert sorted(np.asarray(flat.identity)[np.asarray(flat.identity) >= 0]) == [*range(12), *range(100, 112)]
     np.testing.assert_array_equal(np.asarray(flat.key)[np.asarray(flat.identity) < 0], 0)
@@ -74,28 +75,28 @@ def test_soft_supervision_waits_until_the_bank_is_full():
 @pytest.mark.parametrize("lanes", [(4, 3, 3), (2, 2, 5), (8, 3, 1), (1, 1, 4), (4, 3, 9)])
 def test_relaying_keeps_the_newest_in_order(pushes, lanes):
     laid = memory_bank.relay(filled(pushes), lanes)
-    assert laid.identity.shape == lanes
+    assert laid.entries.identity.shape == lanes
     check_fields(laid)
     room = int(np.prod(lanes))
     written = [100 * n + i for n in range(max(pushes - 3, 0), pushes) for i in range(BLOCKS * ROWS)]
-    order = np.moveaxis(laid.identity[:, :, : int(laid.pushes)], 2, 0).ravel()
+    order = np.moveaxis(laid.entries.identity[:, :, : int(laid.pushes)], 2, 0).ravel()
     np.testing.assert_array_equal(order[order >= 0], written[max(len(written) - room, 0) :])
     # The next batches go where the oldest lie, or where nothing does.
     slot = int(laid.pushes) % lanes[2]
-    assert int(laid.pushes) in (lanes[2], 0) or np.all(laid.identity[:, :, slot] == EMPTY)
+    assert int(laid.pushes) in (lanes[2], 0) or np.all(laid.entries.identity[:, :, slot] == EMPTY)
 
 
 def test_relaying_into_the_same_lanes_changes_no_candidate():
     bank = filled(4)
     laid = memory_bank.relay(bank, (BLOCKS, ROWS, 3))
     for name in ("key", "instruction", "identity", "dataset", "task", "kind"):
-        before, after = (np.asarray(getattr(b, name)).reshape(36, -1) for b in (bank, laid))
+        before, after = (np.asarray(getattr(b.entries, name)).reshape(36, -1) for b in (bank, laid))
         np.testing.assert_array_equal(np.sort(before, axis=0), np.sort(after, axis=0))
 
 
 def test_key_dtype_is_the_banks():
-    bank = memory_bank.create(12, BLOCKS, ROWS, WIDTH, INSTRUCTION, jnp.bfloat16)
-    assert memory_bank.push(bank, batch(1)).key.dtype == jnp.bfloat16
+    bank = memory_bank.create(memory_bank.entry_spec(WIDTH, INSTRUCTION, jnp.bfloat16), 12, BLOCKS, ROWS)
+    assert memory_bank.push(bank, batch(1)).entries.key.dtype == jnp.bfloat16
 
 
 def test_a_push_has_no_collective():
@@ -103,7 +104,7 @@ def test_a_push_has_no_collective():
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    bank = jax.eval_shape(lambda: memory_bank.create(8 * 3 * 4, 8, 3, WIDTH, INSTRUCTION, jnp.float32))
+    bank = jax.eval_shape(lambda: memory_bank.create(memory_bank.entry_spec(WIDTH, INSTRUCTION, jnp.float32), 96, 8, 3))
     ints = jax.ShapeDtypeStruct((24,), jnp.int32)
     new = Entries(
         jax.ShapeDtypeStruct((24, WIDTH), jnp.float32), jax.ShapeDtypeStruct((24, INSTRUCTION), jnp.float32),

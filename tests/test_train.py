@@ -34,7 +34,7 @@ def abstract_state(config, mesh=(1, 1, 1)):
     data = experiment.open_training(config)
     return state.abstract_state(
         experiment.make_model(config, data), experiment.make_optimizer(config), data.plan.constant_tokens,
-        sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True))), experiment.bank_shape(config, data),
+        sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True))), experiment.memory_shapes(config, data),
     )  # fmt: skip
 
 
@@ -80,21 +80,21 @@ def test_a_changed_batch_is_an_error_unless_accepted_and_lays_the_bank_anew(conf
         train.train(config, halfway)
     config.data.accept_changes = True
     config.train.steps = 2  # nothing to train: evaluation and report only
-    bank = experiment.bank_shape(config, experiment.open_training(config))
+    bank = experiment.memory_shapes(config, experiment.open_training(config)).bank
     restored = []
-    original = state.with_relaid_bank
+    original = state.with_relaid_banks
 
     def spy(*args):
         restored.append(original(*args))
         return restored[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state, "with_relaid_bank", spy)
+        patch.setattr(state, "with_relaid_banks", spy)
         train.train(config, halfway)
-    laid = restored[0].memory_bank
-    assert laid.identity.shape[:2] == (bank.blocks, bank.rows)
-    kept = sorted(np.asarray(laid.identity)[np.asarray(laid.identity) >= 0])
-    assert kept == sorted(np.asarray(before.identity)[np.asarray(before.identity) >= 0])
+    laid = restored[0][0].memory_bank
+    assert laid.entries.identity.shape[:2] == (bank.blocks, bank.rows)
+    kept = sorted(np.asarray(laid.entries.identity)[np.asarray(laid.entries.identity) >= 0])
+    assert kept == sorted(np.asarray(before.entries.identity)[np.asarray(before.entries.identity) >= 0])
     assert "laid anew" in caplog.text
 
 

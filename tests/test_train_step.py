@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irm_jax import experiment, sharding, state, train_step
+from irm_jax import bank_learning, experiment, sharding, state, train_step
 from irm_jax.models.irm import IRM
 from irm_jax.train_step import make_train_step
 
@@ -33,8 +33,8 @@ def run_step(config, data, batch, mesh_shape, *, double=False, steps=1):
     if double:
         model = IRM(dataclasses.replace(model.config, dtype="float64"))
     optimizer = experiment.make_optimizer(config)
-    bank = experiment.bank_shape(config, data)
-    train_state = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh, bank)
+    memory = experiment.memory_shapes(config, data)
+    train_state = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh, memory)
     if double:
         to_double = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
         train_state = jax.jit(lambda s: jax.tree.map(to_double, s))(train_state)
@@ -53,9 +53,20 @@ def run_step(config, data, batch, mesh_shape, *, double=False, steps=1):
 def with_bank(config):
     """IRM++ with everything on, its bank full after two batches."""
     config.memory_bank.update(
-        {"size": 2 * config.data.batch_size, "ramp_steps": 1, "soft_weight": 0.5, "soft_ramp_steps": 0, "momentum": 0.9,
-         "second_view": True, "overlaps": ("procedural_trad:procedural_t2i",)}
+        {"size": 2 * config.data.batch_size, "ramp_steps": 1, "soft_weight": 0.5, "soft_ramp_steps": 0,
+         "overlaps": ("procedural_trad:procedural_t2i",)}
     )  # fmt: skip
+    config.momentum.update({"decay": 0.9, "second_view": True})
+
+
+def with_captions(config):
+    """All text-to-image objectives, two captions a block, with a queue that is full after two batches."""
+    config.data.batch_size += 8
+    config.data.train.procedural_t2i.share = 0.5
+    config.model.fusion_depth = 1
+    config.loss.update({"matching_weight": 1.0, "masked_weight": 1.0, "replaced_weight": 0.5})
+    config.text_to_image.update({"momentum_contrast": True, "queue_size": 32, "soft_ramp_steps": 1})
+    config.momentum.update({"decay": 0.9, "second_view": True})
 
 
 def relative_to_norm(a, b):
@@ -67,17 +78,21 @@ def relative_to_norm(a, b):
 def test_float64_step_agrees_on_every_mesh(micro_config):
     """House tolerance: loss to 1e-12 relative, gradients (Adam's first moment), update to 1e-9 of the norm.
 
-    With the memory bank, which is IRM and more: the third step reads a full bank, so all its parts have a value.
+    With the memory bank and all text-to-image objectives, which is IRM and more: the third step reads a full bank and
+    a full queue, so all parts have a value.
     """
     with_bank(micro_config)
+    with_captions(micro_config)
     # flax promotes f64 with f32 inside its norms, which strict promotion forbids; float32 tests run strict.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         data = experiment.open_training(micro_config)
         batch = one_batch(data)
         start, reference, metrics = run_step(micro_config, data, batch, MESHES[0], double=True, steps=3)
-        assert metrics["bank_filled"] == 1
+        assert metrics["bank_filled"] == metrics["queue_filled"] == 1
         for name in ("bank_hard_loss", "bank_soft_loss", "bank_same_identity_mass"):
             assert metrics[f"li/{name}"] > 0
+        for name in ("contrastive", "matching", "masked", "replaced"):
+            assert metrics[f"t2i/{name}_loss"] > 0
         for mesh in MESHES[1:]:
             _, other, found = run_step(micro_config, data, batch, mesh, double=True, steps=3)
             assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-12), mesh
@@ -86,8 +101,10 @@ def test_float64_step_agrees_on_every_mesh(micro_config):
             updates = [jax.tree.map(np.subtract, s.params, start) for s in (other, reference)]
             assert relative_to_norm(*updates) <= 1e-9, mesh
             assert relative_to_norm(other.batch_stats, reference.batch_stats) <= 1e-12, mesh
-            assert relative_to_norm(other.memory_bank.key, reference.memory_bank.key) <= 1e-9, mesh
-            np.testing.assert_array_equal(other.memory_bank.identity, reference.memory_bank.identity)
+            for bank in state.BANKS:
+                keys, expected = getattr(other, bank).entries, getattr(reference, bank).entries
+                assert relative_to_norm(keys, expected) <= 1e-9, (mesh, bank)
+                np.testing.assert_array_equal(keys.identity, expected.identity)
 
 
 def test_float32_loss_agrees_and_repeats_bit_equal(micro_config):
@@ -122,18 +139,21 @@ def test_a_bank_of_no_weight_changes_nothing_but_itself(micro_config):
     batch = one_batch(data)
     _, plain, without = run_step(micro_config, data, batch, (1, 1, 1), steps=2)
     assert plain.memory_bank is None
-    micro_config.memory_bank.update({"size": 1, "weight": 0.0, "momentum": 0.75})
+    micro_config.memory_bank.update({"size": 1, "weight": 0.0})
+    micro_config.momentum.decay = 0.75
     start, banked, metrics = run_step(micro_config, data, batch, (1, 1, 1), steps=2)
     assert metrics["loss"] == pytest.approx(without["loss"], rel=1e-6)
     assert relative_to_norm(banked.params, plain.params) < 1e-6
     bank = banked.memory_bank
     groups = ("text", "visual", "caption")
-    np.testing.assert_array_equal(bank.identity[..., 0], np.concatenate([batch[g]["identity"] for g in groups], 1))
-    np.testing.assert_array_equal(bank.task[..., 0], np.concatenate([batch[g]["task"] for g in groups], 1))
+    np.testing.assert_array_equal(
+        bank.entries.identity[..., 0], np.concatenate([batch[g]["identity"] for g in groups], 1)
+    )
+    np.testing.assert_array_equal(bank.entries.task[..., 0], np.concatenate([batch[g]["task"] for g in groups], 1))
     own = [batch["text"]["instruction"] >= 0, batch["visual"]["instruction"] >= 0]
     expected = [np.where(own[0], 0, -1), np.where(own[1], 1, -1), np.full_like(batch["caption"]["identity"], -1)]
-    np.testing.assert_array_equal(bank.kind[..., 0], np.concatenate(expected, 1))
-    np.testing.assert_allclose(np.linalg.norm(bank.key, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(bank.entries.kind[..., 0], np.concatenate(expected, 1))
+    np.testing.assert_allclose(np.linalg.norm(bank.entries.key, axis=-1), 1, rtol=1e-5)
     # Two updates: m2 = .75 (.75 p0 + .25 p1) + .25 p2 lies between start and end, nearer the start.
     leaf = ("image_encoder", "final_norm", "scale")
     old, average, new = (x[leaf[0]][leaf[1]][leaf[2]] for x in (start, banked.momentum_params, banked.params))
@@ -145,7 +165,7 @@ def test_a_bank_of_no_weight_changes_nothing_but_itself(micro_config):
 def test_keys_of_one_view_are_the_embeddings_in_training_mode(micro_config):
     """The first keys, of a momentum model that equals the model, without dropout, are the rows' own embeddings."""
     with_bank(micro_config)
-    micro_config.memory_bank.second_view = False
+    micro_config.momentum.second_view = False
     for unit in micro_config.data.train.values():
         if unit.task in ("ctcc", "li"):
             unit.composed = False  # composed rows have a part in the model's own batch statistics
@@ -155,9 +175,14 @@ def test_keys_of_one_view_are_the_embeddings_in_training_mode(micro_config):
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, (1, 1, 1), strict=True)), jax.devices()[:1])
     constants = jnp.asarray(data.plan.constant_tokens)
     start = state.create_state(
-        model, experiment.make_optimizer(micro_config), constants, 0, mesh, experiment.bank_shape(micro_config, data)
+        model, experiment.make_optimizer(micro_config), constants, 0, mesh, experiment.memory_shapes(micro_config, data)
     )
-    entries = train_step.batch_entries(model, start, batch, constants, experiment.loss_options(micro_config, data))
+    variables = {"params": {**start.params, **start.momentum_params}, "batch_stats": start.batch_stats}
+    rows, _ = model.apply(
+        variables, batch, constants, method="keys", embeddings=True, captions=False, mutable=["batch_stats"]
+    )
+    options = experiment.loss_options(micro_config, data)
+    entries = bank_learning.batch_entries(rows, start.instruction_mean, batch, options)
     output, _ = model.apply(
         {"params": start.params, "batch_stats": start.batch_stats},
         batch,
@@ -173,26 +198,29 @@ def test_keys_of_one_view_are_the_embeddings_in_training_mode(micro_config):
 
 
 def test_the_compiled_step_never_moves_the_bank(micro_config):
-    """No collective of the step on eight devices moves an array as large as a device's part of the bank."""
+    """No collective of the step on eight devices moves an array as large as a device's part of the bank or queue."""
     with_bank(micro_config)
+    micro_config.text_to_image.update({"momentum_contrast": True, "queue_size": 16384})
     micro_config.memory_bank.size = 64 * micro_config.data.batch_size
     data = experiment.open_training(micro_config)
     mesh = sharding.make_mesh(dict(zip(sharding.AXES, (4, 2, 1), strict=True)), jax.devices()[:8])
     model, optimizer = experiment.make_model(micro_config, data), experiment.make_optimizer(micro_config)
-    bank = experiment.bank_shape(micro_config, data)
-    abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh, bank)
+    memory = experiment.memory_shapes(micro_config, data)
+    abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh, memory)
     members = jnp.asarray(experiment.head_members(data, model))
     step = make_train_step(model, optimizer, experiment.loss_options(micro_config, data), members, mesh)
     with jax.set_mesh(mesh):
         arrays = sharding.to_global(one_batch(data), sharding.batch_sharding(mesh))
         compiled = step.lower(abstract, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1)).compile()
-    part = math.prod(abstract.memory_bank.key.sharding.shard_shape(abstract.memory_bank.key.shape))
-    assert part * 8 == math.prod(abstract.memory_bank.key.shape)
-    scores = len(data.plan.units) and abstract.memory_bank.identity.size * data.plan.batch_size
+    part = math.prod(abstract.memory_bank.entries.key.sharding.shard_shape(abstract.memory_bank.entries.key.shape))
+    assert part * 8 == math.prod(abstract.memory_bank.entries.key.shape)
+    scores = len(data.plan.units) and abstract.memory_bank.entries.identity.size * data.plan.batch_size
     moved = collective_sizes(compiled.as_text())
     assert moved  # gradients are summed over devices: the pattern finds what there is
     assert max(moved) < part
     assert max(moved) < scores
+    queue = abstract.caption_queue.entries.image
+    assert max(moved) < math.prod(queue.sharding.shard_shape(queue.shape)) == math.prod(queue.shape) // 8
 
 
 def collective_sizes(text):
@@ -203,6 +231,29 @@ def collective_sizes(text):
         if re.search(rf"= .*\b({kinds})(-start)?\(", line):
             sizes += [math.prod(int(n) for n in dims.split(",") if n) for dims in re.findall(r"\w+\[([\d,]*)\]", line)]
     return sizes
+
+
+def test_caption_objectives_off_change_nothing_of_the_other_rows(micro_config):
+    """The first step's losses of rows with an instruction do not depend on what captions do."""
+    data = experiment.open_training(micro_config)
+    batch = one_batch(data)
+    _, plain, without = run_step(micro_config, data, batch, (1, 1, 1))
+    assert plain.caption_queue is None
+    assert plain.momentum_params is None
+    micro_config.model.fusion_depth = 1
+    micro_config.loss.update({"matching_weight": 1.0, "masked_weight": 1.0, "replaced_weight": 0.5})
+    _, full, metrics = run_step(micro_config, data, batch, (1, 1, 1))
+    assert full.memory_bank is None
+    for name in ("trad", "cc", "ctcc", "vi", "li"):
+        assert metrics[f"{name}/loss"] == pytest.approx(without[f"{name}/loss"], rel=1e-5)
+    weights = micro_config.loss
+    parts = sum(
+        weights[f"{name}_weight"] * metrics[f"t2i/{name}_loss"]
+        for name in ("contrastive", "matching", "masked", "replaced")
+    )
+    assert metrics["t2i/loss"] == pytest.approx(parts, rel=1e-5)
+    # One caption a block: no other person to draw from, so only the true pairs are judged.
+    assert metrics["t2i/contrastive_loss"] == pytest.approx(without["t2i/contrastive_loss"], rel=1e-5)
 
 
 def test_loss_weights_are_those_of_the_data_sets(micro_config):
@@ -221,6 +272,7 @@ def test_overfits_one_batch(micro_config):
     """Sixty steps on one batch: every task's loss falls far below its start, so every part receives its gradient."""
     micro_config.optimizer.learning_rate = 5e-3
     micro_config.train.steps = 1000
+    with_captions(micro_config)
     data = experiment.open_training(micro_config)
     batch = one_batch(data)
     _, _, start = run_step(micro_config, data, batch, (1, 1, 1))

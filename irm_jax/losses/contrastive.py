@@ -1,12 +1,13 @@
-"""Contrastive loss of images and captions within the batch."""
+"""Contrastive losses of images and captions: within the batch, and against momentum keys and their queue."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from irm_jax.losses.geometry import keep_rows, loss_dtype, unit_rows
+from irm_jax.losses.parts import log_sum_exp, total
 
 TEMPERATURE_BOUNDS = (0.01, 0.5)
 
@@ -53,9 +54,8 @@ def contrastive_loss(
 ) -> tuple[Float[Array, "B"], ContrastiveAux]:
     """Mean of image-to-text and text-to-image cross-entropy of cosines / temperature, row i of both being one pair.
 
-    The target of a query is spread evenly over all valid keys of its identity. Keys are the rows of the batch; the
-    momentum queue, its soft targets and the image-image and text-text directions belong to the full text-to-image
-    objectives, where they are further keys, targets and directions of `direction_loss`.
+    The target of a query is spread evenly over all valid keys of its identity. Keys are the rows of the batch; see
+    `momentum_contrastive_loss` for the full objective.
 
     Args:
       image_proj, text_proj: projections, not normalised. valid: False for padding, neither query nor key.
@@ -82,3 +82,82 @@ def contrastive_loss(
     text_to_image, text_to_image_correct = direction(text, image)
     loss = jnp.where(valid, (image_to_text + text_to_image) / 2, jnp.zeros((), dtype))
     return loss, ContrastiveAux(image_to_text_correct, text_to_image_correct)
+
+
+class Keys(Protocol):
+    """Momentum keys of pairs; see `memory_bank.CaptionKeys`. identity -1: padding or an empty slot."""
+
+    image: jax.Array  # [N, d], unit rows
+    text: jax.Array  # [N, d], unit rows
+    identity: jax.Array  # i32[N]
+
+
+def momentum_contrastive_loss(
+    image_proj: Inexact[Array, "B d"],
+    text_proj: Inexact[Array, "B d"],
+    anchor: Keys,
+    valid: Bool[Array, "B"],
+    batch: Keys,
+    queue: Keys | None,
+    temperature: Float[Array, ""] | float,
+    soft_share: Float[Array, ""] | float,
+) -> tuple[Float[Array, "B"], ContrastiveAux]:
+    """Mean of four cross-entropies, image to text, text to image, image to image, text to text, over momentum keys.
+
+    In each direction the keys are those of the batch, the query's own among them, and of the queue. With s the cosines
+    of the query, s' those of its own momentum key, t the temperature, the target over the keys is
+
+        soft_share * softmax(s'/t) + (1 - soft_share) * (same identity, rows normalised)
+
+    Args:
+      image_proj, text_proj: the pairs' projections, not normalised. valid: False for padding.
+      anchor: the pairs' own momentum keys and identities.
+      batch, queue: the keys, of which identity -1 is none.
+      temperature: positive (see `clip_temperature`); may be a parameter and gets a gradient through s, not through s'.
+      soft_share: between 0 and 1.
+
+    Returns:
+      loss: one value a pair, f32 or f64; 0 for invalid rows. aux: over the batch's keys; see its class.
+
+    Source: method.md section 6; ALBEF's image-text contrastive loss with RaSa's two directions within one modality.
+    """
+    dtype = loss_dtype(image_proj, text_proj)
+    scale = jnp.asarray(temperature).astype(dtype)
+    fixed = jax.lax.stop_gradient(scale)
+    low = jnp.finfo(dtype).min / 2  # finite: padding gives a finite number, masked below
+    share = jnp.asarray(soft_share).astype(dtype)
+    query = {
+        "image": unit_rows(keep_rows(image_proj, valid, dtype)),
+        "text": unit_rows(keep_rows(text_proj, valid, dtype)),
+    }
+    anchor, sources = jax.lax.stop_gradient((anchor, [batch] if queue is None else [batch, queue]))
+    teacher = {name: keep_rows(getattr(anchor, name), valid, dtype) for name in query}
+    usable = [source.identity >= 0 for source in sources]
+    same = [
+        (anchor.identity[:, None] == source.identity[None, :]) & mask[None, :]
+        for source, mask in zip(sources, usable, strict=True)
+    ]
+    positives = total([jnp.sum(s, axis=1).astype(dtype) for s in same])
+
+    def direction(asking: str, asked: str) -> tuple[jax.Array, jax.Array]:
+        keys = [getattr(source, asked).astype(dtype) for source in sources]
+
+        def similarities(rows: jax.Array, unit: jax.Array) -> list[jax.Array]:
+            products = [jnp.einsum("bd,nd->bn", rows, k, precision=jax.lax.Precision.HIGHEST) / unit for k in keys]
+            return [jnp.where(mask[None, :], p, low) for p, mask in zip(products, usable, strict=True)]
+
+        scores, taught = similarities(query[asking], scale), similarities(teacher[asking], fixed)
+        normalizer, teacher_sum = log_sum_exp(scores), log_sum_exp(taught)
+        expected = []
+        for s, t, own, mask in zip(scores, taught, same, usable, strict=True):
+            hard = own.astype(dtype) / jnp.maximum(positives, 1.0)[:, None]
+            target = share * jnp.exp(t - teacher_sum[:, None]) + (1.0 - share) * hard
+            expected.append(jnp.sum(jnp.where(mask[None, :], target * s, jnp.zeros((), dtype)), axis=1))
+        best = jnp.argmax(scores[0], axis=1)
+        correct = valid & (jnp.take(sources[0].identity, best, mode="clip") == anchor.identity)
+        return normalizer - total(expected), correct
+
+    pairs = (("image", "text"), ("text", "image"), ("image", "image"), ("text", "text"))
+    losses, correct = zip(*[direction(*pair) for pair in pairs], strict=True)
+    loss = jnp.where(valid, total(losses) / len(pairs), jnp.zeros((), dtype))
+    return loss, ContrastiveAux(correct[0], correct[1])

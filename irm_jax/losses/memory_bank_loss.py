@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from irm_jax.losses.geometry import keep_rows, loss_dtype, unit_rows
+from irm_jax.losses.parts import log_sum_exp, total
 
 EXACT = jax.lax.Precision.HIGHEST
 
@@ -109,25 +110,25 @@ def memory_bank_loss(
         if soft:
             taught.append(jnp.einsum("aw,nw->an", teacher, keys, precision=EXACT) / temperature)
 
-    negatives = _log_sum_exp([jnp.where(n, s, low) for n, s in zip(negative, scores, strict=True)])
+    negatives = log_sum_exp([jnp.where(n, s, low) for n, s in zip(negative, scores, strict=True)])
     parts = [jnp.sum(w * jax.nn.softplus(negatives[:, None] - s), axis=1) for w, s in zip(weight, scores, strict=True)]
-    total = _sum([jnp.sum(w, axis=1) for w in weight])
-    has_positive = total > 0
+    weights = total([jnp.sum(w, axis=1) for w in weight])
+    has_positive = weights > 0
     zero = jnp.zeros((), dtype)
-    hard = jnp.where(has_positive, _sum(parts) / jnp.where(has_positive, total, 1.0), zero)
+    hard = jnp.where(has_positive, total(parts) / jnp.where(has_positive, weights, 1.0), zero)
 
     candidate = [p | n for p, n in zip(positive, negative, strict=True)]
     soft_loss, mass = jnp.zeros_like(hard), jnp.zeros_like(hard)
     if soft:
-        normalizer = _log_sum_exp([jnp.where(c, s, low) for c, s in zip(candidate, scores, strict=True)])
-        teacher_sum = _log_sum_exp([jnp.where(c, t, low) for c, t in zip(candidate, taught, strict=True)])
+        normalizer = log_sum_exp([jnp.where(c, s, low) for c, s in zip(candidate, scores, strict=True)])
+        teacher_sum = log_sum_exp([jnp.where(c, t, low) for c, t in zip(candidate, taught, strict=True)])
         targets = [
             jnp.where(c, jnp.exp(t - teacher_sum[:, None]), zero) for c, t in zip(candidate, taught, strict=True)
         ]
-        expected = _sum([jnp.sum(g * s, axis=1) for g, s in zip(targets, scores, strict=True)])
+        expected = total([jnp.sum(g * s, axis=1) for g, s in zip(targets, scores, strict=True)])
         any_candidate = jnp.any(jnp.stack([jnp.any(c, axis=1) for c in candidate]), axis=0)
         soft_loss = jnp.where(any_candidate, normalizer - expected, zero)
-        mass = _sum([jnp.sum(jnp.where(p, g, zero), axis=1) for p, g in zip(positive, targets, strict=True)])
+        mass = total([jnp.sum(jnp.where(p, g, zero), axis=1) for p, g in zip(positive, targets, strict=True)])
     aux = MemoryBankAux(
         dropped=valid & ~has_positive,
         positives=_count(positive, dtype),
@@ -162,18 +163,5 @@ def _agreement(anchor: Candidates, source: Candidates, dtype: jnp.dtype) -> Floa
     return jnp.where(comparable, jnp.clip(cosine, 0.0, 1.0), jnp.ones((), dtype))
 
 
-def _log_sum_exp(parts: Sequence[Float[Array, "A N"]]) -> Float[Array, "A"]:
-    """Over the columns of all parts, without joining them: the bank stays where it lies."""
-    found = [jax.nn.logsumexp(part, axis=1) for part in parts]
-    return found[0] if len(found) == 1 else jnp.logaddexp(found[0], found[1])
-
-
-def _sum(parts: Sequence[jax.Array]) -> jax.Array:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
 def _count(masks: Sequence[Bool[Array, "A N"]], dtype: jnp.dtype) -> Float[Array, "A"]:
-    return _sum([jnp.sum(mask.astype(dtype), axis=1) for mask in masks])
+    return total([jnp.sum(mask.astype(dtype), axis=1) for mask in masks])

@@ -65,3 +65,25 @@ class TextEncoder(nn.Module):
         stack = transformer.Stack(self.block, self.depth, scan_layers=self.scan_layers, remat=self.remat, name="blocks")
         x = stack(x, mask, deterministic=not train)
         return Instruction(tokens=x, mask=mask, encoded=jnp.ones_like(mask), feature=x[:, 0])
+
+    def word_table(self) -> Array:
+        """The word embedding [V, D], which the word head shares. Exists once a sentence was encoded."""
+        return self.get_variable("params", "word_embedding")
+
+
+class WordHead(nn.Module):
+    """BERT's head of masked language modelling: x [B, L, D], the word table [V, D] -> logits f32[B, L, V].
+
+    Matches Hugging Face `BertLMPredictionHead`: a dense layer, GELU and LayerNorm, then the word embedding transposed.
+    """
+
+    block: transformer.BlockConfig
+
+    @nn.compact
+    def __call__(self, x: Array, table: Array) -> Array:
+        dtype = self.block.dtype
+        x = nn.Dense(self.block.width, kernel_init=transformer.INIT, dtype=dtype, name="transform")(x)
+        x = self.block.layer_norm("transform_norm")(transformer.gelu(x))
+        bias = self.param("word_bias", nn.initializers.zeros, (table.shape[0],))
+        logits = jnp.einsum("bld,vd->blv", x, table.astype(dtype))
+        return logits.astype(transformer.at_least_f32(dtype)) + bias[None, None, :]

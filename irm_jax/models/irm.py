@@ -20,13 +20,15 @@ from irm_jax.models.image_encoder import (
     ImageEncoder,
     ImageFeatures,
 )
-from irm_jax.models.instruction_encoder import Instruction, TextEncoder
+from irm_jax.models.instruction_encoder import Instruction, TextEncoder, WordHead
 from irm_jax.models.presets import IRMConfig, token_grid
 from irm_jax.sharding import constrain_rows
 
 Array = jax.Array
 Batch = Mapping[str, Mapping[str, Array]]
 EDITED_GROUPS = ("text", "visual")
+CAPTION_TOKENS = ("tokens", "masked_tokens", "replaced_tokens", "hidden_tokens")
+"""Fields of the caption group that are sentences; the last three come from the step, see irm_jax.text_to_image."""
 STATISTICS = {"clip": (CLIP_MEAN, CLIP_STD), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
 """What the template encoder normalises by. The released code trains with the first and tests with the second."""
 
@@ -49,23 +51,52 @@ class EditedRows:
 
 @struct.dataclass
 class CaptionRows:
-    """Output for caption rows: `image` and `text` [R, B, P] projections (not normalised), `temperature` f32[]."""
+    """Output for caption rows: `image` and `text` [R, B, P] projections (not normalised), `temperature` f32[]; and what
+    `fuse_captions` takes: `tokens` [R, B, 1+N, D] of the images, and the Instructions [R, B, L, ...] of the caption,
+    of the same with words masked and with words replaced, the latter two None if the batch lacks them."""
 
     image: Array
     text: Array
     temperature: Array
+    tokens: Array
+    caption: Instruction
+    masked: Instruction | None
+    replaced: Instruction | None
+
+
+@struct.dataclass
+class FusedCaptions:
+    """Captions that have read an image: `matching` [R, M, 2] of M pairs (1: they belong together), `words` [R, B, L, V]
+    and `replaced` [R, B, L, 2] (1: another word stands here); None where nothing was asked. All are logits, f32."""
+
+    matching: Array | None
+    words: Array | None
+    replaced: Array | None
 
 
 @struct.dataclass
 class KeyRows:
-    """What the momentum model makes of every row of a batch, groups in the order text, visual, caption.
+    """What the momentum model makes of a batch, groups in the order text, visual, caption.
 
     Axis 0 is the batch block R, axis 1 the rows B of a block: `embedding` [R, B, 2D] the retrieval embedding under the
-    row's instruction (caption rows: the neutral sentence), `instruction` [R, B, D] the instruction feature.
+    row's instruction (caption rows: the neutral sentence), `instruction` [R, B, D] the instruction feature, both None
+    if not asked for. `caption`: of the caption rows only, None if not asked for.
     """
 
-    embedding: Array
-    instruction: Array
+    embedding: Array | None
+    instruction: Array | None
+    caption: CaptionKeyRows | None
+
+
+@struct.dataclass
+class CaptionKeyRows:
+    """`image`, `text` [R, b, P] projections (not normalised); `masked`, `hidden` [R, b, L, V] logits of the words at
+    every position, of the captions as masked for each of the two objectives, None if the batch lacks them."""
+
+    image: Array
+    text: Array
+    masked: Array | None
+    hidden: Array | None
 
 
 @struct.dataclass
@@ -148,6 +179,12 @@ class IRM(nn.Module):
         self.image_projection = nn.Dense(c.projection_width, kernel_init=transformer.INIT, dtype=dtype)
         self.text_projection = nn.Dense(c.projection_width, kernel_init=transformer.INIT, dtype=dtype)
         self.temperature = self.param("temperature", nn.initializers.constant(c.temperature), (), jnp.float32)
+        if c.fusion_depth:
+            fusion_block = _block(c, c.text_heads, norm_first=False)
+            self.fusion_encoder = transformer.Stack(fusion_block, c.fusion_depth, **stack)
+            self.word_head = WordHead(fusion_block)
+            self.matching_head = nn.Dense(2, kernel_init=transformer.INIT, dtype=dtype)
+            self.replaced_head = nn.Dense(2, kernel_init=transformer.INIT, dtype=dtype)
 
     def __call__(self, batch: Batch, constant_tokens: Array, *, train: bool) -> IRMOutput:
         """A joint batch (dict of groups of block arrays [R, b, ...], see data_pipelines.pipeline) -> IRMOutput.
@@ -161,21 +198,35 @@ class IRM(nn.Module):
         sentences = self._encode_all_sentences(batch, constant_tokens, train=train)
         return IRMOutput(
             edited=self._edit_rows(batch, edited, by_group, sentences, train=train) if edited else None,
-            caption=self._caption_rows(by_group["caption"], sentences["caption"]) if "caption" in batch else None,
+            caption=self._caption_rows(by_group["caption"], sentences) if "caption" in batch else None,
             heads=self.heads,
         )
 
-    def keys(self, batch: Batch, constant_tokens: Array) -> KeyRows:
+    def keys(self, batch: Batch, constant_tokens: Array, *, embeddings: bool, captions: bool) -> KeyRows:
         """The rows of a joint batch as keys: without dropout, necks with the batch's own statistics.
 
-        Images are the second views `key_image` where the batch has them. Statistics are those of the rows with an
-        instruction, as in training; caption rows, under the neutral sentence (the last constant), follow them.
+        Images and captions are the second views `key_image`, `key_tokens` where the batch has them. Statistics are
+        those of the rows with an instruction, as in training; caption rows, under the neutral sentence (the last
+        constant), follow them. `embeddings`: make those of all rows; `captions`: those of the caption rows.
         """
-        groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch]
+        groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch and (embeddings or name == "caption")]
         views = [batch[name].get("key_image", batch[name]["image"]) for name in groups]
-        images = self._encode_all_images(views, train=False)
-        edited = {name: batch[name] for name in groups if name != "caption"}
-        sentences = self._encode_all_sentences(edited, constant_tokens, train=False)
+        images = dict(zip(groups, self._encode_all_images(views, train=False), strict=True))
+        asked = {name: batch[name] for name in groups if name != "caption"}
+        if captions:
+            group = batch["caption"]
+            asked["caption"] = {**group, "tokens": group.get("key_tokens", group["tokens"])}
+        sentences = self._encode_all_sentences(asked, constant_tokens, train=False)
+        embedding, instruction = None, None
+        if embeddings:
+            embedding, instruction = self._key_embeddings(batch, groups, images, sentences)
+        caption = self._caption_keys(images["caption"], sentences) if captions else None
+        return KeyRows(embedding, instruction, caption)
+
+    def _key_embeddings(
+        self, batch: Batch, groups: list[str], images: dict[str, ImageFeatures], sentences: dict[str, Instruction]
+    ) -> tuple[Array, Array]:
+        edited = [name for name in groups if name != "caption"]
         tables = self._instruction_tables(batch, groups, sentences, train=False)
         count = sentences["constants"].tokens.shape[0]
         instructions, counted = [], []
@@ -186,14 +237,68 @@ class IRM(nn.Module):
             counted.append(batch[name]["valid"] if name != "caption" or not edited else jnp.zeros(shape, bool))
         instruction = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *instructions)
         person, guided = self._edited(
-            jnp.concatenate([image.cls for image in images], axis=1),
-            jnp.concatenate([image.patches for image in images], axis=1),
+            jnp.concatenate([images[name].cls for name in groups], axis=1),
+            jnp.concatenate([images[name].patches for name in groups], axis=1),
             instruction,
             train=False,
         )
         mask = jnp.concatenate(counted, axis=1)[..., None]
         person, guided = self.edited_neck(person, guided, use_running_average=False, mask=mask)
-        return KeyRows(jnp.concatenate([person, guided], axis=-1), _full(instruction.feature))
+        return jnp.concatenate([person, guided], axis=-1), _full(instruction.feature)
+
+    def _caption_keys(self, image: ImageFeatures, sentences: dict[str, Instruction]) -> CaptionKeyRows:
+        pairs = [sentences[name] for name in ("masked_tokens", "hidden_tokens") if name in sentences]
+        logits: dict[str, Array | None] = {"masked_tokens": None, "hidden_tokens": None}
+        if pairs:
+            tokens = _image_tokens(image)
+            both = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *pairs)
+            fused = self._fused(both, jnp.concatenate([tokens] * len(pairs), axis=1), train=False)
+            words = self._words(fused)
+            pieces = jnp.split(words, len(pairs), axis=1)
+            logits.update(zip([n for n in logits if n in sentences], pieces, strict=True))
+        text = self.project_sentences(sentences["tokens"])
+        return CaptionKeyRows(self.project_images(image), text, logits["masked_tokens"], logits["hidden_tokens"])
+
+    def fuse_captions(
+        self,
+        pairs: tuple[Instruction, Array] | None,
+        masked: tuple[Instruction, Array] | None,
+        replaced: tuple[Instruction, Array] | None,
+        *,
+        train: bool,
+    ) -> FusedCaptions:
+        """Captions [R, n, L, ...] read image tokens [R, n, K, D], all three kinds in one pass of the fusion encoder.
+
+        `pairs` are judged to belong together or not, in `masked` captions words are guessed, in `replaced` ones words
+        that do not belong are found. Source: method.md section 6; ALBEF's and RaSa's heads on BERT's upper layers.
+        """
+        given = [pair for pair in (pairs, masked, replaced) if pair is not None]
+        sentence = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *[pair[0] for pair in given])
+        fused = self._fused(sentence, jnp.concatenate([pair[1] for pair in given], axis=1), train=train)
+        start, parts = 0, []
+        for pair in (pairs, masked, replaced):
+            count = 0 if pair is None else pair[1].shape[1]
+            parts.append(fused[:, start : start + count])
+            start += count
+        return FusedCaptions(
+            matching=_full(self.matching_head(parts[0][:, :, 0])) if pairs is not None else None,
+            words=self._words(parts[1]) if masked is not None else None,
+            replaced=_full(self.replaced_head(parts[2])) if replaced is not None else None,
+        )
+
+    def match(self, caption: Instruction, tokens: Array) -> Array:
+        """B captions (`encode_captions`) and B images' tokens [B, K, D] -> logits f32[B]: do they belong together."""
+        fused = self.fusion_encoder(caption.tokens, caption.mask, tokens, deterministic=True)
+        logits = _full(self.matching_head(fused[:, 0]))
+        return logits[:, 1] - logits[:, 0]
+
+    def _fused(self, sentence: Instruction, images: Array, *, train: bool) -> Array:
+        rows = jax.tree.map(_rows, (sentence.tokens, sentence.mask, images))
+        return _blocks(self.fusion_encoder(*rows, deterministic=not train), images.shape[0])
+
+    def _words(self, fused: Array) -> Array:
+        logits = self.word_head(_rows(fused), self.text_encoder.word_table())
+        return _blocks(logits, fused.shape[0])
 
     def encode_images(self, image: Array, *, train: bool = False) -> ImageFeatures:
         """u8[B, H, W, 3] -> ImageFeatures."""
@@ -201,7 +306,14 @@ class IRM(nn.Module):
 
     def encode_sentences(self, tokens: Array, *, train: bool = False) -> Instruction:
         """i32[B, L] -> Instruction of the common length, in which sentences and images can stand side by side."""
-        return self.text_encoder(tokens, train=train).fitted(self._instruction_length(tokens.shape[1]))
+        return self._to_instruction(self.encode_captions(tokens, train=train))
+
+    def encode_captions(self, tokens: Array, *, train: bool = False) -> Instruction:
+        """i32[B, L] -> Instruction of all L tokens, as the fusion encoder reads them."""
+        return self.text_encoder(tokens, train=train)
+
+    def _to_instruction(self, sentences: Instruction) -> Instruction:
+        return sentences.fitted(self._instruction_length(sentences.tokens.shape[1]))
 
     def encode_templates(self, image: Array, length: int, *, train: bool = False) -> Instruction:
         """u8[B, h, w, 3] -> Instruction of the common length; `length`: L of the sentences beside them."""
@@ -244,22 +356,26 @@ class IRM(nn.Module):
         return pieces
 
     def _encode_all_sentences(self, batch: Batch, constants: Array, *, train: bool) -> dict[str, Instruction]:
-        """-> {"constants": [C, ...], "text": [R, s, ...], "caption": [R, b, ...]}; one call for all that is sharded."""
+        """-> {"constants": [C, ...], "text": [R, s, ...], and the captions' fields by name: [R, b, ...] in all their
+        tokens}; one call for all that is sharded."""
         tables = {}
         if "text" in batch and batch["text"]["table"].shape[1]:
             tables["text"] = batch["text"]["table"]
         if "caption" in batch:
-            tables["caption"] = batch["caption"]["tokens"]
+            tables |= {name: batch["caption"][name] for name in CAPTION_TOKENS if name in batch["caption"]}
         encoded = {"constants": self.encode_sentences(constants, train=train)}
         if tables:
             blocks = next(iter(tables.values())).shape[0]
-            merged = self.encode_sentences(_rows(jnp.concatenate([*tables.values()], axis=1)), train=train)
+            merged = self.encode_captions(_rows(jnp.concatenate([*tables.values()], axis=1)), train=train)
             merged = jax.tree.map(lambda x: _blocks(x, blocks), merged)
             start = 0
             for name, table in tables.items():
                 stop = start + table.shape[1]
                 encoded[name] = jax.tree.map(lambda x, a=start, b=stop: x[:, a:b], merged)
                 start = stop
+            if "text" in encoded:
+                rows = self._to_instruction(jax.tree.map(_rows, encoded["text"]))
+                encoded["text"] = jax.tree.map(lambda x: _blocks(x, blocks), rows)
         return encoded
 
     def _instruction_tables(
@@ -302,8 +418,8 @@ class IRM(nn.Module):
             row = batch[name]["composed_row"]
             if row.shape[1]:
                 instructions.append(_take_instruction(tables[name], batch[name]["composed_instruction"], constants))
-                cls.append(_take(images[name].cls, row))
-                patches.append(_take(images[name].patches, row))
+                cls.append(take_in_blocks(images[name].cls, row))
+                patches.append(take_in_blocks(images[name].patches, row))
         instruction = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *instructions)
         person, guided = self._edited(
             jnp.concatenate(cls, axis=1), jnp.concatenate(patches, axis=1), instruction, train=train
@@ -324,8 +440,16 @@ class IRM(nn.Module):
         person, guided = self.editing_transformer(*rows, train=train)
         return _full(_blocks(person, cls.shape[0])), _full(_blocks(guided, cls.shape[0]))
 
-    def _caption_rows(self, image: ImageFeatures, caption: Instruction) -> CaptionRows:
-        return CaptionRows(self.project_images(image), self.project_sentences(caption), self.temperature)
+    def _caption_rows(self, image: ImageFeatures, sentences: dict[str, Instruction]) -> CaptionRows:
+        return CaptionRows(
+            image=self.project_images(image),
+            text=self.project_sentences(sentences["tokens"]),
+            temperature=self.temperature,
+            tokens=_image_tokens(image),
+            caption=sentences["tokens"],
+            masked=sentences.get("masked_tokens"),
+            replaced=sentences.get("replaced_tokens"),
+        )
 
 
 def initialise(model: IRM, constant_tokens: Array) -> None:
@@ -341,6 +465,9 @@ def initialise(model: IRM, constant_tokens: Array) -> None:
     model.project_images(image)
     model.project_sentences(sentence)
     model.cls_neck(_full(image.cls), use_running_average=True)
+    if c.fusion_depth:
+        pair = jax.tree.map(lambda x: x[None], (model.encode_captions(constant_tokens[:1]), _image_tokens(image)))
+        model.fuse_captions(pair, pair, pair, train=False)
 
 
 def _block(c: IRMConfig, heads: int, *, norm_first: bool = True) -> transformer.BlockConfig:
@@ -366,7 +493,12 @@ def _blocks(x: Array, blocks: int) -> Array:
     return constrain_rows(x.reshape(blocks, -1, *x.shape[1:]))
 
 
-def _take(x: Array, index: Array) -> Array:
+def _image_tokens(image: ImageFeatures) -> Array:
+    """[..., 1+N, D]: cls and patches, what captions read of an image (part tokens are left out, as for editing)."""
+    return jnp.concatenate([image.cls[..., None, :], image.patches], axis=-2)
+
+
+def take_in_blocks(x: Array, index: Array) -> Array:
     """x [R, n, ...], index i32[R, b] -> [R, b, ...]: each block picks from itself."""
     return jax.vmap(lambda rows, i: jnp.take(rows, i, axis=0))(x, index)
 
@@ -374,4 +506,4 @@ def _take(x: Array, index: Array) -> Array:
 def _take_instruction(table: Instruction, index: Array, constants: int) -> Instruction:
     """Rows of a block's table: slot i >= 0 stands after the constants, -1-c is constant sentence c."""
     position = jnp.where(index >= 0, index + constants, -1 - index)
-    return jax.tree.map(lambda x: _take(x, position), table)
+    return jax.tree.map(lambda x: take_in_blocks(x, position), table)

@@ -33,6 +33,7 @@ class IRMConfig:
     editing_depth: int
     editing_drop_path: float
     projection_width: int
+    fusion_depth: int = 0  # BERT's layers with cross-attention to an image, for the text-to-image objectives (ALBEF: 6)
     vocab_size: int = 30_720  # padded: 30,522 words do not shard
     num_identities: int = 1_024  # padded
     mlp_ratio: float = 4.0

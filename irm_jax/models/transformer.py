@@ -111,6 +111,31 @@ class Attention(nn.Module):
         return nn.DenseGeneral(c.width, axis=(-2, -1), kernel_init=INIT, dtype=c.dtype, name="output")(mixed)
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention of x [B, N, D] to context [B, K, E], every token of it -> [B, N, D].
+
+    Matches Hugging Face `BertAttention` with `is_cross_attention` (kernels reshaped to [D, H, d] and [H, d, D]).
+    """
+
+    config: BlockConfig
+
+    @nn.compact
+    def __call__(self, x: Array, context: Array, *, deterministic: bool) -> Array:
+        c = self.config
+        head_width = c.width // c.heads
+
+        def project(rows: Array, name: str) -> Array:
+            dense = nn.DenseGeneral((c.heads, head_width), kernel_init=INIT, dtype=c.dtype, name=name)
+            return jnp.swapaxes(dense(rows), 1, 2)
+
+        query = project(x, "query") * jnp.asarray(head_width**-0.5, c.dtype)
+        key, value = project(context, "key"), project(context, "value")
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key).astype(at_least_f32(c.dtype))
+        weights = nn.Dropout(c.dropout)(jax.nn.softmax(scores, axis=-1).astype(c.dtype), deterministic=deterministic)
+        mixed = jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, value), 1, 2)
+        return nn.DenseGeneral(c.width, axis=(-2, -1), kernel_init=INIT, dtype=c.dtype, name="output")(mixed)
+
+
 class Mlp(nn.Module):
     """Two dense layers with exact (erf) GELU: [B, N, D] -> [B, N, D]."""
 
@@ -129,6 +154,8 @@ class Block(nn.Module):
 
     x [B, N, D], mask bool[B, N] or None, drop_path f32[] -> [B, Q, D] (Q = `queries` or N). With `queries` the other
     tokens are still keys, but are not computed further: in a last block only the tokens that are read are paid for.
+    With a `context` [B, K, E] (of another modality, none of it masked) a layer of cross-attention follows the
+    self-attention, as in ALBEF's `BertLayer` with `has_cross_attention`.
     """
 
     config: BlockConfig
@@ -137,7 +164,7 @@ class Block(nn.Module):
     deterministic: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, drop_path: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None, drop_path: Array, context: Array | None = None) -> Array:
         c = self.config
         attention = Attention(c, name="attention")
         mlp = Mlp(c, name="mlp")
@@ -155,9 +182,17 @@ class Block(nn.Module):
             norm_attention(x) if c.norm_first else x, mask, queries=self.queries, deterministic=self.deterministic
         )
         x = residual(x[:, : self.queries], attended)
+        if not c.norm_first:
+            x = norm_attention(x)
+        if context is not None:
+            norm_cross = c.layer_norm("norm_cross_attention")
+            crossed = CrossAttention(c, name="cross_attention")(
+                norm_cross(x) if c.norm_first else x, context, deterministic=self.deterministic
+            )
+            x = residual(x, crossed)
+            x = x if c.norm_first else norm_cross(x)
         if c.norm_first:
             return residual(x, mlp(norm_mlp(x)))
-        x = norm_attention(x)
         return norm_mlp(residual(x, mlp(x)))
 
 
@@ -169,9 +204,9 @@ class _ScanBody(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, drop_path: Array) -> tuple[Array, None]:
+    def __call__(self, x: Array, mask: Array | None, drop_path: Array, context: Array | None) -> tuple[Array, None]:
         block = Block(self.config, self.stochastic_depth, None, self.deterministic, name="block")
-        return block(x, mask, drop_path), None
+        return block(x, mask, drop_path, context), None
 
 
 class Stack(nn.Module):
@@ -179,7 +214,8 @@ class Stack(nn.Module):
 
     `drop_path` holds the stochastic-depth rate of each block. `scan_layers` keeps the blocks' parameters stacked on a
     leading axis and compiles one block; `remat` recomputes activations of a block in its backward pass. `last_queries`
-    shortens the last block to its first tokens (not with scan). x [B, N, D], mask bool[B, N] or None -> [B, N or Q, D].
+    shortens the last block to its first tokens (not with scan). x [B, N, D], mask bool[B, N] or None, context: see
+    `Block` -> [B, N or Q, D].
     """
 
     config: BlockConfig
@@ -190,7 +226,9 @@ class Stack(nn.Module):
     last_queries: int | None = None
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None, *, deterministic: bool) -> Array:
+    def __call__(
+        self, x: Array, mask: Array | None = None, context: Array | None = None, *, deterministic: bool
+    ) -> Array:
         rates = self.drop_path or (0.0,) * self.depth
         if len(rates) != self.depth:
             raise ValueError(f"{len(rates)} drop-path rates for {self.depth} blocks")
@@ -203,16 +241,16 @@ class Stack(nn.Module):
                 body,
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, 0),
+                in_axes=(nn.broadcast, 0, nn.broadcast),
                 length=self.depth,
             )
             layers = scanned(self.config, stochastic, deterministic, name="layers")
-            return layers(x, mask, jnp.asarray(rates, jnp.float32))[0]
+            return layers(x, mask, jnp.asarray(rates, jnp.float32), context)[0]
         block = nn.remat(Block) if self.remat else Block
         for i, rate in enumerate(rates):
             queries = self.last_queries if i == self.depth - 1 else None
             layer = block(self.config, stochastic, queries, deterministic, name=f"layer_{i}")
-            x = layer(x, mask, jnp.float32(rate))
+            x = layer(x, mask, jnp.float32(rate), context)
         return x
 
 

@@ -78,6 +78,26 @@ def test_accumulated_batches_are_consecutive_plan_steps(data, reference):
         assert_equal(own, [(0, reference[2 + part][1])])
 
 
+def test_a_second_view_changes_nothing_else_and_shows_the_same_images_and_captions(data, reference):
+    found = list(batches(data, 2, second_view=True))
+    for (_, batch), (_, expected) in zip(found, reference, strict=False):
+        for group, fields in expected.items():
+            for name, values in fields.items():
+                np.testing.assert_array_equal(batch[group][name], values)
+            views = batch[group]["image"], batch[group]["key_image"]
+            assert np.all((views[0] != views[1]).any(axis=(2, 3, 4)))  # every row under another augmentation
+    caption = found[0][1]["caption"]
+    reader = data["tiny_t2i"].reader("train")
+    by_record = [TOKENIZER.encode(reader[i]["sentences"]).tolist() for i in range(len(reader))]
+    pairs = zip(*(caption[name].reshape(-1, 24).tolist() for name in ("tokens", "key_tokens")), strict=True)
+    for own, other in pairs:
+        assert own != other
+        assert any(own in sentences and other in sentences for sentences in by_record)
+    ((_, plain),) = batches(data, 1, second_view=True, augment=image_ops.NO_AUGMENT)
+    for group in plain.values():
+        np.testing.assert_array_equal(group["key_image"], group["image"])
+
+
 def test_another_seed_is_another_stream(data, reference):
     ((_, other),) = batches(data, 1, seed=4)
     assert (other["text"]["identity"] != reference[0][1]["text"]["identity"]).any()

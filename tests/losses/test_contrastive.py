@@ -10,7 +10,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from irm_jax.losses.contrastive import clip_temperature, contrastive_loss, direction_loss, identity_targets
+from irm_jax.losses.contrastive import (
+    clip_temperature,
+    contrastive_loss,
+    direction_loss,
+    identity_targets,
+    momentum_contrastive_loss,
+)
+from irm_jax.memory_bank import CaptionKeys
 
 B, WIDTH = 16, 5
 jitted = jax.jit(contrastive_loss)
@@ -168,3 +175,80 @@ def test_sharded_equals_one_device(assert_same_when_sharded: Callable[..., None]
     with jax.enable_x64(True):
         wide = (image.astype(np.float64), text.astype(np.float64), temperature, identity, valid)
         assert_same_when_sharded(function, wide, 1e-12, specs)
+
+
+def momentum_twin(image, text, anchor, valid, sources, temperature, share):
+    """Four directions by loops over queries and all keys with an identity."""
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    query = {"image": unit(image.astype(np.float64)), "text": unit(text.astype(np.float64))}
+    identity = np.concatenate([s.identity for s in sources])
+    keys = {n: np.concatenate([getattr(s, n) for s in sources]).astype(np.float64)[identity >= 0] for n in query}
+    identity = identity[identity >= 0]
+    loss = np.zeros(len(image))
+    for i in np.flatnonzero(valid):
+        for asking, asked in (("image", "text"), ("text", "image"), ("image", "image"), ("text", "text")):
+            s = keys[asked] @ query[asking][i] / temperature
+            taught = keys[asked] @ getattr(anchor, asking)[i].astype(np.float64) / temperature
+            q = np.exp(taught - taught.max())
+            same = identity == anchor.identity[i]
+            target = share * q / q.sum() + (1 - share) * same / max(same.sum(), 1)
+            loss[i] -= (target * (s - np.log(np.exp(s).sum()))).sum() / 4
+    return loss
+
+
+def momentum_case(seed, queue):
+    rng = np.random.default_rng(seed)
+
+    def keys(count, least):
+        rows = rng.normal(size=(2, count, 6))
+        rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+        return CaptionKeys(*rows.astype(np.float32), rng.integers(least, 4, count).astype(np.int32))
+
+    image, text = rng.normal(size=(2, 5, 6)).astype(np.float32)
+    valid = np.array([1, 1, 1, 0, 1], bool)
+    batch = keys(5, 0)
+    batch = batch.replace(identity=np.where(valid, batch.identity, -1).astype(np.int32))
+    return image, text, batch, valid, keys(9, -1) if queue else None
+
+
+@pytest.mark.parametrize("queue", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_momentum_contrast_is_its_twin(seed, queue, share):
+    image, text, batch, valid, past = momentum_case(seed, queue)
+    loss, aux = momentum_contrastive_loss(image, text, batch, valid, batch, past, 0.2, share)
+    sources = [batch] if past is None else [batch, past]
+    np.testing.assert_allclose(loss, momentum_twin(image, text, batch, valid, sources, 0.2, share), rtol=2e-5)
+    assert not np.any(np.asarray(aux.text_to_image_correct)[~valid])
+
+
+def test_an_empty_queue_is_no_queue():
+    image, text, batch, valid, past = momentum_case(0, True)
+    empty = past.replace(identity=np.full(9, -1, np.int32))
+    with_empty, _ = momentum_contrastive_loss(image, text, batch, valid, batch, empty, 0.2, 0.4)
+    without, _ = momentum_contrastive_loss(image, text, batch, valid, batch, None, 0.2, 0.4)
+    np.testing.assert_allclose(with_empty, without, rtol=1e-6)
+
+
+def test_the_momentum_contrast_moves_the_queries_and_the_temperature_only():
+    image, text, batch, valid, past = momentum_case(1, True)
+    start = (jnp.asarray(image), jnp.asarray(text), jnp.asarray(batch.image), jnp.float32(0.2))
+
+    def value(image, text, keys, temperature, share=0.4):
+        batch_keys = batch.replace(image=keys)
+        return momentum_contrastive_loss(image, text, batch, valid, batch_keys, past, temperature, share)[0].sum()
+
+    grads = jax.grad(value, argnums=(0, 1, 2, 3))(*start)
+    for side in (0, 1):
+        for row in (0, 3):
+            ends = []
+            for move in (-1e-2, 1e-2):
+                moved = [*start]
+                moved[side] = start[side].at[row, 2].add(move)
+                ends.append(float(value(*moved)))
+            assert float(grads[side][row, 2]) == pytest.approx((ends[1] - ends[0]) / 2e-2, rel=5e-2, abs=1e-3)
+    np.testing.assert_array_equal(grads[2], 0)
+    # The teacher's temperature passes no gradient: compared where it has no part.
+    ends = [float(value(*start[:3], jnp.float32(0.2 + move), 0.0)) for move in (-1e-3, 1e-3)]
+    found = float(jax.grad(value, argnums=3)(*start, 0.0))
+    assert found == pytest.approx((ends[1] - ends[0]) / 2e-3, rel=2e-2)

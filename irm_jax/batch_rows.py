@@ -1,0 +1,44 @@
+"""Rows of a joint batch: block arrays as flat rows, their weights, and means a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from data_pipelines.tasks import TaskSpec
+
+Array = jax.Array
+Metrics = dict[str, Array]
+
+
+def flat(x: Array) -> Array:
+    """[R, b, D] -> [R*b, D]."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def join(parts: Sequence[Array]) -> Array:
+    """Fields [R, b_g, ...] of the groups -> [R*B, ...] in row order."""
+    return flat(jnp.concatenate([*parts], axis=1))
+
+
+def row_weights(dataset: Array, valid: Array, data_set_weight: Sequence[float]) -> Array:
+    """f32[B]: weight of each row, so that a weighted sum is sum_d w_d * mean over rows of d / sum_d w_d."""
+    weights = jnp.asarray(data_set_weight, jnp.float32)
+    member = (dataset[:, None] == jnp.arange(len(data_set_weight))[None]) & valid[:, None]
+    rows = jnp.maximum(jnp.sum(member, axis=0).astype(jnp.float32), 1.0)
+    share = weights / (rows * jnp.sum(weights))
+    return jnp.sum(jnp.where(member, share[None], 0.0), axis=1)
+
+
+def per_task(measured: Metrics, task: Array, valid: Array, tasks: Sequence[TaskSpec]) -> Metrics:
+    """Mean over the valid rows of each task, as `task/name`."""
+    metrics = {}
+    for spec in tasks:
+        member = (task == spec.id) & valid
+        rows = jnp.maximum(jnp.sum(member), 1)
+        for key, value in measured.items():
+            total = jnp.sum(jnp.where(member, value, jnp.zeros((), value.dtype)))
+            metrics[f"{spec.name}/{key}"] = total / rows.astype(value.dtype)
+    return metrics

@@ -1,0 +1,131 @@
+"""Objectives on the words of captions: which are hidden, guessing them, and finding words that do not belong."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Inexact, Int
+
+from irm_jax.losses.geometry import loss_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Ids of the special tokens and the number of words; logits beyond `size` are padding."""
+
+    size: int
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+
+
+def is_word(tokens: Int[Array, "..."], vocabulary: Vocabulary, *, count_sep: bool = False) -> Bool[Array, "..."]:
+    """Which tokens are words of the caption: all but [PAD], [CLS] and [SEP] (`count_sep`: [SEP] too, [release])."""
+    word = (tokens != vocabulary.pad) & (tokens != vocabulary.cls)
+    return word if count_sep else word & (tokens != vocabulary.sep)
+
+
+def mask_words(
+    key: jax.Array,
+    tokens: Int[Array, "*rows L"],
+    probability: float,
+    vocabulary: Vocabulary,
+    *,
+    count_sep: bool = False,
+) -> tuple[Int[Array, "*rows L"], Bool[Array, "*rows L"]]:
+    """BERT's masking: each word is selected with `probability`; of those 80% become [MASK], 10% a random entry of the
+    vocabulary, 10% stay. Returns the changed tokens and the selection. Source: method.md section 6; ALBEF's `mask`."""
+    select_key, kind_key, word_key = jax.random.split(key, 3)
+    selected = (jax.random.uniform(select_key, tokens.shape) < probability) & is_word(
+        tokens, vocabulary, count_sep=count_sep
+    )
+    kind = jax.random.uniform(kind_key, tokens.shape)
+    random = jax.random.randint(word_key, tokens.shape, 0, vocabulary.size, tokens.dtype)
+    changed = jnp.where(kind < 0.8, jnp.asarray(vocabulary.mask, tokens.dtype), jnp.where(kind < 0.9, random, tokens))
+    return jnp.where(selected, changed, tokens), selected
+
+
+def draw_words(
+    key: jax.Array,
+    tokens: Int[Array, "*rows L"],
+    logits: Inexact[Array, "*rows L V"],
+    vocabulary: Vocabulary,
+    *,
+    count_sep: bool = False,
+) -> Int[Array, "*rows L"]:
+    """Every word drawn anew from the logits of its place; special tokens stay. No gradient.
+
+    Source: method.md section 6; RaSa's momentum-based replaced token detection.
+    """
+    noise = jax.random.gumbel(key, logits.shape, jnp.float32).astype(logits.dtype)
+    drawn = jnp.argmax(_real_words(logits, vocabulary) + noise, axis=-1).astype(tokens.dtype)
+    return jax.lax.stop_gradient(jnp.where(is_word(tokens, vocabulary, count_sep=count_sep), drawn, tokens))
+
+
+def masked_word_loss(
+    logits: Inexact[Array, "B L V"],
+    tokens: Int[Array, "B L"],
+    selected: Bool[Array, "B L"],
+    taught: Inexact[Array, "B L V"] | None,
+    soft_share: Float[Array, ""] | float,
+    valid: Bool[Array, "B"],
+    vocabulary: Vocabulary,
+    *,
+    release_axis: bool = False,
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """Cross-entropy of the selected words, hard and soft, and the share of them guessed right, a caption.
+
+        (1 - soft_share) * -log p(word) + soft_share * -sum_v q(v) log p(v),   q = softmax of `taught` (no gradient)
+
+    A caption's value is its sum over selected words, over the mean number of selected words a valid caption: the mean
+    over captions is the mean over words, as in the released code. Captions without a selected word have 0.
+
+    `release_axis`: the soft part takes log p over the positions of the sentence, padding included, instead of over the
+    vocabulary, as the released code does (and ALBEF, from where it comes).
+
+    Source: method.md section 6; ALBEF's masked language modelling with distillation.
+    """
+    dtype = loss_dtype(logits)
+    real = _real_words(logits.astype(dtype), vocabulary)
+    log_p = jax.nn.log_softmax(real, axis=-1)
+    nats = -jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+    if taught is not None:
+        q = jax.nn.softmax(_real_words(jax.lax.stop_gradient(taught).astype(dtype), vocabulary), axis=-1)
+        share = jnp.asarray(soft_share).astype(dtype)
+        over = jax.nn.log_softmax(logits.astype(dtype), axis=1) if release_axis else log_p
+        nats = (1.0 - share) * nats - share * jnp.sum(jnp.where(q > 0, q * over, jnp.zeros((), dtype)), axis=-1)
+    right = jnp.argmax(real, axis=-1) == tokens
+    return _per_caption(nats, selected, valid), _per_caption(right.astype(dtype), selected, valid)
+
+
+def replaced_word_loss(
+    logits: Inexact[Array, "B L 2"], replaced: Bool[Array, "B L"], word: Bool[Array, "B L"], valid: Bool[Array, "B"]
+) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """Two-way cross-entropy of every word, does another one stand here, and the share judged right, a caption.
+
+    Weighted as in `masked_word_loss`. Source: method.md section 6; RaSa's replaced token detection.
+    """
+    dtype = loss_dtype(logits)
+    log_p = jax.nn.log_softmax(logits.astype(dtype), axis=-1)
+    nats = -jnp.where(replaced, log_p[..., 1], log_p[..., 0])
+    right = (log_p[..., 1] > log_p[..., 0]) == replaced
+    return _per_caption(nats, word, valid), _per_caption(right.astype(dtype), word, valid)
+
+
+def _real_words(logits: Inexact[Array, "*rows V"], vocabulary: Vocabulary) -> Inexact[Array, "*rows V"]:
+    """Logits of entries that only pad the table become as small as can be."""
+    if logits.shape[-1] == vocabulary.size:
+        return logits
+    real = jnp.arange(logits.shape[-1]) < vocabulary.size
+    return jnp.where(real.reshape((1,) * (logits.ndim - 1) + (-1,)), logits, jnp.finfo(logits.dtype).min / 2)
+
+
+def _per_caption(
+    values: Float[Array, "B L"], counted: Bool[Array, "B L"], valid: Bool[Array, "B"]
+) -> Float[Array, "B"]:
+    """Sums over the counted words of a caption, over the mean number of them a valid caption."""
+    counted = counted & valid[:, None]
+    sums = jnp.sum(jnp.where(counted, values, jnp.zeros((), values.dtype)), axis=1)
+    captions, words = (jnp.sum(mask).astype(values.dtype) for mask in (valid, counted))
+    return sums * captions / jnp.maximum(words, 1.0)

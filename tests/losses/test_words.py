@@ -1,0 +1,137 @@
+"""Hidden, guessed and replaced words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from irm_jax.losses.words import Vocabulary, draw_words, is_word, mask_words, masked_word_loss, replaced_word_loss
+
+WORDS = Vocabulary(size=20, pad=0, cls=2, sep=3, mask=4)
+TABLE = 24  # padded
+
+
+def captions(rows=200, length=12, seed=0):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(5, WORDS.size, (rows, length)).astype(np.int32)
+    tokens[:, 0] = WORDS.cls
+    for row, end in enumerate(rng.integers(2, length, rows)):
+        tokens[row, end] = WORDS.sep
+        tokens[row, end + 1 :] = WORDS.pad
+    return tokens
+
+
+def test_padding_cls_and_sep_are_no_words():
+    tokens = jnp.array([[2, 7, 8, 3, 0, 0]])
+    np.testing.assert_array_equal(is_word(tokens, WORDS), [[0, 1, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(is_word(tokens, WORDS, count_sep=True), [[0, 1, 1, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("count_sep", [False, True])
+def test_masking_takes_its_shares_and_leaves_special_tokens(count_sep):
+    tokens = captions(4000)
+    changed, selected = map(np.asarray, mask_words(jax.random.key(0), tokens, 0.15, WORDS, count_sep=count_sep))
+    word = np.asarray(is_word(tokens, WORDS, count_sep=count_sep))
+    assert not np.any(selected & ~word)
+    np.testing.assert_array_equal(changed[~selected], tokens[~selected])
+    number = selected.sum()
+    assert selected[word].mean() == pytest.approx(0.15, abs=4 * np.sqrt(0.15 * 0.85 / word.sum()))
+    kept, masked = changed[selected] == tokens[selected], changed[selected] == WORDS.mask
+    tolerance = 4 * np.sqrt(0.25 / number)
+    # 10% stay and 10% become any of 20 entries, among them the word itself and [MASK].
+    assert masked.mean() == pytest.approx(0.8 + 0.1 / 20, abs=tolerance)
+    assert kept.mean() == pytest.approx(0.1 + 0.1 / 20, abs=tolerance)
+    assert changed.max() < WORDS.size
+
+
+def test_replacements_follow_the_logits_and_leave_special_tokens():
+    tokens = captions(2000, 6)
+    logits = np.full((*tokens.shape, TABLE), -50.0, np.float32)
+    logits[..., 6], logits[..., 9] = np.log(0.25), np.log(0.75)
+    logits[..., WORDS.size :] = 100.0  # entries that only pad the table are never drawn
+    drawn = np.asarray(draw_words(jax.random.key(2), jnp.asarray(tokens), jnp.asarray(logits), WORDS))
+    word = np.asarray(is_word(tokens, WORDS))
+    np.testing.assert_array_equal(drawn[~word], tokens[~word])
+    assert set(np.unique(drawn[word])) == {6, 9}
+    assert (drawn[word] == 9).mean() == pytest.approx(0.75, abs=4 * np.sqrt(0.19 / word.sum()))
+
+
+def twin(logits, tokens, selected, taught, share, valid, release_axis):
+    """Sums over words by loops: the mean over all selected words of all valid captions, spread over the captions."""
+    values = np.zeros(len(tokens))
+    number = 0
+    for b in range(len(tokens)):
+        for i in range(tokens.shape[1]):
+            if not (selected[b, i] and valid[b]):
+                continue
+            number += 1
+            real = logits[b, i, : WORDS.size].astype(np.float64)
+            log_p = real - np.log(np.exp(real).sum())
+            nats = -log_p[tokens[b, i]]
+            if taught is not None:
+                q = np.exp(taught[b, i, : WORDS.size].astype(np.float64))
+                q /= q.sum()
+                if release_axis:
+                    column = logits[b, :, : WORDS.size].astype(np.float64)
+                    log_p = column[i] - np.log(np.exp(column).sum(axis=0))
+                nats = (1 - share) * nats - share * (q * log_p).sum()
+            values[b] += nats
+    return values * valid.sum() / max(number, 1)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("release_axis", [False, True])
+def test_the_masked_word_loss_is_its_twin(taught, release_axis):
+    rng = np.random.default_rng(4)
+    tokens = captions(7, 9, seed=1)
+    selected = np.array(mask_words(jax.random.key(1), tokens, 0.4, WORDS)[1])
+    selected[2] = False  # a caption without a hidden word
+    valid = np.array([1, 1, 1, 1, 1, 0, 1], bool)
+    logits = rng.normal(size=(7, 9, TABLE)).astype(np.float32)
+    teacher = rng.normal(size=(7, 9, TABLE)).astype(np.float32) if taught else None
+    loss, right = masked_word_loss(
+        jnp.asarray(logits), tokens, selected, None if teacher is None else jnp.asarray(teacher), 0.3, valid, WORDS,
+        release_axis=release_axis,
+    )  # fmt: skip
+    np.testing.assert_allclose(loss, twin(logits, tokens, selected, teacher, 0.3, valid, release_axis), rtol=2e-5)
+    counted = selected & valid[:, None]
+    guess = logits[..., : WORDS.size].argmax(-1) == tokens
+    assert float(jnp.sum(right)) / valid.sum() == pytest.approx((guess & counted).sum() / counted.sum(), rel=1e-5)
+    assert loss[2] == 0
+    assert loss[5] == 0
+
+
+def test_the_teacher_gets_no_gradient_and_padding_entries_none():
+    tokens = captions(3, 6)
+    selected = np.asarray(is_word(tokens, WORDS))
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, TABLE)), jnp.float32)
+
+    def value(student, teacher):
+        return masked_word_loss(student, tokens, selected, teacher, 0.4, np.ones(3, bool), WORDS)[0].sum()
+
+    student, teacher = jax.grad(value, argnums=(0, 1))(logits, logits)
+    np.testing.assert_array_equal(teacher, 0)
+    np.testing.assert_array_equal(student[..., WORDS.size :], 0)
+    assert np.any(np.asarray(student)[..., : WORDS.size] != 0)
+
+
+def test_no_selected_word_gives_zero_not_nan():
+    tokens = captions(2, 5)
+    none = np.zeros_like(tokens, bool)
+    loss, right = masked_word_loss(jnp.ones((2, 5, TABLE)), tokens, none, None, 0.0, np.ones(2, bool), WORDS)
+    np.testing.assert_array_equal(loss, 0)
+    np.testing.assert_array_equal(right, 0)
+
+
+def test_replaced_words_by_hand():
+    """Two captions of two and one words; logits give p(replaced) = 1/2, 3/4 and 1/4."""
+    quarter = np.log(3.0)
+    logits = np.zeros((2, 3, 2), np.float32)
+    logits[0, 1, 1], logits[1, 0, 0] = quarter, quarter
+    word = np.array([[True, True, False], [True, False, False]])
+    replaced = np.array([[True, True, False], [False, True, False]])
+    loss, right = replaced_word_loss(jnp.asarray(logits), replaced, word, np.ones(2, bool))
+    # Mean over words: (log 2 + log 4/3 + log 4/3) / 3; two captions share three words.
+    np.testing.assert_allclose(loss, np.array([np.log(2) + np.log(4 / 3), np.log(4 / 3)]) * 2 / 3, rtol=1e-6)
+    assert float(loss.mean()) == pytest.approx((np.log(2) + 2 * np.log(4 / 3)) / 3, rel=1e-6)
+    np.testing.assert_allclose(right, np.array([1, 1]) * 2 / 3, rtol=1e-6)
