@@ -135,11 +135,28 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class SplitFeatures:
-    """`embedding`[variant] f32[N, 2D], `instruction`[variant] f32[N, D] (its features), `projection` f32[N, P]."""
+    """`embedding`[variant] f32[N, 2D], `instruction`[variant] f32[N, D] (its features), `projection` f32[N, P].
+
+    With mirrored images, `embedding`["own+flip"] and `projection_flip` are means over the image and its mirror.
+    """
 
     embedding: dict[str, np.ndarray]
     instruction: dict[str, np.ndarray]
     projection: np.ndarray
+    projection_flip: np.ndarray | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[SplitFeatures]) -> SplitFeatures:
+        """The records of several splits one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        flips = [part.projection_flip for part in parts if part.projection_flip is not None]
+        return cls(
+            embedding={name: np.concatenate([p.embedding[name] for p in parts]) for name in parts[0].embedding},
+            instruction={name: np.concatenate([p.instruction[name] for p in parts]) for name in parts[0].instruction},
+            projection=np.concatenate([part.projection for part in parts]),
+            projection_flip=np.concatenate(flips) if flips else None,
+        )
 
 
 def embed_split(
@@ -150,9 +167,11 @@ def embed_split(
     *,
     workers: int,
     threads: int,
+    flip: bool = False,
 ) -> SplitFeatures:
     """Embeds all records of a split under every variant; each image is decoded and encoded once.
 
+    `flip`: encoded a second time as its mirror, for the means of the variant "own" and of the projection.
     Raises ValueError naming data set, split, record and file for a picture that does not decode.
     """
     reader = dataset.reader(split, ("image", "file"))
@@ -161,9 +180,10 @@ def embed_split(
     if any(v.grey for v in variants):
         middle = np.full((embedder.batch_size, *embedder.model.config.image_size, 3), 128, np.uint8)
         grey = embedder.image_features(middle[embedder.local_rows()])
-    parts: dict[str, list[np.ndarray]] = {v.name: [] for v in variants}
+    names = [*(v.name for v in variants), *(["own+flip"] if flip else [])]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     instructions: dict[str, list[np.ndarray]] = {v.name: [] for v in variants}
-    projections = []
+    projections, projections_flip = [], []
     ids_seen = []
     for segment in _segments(variants, count):
         table, local = _encode_segment(embedder, variants, segment)
@@ -186,6 +206,11 @@ def embed_split(
                     result = embedder.edit(shown, table, local[variant.name][rows])
                     parts[variant.name].append(np.asarray(result.embedding)[:kept])
                     instructions[variant.name].append(np.asarray(result.instruction)[:kept])
+                if flip:
+                    mirror = embedder.image_features(np.ascontiguousarray(images[:, :, ::-1]))
+                    other = embedder.edit(mirror, table, local["own"][rows]).embedding
+                    parts["own+flip"].append((parts["own"][-1] + np.asarray(other)[:kept]) / 2)
+                    projections_flip.append((projections[-1] + embedder.project_images(mirror)[:kept]) / 2)
     order = np.argsort(np.concatenate(ids_seen), kind="stable")
 
     def joined(pieces: list[np.ndarray]) -> np.ndarray:
@@ -195,6 +220,7 @@ def embed_split(
         embedding={name: joined(pieces) for name, pieces in parts.items()},
         instruction={name: joined(pieces) for name, pieces in instructions.items()},
         projection=joined(projections),
+        projection_flip=joined(projections_flip) if flip else None,
     )
 
 
