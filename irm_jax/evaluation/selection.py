@@ -109,30 +109,43 @@ def check(protocol: Protocol, query: Columns, gallery: Columns) -> None:
     if not positives.any():
         raise ValueError(
             f"protocol {protocol.name} ({protocol.description}) drops all {sizes[0]} queries: no gallery image is "
-            f"positive, {int(junk.sum())} pairs are junk. {_why(query, gallery)} Rebuild the data set with the fields "
-            "that the rule needs, or take the protocol out of config.evaluation.sets"
+            f"positive, {int(junk.sum())} pairs are junk. {_why(protocol, query, gallery)} Rebuild the data set with "
+            "the fields that the rule needs, or take the protocol out of config.evaluation.sets"
         )
 
 
-def _why(query: Columns, gallery: Columns) -> str:
-    """What the pairs of one identity have in common."""
-    person = Protocol("", "trad", "", identity_rule)
+class _Read(dict[str, np.ndarray]):
+    """Columns that note which of them a rule reads."""
+
+    def __init__(self, columns: Columns, records: np.ndarray, read: set[str]) -> None:
+        super().__init__({name: column[records] for name, column in columns.items()})
+        self._names = read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self._names.add(name)
+        return super().__getitem__(name)
+
+
+def _why(protocol: Protocol, query: Columns, gallery: Columns) -> str:
+    """What the pairs of one identity have in common, of all that the rule reads."""
+    person = Protocol("", protocol.task, "", identity_rule)
     sizes = min(len(query["identity"]), EXPLAINED_QUERIES), len(gallery["identity"])
     query = {name: column[: sizes[0]] for name, column in query.items()}
     pairs = RelatedPairs(person, query, gallery, sizes).of(np.arange(sizes[0]))
     if not len(pairs.row):
         return "No query shares its identity with a gallery image: the two splits name people differently."
+    names: set[str] = set()
+    asking, shown = _Read(query, pairs.row, names), _Read(gallery, pairs.column, names)
+    protocol.relate(asking, shown)
     said = []
-    for name in ("camera", "clothes", "modality"):
-        q, g = query[name][pairs.row], gallery[name][pairs.column]
-        if (q < 0).all() or (g < 0).all():
+    for name in sorted(names - {"identity", "content"}):
+        q, g = dict.__getitem__(asking, name), dict.__getitem__(shown, name)
+        if name.startswith("instruction_"):
+            said += [f"{name} is unknown"] if (q < 0).all() else []
+        elif (q < 0).all() or (g < 0).all():
             said.append(f"{name} is unknown")
         elif (q == g).all():
             said.append(f"{name} is the same")
-    for name in ("instruction_clothes", "instruction_attributes"):
-        if (query[name] < 0).all():
-            said.append(f"no query has {name}")
-    found = f"In all {len(pairs.row)} pairs of one identity " + ", ".join(said) if said else (
-        f"The {len(pairs.row)} pairs of one identity differ in camera, clothes and modality"
-    )  # fmt: skip
-    return f"{found}."
+    if not said:
+        return f"The {len(pairs.row)} pairs of one identity differ, but not as the rule asks."
+    return f"In all {len(pairs.row)} pairs of one identity {', '.join(said)}."
