@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import jax
 import numpy as np
 import protocol_twin
 import pytest
+from jax.sharding import Mesh
 
 from irm_jax.evaluation import compare, selection
 from irm_jax.evaluation.controls import random_ranking
@@ -15,6 +17,8 @@ from irm_jax.evaluation.figures import summarize
 from irm_jax.evaluation.protocols import PROTOCOLS, protocol_of, task_free
 from irm_jax.evaluation.trials import rank_trials
 
+ONE = Mesh(np.array(jax.devices()[:1]), ("data",))
+"""Several devices change no figure (test_ranking.py), but compile longer."""
 FIELDS = {
     "person": 0, "camera": 0, "clothes": 0, "infrared": False, "file": "", "asked": -1, "distractor": False,
     "content": 0, "source": 0,
@@ -45,7 +49,9 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 def run(name: str, queries: list[dict], gallery: list[dict], at_query: Any, at_gallery: Any):
     """Ranks points on a line, the nearest first."""
     q, g = (np.float32(points)[:, None] for points in (at_query, at_gallery))
-    return rank_trials(q, g, columns(queries), columns(gallery), protocol_of(name), metric="euclidean", top_k=5)
+    return rank_trials(
+        q, g, columns(queries), columns(gallery), protocol_of(name), metric="euclidean", top_k=5, mesh=ONE
+    )
 
 
 def test_prcc_by_hand():
@@ -227,7 +233,7 @@ def test_agrees_with_the_twin(name):
     scores = -((q[:, None] - g[None]) ** 2).sum(axis=-1)
     expected = protocol_twin.evaluate(name, queries, gallery, scores)
     protocol = protocol_of(name)
-    ranking, chosen = rank_trials(q, g, columns(queries), columns(gallery), protocol, metric="euclidean")
+    ranking, chosen = rank_trials(q, g, columns(queries), columns(gallery), protocol, metric="euclidean", mesh=ONE)
     summary = summarize(ranking)
     assert sum(map(len, expected)) > 5
     for key, of in (("mAP", lambda f: f["ap"]), ("mINP", lambda f: f["inp"]), ("rank1", lambda f: f["first"] == 1),
@@ -258,7 +264,7 @@ def test_trials_are_compared_query_by_query(tmp_path):
     generator = np.random.default_rng(3)
     for run_name in "ab":
         q, g = (generator.standard_normal((n, 3)) for n in (40, 150))
-        ranking, chosen = rank_trials(q, g, columns(queries), columns(gallery), protocol_of("llcm_n2v"))
+        ranking, chosen = rank_trials(q, g, columns(queries), columns(gallery), protocol_of("llcm_n2v"), mesh=ONE)
         compare.save_per_query(tmp_path / run_name, ranking, chosen.query)
     rows = compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=50)
     assert [row.metric for row in rows] == ["mAP", "rank1"]
@@ -291,7 +297,7 @@ def test_in_the_union_a_protocol_chooses_among_its_own_source():
     protocol = task_free(protocol_of("vcclothes_cc"))
     assert selection.select(protocol, query, gallery).gallery.tolist() == [0, 2, 4]
     ranking, _ = rank_trials(np.float32([[0.0]]), np.float32([[5], [0], [4], [1], [1]]), query, gallery, protocol,
-                             metric="euclidean")  # fmt: skip
+                             metric="euclidean", mesh=ONE)  # fmt: skip
     assert ranking.num_positives.tolist() == [2]
     assert ranking.ap.tolist() == [1.0]  # the copy of the query's own file lies nearest, and is left out
     whole = task_free(protocol_of("llcm_v2n"))
