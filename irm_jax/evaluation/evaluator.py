@@ -84,8 +84,9 @@ class Evaluator:
         for number, test in enumerate(self.sets, 1):
             logging.info("evaluating %s (%d of %d)", test.name, number, len(self.sets))
             self._features[test.name] = embed_set(
-                self.embedder, test, with_controls=o.controls, flip=o.flip, workers=o.workers, threads=o.threads
-            )
+                self.embedder, test, neutral=o.task_free and test.task_free, with_controls=o.controls, flip=o.flip,
+                workers=o.workers, threads=o.threads,
+            )  # fmt: skip
             self._task_specific(test)
             if o.controls:
                 self._controls(test)
@@ -157,8 +158,9 @@ class Evaluator:
                 self._keep(processed, ranked, query, gallery, source)
         if self.options.open_set:
             self._open_set(test, query, gallery)
-        if self.options.top500 and test.task.has_query_image:
-            protocol = protocols.cut(protocols.protocol_of(test.protocols[-1]))
+        if self.options.top500 and test.task.has_query_image:  # there identity alone counts
+            name = next((name for name in test.protocols if name.endswith("+identity")), test.protocols[0])
+            protocol = protocols.cut(protocols.protocol_of(name))
             ranked = self._rank(features.pair("own", "own"), query, gallery, protocol)
             self._keep(protocol, ranked, query, gallery, source)
 

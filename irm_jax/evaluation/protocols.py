@@ -151,6 +151,7 @@ def _plain(name: str, task: str, words: str = "", **options: Any) -> Protocol:
 def _real() -> list[Protocol]:
     """The protocols of the published test sets (data.md section 4). Camera numbers count from 0 here."""
     protocols = [_plain(name, "trad") for name in ("market1501", "msmt17", "cuhk03_np")]
+    protocols.append(_plain("cuhk03_np+labeled", "trad", "; boxes drawn by hand"))
     protocols.append(_plain("cuhk01", "trad", " (no single-shot trials)"))
 
     shots: dict[str, tuple[str, dict[str, Any]]] = {

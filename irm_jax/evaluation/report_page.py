@@ -33,6 +33,7 @@ SUFFIXES = {
     "clothes": "identity and clothes must both match",
     "own": "gallery under its own instructions, which reveal the source",
     "source": "domain control: the query's own source only",
+    "labeled": "boxes drawn by hand",
     "multi_shot": "gallery: all images of camera A",
     "single_shot": "gallery: one random image a person, mean of the trials",
     "released": "compat: the LLCM authors' code, infrared queries against all visible images",

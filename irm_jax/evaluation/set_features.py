@@ -41,13 +41,23 @@ class SetFeatures:
 
 
 def embed_set(
-    embedder: EmbeddingModel, test: EvaluationSet, *, with_controls: bool, flip: bool, workers: int, threads: int
+    embedder: EmbeddingModel,
+    test: EvaluationSet,
+    *,
+    neutral: bool,
+    with_controls: bool,
+    flip: bool,
+    workers: int,
+    threads: int,
 ) -> SetFeatures:
-    """Variants: "own", "neutral", for controls "grey" and (where instructions differ) "swapped"; with `flip` FLIP."""
+    """Variants: "own"; "neutral" if asked for; for controls it, "grey" and (where instructions differ) "swapped"; with
+    `flip` FLIP."""
     caption = test.task.group == "caption"
 
     def embed(split: SplitData, *more: Variant) -> SplitFeatures:
-        variants = [split.variant(), split.constant("neutral", NEUTRAL_SENTENCE)]
+        variants = [split.variant()]
+        if neutral or with_controls:
+            variants.append(split.constant("neutral", NEUTRAL_SENTENCE))
         if with_controls and not caption:
             variants.append(split.variant("grey", grey=True))
         return embed_split(
