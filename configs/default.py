@@ -32,6 +32,9 @@ def evaluation_set(data_set: str, task: str, protocols: tuple[str, ...]) -> Conf
         {
             "data_set": data_set,  # folder under data.dir
             "task": task,  # trad | cc | ctcc | vi | t2i | li
+            "query_split": "query",  # split whose records ask
+            "gallery_split": "gallery",  # split whose images are searched; may be the same one (LLCM: test)
+            "distractors": (),  # galleries that NAME+distractors adds: "SPLIT", or "DATA_SET:SPLIT" of another
             "protocols": protocols,  # names of irm_jax/evaluation/protocols.py
             "task_free": True,  # joins the union of galleries
         }
@@ -190,6 +193,12 @@ def get_config() -> ConfigDict:
     config.evaluation.task_free = True  # also rank the union of all galleries
     config.evaluation.controls = True  # baselines beside the model's figures
     config.evaluation.top500 = True  # also print the released AP variant, labelled
+    config.evaluation.flip = False  # also NAME+flip: embeddings averaged over image and mirror
+    config.evaluation.rerank = False  # also NAME+rerank: k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)
+    config.evaluation.rescore_top = (
+        128  # also NAME+rescored: so many images a caption judged by a trained matching head
+    )
+    config.evaluation.open_set = True  # ROC of the best score, queries with against without a mate in the gallery
     config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed
 
     config.report = ConfigDict()

@@ -248,6 +248,12 @@ def _test_set_problems(config: ConfigDict) -> Iterator[str]:
             if protocol in asked:
                 yield f"{here}: protocol {protocol} is that of test set {asked[protocol]} already; name it once"
             asked[protocol] = name
+        using = [protocol for protocol in entry.protocols if protocols.protocol_of(protocol).distractors]
+        if bool(using) != bool(entry.distractors):
+            cause = f"protocol {using[0]} needs distractors" if using else "no protocol uses the distractors"
+            yield (
+                f"{here}: {cause}; name their splits in {here}.distractors, and NAME+distractors in {here}.protocols"
+            )
     best = config.checkpoint.best_metric
     if best != "mean_mAP" and best not in asked:
         yield f"config.checkpoint.best_metric = {best!r}; it must be mean_mAP or one of {', '.join(asked)} (its mAP)"

@@ -146,16 +146,24 @@ def head_members(data: JointData, model: IRM) -> np.ndarray:
 
 def open_evaluation_sets(config: ConfigDict) -> list[evaluation_sets.EvaluationSet]:
     """All test sets, in one space of people and cameras."""
-    entries = config.evaluation.sets
-    datasets = joint_data.open_datasets(config, [entries[name].data_set for name in sorted(entries)])
+    entries = {name: config.evaluation.sets[name] for name in sorted(config.evaluation.sets)}
+    parts = {name: [(e.data_set, e.query_split), (e.data_set, e.gallery_split)] for name, e in entries.items()}
+    for name, entry in entries.items():
+        for text in entry.distractors:
+            data_set, _, split = text.rpartition(":")
+            parts[name].append((data_set or entry.data_set, split))
+    datasets = joint_data.open_datasets(config, [data_set for part in parts.values() for data_set, _ in part])
     space = evaluation_sets.PeopleSpace()
-    return [
-        evaluation_sets.load_set(
-            name, tasks.task(entries[name].task), entries[name].protocols, entries[name].task_free,
-            datasets[entries[name].data_set], space, number,
-        )
-        for number, name in enumerate(sorted(entries))
-    ]  # fmt: skip
+    sets = []
+    for number, (name, entry) in enumerate(entries.items()):
+        query, gallery, *distractors = [(datasets[data_set], split) for data_set, split in parts[name]]
+        sets.append(
+            evaluation_sets.load_set(
+                name, tasks.task(entry.task), entry.protocols, entry.task_free, query, gallery, distractors,
+                space, number,
+            )
+        )  # fmt: skip
+    return sets
 
 
 def embedding_model(
@@ -168,8 +176,9 @@ def evaluate(config: ConfigDict, embedder: EmbeddingModel, sets: list[evaluation
     e = config.evaluation
     options = Options(
         metric=e.metric, query_block=e.query_block, top_k=e.top_k, taus=tuple(e.taus), tau_similarity=e.tau_similarity,
-        task_free=e.task_free, controls=e.controls, top500=e.top500, seed=config.seed,
-        threads=config.data.threads, workers=config.data.workers,
+        task_free=e.task_free, controls=e.controls, top500=e.top500, flip=e.flip, rerank=e.rerank, open_set=e.open_set,
+        rescore_top=e.rescore_top if config.loss.matching_weight > 0 else 0,
+        seed=config.seed, threads=config.data.threads, workers=config.data.workers,
     )  # fmt: skip
     return Evaluator(embedder, sets, options).run()
 

@@ -7,20 +7,36 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cpu_small, default, market1501, procedural, quickstart
+from configs import cpu_small, data_sets, default, market1501, procedural, quickstart, transfer
 from irm_jax.config_check import ConfigError, check
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("module", [procedural, quickstart, cpu_small, market1501])
+@pytest.mark.parametrize("module", [procedural, quickstart, cpu_small, market1501, transfer])
 def test_shipped_configurations_pass(module):
     check(module.get_config())
 
 
 def only_captions(config):
-    for name in set(config.data.train) - {"procedural_t2i"}:
-        del config.data.train[name]
+    with config.unlocked():
+        for name in set(config.data.train) - {"procedural_t2i"}:
+            del config.data.train[name]
+
+
+def no_captions(config):
+    with config.unlocked():
+        del config.data.train.procedural_t2i
+
+
+def test_some_data_sets_train_and_all_others_test():
+    """Every published test set with all its protocols, in one configuration."""
+    config = transfer.get_config(f"synth_pedes,market1501:{','.join(data_sets.TEST)}")
+    check(config)
+    assert set(config.data.train) == {"synth_pedes", "market1501"}
+    assert set(config.evaluation.sets) == set(data_sets.TEST)
+    with pytest.raises(ValueError, match="no data set 'market'; known are market1501, "):
+        transfer.get_config("market:msmt17")
 
 
 CASES = {
@@ -48,6 +64,14 @@ CASES = {
     "one protocol twice": (
         lambda c: c.evaluation.sets.update({"more": c.evaluation.sets.procedural_cc}),
         r"procedural_cc(\+identity)? is that of test set",
+    ),
+    "distractors that nothing uses": (
+        lambda c: c.evaluation.sets.procedural_cc.update({"distractors": ("more",)}),
+        r"procedural_cc: no protocol uses the distractors; .*NAME\+distractors",
+    ),
+    "no distractors": (
+        lambda c: c.evaluation.sets.procedural_cc.update({"protocols": ("procedural_cc+distractors",)}),
+        r"procedural_cc\+distractors needs distractors; name their splits in .*procedural_cc.distractors",
     ),
     "no test set": (lambda c: setattr(c.evaluation, "sets", ConfigDict()), r"evaluation.sets is empty"),
     "best metric": (lambda c: c.checkpoint.update({"best_metric": "mAP"}), r"best_metric = 'mAP'; it must be mean"),
@@ -77,7 +101,7 @@ CASES = {
         lambda c: c.text_to_image.update({"queue_size": 8}), r"queue_size = 8, but .*momentum_contrast=True",
     ),
     "caption objectives without captions": (
-        lambda c: (c.text_to_image.update({"momentum_contrast": True}), c.data.train.__delitem__("procedural_t2i")),
+        lambda c: (c.text_to_image.update({"momentum_contrast": True}), no_captions(c)),
         r"momentum_contrast is on, but no training set has captions",
     ),
     "probability": (

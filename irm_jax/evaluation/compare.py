@@ -45,14 +45,16 @@ def save_per_query(workdir: str | os.PathLike[str], ranking: Ranking, query_id: 
     """Writes `workdir/per_query/<protocol>.npz` and returns its path.
 
     `query_id` [Q], numbers or strings, each once: what pairs the queries of two runs (the record index, say). The file
-    holds ap, inp, first_positive_rank, num_positives, drop_cause, top_ids, top_scores and query_id, as in `Ranking`.
+    holds ap, inp, rank1, first_positive_rank, num_positives, drop_cause, top_ids, top_scores and query_id, as in
+    `Ranking`: of a protocol with trials a query has one row, with its means of ap, inp and rank1, so that a comparison
+    draws queries, not trials.
     """
     ids = np.asarray(query_id)
     if ids.shape != ranking.ap.shape or len(np.unique(ids)) != len(ids):
         raise ValueError(f"query_id must name each of the {len(ranking.ap)} queries once; got shape {ids.shape}")
     path = Path(workdir) / FOLDER / f"{ranking.protocol}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = ("ap", "inp", "first_positive_rank", "num_positives", "drop_cause", "top_ids", "top_scores")
+    names = ("ap", "inp", "rank1", "first_positive_rank", "num_positives", "drop_cause", "top_ids", "top_scores")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with open(unfinished, "wb") as file:
         np.savez_compressed(file, query_id=ids, **{name: getattr(ranking, name) for name in names})
@@ -104,7 +106,9 @@ def _compare(protocol: str, path_a: Path, path_b: Path, samples: int, seed: int)
                 f"{path_a} and {positives[1]} in {path_b}: the runs ranked different galleries and cannot be paired"
             )
         values = [
-            np.stack([run["ap"][at], run["first_positive_rank"][at] == 1], axis=1) for run, at in ((a, at_a), (b, at_b))
+            # Files of earlier versions hold no rank1; theirs are of one trial.
+            np.stack([run["ap"], run["rank1"] if "rank1" in run else run["first_positive_rank"] == 1], axis=1)[at]
+            for run, at in ((a, at_a), (b, at_b))
         ]
         everything = len(a["query_id"]) + len(b["query_id"]) - len(ids)
     both = ~np.isnan(values[0][:, 0]) & ~np.isnan(values[1][:, 0])

@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 
 from data_pipelines import pipeline, shards
-from irm_jax.evaluation.evaluation_sets import Columns
-from irm_jax.evaluation.protocols import Protocol
+from irm_jax.evaluation import selection
+from irm_jax.evaluation.figures import METRICS
+from irm_jax.evaluation.protocols import Columns, Protocol
 from irm_jax.evaluation.related_pairs import RelatedPairs
+from irm_jax.evaluation.trials import taken
 
 HISTOGRAM_BINS = 8
 HISTOGRAM_SIZE = (64, 32)
@@ -20,15 +22,20 @@ HISTOGRAM_SIZE = (64, 32)
 def random_ranking(query: Columns, gallery: Columns, protocol: Protocol) -> dict[str, float | None]:
     """The expected figures of a ranking in random order, exact: {"mAP", "rank1", "rank5", "rank10", "mINP"}.
 
-    A mean over the queries that have a positive; None for each figure where none has.
+    A mean over the queries that have a positive, and over trials; None for each figure where none has, and for rank-5
+    and rank-10 where CMC counts distinct people (no closed form).
     """
-    sizes = len(query["identity"]), len(gallery["identity"])
-    positives, junk, _ = RelatedPairs(protocol, query, gallery, sizes).counts()
-    kinds, counts = np.unique(np.stack([sizes[1] - junk, positives])[:, positives > 0], axis=1, return_counts=True)
-    if not len(counts):
-        return dict.fromkeys(("mAP", "rank1", "rank5", "rank10", "mINP"))
-    figures = [chance(int(images), int(right)) for images, right in kinds.T]
-    return {key: float(np.average([f[key] for f in figures], weights=counts)) for key in figures[0]}
+    found: dict[str, list[float]] = {key: [] for key in METRICS}
+    for trial in selection.trials(protocol, query, gallery):
+        sizes = len(trial.query), len(trial.gallery)
+        pairs = RelatedPairs(protocol, taken(query, trial.query), taken(gallery, trial.gallery), sizes)
+        positives, junk, _ = pairs.counts()
+        kinds, counts = np.unique(np.stack([sizes[1] - junk, positives])[:, positives > 0], axis=1, return_counts=True)
+        figures = [chance(int(images), int(right)) for images, right in kinds.T]
+        for key in METRICS if len(counts) else ():
+            found[key].append(float(np.average([f[key] for f in figures], weights=counts)))
+    unknown = ("rank5", "rank10") if protocol.distinct_identities else ()
+    return {key: float(np.mean(v)) if v and key not in unknown else None for key, v in found.items()}
 
 
 def chance(images: int, positives: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from data_pipelines.tokenizer import Tokenizer
 from irm_jax import sharding
 from irm_jax.models.image_encoder import ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction
-from irm_jax.models.irm import IRM, Embedding
+from irm_jax.models.irm import IRM, Embedding, image_tokens
 
 TABLE_ROWS = 1024
 """Most distinct instructions encoded at a time."""
@@ -47,6 +47,8 @@ class EmbeddingModel:
         self._edit = jax.jit(method("embed"), out_shardings=everywhere)
         self._project_images = jax.jit(method("project_images"), out_shardings=everywhere)
         self._project_sentences = jax.jit(method("project_sentences"), out_shardings=everywhere)
+        self._captions = jax.jit(method("encode_captions"), out_shardings=everywhere)
+        self._match = jax.jit(method("match"), out_shardings=everywhere)
         self._take = jax.jit(lambda table, index: jax.tree.map(lambda x: jnp.take(x, index, axis=0), table))
 
     def instructions(self, asks: Sequence[Ask]) -> Instruction:
@@ -90,6 +92,25 @@ class EmbeddingModel:
             encoded = self.instructions(part)
             pieces.append(np.asarray(self._call(self._project_sentences, encoded))[: len(part)])
         return np.concatenate(pieces)[inverse]
+
+    def image_tokens(self, features: ImageFeatures) -> np.ndarray:
+        """-> f32[B, 1+N, D], what captions read of an image."""
+        return np.asarray(image_tokens(features)).astype(np.float32)
+
+    def caption_tokens(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """-> f32[n, L, D] and bool[n, L]: the tokens of captions, as `match` reads them, and which are no padding."""
+        tokens, masks = [], []
+        for start in range(0, len(sentences), TABLE_ROWS):
+            part = self.tokenizer.encode(list(sentences[start : start + TABLE_ROWS]))
+            encoded = self._call(self._captions, _bucket(part))
+            tokens.append(np.asarray(encoded.tokens)[: len(part)].astype(np.float32))
+            masks.append(np.asarray(encoded.mask)[: len(part)])
+        return np.concatenate(tokens), np.concatenate(masks)
+
+    def match(self, tokens: np.ndarray, mask: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """B captions (`caption_tokens`) with B images (`image_tokens`), B a multiple of the mesh -> logits f32[B]."""
+        rows = sharding.batch_sharding(self.mesh)
+        return np.asarray(self._call(self._match, *(jax.device_put(x, rows) for x in (tokens, mask, images))))
 
     def embed(self, load: Callable[[int], np.ndarray], asks: Sequence[Ask]) -> np.ndarray:
         """Images load(0..n-1) (u8, any size) under asks[0..n-1] -> f32[n, 2D], rows of length 1."""
@@ -135,11 +156,32 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class SplitFeatures:
-    """`embedding`[variant] f32[N, 2D], `instruction`[variant] f32[N, D] (its features), `projection` f32[N, P]."""
+    """`embedding`[variant] f32[N, 2D], `instruction`[variant] f32[N, D] (its features), `projection` f32[N, P].
+
+    `tokens` f32[N, 1+N', D]: of the images, where captions are to read them.
+    With mirrored images, `embedding`["own+flip"] and `projection_flip` are means over the image and its mirror.
+    """
 
     embedding: dict[str, np.ndarray]
     instruction: dict[str, np.ndarray]
     projection: np.ndarray
+    projection_flip: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[SplitFeatures]) -> SplitFeatures:
+        """The records of several splits one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        tokens = [part.tokens for part in parts if part.tokens is not None]
+        flips = [part.projection_flip for part in parts if part.projection_flip is not None]
+        return cls(
+            embedding={name: np.concatenate([p.embedding[name] for p in parts]) for name in parts[0].embedding},
+            instruction={name: np.concatenate([p.instruction[name] for p in parts]) for name in parts[0].instruction},
+            projection=np.concatenate([part.projection for part in parts]),
+            projection_flip=np.concatenate(flips) if flips else None,
+            tokens=np.concatenate(tokens) if tokens else None,
+        )
 
 
 def embed_split(
@@ -150,9 +192,13 @@ def embed_split(
     *,
     workers: int,
     threads: int,
+    flip: bool = False,
+    tokens: bool = False,
 ) -> SplitFeatures:
     """Embeds all records of a split under every variant; each image is decoded and encoded once.
 
+    `flip`: encoded a second time as its mirror, for the means of the variant "own" and of the projection. `tokens`: the
+    images' tokens are kept.
     Raises ValueError naming data set, split, record and file for a picture that does not decode.
     """
     reader = dataset.reader(split, ("image", "file"))
@@ -161,9 +207,10 @@ def embed_split(
     if any(v.grey for v in variants):
         middle = np.full((embedder.batch_size, *embedder.model.config.image_size, 3), 128, np.uint8)
         grey = embedder.image_features(middle[embedder.local_rows()])
-    parts: dict[str, list[np.ndarray]] = {v.name: [] for v in variants}
+    names = [*(v.name for v in variants), *(["own+flip"] if flip else [])]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     instructions: dict[str, list[np.ndarray]] = {v.name: [] for v in variants}
-    projections = []
+    projections, projections_flip, kept_tokens = [], [], []
     ids_seen = []
     for segment in _segments(variants, count):
         table, local = _encode_segment(embedder, variants, segment)
@@ -181,11 +228,18 @@ def embed_split(
                 features = embedder.image_features(images)
                 ids_seen.append(rows[:kept])
                 projections.append(embedder.project_images(features)[:kept])
+                if tokens:
+                    kept_tokens.append(embedder.image_tokens(features)[:kept])
                 for variant in variants:
                     shown = grey if variant.grey and grey is not None else features
                     result = embedder.edit(shown, table, local[variant.name][rows])
                     parts[variant.name].append(np.asarray(result.embedding)[:kept])
                     instructions[variant.name].append(np.asarray(result.instruction)[:kept])
+                if flip:
+                    mirror = embedder.image_features(np.ascontiguousarray(images[:, :, ::-1]))
+                    other = embedder.edit(mirror, table, local["own"][rows]).embedding
+                    parts["own+flip"].append((parts["own"][-1] + np.asarray(other)[:kept]) / 2)
+                    projections_flip.append((projections[-1] + embedder.project_images(mirror)[:kept]) / 2)
     order = np.argsort(np.concatenate(ids_seen), kind="stable")
 
     def joined(pieces: list[np.ndarray]) -> np.ndarray:
@@ -195,6 +249,8 @@ def embed_split(
         embedding={name: joined(pieces) for name, pieces in parts.items()},
         instruction={name: joined(pieces) for name, pieces in instructions.items()},
         projection=joined(projections),
+        projection_flip=joined(projections_flip) if flip else None,
+        tokens=joined(kept_tokens) if tokens else None,
     )
 
 

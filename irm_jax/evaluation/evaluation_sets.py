@@ -12,7 +12,9 @@ from data_pipelines import image_ops, shards, tasks
 from data_pipelines.record_format import FIELDS
 from data_pipelines.schema import Index
 from data_pipelines.shard_files import DatasetError
+from irm_jax.evaluation import selection
 from irm_jax.evaluation.embed import Ask, Variant
+from irm_jax.evaluation.protocols import protocol_of
 
 CAMERAS_A_NAMESPACE = 1 << 12
 Columns = dict[str, np.ndarray]
@@ -44,14 +46,37 @@ class SplitData:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-    """A test set of one task: `query` and `gallery` splits."""
+    """A test set of one task: what asks, and what is searched, in one or more parts.
+
+    `parts`: the gallery's split, then those of its distractors. Gallery records are numbered over all parts.
+    """
 
     name: str
     task: tasks.TaskSpec
     protocols: tuple[str, ...]
     task_free: bool
     query: SplitData
-    gallery: SplitData
+    parts: tuple[SplitData, ...]
+    gallery_columns: Columns
+
+    @property
+    def gallery(self) -> SplitData:
+        return self.parts[0]
+
+    @property
+    def one_split(self) -> bool:
+        """The queries are the gallery's own records, and ask as these do: they need not be embedded twice."""
+        one, other = self.query, self.gallery
+        same = (one.dataset.name, one.split) == (other.dataset.name, other.split)
+        return same and self.task.sentence is not None
+
+    def gallery_record(self, number: int) -> tuple[SplitData, int]:
+        """The part that holds a gallery record, and the record's number in it."""
+        for part in self.parts:
+            if number < len(part):
+                return part, number
+            number -= len(part)
+        raise IndexError(f"gallery record {number} beyond the end of test set {self.name}")
 
 
 class PeopleSpace:
@@ -61,18 +86,25 @@ class PeopleSpace:
         self._people: dict[str, int] = {}
         self._namespaces: dict[str, int] = {}
 
-    def columns(self, dataset: shards.Dataset, index: Index, number: int) -> Columns:
-        """The columns of a split. Unknown cameras (-1 of a query, -2 of a gallery image) stay, and never match."""
+    def columns(self, dataset: shards.Dataset, index: Index, number: int, unknown_camera: int) -> Columns:
+        """The columns of a split. An unknown camera (below 0) becomes `unknown_camera`: -1 of a query, -2 of a gallery
+        image, which never match."""
         names = dataset.manifest.people
         people = np.array([self._people.setdefault(name, len(self._people)) for name in names], np.int32)
         space = self._namespaces.setdefault(dataset.manifest.namespace, len(self._namespaces))
-        camera = np.where(index.camera >= 0, index.camera + space * CAMERAS_A_NAMESPACE, index.camera)
+        camera = np.where(index.camera >= 0, index.camera + space * CAMERAS_A_NAMESPACE, unknown_camera)
+        order = np.empty(len(index), np.int64)
+        order[np.lexsort((index.file, index.camera, index.identity))] = np.arange(len(index))
         return {
             "identity": people[index.identity],
             "camera": camera.astype(np.int32),
+            "camera_number": np.where(index.camera >= 0, index.camera, unknown_camera).astype(np.int32),
             "clothes": index.clothes.astype(np.int32),
             "modality": index.modality.astype(np.int32),
             "dataset": np.full(len(index), number, np.int32),
+            "source": np.full(len(index), space, np.int32),
+            "distractor": np.zeros(len(index), np.int32),
+            "order": order,
             "attributes": index.attributes.astype(np.int32),
             "instruction_attributes": index.instruction_attributes.astype(np.int32),
             "instruction_clothes": index.instruction_clothes.astype(np.int32),
@@ -86,29 +118,45 @@ def load_set(
     task: tasks.TaskSpec,
     protocols: Sequence[str],
     task_free: bool,
-    dataset: shards.Dataset,
+    query: tuple[shards.Dataset, str],
+    gallery: tuple[shards.Dataset, str],
+    distractors: Sequence[tuple[shards.Dataset, str]],
     space: PeopleSpace,
     number: int,
 ) -> EvaluationSet:
-    """Reads the index of both splits and the distinct instructions (not the images)."""
-    splits = {}
-    for split in ("query", "gallery"):
+    """Reads the index of each (data set, split) and its distinct instructions (not the images).
+
+    Raises DatasetError for a protocol that would drop every query, with the rule and why.
+    """
+
+    def load(dataset: shards.Dataset, split: str, side: str, distractor: bool = False) -> SplitData:
         index = dataset.index(split)
-        columns = space.columns(dataset, index, number)
-        asks, own = _own_instructions(dataset, split, index, task)
+        columns = space.columns(dataset, index, number, -1 if side == "query" else -2)
+        columns["distractor"][:] = distractor
+        asks, own = _own_instructions(dataset, split, index, task, side)
         if task.sentence is not None:  # all rows of the set, query and gallery, ask the same
             columns["instruction_key"] = np.full(len(index), zlib.crc32(task.sentence.encode()), np.uint32)
-        splits[split] = SplitData(dataset, split, index, columns, asks, own)
-    return EvaluationSet(name, task, tuple(protocols), task_free, splits["query"], splits["gallery"])
+        return SplitData(dataset, split, index, columns, asks, own)
+
+    asking = load(*query, "query")
+    parts = (load(*gallery, "gallery"), *(load(*part, "gallery", distractor=True) for part in distractors))
+    searched = concatenate([part.columns for part in parts])
+    searched["order"] += np.repeat(np.cumsum([0, *map(len, parts[:-1])]), [len(part) for part in parts])
+    for protocol in protocols:
+        try:
+            selection.check(protocol_of(protocol), asking.columns, searched)
+        except ValueError as error:
+            raise DatasetError(f"test set {name}: {error}") from error
+    return EvaluationSet(name, task, tuple(protocols), task_free, asking, parts, searched)
 
 
 def _own_instructions(
-    dataset: shards.Dataset, split: str, index: Index, task: tasks.TaskSpec
+    dataset: shards.Dataset, split: str, index: Index, task: tasks.TaskSpec, side: str
 ) -> tuple[list[Ask], np.ndarray]:
     """Each record's instruction: the task's sentence, or the first sentence or instruction image that is stored."""
     if task.sentence is not None:
         return [task.sentence], np.zeros(len(index), np.int32)
-    if task.group == "caption" and split == "gallery":
+    if task.group == "caption" and side == "gallery":
         return [tasks.NEUTRAL_SENTENCE], np.zeros(len(index), np.int32)
     field = "instruction_images" if task.group == "visual" else "sentences"
     counts = index.instruction_images if field == "instruction_images" else index.sentences
@@ -130,7 +178,3 @@ def _own_instructions(
 def concatenate(columns: Sequence[Mapping[str, np.ndarray]]) -> Columns:
     """Columns of several splits one after the other."""
     return {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
-
-
-def rows(columns: Mapping[str, np.ndarray], index: np.ndarray) -> Columns:
-    return {key: value[index] for key, value in columns.items()}

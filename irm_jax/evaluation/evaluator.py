@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from data_pipelines.tasks import NEUTRAL_SENTENCE
-from irm_jax.evaluation import controls, evaluation_sets, protocols
-from irm_jax.evaluation.embed import EmbeddingModel, SplitFeatures, Variant, embed_split
+from irm_jax.evaluation import controls, evaluation_sets, open_set, protocols, tau_similarity
+from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluation_sets import Columns, EvaluationSet
-from irm_jax.evaluation.figures import Ranking, summarize
-from irm_jax.evaluation.ranking import rank
+from irm_jax.evaluation.figures import METRICS, Ranking, summarize
+from irm_jax.evaluation.rerank import KReciprocal
+from irm_jax.evaluation.rescoring import Rescored
+from irm_jax.evaluation.selection import Selection
+from irm_jax.evaluation.set_features import FLIP, SetFeatures, embed_set
+from irm_jax.evaluation.trials import Scorer, rank_trials, taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Options:
     task_free: bool
     controls: bool
     top500: bool
+    flip: bool
+    rerank: bool
+    rescore_top: int  # images of a caption judged by the matching head; 0: the model has none
+    open_set: bool
     seed: int
     threads: int
     workers: int
@@ -36,13 +43,15 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """One ranking with what it was made of: `gallery` columns and, for each gallery row, its (set number, record)."""
+    """One ranking with what it was made of: the columns of its queries and gallery images, each query's record in the
+    query split, and for each gallery image its (set number, gallery record)."""
 
     summary: dict[str, Any]
     ranking: Ranking
     query: Columns
     gallery: Columns
-    source: np.ndarray  # i32[G, 2]
+    record: np.ndarray  # i64[Q]
+    source: np.ndarray  # i64[G, 2]
 
 
 @dataclasses.dataclass
@@ -66,63 +75,28 @@ class Evaluator:
 
     def __init__(self, embedder: EmbeddingModel, sets: Sequence[EvaluationSet], options: Options) -> None:
         self.embedder, self.sets, self.options = embedder, list(sets), options
-        self._results: dict[str, Any] = {"protocols": {}, "baselines": {}, "swapped_instructions": {}}
+        self._results: dict[str, Any] = {
+            "protocols": {}, "baselines": {}, "swapped_instructions": {}, "open_set": {},
+        }  # fmt: skip
         self._ranked: dict[str, Ranked] = {}
-        self._features: dict[tuple[str, str], SplitFeatures] = {}
-        self._swaps: dict[str, np.ndarray] = {}
+        self._features: dict[str, SetFeatures] = {}
 
     def run(self) -> Evaluation:
         """All figures. Progress is logged a test set."""
-        for number, test in enumerate(self.sets):
-            logging.info("evaluating %s (%d of %d)", test.name, number + 1, len(self.sets))
-            self._embed(test)
-            self._task_specific(number, test)
-            if self.options.controls:
+        o = self.options
+        for number, test in enumerate(self.sets, 1):
+            logging.info("evaluating %s (%d of %d)", test.name, number, len(self.sets))
+            self._features[test.name] = embed_set(
+                self.embedder, test, neutral=o.task_free and test.task_free, with_controls=o.controls, flip=o.flip,
+                rescore=o.rescore_top > 0,
+                workers=o.workers, threads=o.threads,
+            )  # fmt: skip
+            self._task_specific(test)
+            if o.controls:
                 self._controls(test)
-        if self.options.task_free and any(test.task_free for test in self.sets):
+        if o.task_free and any(test.task_free for test in self.sets):
             self._task_free()
         return Evaluation(self.sets, self._results, self._ranked)
-
-    # Features
-
-    def _embed(self, test: EvaluationSet) -> None:
-        o = self.options
-        if test.task.group == "caption":
-            captions = [str(test.query.asks[i]) for i in test.query.own]
-            query = SplitFeatures({}, {}, self.embedder.project_sentences(captions))
-        else:
-            variants = [test.query.variant(), test.query.constant("neutral", NEUTRAL_SENTENCE)]
-            if o.controls:
-                variants += [test.query.variant("grey", grey=True), *self._swapped_variant(test)]
-            query = embed_split(
-                self.embedder, test.query.dataset, "query", variants, workers=o.workers, threads=o.threads
-            )
-        self._features[test.name, "query"] = query
-        variants = [test.gallery.variant(), test.gallery.constant("neutral", NEUTRAL_SENTENCE)]
-        if o.controls and test.task.group != "caption":
-            variants.append(test.gallery.variant("grey", grey=True))
-        self._features[test.name, "gallery"] = embed_split(
-            self.embedder, test.gallery.dataset, "gallery", variants, workers=o.workers, threads=o.threads
-        )
-
-    def _swapped_variant(self, test: EvaluationSet) -> list[Variant]:
-        """The queries under the instruction of another outfit of the same person, for sets with instructions."""
-        if test.task.sentence is not None:
-            return []
-        protocol = protocols.protocol_of(test.protocols[0])
-        chosen = controls.swapped_instruction(test.query.columns, test.gallery.columns, protocol)
-        self._swaps[test.name] = chosen
-        index = np.where(chosen >= 0, test.gallery.own[np.maximum(chosen, 0)], 0).astype(np.int32)
-        return [Variant("swapped", test.gallery.asks, index)]
-
-    def _pair(self, test: EvaluationSet, query: str, gallery: str) -> tuple[np.ndarray, np.ndarray]:
-        """Query and gallery embeddings under the named instruction variants (captions: projections)."""
-        q, g = self._features[test.name, "query"], self._features[test.name, "gallery"]
-        if test.task.group == "caption":
-            return q.projection, g.projection
-        return q.embedding[query], g.embedding[gallery]
-
-    # Rankings
 
     def _rank(
         self,
@@ -134,102 +108,172 @@ class Evaluator:
         taus: bool = False,
         follow: bool = False,
         metric: str | None = None,
-    ) -> Ranking:
+        scorer: Scorer | None = None,
+    ) -> tuple[Ranking, Selection]:
         o = self.options
         caption = not protocol.gallery_has_instruction
-        return rank(
+        return rank_trials(
             *embeddings, query, gallery, protocol,
-            metric=metric or ("cosine" if caption else o.metric),
+            metric=metric or ("cosine" if caption else o.metric), scorer=scorer,
             mesh=self.embedder.mesh, query_block=o.query_block or None, top_k=o.top_k,
             taus=o.taus if taus else (), tau_similarity=_similarity(o.tau_similarity) if taus else None, follow=follow,
         )  # fmt: skip
 
-    def _task_specific(self, number: int, test: EvaluationSet) -> None:
-        query, gallery = dict(test.query.columns), dict(test.gallery.columns)
-        if self.options.tau_similarity == "model" and test.task.group != "caption":
-            query["instruction_feature"] = self._features[test.name, "query"].instruction["own"]
-            gallery["instruction_feature"] = self._features[test.name, "gallery"].instruction["own"]
-        source = np.stack([np.full(len(test.gallery), number), np.arange(len(test.gallery))], axis=1)
-        for name in test.protocols:
-            protocol = protocols.protocol_of(name)
-            follow = test.task.sentence is None
-            ranking = self._rank(self._pair(test, "own", "own"), query, gallery, protocol, taus=True, follow=follow)
-            self._keep(protocol, ranking, query, gallery, source)
-        if self.options.top500 and test.task.has_query_image:
-            protocol = protocols.cut(protocols.protocol_of(test.protocols[-1]))
-            ranking = self._rank(self._pair(test, "own", "own"), query, gallery, protocol)
-            self._keep(protocol, ranking, query, gallery, source)
-
     def _keep(
         self,
         protocol: protocols.Protocol,
-        ranking: Ranking,
+        ranked: tuple[Ranking, Selection],
         query: Columns,
         gallery: Columns,
         source: np.ndarray,
-        **extra: Any,
     ) -> None:
+        ranking, chosen = ranked
         summary = {
             "task": protocol.task, "setting": protocol.setting, "description": protocol.description,
-            **summarize(ranking), **extra,
+            **summarize(ranking),
         }  # fmt: skip
         self._results["protocols"][protocol.name] = summary
-        self._ranked[protocol.name] = Ranked(summary, ranking, query, gallery, source)
+        self._ranked[protocol.name] = Ranked(
+            summary, ranking, taken(query, chosen.query), taken(gallery, chosen.gallery), chosen.query,
+            source[chosen.gallery],
+        )  # fmt: skip
+
+    def _source(self, test: EvaluationSet) -> np.ndarray:
+        """(set number, gallery record) of each gallery record of a set."""
+        count = len(test.gallery_columns["identity"])
+        return np.stack([np.full(count, self.sets.index(test)), np.arange(count)], axis=1)
+
+    # Task-specific
+
+    def _task_specific(self, test: EvaluationSet) -> None:
+        features, source = self._features[test.name], self._source(test)
+        query, gallery = dict(test.query.columns), dict(test.gallery_columns)
+        if self.options.tau_similarity == "model" and test.task.group != "caption":
+            query["instruction_feature"] = features.query.instruction["own"]
+            gallery["instruction_feature"] = features.gallery.instruction["own"]
+        follow = test.task.sentence is None
+        for name in test.protocols:
+            protocol = protocols.protocol_of(name)
+            ranked = self._rank(features.pair("own", "own"), query, gallery, protocol, taus=True, follow=follow)
+            self._keep(protocol, ranked, query, gallery, source)
+            for label, words, variant, scorer in self._processed(test):
+                processed = _named(protocol, label, words)
+                ranked = self._rank(features.pair(variant, variant), query, gallery, processed, scorer=scorer)
+                self._keep(processed, ranked, query, gallery, source)
+        if self.options.open_set:
+            self._open_set(test, query, gallery)
+        if self.options.top500 and test.task.has_query_image:  # there identity alone counts
+            name = next((name for name in test.protocols if name.endswith("+identity")), test.protocols[0])
+            protocol = protocols.cut(protocols.protocol_of(name))
+            ranked = self._rank(features.pair("own", "own"), query, gallery, protocol)
+            self._keep(protocol, ranked, query, gallery, source)
+
+    def _processed(self, test: EvaluationSet) -> list[tuple[str, str, str, Scorer | None]]:
+        """(label, words, variant, scores) of what else is made of the same model: flips, re-ranking, both; of captions
+        the matching head's judgement of the best."""
+        o, metric, mesh = self.options, self.options.metric, self.embedder.mesh
+        flip = [("+flip", "embeddings averaged over image and mirror", FLIP)] if o.flip else []
+        processed: list[tuple[str, str, str, Scorer | None]] = [(*item, None) for item in flip]
+        matcher = self._features[test.name].matcher
+        if matcher is not None:
+
+            def judge(query: np.ndarray, gallery: np.ndarray, trial: Selection) -> Rescored:
+                pairs = lambda q, g: matcher(trial.query[q], trial.gallery[g])  # noqa: E731
+                return Rescored(query, gallery, pairs, o.rescore_top)
+
+            words = f"the {o.rescore_top} best by cosine judged again by the matching head, before the rest"
+            processed.append(("+rescored", words, "own", judge))
+        if o.rerank and test.task.has_query_image:  # captions are no neighbours of captions
+
+            def neighbours(query: np.ndarray, gallery: np.ndarray, trial: Selection) -> KReciprocal:
+                del trial
+                return KReciprocal(query, gallery, metric=metric, mesh=mesh)
+
+            words = "k-reciprocal re-ranking"
+            processed.append(("+rerank", words, "own", neighbours))
+            processed += [(f"{label}+rerank", f"{said}, {words}", variant, neighbours) for label, said, variant in flip]
+        return processed
+
+    def _open_set(self, test: EvaluationSet, query: Columns, gallery: Columns) -> None:
+        """Under the set's first protocol; where that draws, its first trial."""
+        protocol = protocols.protocol_of(test.protocols[0])
+        known = self._ranked[protocol.name]
+        ranking, valid = known.ranking, known.ranking.valid
+        away = valid & open_set.people_left_out(known.query["identity"], self.options.seed)
+        if not away.any():
+            return
+        present = valid & ~away
+        asking, searched = self._features[test.name].pair("own", "own")
+        records = known.record[away]
+        alone = dataclasses.replace(open_set.without_mates(protocol), trials=1)
+        ranked, _ = self._rank((asking[records], searched), taken(query, records), gallery, alone)
+        absent = ranked.top_scores[:, 0]
+        found = open_set.figures(
+            ranking.top_scores[present, 0], ranking.first_positive_rank[present] == 1, absent[np.isfinite(absent)]
+        )
+        if found is not None:
+            self._results["open_set"][protocol.name] = found
+
+    # Task-free
 
     def _task_free(self) -> None:
         """Every set's queries against the union of all galleries, gallery images under the neutral sentence.
 
         `@own`: gallery images under their own instructions (they reveal the source). `@source`: the domain control,
-        the same neutral gallery of the query's own source.
+        the same neutral gallery of the query's own source. Protocols that differ in what they draw only are one here.
         """
         sets = [test for test in self.sets if test.task_free]
-        columns = evaluation_sets.concatenate([test.gallery.columns for test in sets])
-        source = np.concatenate(
-            [np.stack([np.full(len(t.gallery), self.sets.index(t)), np.arange(len(t.gallery))], axis=1) for t in sets]
-        )
-        neutral = _first_of_each(columns["content"])
-        own = _first_of_each(columns["content"].astype(np.uint64) * np.uint64(31) + columns["instruction_key"])
+        columns = evaluation_sets.concatenate([test.gallery_columns for test in sets])
+        source = np.concatenate([self._source(test) for test in sets])
+        by_instruction = columns["content"].astype(np.uint64) * np.uint64(31) + columns["instruction_key"]
         for test in sets:
+            query = dict(test.query.columns)
+            asking = self._features[test.name].asking("own")
+            # Of equal images the own source's copy stays: its identity and camera are what the rule is about.
+            order = 2 * columns["distractor"] + (columns["source"] != query["source"][0])
+            neutral, own = _first_of_each(columns["content"], order), _first_of_each(by_instruction, order)
+            union, gallery = self._union(sets, test, "neutral", neutral), taken(columns, neutral)
+            done: list[tuple[Any, ...]] = []
             for name in test.protocols:
-                protocol = protocols.task_free(protocols.protocol_of(name))
-                union = self._union(sets, test, "neutral")
-                query = dict(test.query.columns)
-                gallery = evaluation_sets.rows(columns, neutral)
-                ranking = self._rank((self._query(test, "own"), union[neutral]), query, gallery, protocol)
-                self._keep(protocol, ranking, query, gallery, source[neutral])
+                rule = protocols.protocol_of(name)
+                protocol = protocols.task_free(rule)
+                same = (rule.relate, rule.queries, rule.gallery, rule.distractors, rule.ap_topk)
+                if rule.draw_from == "query" or same in done:
+                    continue
+                done.append(same)
+                self._keep(
+                    protocol, self._rank((asking, union), query, gallery, protocol), query, gallery, source[neutral]
+                )
                 self._chance(query, gallery, protocol)
                 if name != test.protocols[0]:
                     continue
                 if test.task.group != "caption":
-                    variant = _named(protocol, "own", "gallery under its own instructions, which reveal the source")
-                    everything = self._union(sets, test, "own")[own]
-                    gallery = evaluation_sets.rows(columns, own)
-                    ranking = self._rank((self._query(test, "own"), everything), query, gallery, variant)
-                    self._keep(variant, ranking, query, gallery, source[own])
-                variant = _named(protocol, "source", "domain control: only the gallery of the query's own source")
-                gallery = dict(test.gallery.columns)
-                pair = self._query(test, "own"), self._gallery(test, test, "neutral")
-                ranking = self._rank(pair, query, gallery, variant)
-                number = np.full(len(test.gallery), self.sets.index(test))
-                self._keep(variant, ranking, query, gallery, np.stack([number, np.arange(len(test.gallery))], axis=1))
+                    variant = _named(protocol, "@own", "gallery under its own instructions, which reveal the source")
+                    everything, shown = self._union(sets, test, "own", own), taken(columns, own)
+                    ranked = self._rank((asking, everything), query, shown, variant)
+                    self._keep(variant, ranked, query, shown, source[own])
+                variant = _named(protocol, "@source", "domain control: only the gallery of the query's own source")
+                alone = self._features[test.name].pair("own", "neutral")
+                ranked = self._rank(alone, query, test.gallery_columns, variant)
+                self._keep(variant, ranked, query, test.gallery_columns, self._source(test))
 
-    def _query(self, test: EvaluationSet, variant: str) -> np.ndarray:
-        features = self._features[test.name, "query"]
-        return features.projection if test.task.group == "caption" else features.embedding[variant]
-
-    def _gallery(self, asking: EvaluationSet, holding: EvaluationSet, variant: str) -> np.ndarray:
-        """Images of `holding` as the queries of `asking` compare them: caption queries use the projection."""
-        features = self._features[holding.name, "gallery"]
-        return features.projection if asking.task.group == "caption" else features.embedding[variant]
-
-    def _union(self, sets: Sequence[EvaluationSet], asking: EvaluationSet, variant: str) -> np.ndarray:
-        return np.concatenate([self._gallery(asking, holding, variant) for holding in sets])
+    def _union(
+        self, sets: Sequence[EvaluationSet], asking: EvaluationSet, variant: str, records: np.ndarray
+    ) -> np.ndarray:
+        """Some gallery records, numbered one set after the other, as the queries of `asking` compare them."""
+        by_caption = asking.task.group == "caption"
+        parts = [self._features[test.name].searched(variant, by_caption=by_caption) for test in sets]
+        ends = np.cumsum([len(part) for part in parts])
+        pieces = np.split(records, np.searchsorted(records, ends[:-1]))
+        return np.concatenate(
+            [part[piece - (end - len(part))] for part, piece, end in zip(parts, pieces, ends, strict=True)]
+        )
 
     # Controls
 
     def _controls(self, test: EvaluationSet) -> None:
         o = self.options
-        query, gallery = dict(test.query.columns), dict(test.gallery.columns)
+        query, gallery, features = dict(test.query.columns), dict(test.gallery_columns), self._features[test.name]
         pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {
             "perfect_identity": controls.perfect_identity(
                 query, gallery, o.seed, query_is_image=test.task.has_query_image
@@ -237,19 +281,20 @@ class Evaluator:
             "oracle": controls.perfect_oracle(query, gallery),
         }
         if test.task.has_query_image:
-            pairs["color_histogram"] = (
-                controls.color_histogram(test.query.dataset, "query", threads=o.threads),
-                controls.color_histogram(test.gallery.dataset, "gallery", threads=o.threads),
-            )
-            pairs["image_only"] = self._pair(test, "neutral", "neutral")
-            pairs["instruction_only"] = self._pair(test, "grey", "grey")
+            sides = [
+                [controls.color_histogram(part.dataset, part.split, threads=o.threads) for part in parts]
+                for parts in ([test.query], test.parts)
+            ]
+            pairs["color_histogram"] = np.concatenate(sides[0]), np.concatenate(sides[1])
+            pairs["image_only"] = features.pair("neutral", "neutral")
+            pairs["instruction_only"] = features.pair("grey", "grey")
         for name in test.protocols:
             self._chance(query, gallery, protocols.protocol_of(name))
         for baseline, pair in pairs.items():
             table = self._results["baselines"].setdefault(baseline, {})
             for name in test.protocols:
                 metric = None if baseline in ("image_only", "instruction_only") else "cosine"
-                ranking = self._rank(pair, query, gallery, protocols.protocol_of(name), metric=metric)
+                ranking, _ = self._rank(pair, query, gallery, protocols.protocol_of(name), metric=metric)
                 table[name] = _short(summarize(ranking))
         if test.task.sentence is None:
             self._swapped(test, query, gallery)
@@ -262,28 +307,27 @@ class Evaluator:
     def _swapped(self, test: EvaluationSet, query: Columns, gallery: Columns) -> None:
         """The same targets under a wrong instruction; the follow rate looks for what that instruction asks."""
         name = test.protocols[0]
-        protocol = protocols.protocol_of(name)
+        protocol, features = protocols.protocol_of(name), self._features[test.name]
         if test.task.group == "caption":
             other = controls.another_person(query["identity"])
             keep = np.flatnonzero(other >= 0)
             if not len(keep):
                 return
-            projection = self._features[test.name, "query"].projection[other[keep]]
-            pair = projection, self._features[test.name, "gallery"].projection
-            ranking = self._rank(pair, evaluation_sets.rows(query, keep), gallery, protocol)
+            asking, searched = features.pair("own", "own")
+            ranking, _ = self._rank((asking[other[keep]], searched), taken(query, keep), gallery, protocol)
             entry = {"mAP": summarize(ranking)["mAP"], "follow_rate": None, "by": "another person's caption"}
         else:
-            chosen = self._swaps[test.name]
+            chosen = features.swaps if features.swaps is not None else np.full(len(test.query), -1)
             keep = np.flatnonzero(chosen >= 0)
             if not len(keep):  # nobody owns a second outfit
                 return
-            embedding = self._features[test.name, "query"].embedding["swapped"][keep]
-            pair = embedding, self._features[test.name, "gallery"].embedding["own"]
-            ranking = self._rank(pair, evaluation_sets.rows(query, keep), gallery, protocol)
-            asked = evaluation_sets.rows(query, keep)
+            asking, searched = features.pair("swapped", "own")
+            pair = asking[keep], searched
+            ranking, _ = self._rank(pair, taken(query, keep), gallery, protocol)
+            asked = taken(query, keep)
             for key in ("instruction_clothes", "instruction_attributes", "instruction_key"):
                 asked[key] = gallery[key][chosen[keep]]
-            followed = self._rank(pair, asked, gallery, protocol, follow=True)
+            followed, _ = self._rank(pair, asked, gallery, protocol, follow=True)
             entry = {
                 "mAP": summarize(ranking)["mAP"],
                 "follow_rate": summarize(followed)["follow_rate"],
@@ -292,22 +336,21 @@ class Evaluator:
         self._results["swapped_instructions"][name] = entry
 
 
-def _named(protocol: protocols.Protocol, variant: str, words: str) -> protocols.Protocol:
-    """The same rule over another gallery, as `NAME@variant`."""
-    return dataclasses.replace(
-        protocol, name=f"{protocol.name}@{variant}", description=f"{protocol.description}; {words}"
-    )
+def _named(protocol: protocols.Protocol, label: str, words: str) -> protocols.Protocol:
+    """The same rule over another gallery or other scores, as NAME and the label."""
+    return dataclasses.replace(protocol, name=f"{protocol.name}{label}", description=f"{protocol.description}; {words}")
 
 
-def _similarity(source: str) -> protocols.InstructionSimilarity:
-    table = {"attributes": protocols.ATTRIBUTES, "clothes": protocols.CLOTHES}
-    return table[source] if source in table else protocols.feature_similarity(source)
+def _similarity(source: str) -> tau_similarity.InstructionSimilarity:
+    table = {"attributes": tau_similarity.ATTRIBUTES, "clothes": tau_similarity.CLOTHES}
+    return table[source] if source in table else tau_similarity.feature_similarity(source)
 
 
 def _short(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: summary[key] for key in ("mAP", "rank1", "rank5", "rank10", "mINP")}
+    return {key: summary[key] for key in METRICS}
 
 
-def _first_of_each(keys: np.ndarray) -> np.ndarray:
-    """Indices of the first occurrence of each key, in order."""
-    return np.sort(np.unique(keys, return_index=True)[1])
+def _first_of_each(keys: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Indices of one record of each key, ascending: the first one of those lowest in `order`."""
+    by_order = np.argsort(order, kind="stable")
+    return np.sort(by_order[np.unique(keys[by_order], return_index=True)[1]])

@@ -20,6 +20,13 @@ class Ranking:
     images without junk, -1 beyond the last; `top_scores`: their cosine, or minus their Euclidean distance (-inf
     beyond). `tau_ap`: NaN where the query has no positive left; `tau_kept`: how many it has left. `follows`: of the
     images of the right person (junk left out) the best is a positive; False for a dropped query.
+
+    Where CMC counts distinct people (`Protocol.distinct_identities`), so does `first_positive_rank`.
+
+    `trials`: what the trials of a drawn protocol gave (see `merge`), with `trial_ranks`, the first positive's rank in
+    each, -1 where the query was not drawn or was dropped. The other fields then say of each query: `ap`, `inp`
+    its means over the trials that ranked it, the rest its first such trial. `drop_cause` is "not_drawn" for a query
+    that no trial drew.
     """
 
     protocol: str
@@ -37,11 +44,64 @@ class Ranking:
     tau_ap: np.ndarray | None = None  # f64[Q, taus]
     tau_kept: np.ndarray | None = None  # i32[Q, taus]
     follows: np.ndarray | None = None  # bool[Q]
+    trials: tuple[Ranking, ...] = ()
+    trial_ranks: np.ndarray | None = None  # i32[Q, trials]
 
     @property
     def valid(self) -> np.ndarray:
         """bool[Q]: the queries that the figures are means over."""
         return self.drop_cause == ""
+
+    @property
+    def rank1(self) -> np.ndarray:
+        """f64[Q]: 1 where the best image is a positive, 0 where not; with trials, the share of those that ranked it."""
+        if self.trial_ranks is None:
+            return (self.first_positive_rank == 1).astype(np.float64)
+        return (self.trial_ranks == 1).sum(axis=1) / np.maximum((self.trial_ranks >= 0).sum(axis=1), 1)
+
+
+def merge(
+    trials: Sequence[Ranking], query: Sequence[np.ndarray], gallery: Sequence[np.ndarray], queries: int
+) -> Ranking:
+    """One Ranking of `queries` queries from those of trials, which ranked `query[t]` of them (indices) against the
+    `gallery[t]` images of the common gallery."""
+    first = trials[0]
+    top_k = max(trial.top_ids.shape[1] for trial in trials)
+    ranks = np.full((queries, len(trials)), -1, np.int32)
+    total, ranked = np.zeros((2, queries)), np.zeros(queries, np.int64)
+    result = dataclasses.replace(
+        first,
+        ap=np.full(queries, np.nan),
+        inp=np.full(queries, np.nan),
+        first_positive_rank=np.zeros(queries, np.int32),
+        num_positives=np.zeros(queries, np.int32),
+        drop_cause=np.full(queries, "not_drawn", "<U11"),
+        top_ids=np.full((queries, top_k), -1, np.int32),
+        top_scores=np.full((queries, top_k), -np.inf, np.float32),
+        taus=(),
+        tau_source=None,
+        tau_ap=None,
+        tau_kept=None,
+        follows=None,
+        trials=tuple(trials),
+        trial_ranks=ranks,
+    )
+    for t, (trial, rows, images) in enumerate(zip(trials, query, gallery, strict=True)):
+        valid = trial.valid
+        ranks[rows[valid], t] = trial.first_positive_rank[valid]
+        total[:, rows[valid]] += trial.ap[valid], trial.inp[valid]
+        new = (result.drop_cause[rows] == "not_drawn") | (valid & (ranked[rows] == 0))
+        ranked[rows[valid]] += 1
+        for name in ("first_positive_rank", "num_positives", "drop_cause"):
+            getattr(result, name)[rows[new]] = getattr(trial, name)[new]
+        ids = trial.top_ids[new]
+        result.top_ids[rows[new], : ids.shape[1]] = np.where(ids >= 0, images[ids], -1)
+        result.top_scores[rows[new], : ids.shape[1]] = trial.top_scores[new]
+    result.ap[ranked > 0], result.inp[ranked > 0] = total[:, ranked > 0] / ranked[ranked > 0]
+    return result
+
+
+METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def average_precision(
@@ -63,8 +123,14 @@ def summarize(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Any
     `queries`: how many the figures are means over. `dropped`: the others by cause; `tau` counts those that lose all
     positives at some tau (they are missing from `mAP_tau_common`, not from mAP). By tau, and None without taus:
     `mAP_tau`; `mAP_tau_common`, the mean over the queries valid at every tau; `mAP_tau_dropped`; `tau_positives_kept`,
-    the share of all positives. `follow_rate`: only if it was asked for.
+    the share of all positives. `follow_rate`: only if it was asked for. With trials: the mean of their figures, and
+    `trials`, how many they are, and `std`, the sample standard deviations of METRICS over them.
     """
+    if ranking.trials:
+        each = [summarize(trial, ks) for trial in ranking.trials]
+        known = {key: [value for entry in each if (value := entry[key]) is not None] for key in METRICS}
+        std = {key: float(np.std(values, ddof=1)) if len(values) > 1 else None for key, values in known.items()}
+        return {**_mean_of(each), "trials": len(each), "std": std}
     valid = ranking.valid
     if not valid.any():
         logging.warning("%s: no query has a positive; its figures are null", ranking.protocol)
@@ -97,3 +163,14 @@ def summarize(ranking: Ranking, ks: Sequence[int] = (1, 5, 10)) -> dict[str, Any
     if ranking.follows is not None:
         summary["follow_rate"] = mean(ranking.follows[valid])
     return summary
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    """The mean of numbers (counts are rounded), None left out; of tables entry by entry; text as in the first one."""
+    first = next((value for value in values if value is not None), None)
+    if isinstance(first, dict):
+        return {key: _mean_of([value[key] for value in values]) for key in first}
+    if not isinstance(first, (int, float)):
+        return first
+    mean = float(np.mean([value for value in values if value is not None]))
+    return round(mean) if isinstance(first, int) else mean

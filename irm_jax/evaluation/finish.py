@@ -48,17 +48,18 @@ def write(
     written = set()
     for ranked in evaluation.ranked.values():
         # Place and content: queries of other data are never taken for the same ones.
-        ids = np.array([f"{i}:{content:016x}" for i, content in enumerate(ranked.query["content"].tolist())])
+        asking = zip(ranked.record.tolist(), ranked.query["content"].tolist(), strict=True)
+        ids = np.array([f"{record}:{content:016x}" for record, content in asking])
         written.add(save_per_query(workdir, ranked.ranking, ids))
     remove_other_results(workdir, written)
     names = [config.data.train[n].data_set for n in config.data.train]
-    names += [config.evaluation.sets[n].data_set for n in config.evaluation.sets]
+    names += [split.dataset.name for test in evaluation.sets for split in (test.query, *test.parts)]
     try:
         leaks = find_leaks(list(joint_data.open_datasets(config, names).values()))
     except DatasetError as error:  # evaluating needs no training data
         logging.warning("no leak check: %s", error)
         leaks = None
-    namespaces = {s.dataset.manifest.namespace for t in evaluation.sets for s in (t.query, t.gallery)}
+    namespaces = {s.dataset.manifest.namespace for t in evaluation.sets for s in (t.query, *t.parts)}
     data = ReportData(
         run=metadata,
         history=metric_log.read_metrics(workdir),

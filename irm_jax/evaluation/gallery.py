@@ -64,6 +64,18 @@ class Gallery:
             products, self._place(scale, P()), self._scale, self._offset, images, mesh=self.mesh, layout=self.layout
         )
 
+    def given(self, scores: Float32[np.ndarray, "n G"], rows: int) -> Float32[Array, "q G"]:
+        """A score buffer like that of `scores`, of numbers that were computed elsewhere."""
+        padded = np.full((rows, self.layout.width * self.layout.shards), -np.inf, np.float32)
+        padded[: len(scores), : self.images] = np.where(np.abs(scores) < counting.SMALLEST, 0, scores)
+        spec = NamedSharding(self.mesh, P(None, counting.AXIS))
+        # A copy of its own: the buffer is changed in place, which must not reach the host's memory.
+        return jax.make_array_from_callback(padded.shape, spec, lambda index: padded[index]).copy()
+
+    def on_host(self, scores: jax.Array) -> Float32[np.ndarray, "q G"]:
+        """The buffer without its padding columns, on every host."""
+        return np.asarray(counting.gather(scores, mesh=self.mesh))[:, : self.images]
+
     def remove(self, scores: jax.Array, columns: Int32[np.ndarray, "n J"]) -> jax.Array:
         """The buffer without the given images (-1: none): they precede nothing. The old buffer is used up."""
         padded = self._pad(columns, scores.shape[0], 1 << max(3, (columns.shape[1] - 1).bit_length()))
@@ -91,7 +103,7 @@ class Gallery:
                 count = np.asarray(counting.count(scores, padded, mesh=self.mesh, layout=self.layout))
                 result[:, start : start + counting.TILE] = count[:rows, : tile.shape[1]]
             return result
-        host = np.asarray(counting.gather(scores, mesh=self.mesh))
+        host = self.on_host(scores)
         result = np.zeros(columns.shape, np.int32)
         place = np.empty(host.shape[1], np.int32)
         for i in range(rows):

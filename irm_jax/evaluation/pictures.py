@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines import image_ops
-from irm_jax.evaluation import evaluation_sets, protocols
+from irm_jax.evaluation import protocols
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluation_sets import EvaluationSet, SplitData
 from irm_jax.evaluation.evaluator import Evaluation, Ranked
 from irm_jax.evaluation.report_data import RankedImage, RankList, Rollout, TaskSection
 from irm_jax.evaluation.rollout import attention_rollout, caption_rollout
+from irm_jax.evaluation.trials import taken
 
 
 def task_sections(
@@ -32,7 +33,7 @@ def task_sections(
         sections.append(
             TaskSection(
                 test.task.name, test.protocols[0], examples=pick(examples), best=pick(best), worst=pick(worst),
-                rollouts=_rollouts(embedder, test, [int(q) for q in shown]),
+                rollouts=_rollouts(embedder, test, ranked.record[shown].tolist()),
             )
         )  # fmt: skip
     return sections
@@ -41,25 +42,27 @@ def task_sections(
 def _rank_list(evaluation: Evaluation, test: EvaluationSet, ranked: Ranked, query: int) -> RankList:
     protocol = protocols.protocol_of(test.protocols[0])
     ids = [int(i) for i in ranked.ranking.top_ids[query] if i >= 0]
-    one = {k: v[:, None] for k, v in evaluation_sets.rows(ranked.query, np.array([query])).items()}
-    many = {k: v[None] for k, v in evaluation_sets.rows(ranked.gallery, np.array(ids, np.int64)).items()}
+    one = {k: v[:, None] for k, v in taken(ranked.query, np.array([query])).items()}
+    many = {k: v[None] for k, v in taken(ranked.gallery, np.array(ids, np.int64)).items()}
     positive, junk = protocol.relate(one, many)
     images = []
     for place, gallery in enumerate(ids):
         number, record = (int(x) for x in ranked.source[gallery])
         relation = "junk" if junk[0, place] else "positive" if positive[0, place] else "negative"
         same = bool(one["identity"][0, 0] == many["identity"][0, place])
+        picture = _picture(*evaluation.sets[number].gallery_record(record))
         images.append(
             RankedImage(
-                _picture(evaluation.sets[number].gallery, record), float(ranked.ranking.top_scores[query, place]),
+                picture, float(ranked.ranking.top_scores[query, place]),
                 relation, "same person" if same else "another person",
             )
         )  # fmt: skip
+    asking = int(ranked.record[query])
     return RankList(
-        query_id=f"{test.name} query {query}",
-        instruction=test.query.asks[test.query.own[query]],
+        query_id=f"{test.name} query {asking}",
+        instruction=test.query.asks[test.query.own[asking]],
         ranked=images,
-        query_image=_picture(test.query, query),
+        query_image=_picture(test.query, asking),
         ap=float(ranked.ranking.ap[query]),
         first_positive_rank=int(ranked.ranking.first_positive_rank[query]) or None,
         wanted=protocol.description.removeprefix("positive: "),

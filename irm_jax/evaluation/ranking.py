@@ -45,6 +45,7 @@ def rank(
     tau_similarity: Callable[[Columns, Columns], Any] | None = None,
     follow: bool = False,
     sort_above: int = SORT_ABOVE,
+    scores_of: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Ranking:
     """Ranks G gallery images for each of Q queries.
 
@@ -60,6 +61,9 @@ def rank(
         protocol's gallery has no instruction.
       follow: also find whether the best image of the right person is a positive (needs the column `identity`).
       sort_above: a query with more positives is ranked by sorting.
+      scores_of: query indices [n] -> f32[n,G], larger for better images: ranks these scores instead of the metric's.
+
+    `protocol` is taken as a rule over all that is given: what it selects and draws is `trials.rank_trials`' matter.
 
     Ties of computed scores are broken by gallery index, as a stable descending sort does. Raises ValueError for empty
     or mismatched input, embeddings that are not finite, and columns that are missing or of another length.
@@ -75,6 +79,7 @@ def rank(
     placed = Gallery(gallery, metric, mesh)
     rows = query_block or default_block(len(query), placed.layout.width)
     result = _empty(len(query), len(gallery), protocol, metric, top_k, tuple(taus), tau_similarity, follow)
+    people = _runs(np.asarray(gallery_columns["identity"])) if protocol and protocol.distinct_identities else None
     pairs, junk, ranked = None, np.zeros(len(query), np.int64), np.zeros(len(query), np.int64)
     if protocol is not None:
         pairs = RelatedPairs(protocol, query_columns, gallery_columns, (len(query), len(gallery)), person=follow)
@@ -84,13 +89,13 @@ def rank(
     # The gallery's own mesh, whatever mesh the caller is in (an evaluation during training).
     with jax.set_mesh(placed.mesh):
         for block in _blocks(ranked, junk, rows):
-            scores = placed.scores(query[block], rows)
+            scores = placed.given(scores_of(block), rows) if scores_of else placed.scores(query[block], rows)
             if protocol is not None and pairs is not None:
-                scores = _rank_block(placed, scores, block, pairs, protocol, tau_similarity, sort_above, result)
+                scores = _rank_block(placed, scores, block, pairs, protocol, tau_similarity, sort_above, people, result)
             if result.top_ids.shape[1]:
                 best, ids = placed.top(scores, result.top_ids.shape[1])
                 best, result.top_ids[block] = best[: len(block)], ids[: len(block)]
-                if metric == "euclidean":
+                if metric == "euclidean" and scores_of is None:
                     best = -np.sqrt(np.maximum(squared[block, None] - best, 0))
                 result.top_scores[block] = best
     return result
@@ -104,9 +109,13 @@ def _rank_block(
     protocol: Protocol,
     tau_similarity: Callable[[Columns, Columns], Any] | None,
     sort_above: int,
+    people: tuple[np.ndarray, np.ndarray] | None,
     result: Ranking,
 ) -> jax.Array:
-    """Fills the figures of one block of queries into `result`; returns the score buffer without the junk."""
+    """Fills the figures of one block of queries into `result`; returns the score buffer without the junk.
+
+    `people`: see `_runs`; given where CMC counts distinct people.
+    """
     found = pairs.of(block)
     ranked = found.positive | found.person
     column, place = found.padded(ranked, len(block))
@@ -132,6 +141,9 @@ def _rank_block(
     # A cut ranking without a positive has AP 0; every other valid query has a positive.
     result.ap[block] = np.where(valid, np.nan_to_num(average_precision(position, positive)), np.nan)
     result.inp[block] = np.where(valid, kept / last_rank, np.nan)
+    if people is not None:
+        first = np.take_along_axis(column, order, axis=1)[row, positive.argmax(axis=1)]
+        first_rank = 1 + _people_before(placed.on_host(scores)[: len(block)], first, people)
     result.first_positive_rank[block] = np.where(kept > 0, first_rank, 0)
     if result.follows is not None:
         result.follows[block] = valid & positive[:, 0]
@@ -144,6 +156,20 @@ def _rank_block(
             result.tau_ap[block, i] = average_precision(position, above)
             result.tau_kept[block, i] = above.sum(axis=1)
     return scores
+
+
+def _runs(identity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images sorted by person, and where each person begins among them."""
+    order = np.argsort(identity, kind="stable")
+    return order, np.flatnonzero(np.diff(identity[order], prepend=identity[order[0]] - 1))
+
+
+def _people_before(scores: np.ndarray, image: np.ndarray, people: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """i64[n]: of how many people an image precedes the given one, by scores f32[n,G]; junk (-inf) precedes nothing."""
+    score = np.take_along_axis(scores, np.maximum(image, 0)[:, None].astype(np.int64), axis=1)
+    before = (scores > score) | ((scores == score) & (np.arange(scores.shape[1]) < image[:, None]))
+    order, first = people
+    return np.logical_or.reduceat(before[:, order], first, axis=1).sum(axis=1)
 
 
 def default_block(queries: int, width: int) -> int:

@@ -169,7 +169,9 @@ def _check_metrics(entry: dict[str, Any], path: str) -> None:
                 _fraction(entry[key], tau, f"{path}.{key}")
         elif key in entry:
             _fraction(entry, key, path)
-    for key in ("queries", "gallery"):
+    for key in entry.get("std") or {}:
+        _fraction(entry["std"], key, f"{path}.std")
+    for key in ("queries", "gallery", "trials"):
         if key in entry:
             _count(entry[key], f"{path}.{key}")
     for key in ("dropped", "mAP_tau_dropped"):
@@ -199,14 +201,23 @@ def checked_results(results: Mapping[str, Any]) -> dict[str, Any]:
                 f"one of {', '.join(SETTINGS)}"
             )
         _check_metrics(entry, path)
-    for group in ("baselines", "swapped_instructions"):
+    for group in ("baselines", "swapped_instructions", "open_set"):
         plain.setdefault(group, {})
     entries = [(f"baselines.{b}", name, e) for b, table in plain["baselines"].items() for name, e in table.items()]
     entries += [("swapped_instructions", name, e) for name, e in plain["swapped_instructions"].items()]
-    for path, name, entry in entries:
+    for path, name in [
+        *((path, name) for path, name, _ in entries),
+        *(("open_set", name) for name in plain["open_set"]),
+    ]:
         if name not in protocols:
             raise ValueError(f"{path} names the protocol {name!r}, which results['protocols'] does not hold")
+    for path, name, entry in entries:
         if "mAP" not in entry:
             raise ValueError(f"{path}.{name} lacks mAP")
         _check_metrics(entry, f"{path}.{name}")
+    for name, entry in plain["open_set"].items():
+        for table in ("tpr", "identified"):
+            for fpr in entry[table]:
+                _fraction(entry[table], fpr, f"open_set.{name}.{table}")
+        _fraction(entry, "auc", f"open_set.{name}")
     return plain

@@ -33,6 +33,13 @@ SUFFIXES = {
     "clothes": "identity and clothes must both match",
     "own": "gallery under its own instructions, which reveal the source",
     "source": "domain control: the query's own source only",
+    "labeled": "boxes drawn by hand",
+    "multi_shot": "gallery: all images of camera A",
+    "single_shot": "gallery: one random image a person, mean of the trials",
+    "released": "compat: the LLCM authors' code, infrared queries against all visible images",
+    "distractors": "gallery with the distractors",
+    "flip": "embeddings averaged over image and mirror",
+    "rerank": "k-reciprocal re-ranking",
     "top500": "compat: AP cut at 500 as in the released code, which inflates it",
 }
 SETTING_TITLES = {"task_specific": "Task-specific", "task_free": "Task-free"}
@@ -120,6 +127,17 @@ def _tau_charts(rows_by_setting: dict[str, list[dict[str, Any]]]) -> list[Markup
     return [line_chart(title, lines, x_label="tau", percent=True) for title, lines in groups.items()]
 
 
+def _open_set(results: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Markup]]:
+    """Returns the rows of the open-set table (none without such figures) and the chart of the ROC curves."""
+    entries, protocols = results["open_set"], results["protocols"]
+    rows = [{"name": name, "entry": entry} for name, entry in entries.items()]
+    lines = [
+        Series(name, entry["roc"]["fpr"], entry["roc"]["tpr"], TASKS[protocols[name]["task"]].id)
+        for name, entry in entries.items()
+    ]
+    return rows, [line_chart("ROC of the best score: TPR over FPR", lines, x_label="FPR", percent=True)] if rows else []
+
+
 def _image(picture: Picture, alt: str, max_height: int = 192) -> Markup:
     uri, width, height = thumbnail(picture, max_height)
     return Markup('<img src="{}" width="{}" height="{}" alt="{}" loading="lazy">').format(uri, width, height, alt)
@@ -172,6 +190,7 @@ def render(results: dict[str, Any], data: ReportData, curves: dict[str, list[Ser
         baselines=baselines,
         control_titles=CONTROLS,
         tau_charts=_tau_charts(rows),
+        open_set=_open_set(results),
         main_charts=[chart for metric, chart in chart_of.items() if is_main(metric)],
         other_charts=[chart for metric, chart in chart_of.items() if not is_main(metric)],
         every_figure=[(p, v) for p, v in flatten(figures) if isinstance(v, (int, float)) or v is None],

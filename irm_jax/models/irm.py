@@ -250,7 +250,7 @@ class IRM(nn.Module):
         pairs = [sentences[name] for name in ("masked_tokens", "hidden_tokens") if name in sentences]
         logits: dict[str, Array | None] = {"masked_tokens": None, "hidden_tokens": None}
         if pairs:
-            tokens = _image_tokens(image)
+            tokens = image_tokens(image)
             both = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *pairs)
             fused = self._fused(both, jnp.concatenate([tokens] * len(pairs), axis=1), train=False)
             words = self._words(fused)
@@ -445,7 +445,7 @@ class IRM(nn.Module):
             image=self.project_images(image),
             text=self.project_sentences(sentences["tokens"]),
             temperature=self.temperature,
-            tokens=_image_tokens(image),
+            tokens=image_tokens(image),
             caption=sentences["tokens"],
             masked=sentences.get("masked_tokens"),
             replaced=sentences.get("replaced_tokens"),
@@ -466,7 +466,7 @@ def initialise(model: IRM, constant_tokens: Array) -> None:
     model.project_sentences(sentence)
     model.cls_neck(_full(image.cls), use_running_average=True)
     if c.fusion_depth:
-        pair = jax.tree.map(lambda x: x[None], (model.encode_captions(constant_tokens[:1]), _image_tokens(image)))
+        pair = jax.tree.map(lambda x: x[None], (model.encode_captions(constant_tokens[:1]), image_tokens(image)))
         model.fuse_captions(pair, pair, pair, train=False)
 
 
@@ -493,7 +493,7 @@ def _blocks(x: Array, blocks: int) -> Array:
     return constrain_rows(x.reshape(blocks, -1, *x.shape[1:]))
 
 
-def _image_tokens(image: ImageFeatures) -> Array:
+def image_tokens(image: ImageFeatures) -> Array:
     """[..., 1+N, D]: cls and patches, what captions read of an image (part tokens are left out, as for editing)."""
     return jnp.concatenate([image.cls[..., None, :], image.patches], axis=-2)
 

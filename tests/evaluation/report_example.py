@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.leak_check import Leak
 from data_pipelines.tasks import TASKS
-from irm_jax.evaluation import report
+from irm_jax.evaluation import open_set, report
 
 TAUS = ("0.5", "0.7", "0.9")
 
@@ -100,8 +100,17 @@ def fake_results() -> dict:
                 if control != "instruction_only" or task in ("ctcc", "li"):
                     baselines[control][f"{prefix}procedural_{task}"] = metrics(value)
     protocols["procedural_cc"]["mAP_tau"]["0.9"] = math.nan
+    protocols["procedural_vi"] |= {"trials": 10, "std": metrics(0.012)}
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0.7, 0.1, 300), rng.random(300) < 0.8, rng.normal(0.4, 0.1, 200)
+    open_figures = {"procedural_trad": open_set.figures(*scores)}
     swapped = {f"procedural_{task}": {"mAP": 0.0881, "follow_rate": 0.8437} for task in ("ctcc", "li")}
-    return {"protocols": protocols, "baselines": baselines, "swapped_instructions": swapped}
+    return {
+        "protocols": protocols,
+        "baselines": baselines,
+        "swapped_instructions": swapped,
+        "open_set": open_figures,
+    }
 
 
 SENTENCE = "wears a red striped top and blue trousers, carries <b>no</b> bag & walks away from the camera"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irm_jax.evaluation import protocols, related_pairs
+from irm_jax.evaluation import protocols, related_pairs, rules, tau_similarity
 from irm_jax.evaluation.protocols import PROTOCOLS, protocol_of
 
 SLOTS = 8
@@ -23,6 +23,8 @@ def named(*values: int) -> list[int]:
 QUERY = {
     "identity": np.array([5]),
     "camera": np.array([0]),
+    "camera_number": np.array([0]),
+    "source": np.array([0]),
     "clothes": np.array([1]),
     "modality": np.array([0]),
     "instruction_clothes": np.array([2]),
@@ -45,6 +47,7 @@ GALLERY = {
     name: np.array([image[i] for image in IMAGES])
     for i, name in enumerate(("identity", "camera", "clothes", "modality", "attributes", "content"))
 }
+GALLERY |= {"camera_number": GALLERY["camera"], "source": np.zeros(len(IMAGES), int)}
 GALLERY["content"] = GALLERY["content"].astype(np.uint64)
 
 
@@ -68,6 +71,14 @@ def relation(name: str) -> tuple[list[int], list[int]]:
         ("procedural_vi+identity", [2, 4, 5], [0, 1, 3]),
         ("procedural_li+identity", [2, 4, 5], [0, 1, 3]),
         ("procedural_t2i+identity", [0, 1, 2, 3, 4, 5], []),
+        ("ltcc_general", [2, 4, 5], [0, 1, 3]),
+        ("ltcc_cc", [4, 5], [0, 1, 2, 3]),
+        ("ltcc_sc", [2], [0, 1, 3, 4, 5]),
+        ("real2_ctcc", [2, 4, 5], [0, 1, 3]),
+        ("real2_li+clothes", [4], [0, 1, 3]),
+        ("sysu_all", [0, 1, 2, 3, 4, 5], []),
+        ("cuhk_pedes", [0, 1, 2, 3, 4, 5], []),
+        ("task_free/ltcc_cc", [4, 5], [0, 1, 2, 3, 7]),
         ("task_free/market1501", [2, 4, 5], [0, 1, 3, 7]),
         ("task_free/procedural_ctcc", [3, 4], [0, 7]),
         ("task_free/procedural_li", [1, 3, 4], [0, 7]),
@@ -103,12 +114,12 @@ def test_rules_work_alike_on_numpy_jax_and_lists_of_pairs(name):
 def test_unknown_template_matches_nothing():
     asked = {"instruction_clothes": np.array([-1, 1])}
     shown = {"clothes": np.array([-1, 1])}
-    assert protocols.wears_template(asked, shown).tolist() == [False, True]
+    assert rules.wears_template(asked, shown).tolist() == [False, True]
 
 
 def test_unknown_cameras_are_never_junk():
     query = {"identity": np.array([1]), "camera": np.array([-1])}
-    positive, junk = protocols.market_rule(query, {"identity": np.array([1]), "camera": np.array([-2])})
+    positive, junk = rules.market_rule(query, {"identity": np.array([1]), "camera": np.array([-2])})
     assert (positive.tolist(), junk.tolist()) == ([True], [False])
 
 
@@ -123,7 +134,7 @@ def test_names_lead_to_variants():
     with pytest.raises(ValueError, match="at least 1, not 0"):
         protocols.cut(PROTOCOLS["market1501"], 0)
     with pytest.raises(ValueError, match="'junk' or 'negative'"):
-        protocols.strict(protocols.same_outfit, "ignored")
+        rules.strict(rules.same_outfit, "ignored")
 
 
 def columns_of(random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -176,17 +187,17 @@ def test_attribute_similarity_counts_slots_named_by_both():
     query = {"instruction_attributes": asked, "instruction_key": np.array([1, 1, 1, 1, 1])}
     gallery = {"instruction_attributes": shown, "instruction_key": np.array([2, 2, 2, 2, 1])}
     # The last pair's instructions are the same ones, whatever the slots say.
-    assert protocols.ATTRIBUTES(query, gallery).tolist() == [0.75, 0.5, 0.0, 1.0, 1.0]
+    assert tau_similarity.ATTRIBUTES(query, gallery).tolist() == [0.75, 0.5, 0.0, 1.0, 1.0]
 
 
 def test_clothes_similarity():
     query = {"instruction_clothes": np.array([1, 1, -1, -1]), "instruction_key": np.array([1, 1, 1, 2])}
     gallery = {"instruction_clothes": np.array([1, 2, -1, -1]), "instruction_key": np.array([2, 2, 2, 2])}
-    assert protocols.CLOTHES(query, gallery).tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert tau_similarity.CLOTHES(query, gallery).tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
 def test_feature_similarity_is_the_cosine():
-    similarity = protocols.feature_similarity("frozen_encoder")
+    similarity = tau_similarity.feature_similarity("frozen_encoder")
     query = {"instruction_feature": np.float32([[3, 4], [1, 0], [0, 0]]), "instruction_key": np.array([1, 1, 1])}
     gallery = {"instruction_feature": np.float32([[4, 3], [0, 2], [1, 1]]), "instruction_key": np.array([2, 1, 2])}
     np.testing.assert_allclose(similarity(query, gallery), [24 / 25, 1, 0], atol=1e-12)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from irm_jax.evaluation import counting, gallery, protocols, ranking
+from irm_jax.evaluation import counting, gallery, protocols, ranking, tau_similarity
 from irm_jax.evaluation.figures import average_precision
 
 MARKET = protocols.PROTOCOLS["market1501"]
@@ -313,7 +313,7 @@ def test_tau_turns_positives_into_negatives():
     g_columns |= slots(random, 200)
     taus = (0.0, 0.5, 0.75, 1.0)
     result = ranking.rank(
-        q, g, q_columns, g_columns, MARKET, metric="euclidean", taus=taus, tau_similarity=protocols.ATTRIBUTES
+        q, g, q_columns, g_columns, MARKET, metric="euclidean", taus=taus, tau_similarity=tau_similarity.ATTRIBUTES
     )
     positive, junk = related(q_columns, g_columns)
     a, b = q_columns["instruction_attributes"][:, None, :4], g_columns["instruction_attributes"][None, :, :4]
@@ -345,7 +345,7 @@ def test_tau_with_constant_instructions_changes_nothing():
     q, g, q_columns, g_columns = draw(random, 20, 100, people=10)
     q_columns |= {"instruction_clothes": np.full(20, -1), "instruction_key": np.full(20, 5)}
     g_columns |= {"instruction_clothes": np.full(100, -1), "instruction_key": np.full(100, 5)}
-    taus = {"taus": (0.5, 0.9), "tau_similarity": protocols.CLOTHES}
+    taus = {"taus": (0.5, 0.9), "tau_similarity": tau_similarity.CLOTHES}
     summary = ranking.summarize(ranking.rank(q, g, q_columns, g_columns, MARKET, **taus))
     assert summary["mAP_tau"] == summary["mAP_tau_common"] == {"0.5": summary["mAP"], "0.9": summary["mAP"]}
     assert summary["tau_positives_kept"] == {"0.5": 1.0, "0.9": 1.0}

@@ -113,6 +113,9 @@ def test_metrics_stand_in_the_tables(written: tuple[Page, str, dict]) -> None:
             assert all(f"protocols.{name}.{key}.{tau}" in tables for tau in entry[key] or {})
     for baseline, entries in results["baselines"].items():
         assert all(f"baselines.{baseline}.{name}.mAP" in tables for name in entries)
+    for key in ("present", "absent", "auc", "tpr.0.01", "tpr.0.001", "identified.0.01", "identified.0.001"):
+        assert f"open_set.procedural_trad.{key}" in tables
+    assert tables["protocols.procedural_vi.std.mAP"] == {"1.2"}
     assert tables["protocols.procedural_ctcc.mAP"] == {"76.4"}
     assert tables["protocols.procedural_li.dropped.no_positive"] == {"2"}
     assert tables["swapped_instructions.procedural_li.follow_rate"] == {"84.4"}
@@ -168,6 +171,7 @@ def test_charts(written: tuple[Page, str, dict]) -> None:
         "mAP, task-specific",
         "mAP, task-free",
         "mAP over τ, task-specific",
+        "ROC of the best score",
         "loss",
         "identity loss",
         "identity accuracy",
@@ -221,6 +225,9 @@ def edit(path: str, value: object) -> dict:
         ("baselines|random|market", {"mAP": 0.1}, "baselines.random names the protocol 'market'"),
         ("swapped_instructions|procedural_li", {"follow_rate": 0.1}, "swapped_instructions.procedural_li lacks mAP"),
         ("swapped_instructions|procedural_li", {"mAP": 0.1, "follow_rate": 84.0}, "follow_rate is 84.0"),
+        ("protocols|procedural_vi|std|mAP", 1.2, r"protocols.procedural_vi.std.mAP is 1.2"),
+        ("open_set|procedural_trad|auc", 99.0, r"open_set.procedural_trad.auc is 99.0"),
+        ("open_set|procedural_trad|tpr|0.01", -1, r"open_set.procedural_trad.tpr.0.01 is -1"),
     ],
 )
 def test_wrong_results_are_refused(tmp_path: Path, path: str, value: object, message: str) -> None:

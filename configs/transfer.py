@@ -1,0 +1,25 @@
+"""Train on some data sets, test on others: --config configs/transfer.py:market1501,cuhk03_detected:msmt17,prcc.
+
+A small model from scratch, as configs/market1501.py. Build the shards of all of them first.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import data_sets, default, scratch
+
+
+def get_config(sets: str = "market1501:msmt17") -> ConfigDict:
+    """`sets`: names to train on, a colon, names to test on; several are separated by commas."""
+    train, _, test = sets.partition(":")
+    config = scratch.from_scratch(default.get_config())
+    data_sets.train_on(config, [name for name in train.split(",") if name])
+    data_sets.test_on(config, [name for name in test.split(",") if name])
+    config.data.build_missing = False
+    config.data.batch_size = 128
+    config.model.identity_multiple = 256
+    config.optimizer.warmup_steps = 100
+    config.train.steps = 5000
+    config.checkpoint.every = 1000
+    return config

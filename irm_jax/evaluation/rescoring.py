@@ -1,0 +1,65 @@
+"""Re-scoring of captions' rankings: the best images by cosine are judged again by the matching head (method.md 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from irm_jax import sharding
+from irm_jax.evaluation.embed import EmbeddingModel
+
+PAIRS_AT_ONCE = 256
+
+
+class CaptionMatcher:
+    """Called with i[P] captions and i[P] images it gives f32[P], larger for pairs that belong together more.
+
+    `captions`: the sentences; `image_tokens` f32[G, K, D]. Pairs are judged in batches of one size.
+    """
+
+    def __init__(self, embedder: EmbeddingModel, captions: list[str], image_tokens: np.ndarray) -> None:
+        distinct, self._which = np.unique(np.asarray(captions, object).astype(str), return_inverse=True)
+        self._embedder, self._images = embedder, image_tokens
+        self._tokens, self._mask = embedder.caption_tokens([str(s) for s in distinct])
+        pieces = sharding.row_shards(embedder.mesh)
+        self._pairs = -(-PAIRS_AT_ONCE // pieces) * pieces
+
+    def __call__(self, captions: np.ndarray, images: np.ndarray) -> np.ndarray:
+        found = np.empty(len(captions), np.float32)
+        for start in range(0, len(captions), self._pairs):
+            rows = slice(start, min(start + self._pairs, len(captions)))
+            caption = np.resize(self._which[captions[rows]], self._pairs)
+            image = np.resize(images[rows], self._pairs)
+            logits = self._embedder.match(self._tokens[caption], self._mask[caption], self._images[image])
+            found[rows] = logits[: rows.stop - rows.start]
+        return found
+
+
+class Rescored:
+    """Scores for `ranking.rank`: called with query indices [n] it gives f32[n, G].
+
+    Cosine of `query` f32[Q, P] and `gallery` f32[G, P], but the `top` best images of each query come first, in the
+    order of `match(query indices, gallery indices)`; equals keep the order of the gallery. The rest follow by cosine.
+    """
+
+    def __init__(
+        self,
+        query: np.ndarray,
+        gallery: np.ndarray,
+        match: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        top: int,
+    ) -> None:
+        self._query, self._gallery = (
+            x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (query, gallery)
+        )
+        self._match, self._top = match, min(top, len(gallery))
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        scores = (self._query[block] @ self._gallery.T).astype(np.float32)
+        best = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, : self._top], axis=1)
+        judged = self._match(np.repeat(block, self._top), best.ravel()).reshape(best.shape)
+        place = np.argsort(np.argsort(-judged, axis=1, kind="stable"), axis=1)
+        # A cosine is at most 1: places count down from 3 to above 2, so that their order is exact in float32.
+        np.put_along_axis(scores, best, (3.0 - place / self._top).astype(np.float32), axis=1)
+        return scores

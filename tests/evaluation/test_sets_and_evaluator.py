@@ -1,0 +1,255 @@
+"""Test sets of every shape, from shards to figures, with a stand-in for the model that sees mean colours."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from data_pipelines import schema, shards, tasks
+from data_pipelines.shard_files import DatasetError
+from irm_jax.evaluation import evaluation_sets
+from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
+from irm_jax.evaluation.figures import summarize
+from irm_jax.evaluation.protocols import protocol_of
+from irm_jax.evaluation.trials import rank_trials
+
+PEOPLE = 5
+
+
+def picture(seed: int, person: int) -> bytes:
+    """PNG of 8 x 4 pixels: the person's colour on the left, that of the picture on the right."""
+    left = np.random.default_rng(person).integers(0, 256, 3)
+    random = np.random.default_rng(1000 + seed)
+    image = np.empty((8, 4, 3), np.uint8)
+    image[:, :2] = np.clip(left + random.integers(-60, 60, 3), 0, 255)
+    image[:, 2:] = random.integers(0, 256, 3)
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def load(item: tuple[Any, ...]) -> schema.Record:
+    namespace, person, camera, infrared, seed, sentence = item
+    name = f"{person:04d}"
+    return schema.Record(
+        image=picture(seed, person), file=f"cam{camera}/{name}/{seed:04d}.png", person=f"{namespace}/{name}",
+        camera=camera, modality=int(infrared), sentences=(sentence,) if sentence else (),
+    )  # fmt: skip
+
+
+def write(folder: Path, name: str, task: str, namespace: str, splits: dict[str, list[tuple]]) -> None:
+    people = {load(item).person for items in splits.values() for item in items}
+    shards.write_dataset(
+        folder, name=name, version="1.0.0", task=task, namespace=namespace, people=sorted(people), splits=splits,
+        load=load, source={}, workers=1, progress=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`night` (LLCM's shape: one split), `street` (Market-1501's, with distractors), `words` (CUHK-PEDES's).
+
+    In the gallery of `words` stand people of `street`, and its pictures 100, with which a query asks, and 200, which
+    its own gallery holds.
+    """
+    out = tmp_path_factory.mktemp("sets")
+    night = [
+        ("night", person, camera, infrared, 10 * person + 4 * camera + 2 * infrared + copy, "")
+        for person in range(PEOPLE) for camera in range(2) for infrared in (False, True) for copy in range(2)
+    ]  # fmt: skip
+    write(out, "night", "vi", "night", {"test": night[::-1]})  # in no particular order
+    query = [("street", p, 0, False, 100 + p, "") for p in range(PEOPLE)]
+    gallery = [("street", p, c, False, 200 + 10 * p + c, "") for p in range(PEOPLE) for c in range(3)]
+    distractors = [("street", 99, 1, False, 300 + i, "") for i in range(7)]
+    write(out, "street", "trad", "street", {"query": query, "gallery": gallery, "distractors": distractors})
+    words = [("street", p, -2, False, seed, "") for p, seed in ((0, 400), (1, 401), (2, 402), (0, 100), (0, 200))]
+    captions = [("street", p, -1, False, 500 + p, f"person {p}") for p in range(3)]
+    write(out, "words", "t2i", "words", {"query": captions, "gallery": words})
+    return out
+
+
+class Eyes:
+    """What the evaluator asks of an EmbeddingModel; an embedding is the mean colour of each half of the picture."""
+
+    def __init__(self) -> None:
+        self.model = types.SimpleNamespace(config=types.SimpleNamespace(image_size=(8, 4)))
+        self.batch_size, self.mesh = 8, Mesh(np.array(jax.devices()[:1]), ("data",))
+        self.batches = 0
+
+    def local_rows(self) -> list[int]:
+        return list(range(self.batch_size))
+
+    def instructions(self, asks: Any) -> None:
+        return None
+
+    def image_features(self, images: np.ndarray) -> np.ndarray:
+        self.batches += 1
+        halves = images.reshape(len(images), 8, 2, 2, 3).mean(axis=(1, 3)) - 128
+        return halves.reshape(len(images), 6).astype(np.float32)
+
+    def edit(self, features: np.ndarray, table: Any, index: np.ndarray) -> Any:
+        return types.SimpleNamespace(embedding=features, instruction=features[:, :2])
+
+    def project_images(self, features: np.ndarray) -> np.ndarray:
+        return features[:, :3]
+
+    def project_sentences(self, sentences: list[str]) -> np.ndarray:
+        people = [int(sentence.split()[1]) for sentence in sentences]
+        return np.stack([np.random.default_rng(p).integers(0, 256, 3) - 128 for p in people]).astype(np.float32)
+
+
+def load_sets(folder: Path, entries: list[tuple]) -> list[evaluation_sets.EvaluationSet]:
+    space = evaluation_sets.PeopleSpace()
+    opened = {name: shards.open_dataset(folder, name) for name in ("night", "street", "words")}
+    return [
+        evaluation_sets.load_set(
+            name, tasks.task(task), protocols, True, (opened[name], query), (opened[name], gallery),
+            [(opened["street"], split) for split in distractors], space, number,
+        )
+        for number, (name, task, protocols, query, gallery, distractors) in enumerate(entries)
+    ]  # fmt: skip
+
+
+ENTRIES = [
+    ("night", "vi", ("llcm_v2n", "llcm_n2v", "llcm_v2n@released"), "test", "test", ()),
+    ("street", "trad", ("market1501", "market1501+distractors"), "query", "gallery", ("distractors",)),
+    ("words", "t2i", ("cuhk_pedes",), "query", "gallery", ()),
+]
+OPTIONS = Options(
+    metric="cosine", query_block=8, top_k=3, taus=(0.5,), tau_similarity="attributes", task_free=True, controls=True,
+    top500=True, flip=True, rerank=True, open_set=True, seed=0, threads=1, workers=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder: Path) -> tuple[Evaluation, Eyes]:
+    eyes = Eyes()
+    return Evaluator(eyes, load_sets(folder, ENTRIES), OPTIONS).run(), eyes
+
+
+def features(test: evaluation_sets.EvaluationSet, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of both sides, read and averaged one picture at a time."""
+    sides = []
+    for parts in ([test.query], test.parts):
+        rows = []
+        for part in parts:
+            reader = part.dataset.reader(part.split, ("image",))
+            for record in range(len(part)):
+                image = cv2.imdecode(np.frombuffer(reader[record]["image"], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+                own, mirror = (Eyes().image_features(shown[None])[0] for shown in (image, image[:, ::-1]))
+                rows.append((own + mirror) / 2 if flip else own)
+        sides.append(np.stack(rows))
+    return sides[0], sides[1]
+
+
+def test_each_picture_is_embedded_once(evaluated):
+    """Whatever the protocols, trials and settings; its mirror once more, and for the controls a grey one a split."""
+    batches = sum(-(-pictures // 8) for pictures in (40, 5, 15, 7, 5))  # night; street's three splits; words
+    assert evaluated[1].batches == 2 * batches + 4
+
+
+def test_figures_carry_their_names(evaluated):
+    protocols = evaluated[0].results["protocols"]
+    images = ["llcm_v2n", "llcm_n2v", "llcm_v2n@released", "market1501", "market1501+distractors"]
+    expected = {f"{name}{label}" for name in images for label in ("", "+flip", "+rerank", "+flip+rerank")}
+    expected |= {"cuhk_pedes", "cuhk_pedes+flip"}  # captions are not re-ranked
+    expected |= {"llcm_v2n@top500", "market1501@top500"}
+    free = ["llcm_v2n", "llcm_n2v", "market1501", "market1501+distractors", "cuhk_pedes"]
+    expected |= {f"task_free/{name}" for name in free}
+    expected |= {f"task_free/{name}@source" for name in ("llcm_v2n", "market1501", "cuhk_pedes")}
+    expected |= {f"task_free/{name}@own" for name in ("llcm_v2n", "market1501")}
+    assert set(protocols) == expected
+    sizes = {name: (protocols[name]["queries"], protocols[name]["gallery"]) for name in free}
+    assert sizes == {
+        "llcm_v2n": (4 * PEOPLE, 2 * PEOPLE), "llcm_n2v": (4 * PEOPLE, 2 * PEOPLE), "market1501": (5, 15),
+        "market1501+distractors": (5, 22), "cuhk_pedes": (3, 5),
+    }  # fmt: skip
+    assert [protocols[f"llcm_{way}"]["trials"] for way in ("v2n", "n2v", "v2n@released")] == [10, 10, 10]
+    assert protocols["llcm_v2n@released"]["queries"] == 2 * PEOPLE
+    assert set(evaluated[0].results["open_set"]) == {"llcm_v2n", "market1501", "cuhk_pedes"}
+
+
+@pytest.mark.parametrize(("label", "flip", "rerank"), [("+flip", True, False), ("+rerank", False, True),
+                                                       ("+flip+rerank", True, True), ("", False, False)])  # fmt: skip
+@pytest.mark.parametrize("name", ["llcm_n2v", "market1501"])
+def test_flips_and_reranking_are_those_of_single_pictures(evaluated, name, label, flip, rerank):
+    test = evaluated[0].sets[0 if name == "llcm_n2v" else 1]
+    ranking, _ = rank_trials(
+        *features(test, flip), test.query.columns, test.gallery_columns, protocol_of(name), metric="cosine",
+        rerank=rerank, mesh=evaluated[1].mesh,
+    )  # fmt: skip
+    assert evaluated[0].results["protocols"][f"{name}{label}"]["mAP"] == pytest.approx(summarize(ranking)["mAP"])
+
+
+def test_the_union_takes_every_gallery_picture_once(evaluated):
+    """Task-free: 40 of night, 15 of street, 4 more of words; distractors where they are asked for."""
+    protocols = evaluated[0].results["protocols"]
+    assert protocols["task_free/market1501"]["gallery"] == 40 + 15 + 4
+    assert protocols["task_free/cuhk_pedes"]["gallery"] == 40 + 15 + 4
+    assert protocols["task_free/llcm_v2n"]["gallery"] == 20 + 15 + 4  # of its own source the infrared ones
+    assert protocols["task_free/market1501+distractors"]["gallery"] == 40 + 15 + 4 + 7
+    ranked = evaluated[0].ranked["task_free/market1501"]
+    # Person 0 of street: three cameras, its own out, one more in words, and the query's own file there, which is junk.
+    assert ranked.ranking.num_positives.tolist() == [3, 3, 3, 2, 2]
+    own = np.flatnonzero(ranked.gallery["content"] == ranked.query["content"][0])
+    assert len(own) == 1
+    assert own[0] not in ranked.ranking.top_ids[0]
+    # For the caption the same picture is an answer.
+    assert evaluated[0].ranked["task_free/cuhk_pedes"].ranking.num_positives.tolist() == [5, 4, 4]
+    # Cameras of one number in two sources are two cameras: nothing of street is junk for night.
+    assert (ranked.gallery["camera"][ranked.gallery["source"] == 0] < 4096).all()
+    assert (ranked.gallery["camera"][ranked.gallery["source"] == 1] >= 4096).all()
+    assert (ranked.gallery["camera"][ranked.gallery["source"] == 2] == -2).all()
+
+
+def test_rankings_know_their_records(evaluated):
+    evaluation = evaluated[0]
+    ranked = evaluation.ranked["llcm_n2v"]
+    night = evaluation.sets[0]
+    np.testing.assert_array_equal(night.query.index.content[ranked.record], ranked.query["content"])
+    assert (night.query.index.modality[ranked.record] == schema.INFRARED).all()
+    for name in ("llcm_v2n", "market1501+distractors", "task_free/cuhk_pedes@source"):
+        ranked = evaluation.ranked[name]
+        for (number, record), content in zip(ranked.source.tolist(), ranked.gallery["content"], strict=True):
+            part, place = evaluation.sets[number].gallery_record(record)
+            assert part.index.content[place] == content
+    with pytest.raises(IndexError, match="street"):
+        evaluation.sets[1].gallery_record(22)
+
+
+def test_the_open_set_leaves_people_out(evaluated):
+    """Two of five people are taken out of the gallery, with their queries."""
+    found = evaluated[0].results["open_set"]["market1501"]
+    assert (found["present"], found["absent"]) == (3, 2)
+    ranking = evaluated[0].ranked["market1501"].ranking
+    assert found["tpr"]["0.01"] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
+    assert -1 <= found["threshold"]["0.01"] <= ranking.top_scores.max() + 1e-6
+
+
+def test_of_equal_pictures_the_own_sources_copy_stays(evaluated):
+    """Person 0's picture 200 has camera 0 in street, so it is junk for its query 100; in words it has no camera."""
+    for name, number in (("market1501", 1), ("cuhk_pedes", 2)):
+        ranked = evaluated[0].ranked[f"task_free/{name}"]
+        copies = ranked.gallery["content"] == evaluated[0].sets[1].gallery_columns["content"][0]
+        assert ranked.source[copies].tolist() == [[number, 0 if number == 1 else 4]]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (("words", "t2i", ("own_t2i",), "query", "train", ()), "has no split 'train'; it has query, gallery"),
+        (("street", "trad", ("market1501",), "query", "query", ()),
+         r"test set street: protocol market1501 .*drops all 5 queries.*5 pairs are junk.*camera is the same"),
+        (("street", "vi", ("sysu_all",), "query", "gallery", ()),
+         r"test set street: protocol sysu_all .*takes query records of modality 1 .*they have modality 0"),
+        (("words", "cc", ("prcc_cross+multi_shot",), "query", "gallery", ()), r"records of camera_number 2.*-1"),
+    ],
+)  # fmt: skip
+def test_sets_that_cannot_be_evaluated(folder, entry, message):
+    with pytest.raises(DatasetError, match=message):
+        load_sets(folder, [entry])
