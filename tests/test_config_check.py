@@ -7,13 +7,26 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cpu_small, data_sets, default, market1501, procedural, quickstart, transfer
+from configs import (
+    cpu_small,
+    data_sets,
+    default,
+    irm,
+    irm_pp,
+    market1501,
+    procedural,
+    quickstart,
+    quickstart_pp,
+    transfer,
+)
 from irm_jax.config_check import ConfigError, check
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("module", [procedural, quickstart, cpu_small, market1501, transfer])
+@pytest.mark.parametrize(
+    "module", [procedural, quickstart, quickstart_pp, cpu_small, market1501, transfer, irm, irm_pp]
+)
 def test_shipped_configurations_pass(module):
     check(module.get_config())
 

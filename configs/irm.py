@@ -1,0 +1,39 @@
+"""IRM at paper scale: the `base` model, trained jointly on the data sets that the released joint recipe names.
+
+Build the shards first (`python -m data_pipelines.build`), and give the vocabulary of the pretrained BERT:
+--config.data.dir=... --config.data.vocab=FOLDER. A step has 32 x 4 rows of each of nine data sets, 24 captions of
+CUHK-PEDES and six times as many of SYNTH-PEDES, as the released recipe; the optimizer's recipe is default.py's.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import data_sets, default
+
+EDITED = ("market1501", "msmt17", "cuhk03_labeled", "prcc", "ltcc", "vcclothes", "real1_ctcc", "real1_li", "llcm")
+CAPTIONS = {"cuhk_pedes": 1, "synth_pedes": 6}
+"""Data set -> how many units of 24 captions."""
+TEST = (
+    "market1501", "msmt17", "cuhk03_labeled", "prcc", "ltcc", "vcclothes", "real2_ctcc", "real2_li", "llcm",
+    "cuhk_pedes",
+)  # fmt: skip
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.build_missing = False
+    data_sets.train_on(config, (*EDITED, *CAPTIONS))
+    data_sets.test_on(config, TEST)
+    units = config.data.train
+    for name in EDITED:
+        units[name].share = 32.0 * 4
+    for name, count in CAPTIONS.items():
+        units[name].share = units[name].loss_weight = float(count)
+        units[name].share *= 24
+    config.data.batch_size = int(sum(unit.share for unit in units.values()))
+    config.data.batch_blocks = 8
+    config.data.workers = 8
+    config.model.preset = "base"
+    config.model.scan_layers = True
+    return config
