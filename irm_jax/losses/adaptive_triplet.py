@@ -26,13 +26,13 @@ class AdaptiveTripletAux(NamedTuple):
 
 def adaptive_triplet_loss(
     features: Inexact[Array, "B D"],
-    identity: Int[Array, "B"],
-    dataset: Int[Array, "B"],
-    valid: Bool[Array, "B"],
+    identity: Int[Array, " B"],
+    dataset: Int[Array, " B"],
+    valid: Bool[Array, " B"],
     similarity: Inexact[Array, "B B"],
     margin: float = 0.3,
     rank_weight: float = 0.1,
-) -> tuple[Float[Array, "B"], AdaptiveTripletAux]:
+) -> tuple[Float[Array, " B"], AdaptiveTripletAux]:
     """One triplet an anchor, mined over all rows given (the global batch).
 
     p1 and p2 are the farthest and second-farthest rows of the anchor's identity (the anchor counts as one of them), n

@@ -31,17 +31,17 @@ class ComposedTripletAux(NamedTuple):
 
 def composed_triplet_loss(
     anchor: Inexact[Array, "C D"],
-    anchor_identity: Int[Array, "C"],
-    anchor_dataset: Int[Array, "C"],
+    anchor_identity: Int[Array, " C"],
+    anchor_dataset: Int[Array, " C"],
     wanted_attributes: Int[Array, "C S"],
-    anchor_valid: Bool[Array, "C"],
+    anchor_valid: Bool[Array, " C"],
     candidates: Inexact[Array, "B D"],
-    identity: Int[Array, "B"],
-    dataset: Int[Array, "B"],
+    identity: Int[Array, " B"],
+    dataset: Int[Array, " B"],
     attributes: Int[Array, "B S"],
-    valid: Bool[Array, "B"],
+    valid: Bool[Array, " B"],
     margin: float = 0.3,
-) -> tuple[Float[Array, "C"], ComposedTripletAux]:
+) -> tuple[Float[Array, " C"], ComposedTripletAux]:
     """relu(D_p - D_n + margin): p the farthest positive, n the nearest negative among the candidates; [ours].
 
     Candidates of the anchor's data set compete (slots of different data sets mean different things). Positive: the

@@ -29,7 +29,7 @@ def clip_temperature(temperature: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def identity_targets(
-    query_identity: Int[Array, "B"], key_identity: Int[Array, "K"], key_valid: Bool[Array, "K"], dtype: jnp.dtype
+    query_identity: Int[Array, " B"], key_identity: Int[Array, " K"], key_valid: Bool[Array, " K"], dtype: jnp.dtype
 ) -> Float[Array, "B K"]:
     """Returns the same-identity indicator with rows summing to 1 (to 0 where no valid key has the query's identity)."""
     same = ((query_identity[:, None] == key_identity[None, :]) & key_valid[None, :]).astype(dtype)
@@ -37,8 +37,8 @@ def identity_targets(
 
 
 def direction_loss(
-    logits: Float[Array, "B K"], targets: Float[Array, "B K"], key_valid: Bool[Array, "K"]
-) -> Float[Array, "B"]:
+    logits: Float[Array, "B K"], targets: Float[Array, "B K"], key_valid: Bool[Array, " K"]
+) -> Float[Array, " B"]:
     """Returns the cross-entropy of each query's targets over the valid keys, in nats; keys may be of any origin."""
     # Finite, as in the identity loss: without a valid key the result must be finite for the caller to mask.
     masked = jnp.where(key_valid[None, :], logits, jnp.finfo(logits.dtype).min / 2)
@@ -48,10 +48,10 @@ def direction_loss(
 def contrastive_loss(
     image_proj: Inexact[Array, "B d"],
     text_proj: Inexact[Array, "B d"],
-    identity: Int[Array, "B"],
-    valid: Bool[Array, "B"],
+    identity: Int[Array, " B"],
+    valid: Bool[Array, " B"],
     temperature: Float[Array, ""] | float,
-) -> tuple[Float[Array, "B"], ContrastiveAux]:
+) -> tuple[Float[Array, " B"], ContrastiveAux]:
     """Mean of image-to-text and text-to-image cross-entropy of cosines / temperature, row i of both being one pair.
 
     The target of a query is spread evenly over all valid keys of its identity. Keys are the rows of the batch; see
@@ -96,12 +96,12 @@ def momentum_contrastive_loss(
     image_proj: Inexact[Array, "B d"],
     text_proj: Inexact[Array, "B d"],
     anchor: Keys,
-    valid: Bool[Array, "B"],
+    valid: Bool[Array, " B"],
     batch: Keys,
     queue: Keys | None,
     temperature: Float[Array, ""] | float,
     soft_share: Float[Array, ""] | float,
-) -> tuple[Float[Array, "B"], ContrastiveAux]:
+) -> tuple[Float[Array, " B"], ContrastiveAux]:
     """Mean of four cross-entropies, image to text, text to image, image to image, text to text, over momentum keys.
 
     In each direction the keys are those of the batch, the query's own among them, and of the queue. With s the cosines

@@ -16,7 +16,7 @@ def loss_dtype(*arrays: Inexact[Array, "..."]) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
-def keep_rows(rows: Inexact[Array, "B D"], valid: Bool[Array, "B"], dtype: jnp.dtype) -> Float[Array, "B D"]:
+def keep_rows(rows: Inexact[Array, "B D"], valid: Bool[Array, " B"], dtype: jnp.dtype) -> Float[Array, "B D"]:
     """Returns the rows in `dtype`, invalid ones as 0: padding (even NaN) reaches no value and no gradient."""
     return jnp.where(valid[:, None], rows.astype(dtype), jnp.zeros((), dtype))
 
@@ -33,12 +33,12 @@ def pairwise_squared_distance(a: Float[Array, "A D"], b: Float[Array, "B D"]) ->
     return jnp.maximum(squared, SQUARED_DISTANCE_FLOOR)
 
 
-def row_distance(a: Float[Array, "A D"], b: Float[Array, "A D"]) -> Float[Array, "A"]:
+def row_distance(a: Float[Array, "A D"], b: Float[Array, "A D"]) -> Float[Array, " A"]:
     """Returns Euclidean distances of a[i] to b[i], at least 1e-6; below that the gradient is 0, not infinite."""
     return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(a - b), axis=-1), SQUARED_DISTANCE_FLOOR))
 
 
-def take_rows(rows: Float[Array, "B D"], index: Int[Array, "A"]) -> Float[Array, "A D"]:
+def take_rows(rows: Float[Array, "B D"], index: Int[Array, " A"]) -> Float[Array, "A D"]:
     """Returns rows[index]; every index must be in range."""
     return jnp.take(rows, index, axis=0, mode="clip")
 
@@ -53,8 +53,8 @@ def unit_rows(rows: Float[Array, "B D"]) -> Float[Array, "B D"]:
 
 
 def group_spread(
-    rows: Inexact[Array, "B D"], group: Int[Array, "B"], valid: Bool[Array, "B"], groups: int
-) -> Float[Array, "groups"]:
+    rows: Inexact[Array, "B D"], group: Int[Array, " B"], valid: Bool[Array, " B"], groups: int
+) -> Float[Array, " groups"]:
     """Returns how far each group's rows lie from their mean: the root mean square over its valid rows and all D.
 
     A batch-normalised group has spread 1. Groups without rows, and those whose rows coincide, have 1 as well: dividing

@@ -10,9 +10,9 @@ from irm_jax.losses.geometry import loss_dtype
 def identity_loss(
     features: Inexact[Array, "B D"],
     weight: Inexact[Array, "D I"],
-    identity: Int[Array, "B"],
+    identity: Int[Array, " B"],
     allowed: Bool[Array, "B I"],
-) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
+) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
     """Cross-entropy of a bias-free linear head, one weight matrix over the identities of all data sets.
 
     Args:

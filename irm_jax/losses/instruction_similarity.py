@@ -31,8 +31,8 @@ def current_mean(state: InstructionMean) -> Float[Array, "kinds E"]:
 def update_mean(
     state: InstructionMean,
     feature: Inexact[Array, "B E"],
-    kind: Int[Array, "B"],
-    valid: Bool[Array, "B"],
+    kind: Int[Array, " B"],
+    valid: Bool[Array, " B"],
     momentum: float,
 ) -> InstructionMean:
     """Moves each kind's mean towards its mean over the valid rows; a kind without one keeps its value. No gradient.
@@ -55,8 +55,8 @@ def update_mean(
 
 def similarity(
     feature: Inexact[Array, "B E"],
-    key: Int[Array, "B"],
-    kind: Int[Array, "B"],
+    key: Int[Array, " B"],
+    kind: Int[Array, " B"],
     mean: Inexact[Array, "kinds E"],
     mode: Literal["centered", "raw"] = "centered",
 ) -> Float[Array, "B B"]:

@@ -54,8 +54,8 @@ def draw_negatives(
 
 
 def matching_loss(
-    logits: Inexact[Array, "B P 2"], matched: Bool[Array, "P"], counted: Bool[Array, "B P"]
-) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    logits: Inexact[Array, "B P 2"], matched: Bool[Array, " P"], counted: Bool[Array, "B P"]
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Two-way cross-entropy of a row's P pairs, its mean over those that count, and the share of them judged right.
 
     Both are 0 for a row of which no pair counts. Source: method.md section 6; ALBEF's image-text matching.

@@ -53,15 +53,15 @@ class MemoryBankAux(NamedTuple):
 def memory_bank_loss(
     embedding: Inexact[Array, "A W"],
     anchor: Candidates,
-    own_row: Int[Array, "A"],
-    valid: Bool[Array, "A"],
+    own_row: Int[Array, " A"],
+    valid: Bool[Array, " A"],
     batch: Candidates,
     bank: Candidates | None,
     rules: Rules,
     *,
     temperature: float,
     soft: bool,
-) -> tuple[Float[Array, "A"], Float[Array, "A"], MemoryBankAux]:
+) -> tuple[Float[Array, " A"], Float[Array, " A"], MemoryBankAux]:
     """Hard and soft supervision of each anchor, not yet weighted against each other.
 
     s_ij = cosine of the anchor's embedding and key j / temperature. With P the candidates of the anchor's identity,
@@ -139,7 +139,7 @@ def memory_bank_loss(
 
 
 def _roles(
-    anchor: Candidates, source: Candidates, valid: Bool[Array, "A"], rules: Rules
+    anchor: Candidates, source: Candidates, valid: Bool[Array, " A"], rules: Rules
 ) -> tuple[Bool[Array, "A N"], Bool[Array, "A N"]]:
     """Which candidates are positives and which are negatives of each anchor."""
     usable = valid[:, None] & (anchor.identity >= 0)[:, None] & (source.identity >= 0)[None, :]
@@ -163,5 +163,5 @@ def _agreement(anchor: Candidates, source: Candidates, dtype: jnp.dtype) -> Floa
     return jnp.where(comparable, jnp.clip(cosine, 0.0, 1.0), jnp.ones((), dtype))
 
 
-def _count(masks: Sequence[Bool[Array, "A N"]], dtype: jnp.dtype) -> Float[Array, "A"]:
+def _count(masks: Sequence[Bool[Array, "A N"]], dtype: jnp.dtype) -> Float[Array, " A"]:
     return total([jnp.sum(mask.astype(dtype), axis=1) for mask in masks])

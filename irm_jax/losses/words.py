@@ -69,11 +69,11 @@ def masked_word_loss(
     selected: Bool[Array, "B L"],
     taught: Inexact[Array, "B L V"] | None,
     soft_share: Float[Array, ""] | float,
-    valid: Bool[Array, "B"],
+    valid: Bool[Array, " B"],
     vocabulary: Vocabulary,
     *,
     release_axis: bool = False,
-) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Cross-entropy of the selected words, hard and soft, and the share of them guessed right, a caption.
 
         (1 - soft_share) * -log p(word) + soft_share * -sum_v q(v) log p(v),   q = softmax of `taught` (no gradient)
@@ -100,8 +100,8 @@ def masked_word_loss(
 
 
 def replaced_word_loss(
-    logits: Inexact[Array, "B L 2"], replaced: Bool[Array, "B L"], word: Bool[Array, "B L"], valid: Bool[Array, "B"]
-) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    logits: Inexact[Array, "B L 2"], replaced: Bool[Array, "B L"], word: Bool[Array, "B L"], valid: Bool[Array, " B"]
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Two-way cross-entropy of every word, does another one stand here, and the share judged right, a caption.
 
     Weighted as in `masked_word_loss`. Source: method.md section 6; RaSa's replaced token detection.
@@ -122,8 +122,8 @@ def _real_words(logits: Inexact[Array, "*rows V"], vocabulary: Vocabulary) -> In
 
 
 def _per_caption(
-    values: Float[Array, "B L"], counted: Bool[Array, "B L"], valid: Bool[Array, "B"]
-) -> Float[Array, "B"]:
+    values: Float[Array, "B L"], counted: Bool[Array, "B L"], valid: Bool[Array, " B"]
+) -> Float[Array, " B"]:
     """Sums over the counted words of a caption, over the mean number of them a valid caption."""
     counted = counted & valid[:, None]
     sums = jnp.sum(jnp.where(counted, values, jnp.zeros((), values.dtype)), axis=1)
