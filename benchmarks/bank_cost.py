@@ -66,7 +66,7 @@ def bank_part(bank: MemoryBank, embedding: jax.Array, batch: Entries) -> tuple[j
         return jnp.mean(hard + soft)
 
     value, gradient = jax.value_and_grad(loss)(embedding)
-    return value, gradient, memory_bank.push(bank, batch)
+    return value, gradient, memory_bank.push(bank, batch, value + jnp.sum(gradient))
 
 
 def measure_bank(rows: int, size: int, repeats: int) -> float:

@@ -130,9 +130,10 @@ def make_train_step(
         if state.momentum_params is not None:
             average = momentum.update(state.momentum_params, params, options.momentum)
             bank, queue = state.memory_bank, state.caption_queue
+            read = metrics["loss"] + metrics["gradient_norm"].astype(metrics["loss"].dtype)  # all that read the banks
             for keys in pushed:
-                bank = memory_bank.push(bank, keys.bank) if bank is not None else None
-                queue = memory_bank.push(queue, keys.captions) if queue is not None else None
+                bank = memory_bank.push(bank, keys.bank, read) if bank is not None else None
+                queue = memory_bank.push(queue, keys.captions, read) if queue is not None else None
             new = dataclasses.replace(new, momentum_params=average, memory_bank=bank, caption_queue=queue)
         return new, metrics
 

@@ -1,7 +1,7 @@
 """The loss of IRM++: every row against the momentum keys of its batch and of the memory bank."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,9 @@ from irm_jax.losses.geometry import keep_rows, loss_dtype, unit_rows
 from irm_jax.losses.parts import log_sum_exp, total
 
 EXACT = jax.lax.Precision.HIGHEST
+MANY_KEYS, ANCHOR_BLOCKS = 16_384, 4
+"""Against so many keys the anchors come in blocks, one after the other, and a block's arrays [A/4, N] are made again
+for its backward pass: the loss then holds about as much as four arrays [A, N], whatever the compiler makes of it."""
 
 
 class Candidates(Protocol):
@@ -91,35 +94,88 @@ def memory_bank_loss(
     dtype = loss_dtype(embedding)
     z = unit_rows(keep_rows(embedding, valid, dtype))
     anchor = jax.lax.stop_gradient(anchor)
-    teacher = keep_rows(anchor.key, valid, dtype)
+    sources = jax.lax.stop_gradient([batch] if bank is None else [batch, bank])
+    teacher = keep_rows(anchor.key, valid, dtype) if soft else None
+
+    def supervised(rows: Any) -> tuple[jax.Array, jax.Array, MemoryBankAux]:
+        z, teacher, instruction, labels, own_row, valid = rows
+
+        def products(queries: jax.Array, name: str) -> list[jax.Array]:
+            keys = [getattr(source, name).astype(dtype) for source in sources]
+            return [jnp.einsum("aw,nw->an", queries, k, precision=EXACT) for k in keys]
+
+        return _supervision(
+            products(z, "key"),
+            products(teacher, "key") if soft else None,
+            products(instruction, "instruction"),
+            [labels, *(_labels(source) for source in sources)],
+            own_row, valid, rules=rules, temperature=temperature,
+        )  # fmt: skip
+
+    rows = (z, teacher, anchor.instruction.astype(dtype), _labels(anchor), own_row, valid)
+    anchors, keys = z.shape[0], sum(source.identity.shape[0] for source in sources)
+    if keys < MANY_KEYS or anchors % ANCHOR_BLOCKS:
+        hard, soft_loss, aux = supervised(rows)
+    else:
+        cut = jax.tree.map(lambda x: x.reshape(ANCHOR_BLOCKS, -1, *x.shape[1:]), rows)
+        found = jax.lax.map(jax.checkpoint(supervised), cut)
+        hard, soft_loss, aux = jax.tree.map(lambda x: x.reshape(anchors), found)
+    return hard, soft_loss, jax.lax.stop_gradient(aux)
+
+
+class _Labels(NamedTuple):
+    """The numbers of `Candidates`."""
+
+    identity: jax.Array
+    dataset: jax.Array
+    task: jax.Array
+    kind: jax.Array
+
+
+def _labels(source: Candidates) -> _Labels:
+    return _Labels(source.identity, source.dataset, source.task, source.kind)
+
+
+def _supervision(
+    cosines: list[Float[Array, "A N"]],
+    taught: list[Float[Array, "A N"]] | None,
+    agreements: list[Float[Array, "A N"]],
+    labels: list[_Labels],
+    own_row: Int[Array, " A"],
+    valid: Bool[Array, " A"],
+    *,
+    rules: Rules,
+    temperature: float,
+) -> tuple[Float[Array, " A"], Float[Array, " A"], MemoryBankAux]:
+    """`memory_bank_loss` from its products: of the anchors with the keys of each source, of their momentum keys with
+    the same, of the instructions. `labels`: the anchors', then each source's; the first source has the own rows."""
+    anchor, sources = labels[0], labels[1:]
+    dtype = cosines[0].dtype
+    zero = jnp.zeros((), dtype)
     low = jnp.finfo(dtype).min / 2  # finite: without a candidate the result is masked, not inf - inf
-    scores, positive, negative, weight, taught = [], [], [], [], []
-    for source, excluded in ((batch, own_row), (bank, None)):
-        if source is None:
-            continue
-        source = jax.lax.stop_gradient(source)
-        keys = source.key.astype(dtype)
-        scores.append(jnp.einsum("aw,nw->an", z, keys, precision=EXACT) / temperature)
+    scores = [cosine / temperature for cosine in cosines]
+    positive, negative, weight = [], [], []
+    for number, (source, agreement) in enumerate(zip(sources, agreements, strict=True)):
         pos, neg = _roles(anchor, source, valid, rules)
-        if excluded is not None:
-            other = jnp.arange(keys.shape[0], dtype=excluded.dtype)[None, :] != excluded[:, None]
+        if number == 0:
+            other = jnp.arange(agreement.shape[1], dtype=own_row.dtype)[None, :] != own_row[:, None]
             pos, neg = pos & other, neg & other
+        comparable = (anchor.kind[:, None] == source.kind[None, :]) & (anchor.kind >= 0)[:, None]
+        agreed = jnp.where(comparable, jnp.clip(agreement, 0.0, 1.0), jnp.ones((), dtype))
         positive.append(pos)
         negative.append(neg)
-        weight.append(jnp.where(pos, _agreement(anchor, source, dtype), jnp.zeros((), dtype)))
-        if soft:
-            taught.append(jnp.einsum("aw,nw->an", teacher, keys, precision=EXACT) / temperature)
+        weight.append(jnp.where(pos, agreed, zero))
 
     negatives = log_sum_exp([jnp.where(n, s, low) for n, s in zip(negative, scores, strict=True)])
     parts = [jnp.sum(w * jax.nn.softplus(negatives[:, None] - s), axis=1) for w, s in zip(weight, scores, strict=True)]
     weights = total([jnp.sum(w, axis=1) for w in weight])
     has_positive = weights > 0
-    zero = jnp.zeros((), dtype)
     hard = jnp.where(has_positive, total(parts) / jnp.where(has_positive, weights, 1.0), zero)
 
-    candidate = [p | n for p, n in zip(positive, negative, strict=True)]
     soft_loss, mass = jnp.zeros_like(hard), jnp.zeros_like(hard)
-    if soft:
+    if taught is not None:
+        candidate = [p | n for p, n in zip(positive, negative, strict=True)]
+        taught = [product / temperature for product in taught]
         normalizer = log_sum_exp([jnp.where(c, s, low) for c, s in zip(candidate, scores, strict=True)])
         teacher_sum = log_sum_exp([jnp.where(c, t, low) for c, t in zip(candidate, taught, strict=True)])
         targets = [
@@ -135,11 +191,11 @@ def memory_bank_loss(
         negatives=_count(negative, dtype),
         same_identity_mass=mass,
     )
-    return hard, soft_loss, jax.lax.stop_gradient(aux)
+    return hard, soft_loss, aux
 
 
 def _roles(
-    anchor: Candidates, source: Candidates, valid: Bool[Array, " A"], rules: Rules
+    anchor: _Labels, source: _Labels, valid: Bool[Array, " A"], rules: Rules
 ) -> tuple[Bool[Array, "A N"], Bool[Array, "A N"]]:
     """Which candidates are positives and which are negatives of each anchor."""
     usable = valid[:, None] & (anchor.identity >= 0)[:, None] & (source.identity >= 0)[None, :]
@@ -153,14 +209,6 @@ def _roles(
     for task in rules.negative_only:
         positive &= (source.task != task)[None, :]
     return positive, negative
-
-
-def _agreement(anchor: Candidates, source: Candidates, dtype: jnp.dtype) -> Float[Array, "A N"]:
-    """w_ij: the cosine of two instructions of one kind, at least 0; 1 where either has none of its own."""
-    pair = anchor.instruction.astype(dtype), source.instruction.astype(dtype)
-    cosine = jnp.einsum("ae,ne->an", *pair, precision=EXACT)
-    comparable = (anchor.kind[:, None] == source.kind[None, :]) & (anchor.kind >= 0)[:, None]
-    return jnp.where(comparable, jnp.clip(cosine, 0.0, 1.0), jnp.ones((), dtype))
 
 
 def _count(masks: Sequence[Bool[Array, "A N"]], dtype: jnp.dtype) -> Float[Array, " A"]:

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from irm_jax import memory_bank
+from irm_jax.losses import memory_bank_loss as loss_module
 from irm_jax.losses.memory_bank_loss import Rules, memory_bank_loss
 from irm_jax.memory_bank import Entries
 
@@ -182,3 +184,51 @@ def test_soft_supervision_switched_off_costs_and_gives_nothing():
     assert np.all(np.asarray(soft) == 0)
     assert np.all(np.asarray(aux.same_identity_mass) == 0)
     np.testing.assert_allclose(hard, run(make_case(2), NO_OVERLAP, dtype=np.float32)[0], rtol=1e-6)
+
+
+def test_anchors_in_blocks_give_the_same(monkeypatch):
+    """Against many keys the anchors come in four blocks: values, gradients and what is noted do not change."""
+    with jax.enable_x64(True):
+        case = make_case(3, rows=16, anchors=8, bank=40)
+
+        def value(z):
+            hard, soft, aux = run((z, *case[1:]), RULES[1])
+            return jnp.sum(hard * jnp.arange(1.0, 9.0) + 0.3 * soft), aux
+
+        (one, one_aux), one_grad = jax.value_and_grad(value, has_aux=True)(jnp.asarray(case[0]))
+        monkeypatch.setattr(loss_module, "MANY_KEYS", 1)
+        (four, four_aux), four_grad = jax.value_and_grad(value, has_aux=True)(jnp.asarray(case[0]))
+        assert float(four) == pytest.approx(float(one), rel=1e-12)
+        np.testing.assert_allclose(four_grad, one_grad, rtol=1e-10, atol=1e-14)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), four_aux, one_aux)
+
+
+def test_the_loss_holds_four_arrays_and_the_push_copies_nothing():
+    """Read from the compiled program: beside the bank at most four arrays of anchors x keys."""
+    anchors, keys, width = 32, 16_384, 128
+    spec = memory_bank.entry_spec(width, 8, jnp.dtype(jnp.float32))
+    bank = jax.eval_shape(lambda: memory_bank.create(spec, keys, 4, 8))
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((anchors, *leaf.shape), leaf.dtype), spec)
+
+    def step(bank, z, batch, waits):
+        def loss(z):
+            own = jnp.arange(anchors, dtype=jnp.int32)
+            valid = jnp.ones(anchors, bool)
+            rules = Rules(jnp.zeros((1, 1), bool), (), False)
+            flat = memory_bank.flat(bank)
+            hard, soft, _ = memory_bank_loss(
+                z, batch, own, valid, batch, flat, rules, temperature=TEMPERATURE, soft=True
+            )
+            return jnp.mean(hard + soft)
+
+        value, grad = jax.value_and_grad(loss)(z)
+        return grad, memory_bank.push(bank, batch, value + jnp.sum(grad) if waits else None)
+
+    z = jax.ShapeDtypeStruct((anchors, width), jnp.float32)
+    extra = {}
+    for waits in (True, False):
+        compiled = jax.jit(step, donate_argnums=0, static_argnums=3).lower(bank, z, batch, waits).compile()
+        extra[waits] = compiled.memory_analysis().temp_size_in_bytes
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(bank))
+    assert extra[True] < 4 * anchors * keys * 4 < held
+    assert extra[False] > held / 2  # why the push is told what to wait for
