@@ -22,6 +22,7 @@ from data_pipelines import shards
 from data_pipelines.person_names import known_person
 from data_pipelines.shards import Dataset, DatasetError
 
+
 @dataclasses.dataclass(frozen=True, order=True)
 class Leak:
     """One person of training who also stands elsewhere, possibly under another name.

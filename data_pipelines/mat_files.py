@@ -6,6 +6,7 @@ Both libraries are in the extra `mat`; they are imported only when a data set as
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def load_mat(path: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _hdf5(path: str) -> Any:
-    """Kept open in each process: a picture is one small read."""
+def _hdf5(path: str, _: int) -> Any:
+    """Kept open in each process: a picture is one small read. `_` tells a file from one that replaced it."""
     try:
         import h5py
     except ImportError as error:
@@ -53,7 +54,7 @@ class PictureCells:
     def __init__(self, path: Path, variable: str) -> None:
         """Raises DatasetError if h5py is missing, the file unreadable, or the variable not in it."""
         self._path = path
-        self._file = _hdf5(str(path))
+        self._file = _hdf5(str(path), os.stat(path).st_mtime_ns)
         if variable not in self._file:
             raise DatasetError(f"{path} has no variable {variable!r}: it is not the file expected here, get it again")
         self._cells = self._file[variable]

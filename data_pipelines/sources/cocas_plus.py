@@ -40,7 +40,9 @@ def scan(raw: Path, name: str, task: str, namespace: str, lists: Mapping[str, st
     if task == "li":
         names = [f"datalist/{file}" for file in _SENTENCES[namespace] if (raw / "datalist" / file).is_file()]
         if not names:
-            raise DatasetError(f"{raw / 'datalist'} holds no {' or '.join(_SENTENCES[namespace])}: the sentences are there")
+            raise DatasetError(
+                f"{raw / 'datalist'} holds no {' or '.join(_SENTENCES[namespace])}: the sentences are there"
+            )
         sentences = names[0]
     return datalist.scan(raw, name=name, task=task, namespace=namespace, lists=lists, sentences=sentences)
 

@@ -30,7 +30,9 @@ def scan(raw: Path) -> Scan:
     listing.check_tree(raw, TITLE, ["campus/"])
     pictures = []
     for file, size in listing.files(raw, "campus", TITLE, (".png",)):
-        match = listing.parsed(_NAME, file, TITLE, "four digits of the person and three of the picture, as in 0001001.png")
+        match = listing.parsed(
+            _NAME, file, TITLE, "four digits of the person and three of the picture, as in 0001001.png"
+        )
         number = int(match[2])
         if not 1 <= number <= _PICTURES:
             raise DatasetError(f"{file}: picture {number}, but {TITLE} has pictures 001 to 004 of a person: remove it")

@@ -3,10 +3,10 @@
     cuhk03_detected    train 767 identities, 7,365 images    query 700, 1,400    gallery 5,332
     cuhk03_labeled     train 767 identities, 7,368 images    query 700, 1,400    gallery 5,328
 
-Needed: `cuhk03_new_protocol_config_{detected,labeled}.mat` (train_idx, query_idx, gallery_idx from 1; labels; filelist),
-and the pictures, either as `images_{detected,labeled}/{pair}_{pid:03}_{view}_{picture:02}.png` or inside `cuhk-03.mat`
-(also in `cuhk03_release/`; HDF5, which needs the extra `mat`). The camera is view - 1: the protocol's junk rule knows
-two cameras, not ten. A person is named by `labels`, which count 1 to 1,467 over all pairs.
+Needed: `cuhk03_new_protocol_config_{detected,labeled}.mat` (train_idx, query_idx, gallery_idx, from 1; labels;
+filelist) and the pictures, `{pair}_{pid:03}_{view}_{picture:02}.png` in `images_{detected,labeled}/`, or else inside
+`cuhk-03.mat` (also in `cuhk03_release/`). Reading .mat files needs the extra `mat`. The camera is view - 1: the junk
+rule knows two cameras, not ten. A person is named by `labels`, which count 1 to 1,467 over all pairs.
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ def scan(raw: Path, kind: str) -> Scan:
         chosen = np.atleast_1d(values[f"{split}_idx"]).ravel().astype(int).tolist()
         if len(labels) != len(names) or not all(1 <= number <= len(names) for number in chosen):
             raise DatasetError(f"{protocol}: {split}_idx, labels and filelist do not fit together: get the file again")
-        splits[split] = [
-            _picture(f"{folder}/{names[number - 1]}", labels[number - 1], size_of) for number in chosen
-        ]
+        splits[split] = [_picture(f"{folder}/{names[number - 1]}", labels[number - 1], size_of) for number in chosen]
     source = {"layout": "CUHK03 767/700", "boxes": kind, "pictures": folder, "terms": "research only"}
     return listing.scan_of(splits, TITLE, "trad", source)
 
@@ -65,9 +63,9 @@ def _pictures(raw: Path, kind: str) -> tuple[str, Callable[[str], int]]:
     if (raw / f"images_{kind}").is_dir():
         where = f"cuhk03_new_protocol_config_{kind}.mat"
         return f"images_{kind}", lambda file: listing.listed_size(raw, file, where)
-    for name in _MAT:
-        if (raw / name).is_file():
-            return f"{name}/{kind}", lambda file: mat_files.PictureCells(raw / name, kind).values(*_place(file))
+    if mat := next((name for name in _MAT if (raw / name).is_file()), ""):
+        cells = mat_files.PictureCells(raw / mat, kind)
+        return f"{mat}/{kind}", lambda file: cells.values(*_place(file))
     raise DatasetError(
         f"{raw} holds neither images_{kind}/ nor {_MAT[0]}: put the pictures of {TITLE} beside the protocol file"
     )

@@ -15,7 +15,7 @@ and CUHK01: run the leak check before training on several sets.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def scan(raw: Path) -> Scan:
     """Reads the list, sorted by official identity and file."""
     listing.check_tree(raw, TITLE, ["imgs/", _LIST])
     entries: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
-    for where, entry in annotations(raw / _LIST, ("split", "captions", "file_path", "id")):
+    for where, entry in read_annotations(raw / _LIST, ("split", "captions", "file_path", "id")):
         if entry["split"] not in entries:
             raise DatasetError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}: get the list again")
         entries[entry["split"]].append({**entry, "where": where})
@@ -62,7 +62,7 @@ def scan(raw: Path) -> Scan:
     return listing.scan_of(splits, TITLE, "t2i", source, disjoint=False)
 
 
-def annotations(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str, Any]]]:
+def read_annotations(path: Path, keys: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """Returns ("file, entry n", entry) of a JSON list of objects. Raises DatasetError for another form."""
     try:
         entries = json.loads(path.read_bytes())
@@ -78,12 +78,12 @@ def annotations(path: Path, keys: Iterable[str]) -> list[tuple[str, dict[str, An
     return rows
 
 
-def check_annotation(entry: Any, keys: Iterable[str], where: str) -> None:
-    """Raises DatasetError unless the entry has the keys, and `captions` among them is a list of text."""
+def check_annotation(entry: Any, keys: Sequence[str], where: str) -> None:
+    """Raises DatasetError unless the entry has the keys; `captions`, if asked for, must be a list of text."""
     missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
     if missing:
         raise DatasetError(f"{where} lacks {', '.join(missing)}: it is not the official list, get it again")
-    captions = entry.get("captions", [""])
+    captions = entry["captions"] if "captions" in keys else [""]
     if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
         raise DatasetError(f"{where}: captions must be a list of at least one text: get the list again")
 

@@ -64,9 +64,7 @@ def source(
     )
 
 
-def scan(
-    raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str, str], sentences: str | None
-) -> Scan:
+def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str, str], sentences: str | None) -> Scan:
     """Reads the lists; records stand in the order of their lines."""
     if not raw.is_dir():
         raise DatasetError(f"the raw folder {raw} does not exist: give the folder that the lists' paths begin in")
@@ -96,7 +94,9 @@ def scan(
 def _row(where: str, line: str) -> _Row:
     cells = line.split()
     if not 4 <= len(cells) <= 5:
-        raise DatasetError(f"{where}: {len(cells)} columns, but a line is <image> <instruction> <pid> <clothes> [<cam>]")
+        raise DatasetError(
+            f"{where}: {len(cells)} columns, but a line is <image> <instruction> <pid> <clothes> [<cam>]"
+        )
     bare = len(cells) == 4 and _is_number(cells[1])  # <image> <pid> <clothes> <camera>
     numbers = []
     first = 1 if bare else 2
@@ -123,10 +123,12 @@ def _texts(path: Path) -> dict[str, tuple[str, ...]]:
         raise DatasetError(f"{path} is not readable JSON ({error}): get the file again") from error
     if not isinstance(values, dict):
         raise DatasetError(f"{path} is no JSON object of key: sentence; get the file again")
-    texts = {key: tuple([text] if isinstance(text, str) else text) for key, text in values.items()}
-    bad = [key for key, text in texts.items() if not text or not all(isinstance(part, str) for part in text)]
-    if bad:
-        raise DatasetError(f"{path}, key {bad[0]!r}: the value must be a sentence, or a list of sentences")
+    texts = {}
+    for key, value in values.items():
+        parts = value if isinstance(value, list) else [value]
+        if not parts or not all(isinstance(part, str) for part in parts):
+            raise DatasetError(f"{path}, key {key!r}: the value must be a sentence, or a list of sentences")
+        texts[key] = tuple(parts)
     return texts
 
 
@@ -153,7 +155,9 @@ def _pictures(
             item = item._replace(template=row.instruction)
         if wants_text:
             if row.instruction not in texts:
-                raise DatasetError(f"{row.where}, column 2: {row.instruction!r} is no key of the JSON file of sentences")
+                raise DatasetError(
+                    f"{row.where}, column 2: {row.instruction!r} is no key of the JSON file of sentences"
+                )
             item = item._replace(sentences=texts[row.instruction])
         items.append(item)
     return items

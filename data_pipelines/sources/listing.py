@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,10 +47,8 @@ def load(raw: Path, item: Any) -> schema.Record:
 def record(item: Picture, image: bytes, template: bytes = b"") -> schema.Record:
     """Returns the Record of a Picture whose bytes, and those of its instruction image, are given."""
     if item.crop:
-        try:
+        with contextlib.suppress(ValueError):  # the writer names a damaged picture, or leaves the record out
             template = clothes_crops.upper_clothes(template)
-        except ValueError:
-            pass  # the writer names the damaged instruction image, or leaves the record out
     return schema.Record(
         image=image,
         file=item.file,
@@ -141,7 +140,9 @@ def path_and_label(path: Path) -> list[tuple[str, str, int]]:
     for where, line in lines(path):
         match = re.fullmatch(r"\s*(\S.*?)\s+(\d+)\s*", line)
         if match is None:
-            raise DatasetError(f"{where}: {line.strip()!r} is not `path label`: is this the official list? Get it again")
+            raise DatasetError(
+                f"{where}: {line.strip()!r} is not `path label`: is this the official list? Get it again"
+            )
         rows.append((where, match[1], int(match[2])))
     if not rows:
         raise DatasetError(f"{path} is empty: get the official list again")
@@ -199,8 +200,8 @@ def check_disjoint(splits: Pictures, title: str) -> None:
         if shared:
             people = len({item.person for item in shared})
             raise DatasetError(
-                f"{title}: {people} person(s) stand in train and in {split}, which makes every figure worthless; "
-                f"{shared[0].person} is in {train[shared[0].person]} and in {shared[0].file}. Correct the split, or, if "
+                f"{title}: {people} person(s) stand in train and in {split}, which makes every figure worthless: "
+                f"{shared[0].person} is in {train[shared[0].person]} and in {shared[0].file}. Correct the split; if "
                 f"train numbers people anew, build it apart under another --namespace"
             )
 
@@ -231,7 +232,7 @@ def check_queries(splits: Pictures, task: str, title: str) -> None:
 
 
 def with_crops(splits: Pictures, kind: clothes_crops.Kind, title: str) -> dict[str, list[Picture]]:
-    """Gives every picture an instruction image cut out of the data set's own pictures (see clothes_crops)."""
+    """Gives every picture without an instruction image one cut out of the data set's pictures (see clothes_crops)."""
     cropped = {}
     for split, items in splits.items():
         partner: Sequence[int] = range(len(items))
@@ -244,7 +245,9 @@ def with_crops(splits: Pictures, kind: clothes_crops.Kind, title: str) -> dict[s
                 )
             partner = clothes_crops.same_outfit_partners([(item.person, item.clothes) for item in items])
         cropped[split] = [
-            item._replace(template=items[at].file, crop=True, instruction_clothes=item.clothes)
+            item
+            if item.template
+            else item._replace(template=items[at].file, crop=True, instruction_clothes=item.clothes)
             for item, at in zip(items, partner, strict=True)
         ]
     return cropped

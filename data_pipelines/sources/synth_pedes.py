@@ -40,7 +40,7 @@ _LOG_SECONDS = 10.0
 def scan(raw: Path) -> Scan:
     """Reads the list as a stream and looks at every picture's size; records are sorted by person, then as listed."""
     listing.check_tree(raw, TITLE, ["Part1/", _LIST])
-    columns = {name: array.array({"u4": "I"}.get(kind[1:], "q")) for name, kind in _ROW.descr}
+    columns = {name: array.array("I" if _ROW[name] == np.uint32 else "q") for name in _ROW.names or ()}
     sentences, last = 0, time.monotonic()
     for offset, data, entry in json_stream.objects(raw / _LIST):
         where = f"{raw / _LIST}, byte {offset}"
@@ -49,7 +49,7 @@ def scan(raw: Path) -> Scan:
             raise DatasetError(f"{where}: id {entry['id']!r} is no number: get the official list again")
         sentences += len(_sentences(entry, where))
         size = listing.listed_size(raw, json_stream.text(entry["file_path"]), where)
-        for name, value in zip(_ROW.names or (), (entry["id"], offset, len(data), zlib.crc32(data), size), strict=True):
+        for name, value in zip(columns, (entry["id"], offset, len(data), zlib.crc32(data), size), strict=True):
             columns[name].append(value)
         if time.monotonic() - last >= _LOG_SECONDS:
             last = time.monotonic()
@@ -71,21 +71,21 @@ def scan(raw: Path) -> Scan:
 def _sentences(entry: dict[str, Any], where: str) -> tuple[str, ...]:
     sentences = entry.get("captions") or entry.get("prompt_caption") or []
     sentences = [sentences] if isinstance(sentences, str) else sentences
-    if not sentences:
+    if not sentences or not all(isinstance(text, str) for text in sentences):
         raise DatasetError(f"{where} has neither captions nor prompt_caption: get the official list again")
     return tuple(sentences)
 
 
 @functools.lru_cache(maxsize=1)
-def _open(path: str) -> int:
-    """Kept open in each process: an entry is one small read."""
+def _open(path: str, _: int) -> int:
+    """Kept open in each process: an entry is one small read. `_` tells a file from one that replaced it."""
     return os.open(path, os.O_RDONLY)
 
 
 def load(raw: Path, item: Any) -> schema.Record:
     """Returns the Record of a row. Raises DatasetError if the list is no longer the one that was scanned."""
     pid, offset, length, crc32, _ = item
-    data = os.pread(_open(str(raw / _LIST)), length, offset)
+    data = os.pread(_open(str(raw / _LIST), os.stat(raw / _LIST).st_mtime_ns), length, offset)
     if zlib.crc32(data) != crc32:
         raise DatasetError(f"{raw / _LIST} changed while the data set was built: run the build again")
     entry = json.loads(data)
