@@ -1,4 +1,4 @@
-"""Reads a JSON list too large for memory, one member at a time, with its place in the file."""
+"""Reads a JSON list of objects too large for memory, one object at a time, with its place in the file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LONGEST = 1 << 24
 
 
 def objects(path: Path, chunk: int = _CHUNK) -> Iterator[tuple[int, bytes, Any]]:
-    """Yields (offset, bytes, value) of every member of the list; the bytes alone are valid JSON, in UTF-8.
+    """Yields (offset, bytes, value) of every object of the list; the bytes alone are valid JSON, in UTF-8.
 
     Text in `value` is decoded as Latin-1, byte for byte: `text(value["file_path"])` is what stands there. `chunk` bytes
-    are held at a time, or twice the longest member. Raises DatasetError with the place if the file is no JSON list, or
-    if a member is longer than 16 MiB.
+    are held at a time, or twice the longest object. Raises DatasetError with the place if the file is no JSON list of
+    objects, or if one is longer than 16 MiB.
     """
     with open(path, "rb") as file:
         window = _Window(path, file, chunk)
@@ -58,7 +58,9 @@ class _Window:
 
     def broken(self, reason: str) -> DatasetError:
         place = self.start + self.at
-        return DatasetError(f"{self._path}, byte {place}: this is no JSON list ({reason}): get the file again")
+        return DatasetError(
+            f"{self._path}, byte {place}: this is no JSON list of objects ({reason}): get the file again"
+        )
 
     def mark(self) -> str:
         """Returns the next character that is no space, "" at the end; it is not consumed."""
@@ -72,8 +74,9 @@ class _Window:
             self._more()
 
     def value(self) -> tuple[int, bytes, Any]:
-        """Consumes a value; returns its place, its bytes, and what they mean."""
-        self.mark()
+        """Consumes an object; returns its place, its bytes, and what they mean."""
+        if self.mark() != "{":  # a number could go on in what is not read yet; an object ends with its bracket
+            raise self.broken("an object expected" if self.buffer[self.at :] else "the list does not end")
         while True:
             try:
                 value, end = self._decoder.raw_decode(self.buffer, self.at)
@@ -81,14 +84,13 @@ class _Window:
                 if self.ended or len(self.buffer) - self.at > _LONGEST:
                     raise self.broken(str(error)) from error
             else:
-                if end < len(self.buffer) or self.ended:  # a number at the buffer's end may go on
-                    place, data = self.start + self.at, self.buffer[self.at : end].encode("latin-1")
-                    self.at = end
-                    return place, data, value
+                place, data = self.start + self.at, self.buffer[self.at : end].encode("latin-1")
+                self.at = end
+                return place, data, value
             self._more()
 
     def _more(self) -> None:
         kept = self.buffer[self.at :]
-        read = self._file.read(max(self._chunk, len(kept)))  # twice as much when a value is longer than a chunk
+        read = self._file.read(max(self._chunk, len(kept)))  # twice as much when an object is longer than a chunk
         self.buffer, self.start, self.at = kept + read.decode("latin-1"), self.start + self.at, 0
         self.ended = not read

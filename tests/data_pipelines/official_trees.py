@@ -16,6 +16,9 @@ import numpy as np
 import toy_shards
 from scipy import io
 
+from data_pipelines import build, shards
+from data_pipelines.shards import Dataset
+
 Answer = dict[str, list[tuple[str, str, int, int, int]]]
 
 
@@ -292,10 +295,28 @@ SYNTH = {
     ]
 }
 SYNTH_ENTRIES = [  # not in order of the person
-    {"id": 41, "file_path": "Part2/41/0.jpg", "attributes": ["man,black hair"], "captions": [], "prompt_caption": ["A man."]},
-    {"id": 3, "file_path": "Part1/3/0.jpg", "attributes": ["woman"], "captions": ["A woman.", "She walks."], "prompt_caption": []},
-    {"id": 3, "file_path": "Part2/ä/1.jpg", "attributes": ["woman"], "captions": ["Größe \"M\"."], "prompt_caption": ["x"]},
-]  # fmt: skip
+    {
+        "id": 41,
+        "file_path": "Part2/41/0.jpg",
+        "attributes": ["man,black hair"],
+        "captions": [],
+        "prompt_caption": ["A man."],
+    },
+    {
+        "id": 3,
+        "file_path": "Part1/3/0.jpg",
+        "attributes": ["woman"],
+        "captions": ["A woman.", "She walks."],
+        "prompt_caption": [],
+    },
+    {
+        "id": 3,
+        "file_path": "Part2/ä/1.jpg",
+        "attributes": ["woman"],
+        "captions": ['Größe "M".'],
+        "prompt_caption": ["x"],
+    },
+]
 
 
 def _synth_tree(root: Path) -> Path:
@@ -367,3 +388,24 @@ TREES: dict[str, Tree] = {
     "real2_ctcc": Tree(_real2_tree, REAL2),
     "real2_li": Tree(_real2_tree, REAL2),
 }
+
+
+def built(name: str, raw: Path, out: Path, *options: str) -> Dataset:
+    command = ["--dataset", name, "--raw", str(raw), "--out", str(out), "--workers", "1", *options]
+    assert build.main(command) == 0
+    given = options[options.index("--name") + 1] if "--name" in options else name
+    return shards.open_dataset(out, given)
+
+
+def columns(dataset: Dataset, split: str) -> list[tuple[str, str, int, int, int]]:
+    index, people = dataset.index(split), dataset.manifest.people
+    return list(
+        zip(
+            index.file.tolist(),
+            [people[i] for i in index.identity],
+            index.camera.tolist(),
+            index.clothes.tolist(),
+            index.modality.tolist(),
+            strict=True,
+        )
+    )
