@@ -72,7 +72,14 @@ def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | Non
         texts = [(text,) for text in item.sentences] if captioned else [item.sentences]
         splits.setdefault(row.split, []).extend(item._replace(sentences=own) for own in texts)
     ordered = {split: splits[split] for split in table_parser.SPLITS if split in splits}
-    return listing.scan_of(ordered, str(table), task, {"layout": "table", "table": table.name, "slots": slots})
+    source: dict[str, object] = {"layout": "table", "table": table.name, "slots": slots}
+    if made := sum(_is_made(row, task) for row in rows):
+        source["sentences"] = f"of {made} rows made from attributes by templates, seeded by file name"
+    return listing.scan_of(ordered, str(table), task, source)
+
+
+def _is_made(row: Row, task: str) -> bool:
+    return task == "li" and not row.captions
 
 
 def _numbers(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
@@ -129,7 +136,7 @@ def _picture(
         size=listing.listed_size(raw, row.image, f"{row.where}, column 'image'"),
         clothes=clothes,
         modality=row.modality,
-        sentences=row.captions or (_made(row) if task == "li" else ()),
+        sentences=_made(row) if _is_made(row, task) else row.captions,
         attributes=values,
         instruction_attributes=values,
         instruction_clothes=clothes if tasks.task(task).composed else schema.UNKNOWN,

@@ -219,6 +219,7 @@ def test_table_as_ctcc_li_t2i_vi(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(set(made)) == 3
     assert all("grey" in text for text in made)
     assert li.index("gallery").sentences.tolist() == [1]
+    assert li.manifest.source["sentences"] == "of 2 rows made from attributes by templates, seeded by file name"
     # t2i: line 3 has no caption.
     assert build_table(path, tmp_path / "out", "t2i") == 2
     assert "line 3, column 'caption': it is empty, but task t2i needs it" in capsys.readouterr().err
