@@ -47,10 +47,10 @@ _OPENINGS = (
 )
 _UPPER = ("shirt", "top", "t-shirt")
 _LOWER = {
-    "long dress": ("long dress", "long skirt"),
-    "short dress": ("short dress", "short skirt"),
-    "trousers": ("trousers", "pants"),
-    "shorts": ("shorts", "short pants"),
+    "long dress": ("long {} dress", "long {} skirt"),
+    "short dress": ("short {} dress", "short {} skirt"),
+    "trousers": ("{} trousers", "{} pants"),
+    "shorts": ("{} shorts", "short {} pants"),
 }
 _BAG_WORDS = {"backpack": ("backpack", "rucksack"), "bag": ("bag", "shoulder bag"), "handbag": ("handbag", "purse")}
 
@@ -96,11 +96,10 @@ def sentence(values: tuple[int, ...], rng: np.random.Generator) -> str:
         return options[int(rng.integers(len(options)))]
 
     lower = named["lower garment"]
-    upper_words = [named.get("upper colour", ""), pick(_UPPER)]
-    lower_words = [named.get("lower colour", ""), pick(_LOWER[lower])]
-    upper, lower_phrase = (" ".join(filter(None, words)) for words in (upper_words, lower_words))
+    upper = f"{named.get('upper colour', '')} {pick(_UPPER)}".strip()
+    lower_words = " ".join(pick(_LOWER[lower]).format(named.get("lower colour", "")).split())
     worn = f"{with_article(upper)} with {named['sleeves']} sleeves and "
-    worn += with_article(lower_phrase) if lower.endswith("dress") else lower_phrase
+    worn += with_article(lower_words) if lower.endswith("dress") else lower_words
     if named["carried"] == "none":
         carried = pick((", without a bag", ", carrying no bag"))
     else:

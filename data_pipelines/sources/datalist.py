@@ -47,7 +47,6 @@ def source(
     namespace: str,
     lists: Mapping[str, str],
     sentences: str | None = None,
-    expected: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Source:
     """Returns the source of some lists: split (train, query, gallery) -> file, relative to the raw folder or absolute.
 
@@ -58,7 +57,7 @@ def source(
         version="1.0.0",
         task=task,
         namespace=namespace,
-        expected=expected or {},
+        expected={},
         scan=functools.partial(scan, name=name, task=task, namespace=namespace, lists=lists, sentences=sentences),
         load=listing.load,
     )
