@@ -1,6 +1,5 @@
 """From official layouts to a training batch: one source a task, mixed, with the people that they share."""
 
-
 import numpy as np
 import pytest
 from official_trees import TREES, built

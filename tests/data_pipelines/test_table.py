@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from official_trees import built, columns
 
-from data_pipelines import build, clothes_crops
+from data_pipelines import build, clothes_crops, shards
 from data_pipelines.shards import DatasetError
 from data_pipelines.sources import table_parser
 from data_pipelines.sources.table_parser import Row, parse
@@ -271,3 +271,19 @@ def test_tables_that_cannot_be_read_or_described(tmp_path: Path, capsys: pytest.
     (tmp_path / "nine.csv").write_text(header + f"a.jpg,1,0,train,{nine}")
     assert build_table(tmp_path / "nine.csv", tmp_path / "out", "trad") == 2
     assert "column 'attributes': 9 slots (slot0, slot1" in capsys.readouterr().err
+
+
+def test_the_example_of_the_readme_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("### Your own pictures")[1].split("\n### ")[0]
+    text = section.split("```csv\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("people.csv").write_text(text, encoding="utf-8")
+    official_trees.draw(Path(), [row.image for row in parse(text, "people.csv", json_lines=False)])
+    commands = re.findall(r"^python -m data_pipelines\.build (.*)$", section, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert build.main([*command.replace("SHARDS", "shards").split(), "--workers", "1"]) == 0
+    li, cc = (shards.open_dataset("shards", name) for name in ("mine_li", "mine_cc"))
+    assert li.manifest.people == cc.manifest.people == ["mine_li/ann", "mine_li/bob"]
+    assert li.reader("train")[0]["sentences"] == ("the same person in a red coat", "she wears red")
