@@ -33,19 +33,20 @@ class SourceOptions:
     sentences: str | None = None
     clothes_crops: clothes_crops.Kind | None = None
 
-    def _refuse(self, dataset: str, *names: str) -> None:
-        given = [name for name in names if getattr(self, name) is not None]
-        if given:
-            raise DatasetError(f"--{given[0]} does not belong to --dataset {dataset}: leave it out")
-
 
 _LISTS = ("train_list", "query_list", "gallery_list")
+
+
+def _refuse(options: SourceOptions, dataset: str, *names: str) -> None:
+    given = [name for name in names if getattr(options, name) is not None]
+    if given:
+        raise DatasetError(f"--{given[0]} does not belong to --dataset {dataset}: leave it out")
 
 
 def choose(dataset: str, options: SourceOptions) -> Source:
     """Returns the source. Raises DatasetError for options that are missing or do not belong to the data set."""
     if dataset not in OWN:
-        options._refuse(dataset, "namespace", "table", *_LISTS, "sentences")
+        _refuse(options, dataset, "namespace", "table", *_LISTS, "sentences")
         source = sources.get_source(dataset)
         if options.task not in (None, source.task) and (options.task, options.clothes_crops) != ("ctcc", "outfit"):
             raise DatasetError(
@@ -63,11 +64,11 @@ def _own(dataset: str, options: SourceOptions) -> Source:
         raise DatasetError(f"--dataset {dataset} needs --task ({', '.join(tasks.TASKS)}) and --name")
     people = options.namespace or options.name
     if dataset == TABLE:
-        options._refuse(dataset, *_LISTS, "sentences")
+        _refuse(options, dataset, *_LISTS, "sentences")
         if options.table is None:
             raise DatasetError("--dataset table needs --table FILE, a .csv or .jsonl file")
         return table.source(options.name, options.task, people, options.table, options.clothes_crops)
-    options._refuse(dataset, "table")
+    _refuse(options, dataset, "table")
     lists = {name.removesuffix("_list"): getattr(options, name) for name in _LISTS if getattr(options, name)}
     if not lists or ("query" in lists) != ("gallery" in lists):
         raise DatasetError("--dataset datalist needs --train_list, or --query_list and --gallery_list, or all three")

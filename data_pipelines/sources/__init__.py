@@ -11,7 +11,7 @@ from typing import Any
 from data_pipelines import schema
 
 _MODULES = {
-    "market1501": ("market1501",),
+    "market1501": ("market1501", "market1501_500k"),
     "msmt17": ("msmt17", "msmt17_trainval"),
     "cuhk03": ("cuhk03_detected", "cuhk03_labeled"),
     "cuhk01": ("cuhk01",),

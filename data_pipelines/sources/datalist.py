@@ -77,6 +77,8 @@ def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str,
     rows = {split: [_row(*line) for line in listing.lines(raw / file)] for split, file in lists.items()}
     splits = {split: _pictures(raw, task, namespace, split, rows[split], texts) for split in rows}
     made: dict[str, object] = {} if sentences is None else {"sentences": Path(sentences).name}
+    if any(item.template for items in splits.values() for item in items):
+        made["instruction_images"] = "the pictures that the lists name"
     for split in splits:
         if task == "ctcc" and not any(row.instruction for row in rows[split]):
             splits |= listing.with_crops({split: splits[split]}, "outfit", name)

@@ -188,7 +188,7 @@ def counts(items: Iterable[Picture], no_person: str = "") -> dict[str, int]:
         "infrared": sum(item.modality == schema.INFRARED for item in items),
         "sentences": sum(len(item.sentences) for item in items),
     }
-    optional = ("distractors", "outfits", "infrared", "sentences")
+    optional = ("cameras", "distractors", "outfits", "infrared", "sentences")
     return {key: value for key, value in found.items() if value or key not in optional}
 
 

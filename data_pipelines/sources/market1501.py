@@ -8,6 +8,9 @@ File names are `{pid}_c{camera}s{sequence}_{frame}_{box}.jpg`. Pid -1 marks boxe
 are dropped, as the official evaluation does. Pid 0 marks distractors, false detections and people of no identity: they
 stay in the gallery under the one name `market1501/0000`, which is never asked for. `gt_bbox/` and `gt_query/` are not
 needed: the protocol's junk rule follows from identity and camera.
+
+`market1501_500k` adds the 500,000 distractors that its authors give out apart (unpacked as `images/` beside the other
+folders, with names of the same form) to the gallery.
 """
 
 from __future__ import annotations
@@ -23,16 +26,17 @@ from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "market1501"
 TITLE = "Market-1501-v15.09.15"
-_FOLDERS = {"train": "bounding_box_train/", "query": "query/", "gallery": "bounding_box_test/"}
+_FOLDERS = {"bounding_box_train/": "train", "query/": "query", "bounding_box_test/": "gallery"}
+_MORE_DISTRACTORS = {"images/": "gallery"}
 _NAME = re.compile(r"(-1|\d+)_c(\d)")
 _CAMERAS = 6
 _JUNK, _DISTRACTOR = -1, 0
 DISTRACTORS = person_name(NAMESPACE, _DISTRACTOR)
 
 
-def scan(raw: Path) -> Scan:
-    """Lists the three folders in order of file name. Raises DatasetError for a wrong or incomplete tree."""
-    splits, dropped = pictures(raw)
+def scan(raw: Path, distractors: bool = False) -> Scan:
+    """Lists the folders in order of file name. Raises DatasetError for a wrong or incomplete tree."""
+    splits, dropped = pictures(raw, distractors)
     return listing.scan_of(
         splits,
         TITLE,
@@ -42,19 +46,24 @@ def scan(raw: Path) -> Scan:
     )
 
 
-def pictures(raw: Path) -> tuple[dict[str, list[Picture]], dict[str, int]]:
-    """Returns the pictures of each split, and how many of each were dropped as junk."""
-    listing.check_tree(raw, TITLE, list(_FOLDERS.values()))
-    splits: dict[str, list[Picture]] = {}
-    dropped: dict[str, int] = {}
-    for split, folder in _FOLDERS.items():
+def pictures(raw: Path, distractors: bool = False) -> tuple[dict[str, list[Picture]], dict[str, int]]:
+    """Returns the pictures of each split, and how many of each were dropped as junk.
+
+    `distractors`: the further ones in `images/` join the gallery.
+    """
+    folders = _FOLDERS | _MORE_DISTRACTORS if distractors else _FOLDERS
+    listing.check_tree(raw, TITLE, list(folders))
+    splits: dict[str, list[Picture]] = {split: [] for split in folders.values()}
+    dropped = dict.fromkeys(splits, 0)
+    for folder, split in folders.items():
         found = [_picture(file, size) for file, size in listing.files(raw, folder, TITLE)]
-        splits[split] = [item for item in found if item is not None]
-        dropped[split] = len(found) - len(splits[split])
-        distractors = [item.file for item in splits[split] if item.person == DISTRACTORS]
-        if split != "gallery" and distractors:
+        kept = [item for item in found if item is not None]
+        splits[split] += kept
+        dropped[split] += len(found) - len(kept)
+        nobody = [item.file for item in kept if item.person == DISTRACTORS]
+        if split != "gallery" and nobody:
             raise DatasetError(
-                f"{distractors[0]} and {len(distractors) - 1} more: pid 0 (distractor) belongs in "
+                f"{nobody[0]} and {len(nobody) - 1} more: pid 0 (distractor) belongs in "
                 f"bounding_box_test/ only: this copy of Market-1501 is not the official one, get it again"
             )
     return splits, dropped
@@ -67,18 +76,26 @@ def _picture(file: str, size: int) -> Picture | None:
     return None if int(match[1]) == _JUNK else Picture(file, person_name(NAMESPACE, int(match[1])), camera, size)
 
 
-SOURCES = {
-    "market1501": Source(
-        name="market1501",
+def _source(name: str, distractors: int) -> Source:
+    """`distractors`: how many more than the usual ones."""
+    return Source(
+        name=name,
         version="1.0.0",
         task="trad",
         namespace=NAMESPACE,
         expected={
             "train": {"images": 12_936, "identities": 751, "cameras": 6},
             "query": {"images": 3_368, "identities": 750, "cameras": 6},
-            "gallery": {"images": 15_913, "identities": 750, "cameras": 6, "distractors": 2_798},
+            "gallery": {
+                "images": 15_913 + distractors,
+                "identities": 750,
+                "cameras": 6,
+                "distractors": 2_798 + distractors,
+            },
         },
-        scan=scan,
+        scan=functools.partial(scan, distractors=distractors > 0),
         load=listing.load,
     )
-}
+
+
+SOURCES = {"market1501": _source("market1501", 0), "market1501_500k": _source("market1501_500k", 500_000)}

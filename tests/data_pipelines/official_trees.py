@@ -361,7 +361,18 @@ def _real2_tree(root: Path) -> Path:
     return root
 
 
+MARKET_500K = {
+    split: [(file, person, camera, -1, modality) for file, person, camera, _, modality in rows]
+    for split, rows in MARKET.items()
+}
+MARKET_500K["gallery"] += [
+    plain("bounding_box_test/0000_c4s1_000001_01.jpg", "market1501/0000", 3),
+    plain("images/0000_c2s1_000001_00.jpg", "market1501/0000", 1),
+]
+MARKET_500K["gallery"].sort()
+
 TREES: dict[str, Tree] = {
+    "market1501_500k": Tree(of_files(MARKET_500K, "images/-1_c2s1_000001_00.jpg"), MARKET_500K),
     "msmt17": Tree(_msmt17_tree("train", "test"), _msmt17("train", "test")),
     "msmt17_trainval": Tree(
         _msmt17_tree("mask_train_v2", "mask_test_v2"),

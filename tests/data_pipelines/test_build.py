@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import toy_shards
 
-from data_pipelines import build, procedural, schema, shards
+from data_pipelines import build, dataset_writer, procedural, schema, shards
 from data_pipelines.shards import DatasetError
 
 
@@ -218,6 +218,22 @@ def test_count_table_names_what_differs() -> None:
         ["train", "ids", "2", "2"],
         ["query", "images", "0", "1", "differs"],
     ]
+    table, differences = build.count_table({"test": {"images": 5}}, {})  # nothing published: shown, never different
+    assert (table.splitlines()[1].split(), differences) == (["test", "images", "5"], [])
+
+
+def test_progress_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(dataset_writer.time, "monotonic", lambda: clock[0])
+    progress = dataset_writer._Progress("toy", shards=5, finished=1, images=400, enabled=True)
+    lines = []
+    for clock[0] in (1.0, 50.0, 51.0, 80.0):  # a line every few seconds, and one at the end
+        caplog.clear()
+        progress.add(100)
+        lines.append([record.getMessage() for record in caplog.records])
+    assert lines == [
+        [], ["toy: 3 of 5 shards, 4 images/s, 50 s left"], [], ["toy: 5 of 5 shards, 5 images/s"],
+    ]  # fmt: skip
 
 
 def test_procedural_command(

@@ -14,11 +14,11 @@ from data_pipelines import leak_check, sources
 from data_pipelines.shards import DatasetError
 from data_pipelines.sources import table
 
-SAMPLED_LAYOUTS = ("cuhk03_detected", "market1501")  # tested below, and in test_market1501.py
+OTHER_TESTS = ("cuhk03_detected", "market1501")  # below, and in test_market1501.py
 
 
 def test_every_source_has_a_tree() -> None:
-    assert {*TREES, *SAMPLED_LAYOUTS} == set(sources.NAMES)
+    assert {*TREES, *OTHER_TESTS} == set(sources.NAMES)
 
 
 @pytest.mark.parametrize("name", TREES)
