@@ -2,7 +2,9 @@
 
 What a task needs: cc clothes; vi pictures of both modalities; ctcc an instruction_image (or cut-out clothes, see
 clothes_crops); li a caption or attributes; t2i a caption in train and query. Of t2i a query row with several captions
-becomes one record a caption. Several tables, or one table under several tasks, share people by a common namespace.
+becomes one record a caption. What a query of ctcc or li asks for is not what it wears: its attributes are those of the
+instruction, and the outfit it asks for is the one that has the same template in train or gallery. Several tables, or
+one table under several tasks, share people by a common namespace.
 """
 
 from __future__ import annotations
@@ -65,9 +67,10 @@ def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | Non
     splits: dict[str, list[Picture]] = {}
     for row in rows:
         item = _picture(raw, row, task, namespace, outfits, slots)
-        if row.split == "query" and row.instruction_image:  # it asks for the outfit that this template belongs to
+        if row.split == "query" and tasks.task(task).composed:  # it asks for what is not worn: its template's outfit
             wanted = templates.get((row.identity, row.instruction_image), "")
-            item = item._replace(instruction_clothes=outfits.get((row.identity, wanted), schema.UNKNOWN))
+            wanted_outfit = outfits.get((row.identity, wanted), schema.UNKNOWN)
+            item = item._replace(attributes=(), instruction_clothes=wanted_outfit)
         captioned = row.split == "query" and not tasks.task(task).has_query_image
         texts = [(text,) for text in item.sentences] if captioned else [item.sentences]
         splits.setdefault(row.split, []).extend(item._replace(sentences=own) for own in texts)

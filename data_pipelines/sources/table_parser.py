@@ -1,14 +1,16 @@
 """Parses a table of one's own pictures: CSV with a header, or JSON lines (`.jsonl`); see README for an example.
 
-image              file, relative to the folder of pictures, or absolute
-identity           any text; with a / it is a person's full name, as market1501/0002, shared with that data set
-camera             whole number from 0; empty where it is not known
-split              train, query, gallery or test
-clothes            (optional) any text: which of the person's outfits is worn
-modality           (optional) visible or infrared; empty is visible
-caption            (optional) sentences, separated by | (JSON: text or list of texts)
-instruction_image  (optional) file of a picture, as image
-attributes         (optional) `slot=value; slot=value` (JSON: that text or an object)
+    image              file, relative to the folder of pictures, or absolute
+    identity           any text; with a / it is a person's full name, as market1501/0002, shared with that data set
+    camera             whole number from 0; empty where it is not known
+    split              train, query, gallery or test
+    clothes            (optional) any text: which of the person's outfits is worn
+    modality           (optional) visible or infrared; empty is visible
+    caption            (optional) sentences, separated by | (JSON: text or list of texts)
+    instruction_image  (optional) file of a picture, as image
+    attributes         (optional) `slot=value; slot=value` (JSON: that text or an object)
+
+Attributes are what is worn; those of a query of ctcc or li are what it asks for.
 """
 
 from __future__ import annotations

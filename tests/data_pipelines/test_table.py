@@ -219,6 +219,10 @@ def test_table_as_ctcc_li_t2i_vi(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(set(made)) == 3
     assert all("grey" in text for text in made)
     assert li.index("gallery").sentences.tolist() == [1]
+    assert li.index("gallery").attributes[:, :2].tolist() == [[-1, 1]]  # bag not named, red
+    assert li.index("train").instruction_clothes.tolist() == [1, 0]
+    assert li.index("query").instruction_clothes.tolist() == [1]  # by its template; nothing is known of what it wears
+    assert li.index("query").attributes.tolist() == [[-1] * 8]
     assert li.manifest.source["sentences"] == "of 2 rows made from attributes by templates, seeded by file name"
     # t2i: line 3 has no caption.
     assert build_table(path, tmp_path / "out", "t2i") == 2
