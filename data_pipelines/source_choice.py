@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_pipelines import clothes_crops, sources, tasks
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, datalist, listing, table
+from data_pipelines.sources import Scan, Source, datalist, listing, scanning, table
 
 DATALIST, TABLE = "datalist", "table"
 OWN = (DATALIST, TABLE)
@@ -83,7 +83,7 @@ def _with_crops(source: Source, kind: clothes_crops.Kind) -> Source:
         found = source.scan(raw)
         return dataclasses.replace(
             found,
-            splits=dict(listing.with_crops(found.splits, kind, source.name)),
+            splits=dict(scanning.with_crops(found.splits, kind, source.name)),
             source={**found.source, **clothes_crops.describe(kind)},
         )
 

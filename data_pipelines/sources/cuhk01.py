@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "cuhk01"
@@ -51,7 +51,7 @@ def scan(raw: Path) -> Scan:
         "gallery": [item for item in test if item.camera == 1],
     }
     split = f"the first {TRAIN_PEOPLE} identities by number train; query camera a, gallery camera b"
-    return listing.scan_of(splits, TITLE, "trad", {"layout": "campus", "split": split, "terms": "research only"})
+    return scanning.scan_of(splits, TITLE, "trad", {"layout": "campus", "split": split, "terms": "research only"})
 
 
 SOURCES = {

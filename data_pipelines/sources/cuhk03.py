@@ -22,7 +22,7 @@ import numpy as np
 from data_pipelines import mat_files, schema
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "cuhk03"
@@ -50,7 +50,7 @@ def scan(raw: Path, kind: str) -> Scan:
             raise DatasetError(f"{protocol}: {split}_idx, labels and filelist do not fit together: get the file again")
         splits[split] = [_picture(f"{folder}/{names[number - 1]}", labels[number - 1], size_of) for number in chosen]
     source = {"layout": "CUHK03 767/700", "boxes": kind, "pictures": folder, "terms": "research only"}
-    return listing.scan_of(splits, TITLE, "trad", source)
+    return scanning.scan_of(splits, TITLE, "trad", source)
 
 
 def _picture(file: str, label: int, size_of: Callable[[str], int]) -> Picture:

@@ -24,7 +24,7 @@ from absl import logging
 from data_pipelines import schema
 from data_pipelines.person_names import known_person, person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "cuhk_pedes"
@@ -59,7 +59,7 @@ def scan(raw: Path) -> Scan:
     both = {item.person for item in train} & {item.person for item in splits["gallery"]}
     if both:  # under different official identities, so it is the data set's own fault, not the copy's
         logging.warning("%s: %d people stand in train and test, for example %s", TITLE, len(both), min(both))
-    return listing.scan_of(splits, TITLE, "t2i", source, disjoint=False)
+    return scanning.scan_of(splits, TITLE, "t2i", source, disjoint=False)
 
 
 def read_annotations(path: Path, keys: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from data_pipelines import clothes_crops, schema, tasks
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
 
 UNKNOWN_CAMERA = {"train": 0, "query": -1, "gallery": -2}
@@ -81,7 +81,7 @@ def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str,
         made["instruction_images"] = "the pictures that the lists name"
     for split in splits:
         if task == "ctcc" and not any(row.instruction for row in rows[split]):
-            splits |= listing.with_crops({split: splits[split]}, "outfit", name)
+            splits |= scanning.with_crops({split: splits[split]}, "outfit", name)
             made["instructions_made"] = {"split": split, **clothes_crops.describe("outfit")}
     if task == "vi" and len({item.modality for items in splits.values() for item in items}) < 2:
         raise DatasetError(
@@ -89,7 +89,7 @@ def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str,
             f"({', '.join(sorted(_INFRARED))}); else give a table with a modality column (--dataset table)"
         )
     files = {split: Path(file).name for split, file in lists.items()}
-    return listing.scan_of(splits, name, task, {"layout": "datalist", "lists": files, **made})
+    return scanning.scan_of(splits, name, task, {"layout": "datalist", "lists": files, **made})
 
 
 def _row(where: str, line: str) -> _Row:

@@ -18,7 +18,7 @@ from pathlib import Path
 from data_pipelines import schema
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "llcm"
@@ -35,7 +35,7 @@ def scan(raw: Path) -> Scan:
     listing.check_tree(raw, TITLE, ["idx/", "test_vis/", "test_nir/", *lists, "idx/test_id.txt"])
     train = [item for name, modality in lists.items() for item in _train(raw, name, modality)]
     splits = {"train": train, "test": _test(raw, listing.comma_numbers(raw / "idx" / "test_id.txt"))}
-    return listing.scan_of(splits, TITLE, "vi", {"layout": TITLE, "terms": "research only"})
+    return scanning.scan_of(splits, TITLE, "vi", {"layout": TITLE, "terms": "research only"})
 
 
 def _train(raw: Path, name: str, modality: int) -> list[Picture]:

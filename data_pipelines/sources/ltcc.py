@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from data_pipelines.person_names import person_name
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "ltcc"
@@ -32,7 +32,7 @@ def scan(raw: Path) -> Scan:
         split: [_picture(file, size) for file, size in listing.files(raw, prefix + folder, TITLE, (".png", ".jpg"))]
         for split, folder in _FOLDERS.items()
     }
-    return listing.scan_of(splits, TITLE, "cc", {"layout": "LTCC_ReID", "terms": "research only"})
+    return scanning.scan_of(splits, TITLE, "cc", {"layout": "LTCC_ReID", "terms": "research only"})
 
 
 def _picture(file: str, size: int) -> Picture:

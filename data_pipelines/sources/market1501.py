@@ -21,7 +21,7 @@ from pathlib import Path
 
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "market1501"
@@ -37,12 +37,12 @@ DISTRACTORS = person_name(NAMESPACE, _DISTRACTOR)
 def scan(raw: Path, distractors: bool = False) -> Scan:
     """Lists the folders in order of file name. Raises DatasetError for a wrong or incomplete tree."""
     splits, dropped = pictures(raw, distractors)
-    return listing.scan_of(
+    return scanning.scan_of(
         splits,
         TITLE,
         "trad",
         {"layout": TITLE, "dropped_junk": dropped, "terms": "research only"},
-        count=functools.partial(listing.counts, no_person=DISTRACTORS),
+        count=functools.partial(scanning.counts, no_person=DISTRACTORS),
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from data_pipelines import attribute_sentences, mat_files
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, market1501
+from data_pipelines.sources import Scan, Source, listing, market1501, scanning
 from data_pipelines.sources.listing import Picture
 
 _FILE = "market_attribute.mat"
@@ -44,7 +44,7 @@ def scan(raw: Path) -> Scan:
         "slots": {name: list(names) for name, names in attribute_sentences.SLOTS.items()},
         "terms": "research only",
     }
-    return listing.scan_of(splits, market1501.TITLE, "li", source)
+    return scanning.scan_of(splits, market1501.TITLE, "li", source)
 
 
 def _slot_values(path: Path) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 
 from data_pipelines.person_names import person_name
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "msmt17"
@@ -40,7 +40,7 @@ def scan(raw: Path, validation: bool) -> Scan:
         folder, people = (train, "") if split == "train" else (test, "test_")
         splits[split] = [item for name in names for item in _pictures(raw, f"list_{name}.txt", folder, people)]
     source = {"layout": f"{TITLE} {version}", "train_lists": lists["train"], "terms": "research only"}
-    return listing.scan_of(splits, TITLE, "trad", source)
+    return scanning.scan_of(splits, TITLE, "trad", source)
 
 
 def _pictures(raw: Path, name: str, folder: str, people: str) -> list[Picture]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "prcc"
@@ -42,7 +42,7 @@ def scan(raw: Path) -> Scan:
             for pid in listing.folders(raw, f"rgb/test/{camera}", TITLE)
             for file, size in listing.files(raw, f"rgb/test/{camera}/{pid}", TITLE)
         ]
-    return listing.scan_of(splits, TITLE, "cc", {"layout": TITLE, "terms": "research only"})
+    return scanning.scan_of(splits, TITLE, "cc", {"layout": TITLE, "terms": "research only"})
 
 
 def _picture(file: str, pid: str, camera: str, size: int) -> Picture:

@@ -15,7 +15,7 @@ from pathlib import Path
 from data_pipelines import schema
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "sysu_mm01"
@@ -41,7 +41,7 @@ def scan(raw: Path) -> Scan:
         ]
         if not splits[split]:
             raise DatasetError(f"{raw}: no picture of the people in exp/{names[0]}_id.txt: get {TITLE} again")
-    return listing.scan_of(splits, TITLE, "vi", {"layout": TITLE, "terms": "research only"})
+    return scanning.scan_of(splits, TITLE, "vi", {"layout": TITLE, "terms": "research only"})
 
 
 def _pictures(raw: Path, number: int, pid: int) -> list[Picture]:

@@ -19,7 +19,7 @@ from data_pipelines import attribute_sentences, instructions, schema, tasks
 from data_pipelines.clothes_crops import Kind
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, table_parser
+from data_pipelines.sources import Scan, Source, listing, scanning, table_parser
 from data_pipelines.sources.datalist import UNKNOWN_CAMERA
 from data_pipelines.sources.listing import Picture
 from data_pipelines.sources.table_parser import Row
@@ -78,7 +78,7 @@ def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | Non
     source: dict[str, object] = {"layout": "table", "table": table.name, "slots": slots}
     if made := sum(_is_made(row, task) for row in rows):
         source["sentences"] = f"of {made} rows made from attributes by templates, seeded by file name"
-    return listing.scan_of(ordered, str(table), task, source)
+    return scanning.scan_of(ordered, str(table), task, source)
 
 
 def _is_made(row: Row, task: str) -> bool:
