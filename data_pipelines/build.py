@@ -139,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--name", help="name of what is built, where it is not the data set's own")
     own = parser.add_argument_group("--dataset table, --dataset datalist (with --name)")
-    own.add_argument("--task", choices=tuple(tasks.TASKS), help="the task of the data set")
+    own.add_argument(
+        "--task", choices=tuple(tasks.TASKS), help="the task (a cc set with --clothes_crops outfit: also ctcc)"
+    )
     own.add_argument("--namespace", help="of people and cameras (default: the name); sets that share people share it")
     own.add_argument(
         "--table", metavar="FILE", help="table: .csv with a header, or .jsonl; --raw is its folder unless given"
