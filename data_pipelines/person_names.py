@@ -6,8 +6,8 @@ its test and validation images:
 
     Market/0535_c1s3_005146_00.jpg    Market-1501, person 0535 (the pictures are those of gt_bbox/)
     CUHK01/0363004.png                CUHK01, person 0363, picture 004
-    CUHK03/672_2.jpg                  CUHK03, person 672 of 1,467 over the five camera pairs; that `labels` of the
-                                      767/700 protocol count alike is assumed, not verified on pictures
+    CUHK03/672_2.jpg                  CUHK03, person 672 of 1,467, counted over the five camera pairs: the captions of
+                                      12 people of the first pair fit its pictures; beyond that pair it is assumed
 
 `cam_a/`, `cam_b/` (VIPeR), `test_query/` and `train_query/` (CUHK-SYSU) come from sets that are not built here.
 """

@@ -6,7 +6,7 @@
 Needed: `cuhk03_new_protocol_config_{detected,labeled}.mat` (train_idx, query_idx, gallery_idx, from 1; labels;
 filelist) and the pictures, `{pair}_{pid:03}_{view}_{picture:02}.png` in `images_{detected,labeled}/`, or else inside
 `cuhk-03.mat` (also in `cuhk03_release/`). Reading .mat files needs the extra `mat`. The camera is view - 1: the junk
-rule knows two cameras, not ten. A person is named by `labels`, which count 1 to 1,467 over all pairs.
+rule knows two cameras, not ten. A person's name counts 1 to 1,467 over the pairs, as CUHK-PEDES does (person_names).
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from data_pipelines.sources.listing import Picture
 
 NAMESPACE = "cuhk03"
 TITLE = "CUHK03"
-_NAME = re.compile(r"(\d)_(\d{3})_([12])_(\d{2})\.")
+_NAME = re.compile(r"([1-5])_(\d{3})_([12])_(\d{2})\.")
 _MAT = ("cuhk-03.mat", "cuhk03_release/cuhk-03.mat")
 _SPLITS = ("train", "query", "gallery")
+_PEOPLE_OF_PAIRS = (843, 440, 77, 58, 49)
 
 
 def scan(raw: Path, kind: str) -> Scan:
@@ -48,14 +49,18 @@ def scan(raw: Path, kind: str) -> Scan:
         chosen = np.atleast_1d(values[f"{split}_idx"]).ravel().astype(int).tolist()
         if len(labels) != len(names) or not all(1 <= number <= len(names) for number in chosen):
             raise DatasetError(f"{protocol}: {split}_idx, labels and filelist do not fit together: get the file again")
-        splits[split] = [_picture(f"{folder}/{names[number - 1]}", labels[number - 1], size_of) for number in chosen]
+        splits[split] = [_picture(f"{folder}/{names[number - 1]}", size_of) for number in chosen]
+        pairs = {(item.person, labels[number - 1]) for item, number in zip(splits[split], chosen, strict=True)}
+        if len(pairs) > min(len({person for person, _ in pairs}), len({label for _, label in pairs})):
+            raise DatasetError(f"{protocol}: labels and filelist disagree on who is who: get the file again")
     source = {"layout": "CUHK03 767/700", "boxes": kind, "pictures": folder, "terms": "research only"}
     return scanning.scan_of(splits, TITLE, "trad", source)
 
 
-def _picture(file: str, label: int, size_of: Callable[[str], int]) -> Picture:
+def _picture(file: str, size_of: Callable[[str], int]) -> Picture:
     match = listing.parsed(_NAME, file, TITLE, "<pair>_<pid>_<view>_<picture>, as in 1_001_1_01.png")
-    return Picture(file, person_name(NAMESPACE, label), int(match[3]) - 1, size_of(file))
+    number = sum(_PEOPLE_OF_PAIRS[: int(match[1]) - 1]) + int(match[2])
+    return Picture(file, person_name(NAMESPACE, number), int(match[3]) - 1, size_of(file))
 
 
 def _pictures(raw: Path, kind: str) -> tuple[str, Callable[[str], int]]:

@@ -174,7 +174,7 @@ def _llcm_tree(root: Path) -> Path:
     return root
 
 
-# CUHK03: three people; names are pair_pid_view_picture, labels count over all pairs.
+# CUHK03: three people; names are pair_pid_view_picture. The first pair has 843 people, so 2_001 is person 844.
 CUHK03_FILES = [
     "1_001_1_01.png",
     "1_001_2_06.png",
@@ -183,24 +183,24 @@ CUHK03_FILES = [
     "2_001_1_01.png",
     "2_001_2_10.png",
 ]
-CUHK03_LABELS = [1, 1, 2, 2, 844, 844]
+CUHK03_PEOPLE = [1, 1, 2, 2, 844, 844]
 
 
 def cuhk03(folder: str) -> Answer:
-    people = [f"cuhk03/{label:04d}" for label in CUHK03_LABELS]
+    people = [f"cuhk03/{number:04d}" for number in CUHK03_PEOPLE]
     rows = [
         plain(f"{folder}/{file}", person, int(file[6]) - 1) for file, person in zip(CUHK03_FILES, people, strict=True)
     ]
     return {"train": rows[4:], "query": [rows[0], rows[3]], "gallery": [rows[1], rows[2]]}
 
 
-def cuhk03_protocol(root: Path, kind: str) -> None:
+def cuhk03_protocol(root: Path, kind: str, labels: tuple[int, ...] = (7, 7, 3, 3, 9, 9)) -> None:
     root.mkdir(parents=True, exist_ok=True)
     values = {
         "train_idx": np.array([[5.0], [6.0]]),
         "query_idx": np.array([[1.0], [4.0]]),
         "gallery_idx": np.array([[2.0], [3.0]]),
-        "labels": np.array(CUHK03_LABELS, float)[:, None],
+        "labels": np.array(labels, float)[:, None],
         "filelist": np.array([[name] for name in CUHK03_FILES], object),
     }
     io.savemat(root / f"cuhk03_new_protocol_config_{kind}.mat", values)

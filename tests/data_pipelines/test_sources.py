@@ -268,6 +268,16 @@ def test_cuhk03_from_mat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             sources.get_source("cuhk03_detected").scan(raw)
 
 
+def test_cuhk03_protocol_that_does_not_fit(tmp_path: Path) -> None:
+    raw = TREES["cuhk03_labeled"].make(tmp_path)
+    official_trees.cuhk03_protocol(raw, "labeled", labels=(7, 7, 7, 7, 9, 9))  # two people under one label
+    with pytest.raises(DatasetError, match="labels and filelist disagree on who is who"):
+        sources.get_source("cuhk03_labeled").scan(raw)
+    official_trees.cuhk03_protocol(raw, "labeled", labels=(7, 7, 3, 3, 9))
+    with pytest.raises(DatasetError, match="train_idx, labels and filelist do not fit together"):
+        sources.get_source("cuhk03_labeled").scan(raw)
+
+
 def test_two_sets_of_one_namespace_share_people(tmp_path: Path) -> None:
     raw = TREES["real1_ctcc"].make(tmp_path / "raw")
     ctcc, li = (built(name, raw, tmp_path / "out") for name in ("real1_ctcc", "real1_li"))
