@@ -1,11 +1,13 @@
 """Builds a data set into shards: python -m data_pipelines.build --dataset market1501 --raw DIR --out DIR.
 
-Prints found against expected counts before the build. A killed build goes on where it stopped when run again.
+Prints found beside expected counts before the build and, with what was written, after it. A killed build goes on where
+it stopped when run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,24 +15,30 @@ from pathlib import Path
 
 from absl import logging
 
-from data_pipelines import schema, shards, sources
+from data_pipelines import schema, shards, source_choice, sources, tasks
 from data_pipelines.shards import DatasetError
+from data_pipelines.source_choice import SourceOptions
 
 PROCEDURAL = "procedural"
-DATASETS = (PROCEDURAL, *sources.NAMES)
+DATASETS = (PROCEDURAL, *sources.NAMES, *source_choice.OWN)
 
 
 def count_table(
     found: Mapping[str, Mapping[str, int]], expected: Mapping[str, Mapping[str, int]]
 ) -> tuple[str, list[str]]:
-    """Returns the table of counts as text, and what differs, one line each (empty: all as published)."""
+    """Returns the table of counts as text, and what differs, one line each (empty: all as published).
+
+    What is found but not published stands there without an expected count, and never differs.
+    """
     rows = [("split", "what", "found", "expected", "")]
     differences = []
-    for split, counts in expected.items():
-        for what, wanted in counts.items():
-            have = found.get(split, {}).get(what, 0)
-            rows.append((split, what, f"{have:,}", f"{wanted:,}", "" if have == wanted else "differs"))
-            if have != wanted:
+    for split in dict.fromkeys([*expected, *found]):
+        published = expected.get(split, {})
+        for what in dict.fromkeys([*published, *found.get(split, {})]):
+            have, wanted = found.get(split, {}).get(what, 0), published.get(what, None)
+            differs = wanted is not None and have != wanted
+            rows.append((split, what, f"{have:,}", "" if wanted is None else f"{wanted:,}", "differs" * differs))
+            if differs:
                 differences.append(f"{split}: {have:,} {what} instead of {wanted:,}")
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
@@ -45,22 +53,28 @@ def build(
     raw: str | None,
     out: str,
     *,
+    options: SourceOptions | None = None,
     workers: int | None = None,
     strict: bool = False,
     on_bad_image: shards.OnBadImage = "error",
     overwrite: bool = False,
 ) -> None:
-    """Builds one raw data set (a name in `sources.NAMES`) or the procedural benchmark's six, and prints what was found.
+    """Builds one data set (a name in DATASETS; the procedural benchmark is six), and prints what was found.
 
     Raises DatasetError, cause and cure in the message. Counts other than the published ones are a warning, with
     `strict` an error before anything is written.
     """
+    options = options or SourceOptions()
     if dataset == PROCEDURAL:
+        if options != SourceOptions():
+            raise DatasetError("the procedural benchmark takes no options of a raw data set: leave them out")
         _build_procedural(out, workers, overwrite)
         return
+    source = source_choice.choose(dataset, options)
+    if raw is None and options.table is not None:
+        raw = str(Path(options.table).parent)
     if raw is None:
         raise DatasetError(f"{dataset} is built from its official files: give their folder with --raw")
-    source = sources.get_source(dataset)
     scan = source.scan(Path(raw))
     table, differences = count_table(scan.found, source.expected)
     print(f"{dataset} in {raw}\n{table}")
@@ -84,6 +98,10 @@ def build(
         overwrite=overwrite,
     )
     _print_built(manifest, out)
+    written = {split: {**found, "images": manifest.splits[split]["records"]} for split, found in scan.found.items()}
+    closing, still = count_table(written, source.expected)
+    verdict = "DIFFERENT from the published counts" if still else "as published"
+    print(f"{closing}\n{verdict}" if source.expected else closing)
 
 
 def _build_procedural(out: str, workers: int | None, overwrite: bool) -> None:
@@ -101,21 +119,45 @@ def _print_built(manifest: schema.Manifest, out: str) -> None:
         print(f"  {split}: {value['records']:,} records in {len(value['shards'])} shards, {size:.1f} MiB{skipped}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Builds a data set into shards; a killed build goes on when run again."
+        description="Builds a data set into shards; a killed build goes on when run again.",
+        epilog="Your own pictures: --dataset table --table people.csv --task trad --name mine --out DIR (README).",
     )
-    parser.add_argument("--dataset", required=True, choices=DATASETS, help="what to build")
+    parser.add_argument("--dataset", required=True, choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
     parser.add_argument("--raw", help="folder of the raw data set in its official layout (procedural needs none)")
     parser.add_argument("--out", required=True, help="folder the data set goes to: OUT/NAME/VERSION")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     parser.add_argument("--strict", action="store_true", help="refuse a raw folder with other counts than published")
     parser.add_argument("--on_bad_image", choices=("error", "skip"), default="error", help="a picture that is damaged")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished data set of the same version")
-    args = vars(parser.parse_args(argv))
+    made = parser.add_argument_group("instruction pictures cut out of the set's own pictures")
+    made.add_argument(
+        "--clothes_crops",
+        choices=("own", "outfit"),
+        help="own: each picture's upper clothes (cc); outfit: those of another picture of the same outfit (ctcc)",
+    )
+    made.add_argument("--name", help="name of what is built, where it is not the data set's own")
+    own = parser.add_argument_group("--dataset table, --dataset datalist (with --name)")
+    own.add_argument(
+        "--task", choices=tuple(tasks.TASKS), help="the task (a cc set with --clothes_crops outfit: also ctcc)"
+    )
+    own.add_argument("--namespace", help="of people and cameras (default: the name); sets that share people share it")
+    own.add_argument(
+        "--table", metavar="FILE", help="table: .csv with a header, or .jsonl; --raw is its folder unless given"
+    )
+    for split in ("train", "query", "gallery"):
+        own.add_argument(f"--{split}_list", metavar="FILE", help=f"datalist: the list of split {split}, inside --raw")
+    own.add_argument("--sentences", metavar="FILE", help="datalist: JSON file of the sentences, inside --raw (li, t2i)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = vars(_parser().parse_args(argv))
     logging.set_verbosity(logging.INFO)
+    options = SourceOptions(**{field.name: args.pop(field.name) for field in dataclasses.fields(SourceOptions)})
     try:
-        build(args.pop("dataset"), args.pop("raw"), args.pop("out"), **args)
+        build(args.pop("dataset"), args.pop("raw"), args.pop("out"), options=options, **args)
     except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
@@ -105,16 +106,17 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan
         own = [job for job in jobs if job.split == split]
         summaries = [job.summary() for job in own]
         skipped = [item for summary in summaries for item in summary["skipped"]]
-        index = shard_files.join_indexes([shard_files.load_index(job.index_file) for job in own])
-        if not len(index):
+        if not sum(summary["records"] for summary in summaries):
             raise DatasetError(f"{plan['name']}: no picture of split {split!r} decodes; is the raw folder complete?")
         if skipped:
             logging.warning("%s: %d of %d pictures of %s left out", plan["name"], len(skipped), asked, split)
-        shard_files.save_index(folder / shard_files.index_name(split), index)
+        identity, camera = shard_files.join_index_files(
+            folder / shard_files.index_name(split), [job.index_file for job in own]
+        )
         splits[split] = {
-            "records": len(index),
-            "identities": len(set(index.identity.tolist())),
-            "cameras": len(set(index.camera[index.camera >= 0].tolist())),
+            "records": len(identity),
+            "identities": len(np.unique(identity)),
+            "cameras": len(np.unique(camera[camera >= 0])),
             "shards": [
                 {"file": job.path.name, **{key: summary[key] for key in ("records", "bytes", "sha256")}}
                 for job, summary in zip(own, summaries, strict=True)

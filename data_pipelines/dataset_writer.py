@@ -108,7 +108,8 @@ def write_dataset(
         missing = [job for job in jobs if not is_finished(job)]
         if len(missing) < len(jobs):
             logging.info("%s: resuming, %d of %d shards are finished", name, len(jobs) - len(missing), len(jobs))
-        _run(missing, workers, pool, _Progress(name, len(jobs), len(jobs) - len(missing), progress))
+        images = sum(len(job.items) for job in missing)
+        _run(missing, workers, pool, _Progress(name, len(jobs), len(jobs) - len(missing), images, progress))
         with shard_files.writing(work):
             manifest = build_folder.complete(work / "data", jobs, people, plan)
             build_folder.move_into_place(work, final)
@@ -223,17 +224,28 @@ def _in_parallel(jobs: Sequence[ShardJob], executor: futures.Executor, in_flight
 
 
 class _Progress:
-    """A log line every few seconds, and one at the end."""
+    """A log line every few seconds, and one at the end: shards, images/s, and the time left."""
 
-    def __init__(self, name: str, shards: int, finished: int, enabled: bool) -> None:
+    def __init__(self, name: str, shards: int, finished: int, images: int, enabled: bool) -> None:
+        """`images`: how many are still to be written."""
         self._name, self._shards, self._finished, self._enabled = name, shards, finished, enabled
-        self._images, self._start = 0, time.monotonic()
+        self._images, self._written, self._start = images, 0, time.monotonic()
         self._last = self._start
 
     def add(self, images: int) -> None:
-        self._finished, self._images = self._finished + 1, self._images + images
+        self._finished, self._written = self._finished + 1, self._written + images
         now = time.monotonic()
         if self._enabled and (now - self._last >= _PROGRESS_SECONDS or self._finished == self._shards):
             self._last = now
-            rate = self._images / max(now - self._start, 1e-9)
-            logging.info("%s: %d of %d shards, %.0f images/s", self._name, self._finished, self._shards, rate)
+            rate = self._written / max(now - self._start, 1e-9)
+            left = "" if self._finished == self._shards else f", {_duration(self._images - self._written, rate)} left"
+            logging.info("%s: %d of %d shards, %.0f images/s%s", self._name, self._finished, self._shards, rate, left)
+
+
+def _duration(images: int, rate: float) -> str:
+    """Returns the time that `images` take at `rate` images/s, as a person says it: 50 s, 12 min, 3 h 20 min."""
+    seconds = max(images, 0) / max(rate, 1e-9)
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -2,9 +2,9 @@
 
     python -m data_pipelines.leak_check --data_dir DIR [--datasets A B] [--strict]
 
-Three kinds of evidence: the same person name; a file name that states its origin (CUHK-PEDES keeps Market-1501's
-pictures as `Market/0031_c2...`, which is person `market1501/0031`); the same picture, byte by byte. People who were
-photographed twice and named twice, without any of these, stay unfound.
+Three kinds of evidence: the same person name; a file name that states its origin (see person_names: CUHK-PEDES keeps
+Market-1501's pictures as `Market/0031_c2...`); the same picture, byte by byte. People who were photographed twice and
+named twice, without any of these, stay unfound.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,13 +19,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from data_pipelines import shards
+from data_pipelines.person_names import known_person
 from data_pipelines.shards import Dataset, DatasetError
-
-ORIGINS: dict[str, tuple[re.Pattern[str], str]] = {
-    "Market/": (re.compile(r"(\d{4})_c\d"), "market1501"),
-    "Trad/": (re.compile(r"(p\d+)_c\d"), "procedural_trad"),
-}
-"""Folder that begins a file name -> (how the name after it states the person, namespace of that person)."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -65,15 +59,6 @@ class _Side:
     content: np.ndarray  # u64[N]
     by_name: dict[str, np.ndarray]  # person name -> record numbers
     by_origin: dict[str, np.ndarray]  # the same, by the name that the file states
-
-
-def known_person(file: str) -> str | None:
-    """Returns the person name that a file name states by its origin, None if it states none."""
-    for folder, (pattern, namespace) in ORIGINS.items():
-        if file.startswith(folder):
-            match = pattern.match(file, len(folder))
-            return f"{namespace}/{match[1]}" if match else None
-    return None
 
 
 def find_leaks(datasets: Sequence[Dataset]) -> list[Leak]:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -197,17 +198,43 @@ def instruction_key(record: schema.Record) -> int:
     return 0
 
 
-def join_indexes(parts: Sequence[schema.Index]) -> schema.Index:
-    return schema.Index(*[np.concatenate([getattr(part, name) for part in parts]) for name in _DTYPES])
+def join_index_files(path: Path, parts: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the index of a split from the index files of its shards, in order; returns columns identity and camera.
+
+    One column is held at a time: file names of millions of records would fill the memory. The bytes are those that
+    `save_index` of the joined index writes. Raises as `load_index`.
+    """
+    kept: dict[str, np.ndarray] = {}
+
+    def columns() -> Iterator[tuple[str, np.ndarray]]:
+        for name in _stored_columns():
+            column = np.concatenate([_read_columns(part, [name])[name] for part in parts])
+            if name in ("identity", "camera"):
+                kept[name] = column
+            yield name, column
+
+    _write_columns(path, columns())
+    return kept["identity"], kept["camera"]
 
 
 def save_index(path: Path, index: schema.Index) -> None:
     """Writes an Index; equal indexes give equal bytes. File names are stored as UTF-8, a quarter of NumPy's size."""
-    columns = {name: getattr(index, name) for name in _DTYPES if name != "file"}
-    columns[_FILE] = np.strings.encode(index.file, "utf-8") if len(index) else np.zeros(0, np.bytes_)
+    names = np.strings.encode(index.file, "utf-8") if len(index) else np.zeros(0, np.bytes_)
+    _write_columns(path, ((name, names if name == _FILE else getattr(index, name)) for name in _stored_columns()))
+
+
+def _stored_columns() -> list[str]:
+    return [*(name for name in _DTYPES if name != "file"), _FILE]
+
+
+def _write_columns(path: Path, columns: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes an .npz file as np.savez does, but takes one column after the other."""
     temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
     with open(temporary, "wb") as file:
-        np.savez(file, **columns)
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, column in columns:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, column, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -215,14 +242,18 @@ def save_index(path: Path, index: schema.Index) -> None:
 
 def load_index(path: Path) -> schema.Index:
     """Raises DatasetError if the file is missing, damaged or lacks a column."""
+    columns = _read_columns(path, _stored_columns())
+    names = columns.pop(_FILE)
+    return schema.Index(**columns, file=np.strings.decode(names, "utf-8") if len(names) else np.zeros(0, np.str_))
+
+
+def _read_columns(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            columns = {name: archive[name] for name in _DTYPES if name != "file"}
-            names = archive[_FILE]
+            return {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise DatasetError(
             f"{path} is missing: delete the folder {path.parent} and build the data set again"
         ) from error
     except Exception as error:  # zipfile, zlib and NumPy each have their own errors for a damaged archive
         raise DatasetError(f"{path} is damaged ({error}): delete the folder and build the data set again") from error
-    return schema.Index(**columns, file=np.strings.decode(names, "utf-8") if len(names) else np.zeros(0, np.str_))

@@ -1,4 +1,4 @@
-"""Raw data sets in their official layouts: one file a data set, each with a `SOURCE` that says how to read it."""
+"""Raw data sets in their official layouts: one file a data set, each with `SOURCES` that say how to read it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,29 @@ from typing import Any
 
 from data_pipelines import schema
 
-NAMES = ("market1501",)
-"""The data sets that can be built from a raw folder; each is a module of this package."""
+_MODULES = {
+    "market1501": ("market1501", "market1501_500k"),
+    "msmt17": ("msmt17", "msmt17_trainval"),
+    "cuhk03": ("cuhk03_detected", "cuhk03_labeled"),
+    "cuhk01": ("cuhk01",),
+    "prcc": ("prcc",),
+    "ltcc": ("ltcc",),
+    "vcclothes": ("vcclothes",),
+    "cocas_plus": ("real1_ctcc", "real2_ctcc", "real1_li", "real2_li"),
+    "market1501_attributes": ("market1501_attributes",),
+    "llcm": ("llcm",),
+    "sysu_mm01": ("sysu_mm01",),
+    "cuhk_pedes": ("cuhk_pedes",),
+    "synth_pedes": ("synth_pedes",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+NAMES = tuple(_MODULE_OF)
+"""The data sets that can be built from a raw folder; each belongs to a module of this package."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What a raw folder holds, found from file names alone.
+    """What a raw folder holds, found from file names and lists alone.
 
     `splits` maps a split to descriptors in final record order; `found` has the same form as `Source.expected`;
     `source` goes into the manifest (plain JSON).
@@ -32,8 +48,8 @@ class Scan:
 class Source:
     """One raw data set: `scan(raw)` lists it, `load(raw, descriptor)` makes a Record.
 
-    `expected` maps a split to the counts its authors publish. `load` is a module's function, so that worker processes
-    can be given it.
+    `expected` maps a split to the counts its authors publish; what is not known, or not verified, is left out. `load`
+    is a module's function, or a functools.partial of one, so that worker processes can be given it.
     """
 
     name: str
@@ -49,4 +65,4 @@ def get_source(name: str) -> Source:
     """Returns the source of a name in NAMES. Raises ValueError for another name."""
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}; those with a raw layout are: {', '.join(NAMES)}")
-    return importlib.import_module(f"{__name__}.{name}").SOURCE
+    return importlib.import_module(f"{__name__}.{_MODULE_OF[name]}").SOURCES[name]

@@ -8,116 +8,94 @@ File names are `{pid}_c{camera}s{sequence}_{frame}_{box}.jpg`. Pid -1 marks boxe
 are dropped, as the official evaluation does. Pid 0 marks distractors, false detections and people of no identity: they
 stay in the gallery under the one name `market1501/0000`, which is never asked for. `gt_bbox/` and `gt_query/` are not
 needed: the protocol's junk rule follows from identity and camera.
+
+`market1501_500k` adds the 500,000 distractors that its authors give out apart (unpacked as `images/` beside the other
+folders, with names of the same form) to the gallery.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
-from typing import Any
 
-from data_pipelines import schema
+from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source
+from data_pipelines.sources import Scan, Source, listing, scanning
+from data_pipelines.sources.listing import Picture
 
-_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+NAMESPACE = "market1501"
+TITLE = "Market-1501-v15.09.15"
+_FOLDERS = {"bounding_box_train/": "train", "query/": "query", "bounding_box_test/": "gallery"}
+_MORE_DISTRACTORS = {"images/": "gallery"}
 _NAME = re.compile(r"(-1|\d+)_c(\d)")
 _CAMERAS = 6
 _JUNK, _DISTRACTOR = -1, 0
-
-# A descriptor: (path inside the raw folder, pid, camera as written, from 1, file size in bytes). The size makes a
-# replaced picture visible to a resumed build.
-Descriptor = tuple[str, int, int, int]
+DISTRACTORS = person_name(NAMESPACE, _DISTRACTOR)
 
 
-def scan(raw: Path) -> Scan:
-    """Lists the three folders in order of file name. Raises DatasetError for a wrong or incomplete tree."""
-    missing = [folder for folder in _FOLDERS.values() if not (raw / folder).is_dir()]
-    if missing:
-        raise DatasetError(_wrong_tree(raw, missing))
-    splits: dict[str, list[Descriptor]] = {}
-    dropped: dict[str, int] = {}
-    for split, folder in _FOLDERS.items():
-        found = [_descriptor(path) for path in sorted((raw / folder).glob("*.jpg"))]
-        if not found:
-            raise DatasetError(
-                f"{raw / folder} holds no .jpg file: the copy of Market-1501 is incomplete, get it again"
-            )
-        splits[split] = [item for item in found if item[1] != _JUNK]
-        dropped[split] = len(found) - len(splits[split])
-        if split != "gallery":
-            distractors = [item[0] for item in splits[split] if item[1] == _DISTRACTOR]
-            if distractors:
-                raise DatasetError(
-                    f"{distractors[0]} and {len(distractors) - 1} more: pid 0 (distractor) belongs in "
-                    f"bounding_box_test/ only: this copy of Market-1501 is not the official one, get it again"
-                )
-    people = {_person(item[1]) for items in splits.values() for item in items}
-    return Scan(
-        people=sorted(people),
-        splits=dict(splits),
-        found={split: _counts(items) for split, items in splits.items()},
-        source={"layout": "Market-1501-v15.09.15", "dropped_junk": dropped, "terms": "research only"},
+def scan(raw: Path, distractors: bool = False) -> Scan:
+    """Lists the folders in order of file name. Raises DatasetError for a wrong or incomplete tree."""
+    splits, dropped = pictures(raw, distractors)
+    return scanning.scan_of(
+        splits,
+        TITLE,
+        "trad",
+        {"layout": TITLE, "dropped_junk": dropped, "terms": "research only"},
+        count=functools.partial(scanning.counts, no_person=DISTRACTORS),
     )
 
 
-def _descriptor(path: Path) -> Descriptor:
-    match = _NAME.match(path.name)
-    if match is None:
-        raise DatasetError(
-            f"{path}: the name does not begin with <pid>_c<camera>, as in 0002_c1s1_000451_03.jpg: remove the file if "
-            f"it is no picture of Market-1501, else get the data set again"
-        )
-    camera = int(match[2])
-    if not 1 <= camera <= _CAMERAS:
-        raise DatasetError(
-            f"{path}: camera {camera}, but Market-1501 has cameras 1 to {_CAMERAS}: remove or rename the file"
-        )
-    return f"{path.parent.name}/{path.name}", int(match[1]), camera, path.stat().st_size
+def pictures(raw: Path, distractors: bool = False) -> tuple[dict[str, list[Picture]], dict[str, int]]:
+    """Returns the pictures of each split, and how many of each were dropped as junk.
+
+    `distractors`: the further ones in `images/` join the gallery.
+    """
+    folders = _FOLDERS | _MORE_DISTRACTORS if distractors else _FOLDERS
+    listing.check_tree(raw, TITLE, list(folders))
+    splits: dict[str, list[Picture]] = {split: [] for split in folders.values()}
+    dropped = dict.fromkeys(splits, 0)
+    for folder, split in folders.items():
+        found = [_picture(file, size) for file, size in listing.files(raw, folder, TITLE)]
+        kept = [item for item in found if item is not None]
+        splits[split] += kept
+        dropped[split] += len(found) - len(kept)
+        nobody = [item.file for item in kept if item.person == DISTRACTORS]
+        if split != "gallery" and nobody:
+            raise DatasetError(
+                f"{nobody[0]} and {len(nobody) - 1} more: pid 0 (distractor) belongs in "
+                f"bounding_box_test/ only: this copy of Market-1501 is not the official one, get it again"
+            )
+    return splits, dropped
 
 
-def _person(pid: int) -> str:
-    return f"market1501/{pid:04d}"
+def _picture(file: str, size: int) -> Picture | None:
+    """None: junk."""
+    match = listing.parsed(_NAME, file, TITLE, "<pid>_c<camera>, as in 0002_c1s1_000451_03.jpg")
+    camera = listing.camera_index(int(match[2]), _CAMERAS, file, "Market-1501")
+    return None if int(match[1]) == _JUNK else Picture(file, person_name(NAMESPACE, int(match[1])), camera, size)
 
 
-def _counts(items: list[Descriptor]) -> dict[str, int]:
-    """Identities do not count the distractors."""
-    return {
-        "images": len(items),
-        "identities": len({pid for _, pid, _, _ in items} - {_DISTRACTOR}),
-        "cameras": len({camera for _, _, camera, _ in items}),
-        "distractors": sum(pid == _DISTRACTOR for _, pid, _, _ in items),
-    }
+def _source(name: str, distractors: int) -> Source:
+    """`distractors`: how many more than the usual ones."""
+    return Source(
+        name=name,
+        version="1.0.0",
+        task="trad",
+        namespace=NAMESPACE,
+        expected={
+            "train": {"images": 12_936, "identities": 751, "cameras": 6},
+            "query": {"images": 3_368, "identities": 750, "cameras": 6},
+            "gallery": {
+                "images": 15_913 + distractors,
+                "identities": 750,
+                "cameras": 6,
+                "distractors": 2_798 + distractors,
+            },
+        },
+        scan=functools.partial(scan, distractors=distractors > 0),
+        load=listing.load,
+    )
 
 
-def _wrong_tree(raw: Path, missing: list[str]) -> str:
-    if not raw.is_dir():
-        return f"the raw folder {raw} does not exist: unpack Market-1501-v15.09.15 there, or correct the path"
-    message = f"{raw} lacks {', '.join(name + '/' for name in missing)}"
-    inside = [path for path in sorted(raw.iterdir()) if (path / _FOLDERS["train"]).is_dir()]
-    if inside:
-        return f"{message}, but {inside[0]} looks like Market-1501: give that folder"
-    if not any(raw.iterdir()):
-        return f"the raw folder {raw} is empty: unpack Market-1501-v15.09.15 there, or correct the path"
-    return f"{message}: give the folder that holds {', '.join(name + '/' for name in _FOLDERS.values())}"
-
-
-def load(raw: Path, item: Any) -> schema.Record:
-    """Returns the Record of one descriptor; the JPEG goes in as it is. Outfits are unknown."""
-    file, pid, camera, _ = item
-    return schema.Record(image=(raw / file).read_bytes(), file=file, person=_person(pid), camera=camera - 1)
-
-
-SOURCE = Source(
-    name="market1501",
-    version="1.0.0",
-    task="trad",
-    namespace="market1501",
-    expected={
-        "train": {"images": 12_936, "identities": 751, "cameras": 6, "distractors": 0},
-        "query": {"images": 3_368, "identities": 750, "cameras": 6, "distractors": 0},
-        "gallery": {"images": 15_913, "identities": 750, "cameras": 6, "distractors": 2_798},
-    },
-    scan=scan,
-    load=load,
-)
+SOURCES = {"market1501": _source("market1501", 0), "market1501_500k": _source("market1501_500k", 500_000)}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import toy_shards
 
-from data_pipelines import build, procedural, schema, shards
+from data_pipelines import build, dataset_writer, procedural, schema, shards
 from data_pipelines.shards import DatasetError
 
 
@@ -217,6 +217,21 @@ def test_count_table_names_what_differs() -> None:
         ["train", "images", "3", "12,936", "differs"],
         ["train", "ids", "2", "2"],
         ["query", "images", "0", "1", "differs"],
+    ]
+    table, differences = build.count_table({"test": {"images": 5}}, {})  # nothing published: shown, never different
+    assert (table.splitlines()[1].split(), differences) == (["test", "images", "5"], [])
+
+
+def test_progress_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, lines = [0.0], []
+    monkeypatch.setattr(dataset_writer.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(dataset_writer.logging, "info", lambda text, *values: lines.append((clock[0], text % values)))
+    progress = dataset_writer._Progress("toy", shards=5, finished=1, images=400, enabled=True)
+    for clock[0] in (1.0, 50.0, 51.0, 80.0):  # a line every few seconds, and one at the end
+        progress.add(100)
+    assert lines == [
+        (50.0, "toy: 3 of 5 shards, 4 images/s, 50 s left"),
+        (80.0, "toy: 5 of 5 shards, 5 images/s"),
     ]
 
 

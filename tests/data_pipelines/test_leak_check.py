@@ -6,7 +6,8 @@ import pytest
 import toy_shards
 
 from data_pipelines import leak_check, schema, shards
-from data_pipelines.leak_check import find_leaks, known_person
+from data_pipelines.leak_check import find_leaks
+from data_pipelines.person_names import known_person
 from data_pipelines.shards import Dataset
 
 Row = tuple[str, str, int]  # person, file, picture
@@ -118,6 +119,10 @@ def test_strongest_evidence_is_kept(tmp_path: Path) -> None:
     [
         ("Market/0012_c1s1_000001_00.jpg", "market1501/0012"),
         ("Trad/p0031_c2_05.jpg", "procedural_trad/p0031"),
+        ("CUHK01/0363004.png", "cuhk01/0363"),
+        ("CUHK03/672_2.jpg", "cuhk03/0672"),
+        ("CUHK03/x_2.jpg", None),
+        ("test_query/p2647_s3378.jpg", None),
         ("Market/unknown.jpg", None),
         ("Marketing/0012_c1.jpg", None),
         ("x/Market/0012_c1s1_000001_00.jpg", None),

@@ -48,8 +48,8 @@ def test_scan_counts_and_order(raw: Path) -> None:
         "market1501/1501",
     ]
     assert scan.found == {
-        "train": {"images": 3, "identities": 2, "cameras": 3, "distractors": 0},
-        "query": {"images": 2, "identities": 2, "cameras": 2, "distractors": 0},
+        "train": {"images": 3, "identities": 2, "cameras": 3},
+        "query": {"images": 2, "identities": 2, "cameras": 2},
         "gallery": {"images": 4, "identities": 2, "cameras": 4, "distractors": 2},
     }
     assert scan.source["dropped_junk"] == {"train": 0, "query": 0, "gallery": 1}

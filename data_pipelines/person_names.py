@@ -1,0 +1,41 @@
+"""One namespace of people over all data sets: `namespace/pid`, and what a file name says of where a picture came from.
+
+CUHK-PEDES is made of pictures of other data sets and keeps their file names, so its people are theirs: without that
+they are false negatives, in training and in the union of galleries. Names verified against the published captions of
+its test and validation images:
+
+    Market/0535_c1s3_005146_00.jpg    Market-1501, person 0535 (the pictures are those of gt_bbox/)
+    CUHK01/0363004.png                CUHK01, person 0363, picture 004
+    CUHK03/672_2.jpg                  CUHK03, person 672 of 1,467, counted over the five camera pairs: the captions of
+                                      12 people of the first pair fit its pictures; beyond that pair it is assumed
+
+`cam_a/`, `cam_b/` (VIPeR), `test_query/` and `train_query/` (CUHK-SYSU) come from sets that are not built here.
+"""
+
+from __future__ import annotations
+
+import re
+
+ORIGINS: dict[str, tuple[re.Pattern[str], str]] = {
+    "Market/": (re.compile(r"(\d{4})_c\d"), "market1501"),
+    "CUHK01/": (re.compile(r"(\d{4})\d{3}\."), "cuhk01"),
+    "CUHK03/": (re.compile(r"(\d+)_\d+\."), "cuhk03"),
+    "Trad/": (re.compile(r"(p\d+)_c\d"), "procedural_trad"),
+}
+"""Folder that begins a file name -> (how the name after it states the person, namespace of that person)."""
+
+
+def person_name(namespace: str, pid: int | str) -> str:
+    """Returns the global name of a person: numbers have at least four digits, as in the file names of most sets."""
+    return f"{namespace}/{pid:04d}" if isinstance(pid, int) else f"{namespace}/{pid}"
+
+
+def known_person(file: str) -> str | None:
+    """Returns the person name that a file name states by its origin, None if it states none."""
+    for folder, (pattern, namespace) in ORIGINS.items():
+        if file.startswith(folder):
+            match = pattern.match(file, len(folder))
+            if match is None:
+                return None
+            return person_name(namespace, int(match[1]) if match[1].isdigit() else match[1])
+    return None

@@ -1,0 +1,112 @@
+"""SYNTH-PEDES (Zuo et al., "PLIP", NeurIPS 2024): people with machine-made captions, to train on, research use only.
+
+    synthpedes_dataset.json    a list of {"id", "file_path", "attributes", "captions", "prompt_caption"}
+    Part1/, Part2/, ...        train    312,321 identities, 4,791,711 images (published, unverified)
+
+A record's sentences are its captions, or its prompt captions where it has none. Cameras are not known (0).
+
+The list is several gigabytes. It is read once as a stream; what stays in memory is a row of numbers an image (person,
+place and checksum of its entry in the list, size of its file), 32 bytes, and the workers read the entries themselves.
+"""
+
+from __future__ import annotations
+
+import array
+import functools
+import json
+import os
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from data_pipelines import json_stream, schema
+from data_pipelines.array_rows import ArrayRows
+from data_pipelines.person_names import person_name
+from data_pipelines.shard_files import DatasetError
+from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.sources.cuhk_pedes import check_annotation
+
+NAMESPACE = "synth_pedes"
+TITLE = "SYNTH-PEDES"
+_LIST = "synthpedes_dataset.json"
+_ROW = np.dtype([("id", "i8"), ("offset", "i8"), ("length", "i4"), ("crc32", "u4"), ("size", "i8")])
+_LOG_SECONDS = 10.0
+
+
+def scan(raw: Path) -> Scan:
+    """Reads the list as a stream and looks at every picture's size; records are sorted by person, then as listed."""
+    listing.check_tree(raw, TITLE, ["Part1/", _LIST])
+    columns = {name: array.array("I" if _ROW[name] == np.uint32 else "q") for name in _ROW.names or ()}
+    sentences, last = 0, time.monotonic()
+    for offset, data, entry in json_stream.objects(raw / _LIST):
+        where = f"{raw / _LIST}, byte {offset}"
+        check_annotation(entry, ("id", "file_path"), where)
+        if not isinstance(entry["id"], int):
+            raise DatasetError(f"{where}: id {entry['id']!r} is no number: get the official list again")
+        sentences += len(_sentences(entry, where))
+        size = listing.listed_size(raw, json_stream.text(entry["file_path"]), where)
+        for name, value in zip(columns, (entry["id"], offset, len(data), zlib.crc32(data), size), strict=True):
+            columns[name].append(value)
+        if time.monotonic() - last >= _LOG_SECONDS:
+            last = time.monotonic()
+            logging.info("%s: %d entries of the list read", TITLE, len(columns["id"]))
+    rows = np.empty(len(columns["id"]), _ROW)
+    for name, column in columns.items():
+        rows[name] = column
+        del column[:]
+    rows = rows[np.argsort(rows["id"], kind="stable")]
+    people = np.unique(rows["id"]).tolist()
+    return Scan(
+        people=[person_name(NAMESPACE, pid) for pid in people],
+        splits={"train": ArrayRows(rows)},
+        found={"train": {"images": len(rows), "identities": len(people), "sentences": sentences}},
+        source={"layout": TITLE, "sentences": "captions, else prompt_caption", "terms": "research only"},
+    )
+
+
+def _sentences(entry: dict[str, Any], where: str) -> tuple[str, ...]:
+    sentences = entry.get("captions") or entry.get("prompt_caption") or []
+    sentences = [sentences] if isinstance(sentences, str) else sentences
+    if not sentences or not all(isinstance(text, str) for text in sentences):
+        raise DatasetError(f"{where} has neither captions nor prompt_caption: get the official list again")
+    return tuple(sentences)
+
+
+@functools.lru_cache(maxsize=1)
+def _open(path: str, _: int) -> int:
+    """Kept open in each process: an entry is one small read. `_` tells a file from one that replaced it."""
+    return os.open(path, os.O_RDONLY)
+
+
+def load(raw: Path, item: Any) -> schema.Record:
+    """Returns the Record of a row. Raises DatasetError if the list is no longer the one that was scanned."""
+    pid, offset, length, crc32, _ = item
+    data = os.pread(_open(str(raw / _LIST), os.stat(raw / _LIST).st_mtime_ns), length, offset)
+    if zlib.crc32(data) != crc32:
+        raise DatasetError(f"{raw / _LIST} changed while the data set was built: run the build again")
+    entry = json.loads(data)
+    file = entry["file_path"]
+    return schema.Record(
+        image=(raw / file).read_bytes(),
+        file=file,
+        person=person_name(NAMESPACE, pid),
+        camera=0,
+        sentences=_sentences(entry, f"{raw / _LIST}, byte {offset}"),
+    )
+
+
+SOURCES = {
+    "synth_pedes": Source(
+        name="synth_pedes",
+        version="1.0.0",
+        task="t2i",
+        namespace=NAMESPACE,
+        expected={"train": {"images": 4_791_711, "identities": 312_321}},
+        scan=scan,
+        load=load,
+    )
+}

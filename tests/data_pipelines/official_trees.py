@@ -1,0 +1,422 @@
+"""Made-up copies of the official layouts, a few pictures each, and what a correct import of each must find.
+
+`TREES[name]` holds f(root), which writes the tree and returns the raw folder, and the answer: for each split the
+records (file, person, camera, clothes, modality) in order, worked out by hand from the layout's rules.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import toy_shards
+from scipy import io
+
+from data_pipelines import build, shards
+from data_pipelines.shards import Dataset
+
+Answer = dict[str, list[tuple[str, str, int, int, int]]]
+
+
+class Tree(NamedTuple):
+    make: Callable[[Path], Path]
+    answer: Answer
+
+
+def draw(root: Path, files: Iterable[str]) -> None:
+    """A different picture in every file, of the format that its name says."""
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(toy_shards.picture(zlib.crc32(file.encode()), path.suffix))
+
+
+def write(root: Path, texts: dict[str, str]) -> None:
+    for file, text in texts.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(text, encoding="utf-8")
+
+
+def of_files(answer: Answer, *further: str) -> Callable[[Path], Path]:
+    """f(root) that draws every file of the answer, and `further` ones."""
+
+    def make(root: Path) -> Path:
+        draw(root, [*[row[0] for rows in answer.values() for row in rows], *further])
+        return root
+
+    return make
+
+
+def plain(file: str, person: str, camera: int, clothes: int = -1, modality: int = 0) -> tuple[str, str, int, int, int]:
+    return file, person, camera, clothes, modality
+
+
+PRCC = {
+    "train": [
+        plain("rgb/train/001/A_cropped_rgb001.jpg", "prcc/0001", 0, 0),
+        plain("rgb/train/001/B_cropped_rgb010.jpg", "prcc/0001", 1, 0),
+        plain("rgb/train/001/C_cropped_rgb020.jpg", "prcc/0001", 2, 1),
+        plain("rgb/train/012/C_cropped_rgb001.jpg", "prcc/0012", 2, 1),
+    ],
+    "query": [  # camera B first: protocol prcc_same, then camera C: prcc_cross
+        plain("rgb/test/B/005/cropped_rgb001.jpg", "prcc/0005", 1, 0),
+        plain("rgb/test/B/016/cropped_rgb001.jpg", "prcc/0016", 1, 0),
+        plain("rgb/test/C/005/cropped_rgb001.jpg", "prcc/0005", 2, 1),
+    ],
+    "gallery": [
+        plain("rgb/test/A/005/cropped_rgb001.jpg", "prcc/0005", 0, 0),
+        plain("rgb/test/A/005/cropped_rgb002.jpg", "prcc/0005", 0, 0),
+        plain("rgb/test/A/016/cropped_rgb001.jpg", "prcc/0016", 0, 0),
+    ],
+}
+LTCC = {
+    "train": [
+        plain("LTCC_ReID/train/000_1_c10_000001.png", "ltcc/0000", 9, 1),
+        plain("LTCC_ReID/train/000_2_c3_015833.png", "ltcc/0000", 2, 2),
+    ],
+    "query": [plain("LTCC_ReID/query/001_1_c5_015874.png", "ltcc/0001", 4, 1)],
+    "gallery": [
+        plain("LTCC_ReID/test/001_1_c12_000001.png", "ltcc/0001", 11, 1),
+        plain("LTCC_ReID/test/001_3_c5_000001.png", "ltcc/0001", 4, 3),
+    ],
+}
+VCCLOTHES = {
+    "train": [plain("train/0001-02-01-07.jpg", "vcclothes/0001", 1, 1)],
+    "query": [plain("query/0300-03-02-01.jpg", "vcclothes/0300", 2, 2)],
+    "gallery": [
+        plain("gallery/0300-04-03-02.jpg", "vcclothes/0300", 3, 3),
+        plain("gallery/0301_01_02_05.jpg", "vcclothes/0301", 0, 2),  # the other way of writing names
+    ],
+}
+SYSU = {
+    "train": [
+        plain("cam1/0001/0001.jpg", "sysu_mm01/0001", 0),
+        plain("cam3/0001/0001.jpg", "sysu_mm01/0001", 2, modality=1),
+        plain("cam6/0020/0001.jpg", "sysu_mm01/0020", 5, modality=1),  # of val_id.txt
+    ],
+    "query": [
+        plain("cam3/0006/0001.jpg", "sysu_mm01/0006", 2, modality=1),
+        plain("cam6/0006/0001.jpg", "sysu_mm01/0006", 5, modality=1),
+    ],
+    "gallery": [
+        plain("cam2/0006/0001.jpg", "sysu_mm01/0006", 1),
+        plain("cam2/0006/0002.jpg", "sysu_mm01/0006", 1),
+        plain("cam5/0010/0001.jpg", "sysu_mm01/0010", 4),
+    ],
+}
+LLCM = {
+    "train": [
+        plain("vis/0003/0003_c07_s184229_f3600_vis.jpg", "llcm/0003", 6),
+        plain("nir/0003/0003_c01_s184229_f3600_nir.jpg", "llcm/0003", 0, modality=1),
+    ],
+    "test": [  # by person, then visible before infrared, then camera; camera numbers agree across modalities
+        plain("test_vis/cam3/0001/a.jpg", "llcm/0001", 2),
+        plain("test_nir/cam2/0001/a.jpg", "llcm/0001", 1, modality=1),
+        plain("test_vis/cam1/0008/a.jpg", "llcm/0008", 0),
+        plain("test_vis/cam1/0008/b.jpg", "llcm/0008", 0),
+        plain("test_nir/cam2/0008/b.jpg", "llcm/0008", 1, modality=1),
+    ],
+}
+CUHK01 = {
+    "train": [plain(f"campus/{pid:04}001.png", f"cuhk01/{pid:04}", 0) for pid in range(1, 485)]
+    + [plain("campus/0485003.png", "cuhk01/0485", 1)],
+    "query": [plain("campus/0486001.png", "cuhk01/0486", 0), plain("campus/0486002.png", "cuhk01/0486", 0)],
+    "gallery": [plain("campus/0486003.png", "cuhk01/0486", 1), plain("campus/0971004.png", "cuhk01/0971", 1)],
+}
+
+
+def _msmt17(train: str, test: str) -> Answer:
+    return {
+        "train": [
+            plain(f"{train}/0000/0000_000_01_0303morning_0015_0.jpg", "msmt17/0000", 0),
+            plain(f"{train}/0001/0001_004_15_0302noon_1_2.jpg", "msmt17/0001", 14),
+        ],
+        "query": [plain(f"{test}/0000/0000_002_03_0303morning_0015_0.jpg", "msmt17/test_0000", 2)],
+        "gallery": [
+            plain(f"{test}/0000/0000_007_14_0303morning_0015_0.jpg", "msmt17/test_0000", 13),
+            plain(f"{test}/0002/0002_007_03_0303morning_0015_0.jpg", "msmt17/test_0002", 2),
+        ],
+    }
+
+
+MSMT_VAL = "0001/0001_005_07_0302noon_1_2.jpg"
+
+
+def _msmt17_tree(train: str, test: str) -> Callable[[Path], Path]:
+    answer = _msmt17(train, test)
+
+    def make(root: Path) -> Path:
+        of_files(answer, f"{train}/{MSMT_VAL}")(root)
+        for split, rows in answer.items():
+            lines = [f"{file.split('/', 1)[1]} {int(person[-4:])}" for file, person, *_ in rows]
+            write(root, {f"list_{split}.txt": "\n".join(lines) + "\n"})
+        write(root, {"list_val.txt": f"{MSMT_VAL} 1\n"})
+        return root
+
+    return make
+
+
+def _sysu_tree(root: Path) -> Path:
+    of_files(SYSU, "cam4/0099/0001.jpg")(root)  # person 99 is in no list
+    write(root, {"exp/train_id.txt": "1\n", "exp/val_id.txt": "20\n", "exp/test_id.txt": "6,10\n"})
+    return root
+
+
+def _llcm_tree(root: Path) -> Path:
+    of_files(LLCM, "test_vis/cam9/0500/a.jpg")(root)
+    visible, infrared = [row[0] for row in LLCM["train"]]
+    write(root, {"idx/train_vis.txt": f"{visible} 0\n", "idx/train_nir.txt": f"{infrared} 0\n"})
+    write(root, {"idx/test_id.txt": "8,1"})
+    return root
+
+
+# CUHK03: three people; names are pair_pid_view_picture. The first pair has 843 people, so 2_001 is person 844.
+CUHK03_FILES = [
+    "1_001_1_01.png",
+    "1_001_2_06.png",
+    "1_002_1_02.png",
+    "1_002_2_07.png",
+    "2_001_1_01.png",
+    "2_001_2_10.png",
+]
+CUHK03_PEOPLE = [1, 1, 2, 2, 844, 844]
+
+
+def cuhk03(folder: str) -> Answer:
+    people = [f"cuhk03/{number:04d}" for number in CUHK03_PEOPLE]
+    rows = [
+        plain(f"{folder}/{file}", person, int(file[6]) - 1) for file, person in zip(CUHK03_FILES, people, strict=True)
+    ]
+    return {"train": rows[4:], "query": [rows[0], rows[3]], "gallery": [rows[1], rows[2]]}
+
+
+def cuhk03_protocol(root: Path, kind: str, labels: tuple[int, ...] = (7, 7, 3, 3, 9, 9)) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    values = {
+        "train_idx": np.array([[5.0], [6.0]]),
+        "query_idx": np.array([[1.0], [4.0]]),
+        "gallery_idx": np.array([[2.0], [3.0]]),
+        "labels": np.array(labels, float)[:, None],
+        "filelist": np.array([[name] for name in CUHK03_FILES], object),
+    }
+    io.savemat(root / f"cuhk03_new_protocol_config_{kind}.mat", values)
+
+
+def _cuhk03_tree(root: Path) -> Path:
+    cuhk03_protocol(root, "labeled")
+    return of_files(cuhk03("images_labeled"))(root)
+
+
+# name -> (male/female, hair, up, down, clothes, hat, backpack, bag, handbag, age, upper colour, lower colour)
+MARKET_PEOPLE = {
+    "train": {
+        "0002": (1, 1, 2, 2, 2, 1, 1, 1, 1, 2, "red", "blue"),
+        "0007": (2, 2, 1, 1, 1, 2, 2, 1, 2, 3, None, "black"),
+    },
+    "test": {"0001": (2, 2, 2, 2, 1, 1, 1, 1, 2, 2, "white", "white")},
+}
+MARKET = {
+    "train": [
+        plain("bounding_box_train/0002_c1s1_000451_03.jpg", "market1501/0002", 0, 0),
+        plain("bounding_box_train/0007_c6s3_000001_00.jpg", "market1501/0007", 5, 0),
+    ],
+    "query": [plain("query/0001_c1s1_001051_00.jpg", "market1501/0001", 0, 0)],
+    "gallery": [plain("bounding_box_test/0001_c2s1_000301_01.jpg", "market1501/0001", 1, 0)],
+}
+
+
+def _attributes_tree(root: Path) -> Path:
+    of_files(MARKET, "bounding_box_test/0000_c4s1_000001_01.jpg", "bounding_box_test/-1_c1s1_000401_03.jpg")(root)
+    upper = ("black", "white", "red", "purple", "yellow", "gray", "blue", "green")
+    lower = ("black", "white", "pink", "purple", "yellow", "gray", "blue", "green", "brown")
+    names = ("gender", "hair", "up", "down", "clothes", "hat", "backpack", "bag", "handbag", "age")
+    parts: dict[str, Any] = {}
+    for part, people in MARKET_PEOPLE.items():
+        columns: dict[str, list[Any]] = {"image_index": list(people)}
+        for values in people.values():
+            for name, value in zip(names, values[:10], strict=True):
+                columns.setdefault(name, []).append(value)
+            for prefix, colours, worn in (("up", upper, values[10]), ("down", lower, values[11])):
+                for colour in colours:
+                    columns.setdefault(prefix + colour, []).append(1 + (colour == worn))
+        parts[part] = {
+            key: np.array(column, object if key == "image_index" else np.uint8)[None] for key, column in columns.items()
+        }
+    io.savemat(root / "market_attribute.mat", {"market_attribute": parts})
+    return root
+
+
+PEDES = {
+    "train": [
+        plain("CUHK01/0363004.png", "cuhk01/0363", 0),
+        plain("train_query/p8848_s17661.jpg", "cuhk_pedes/0002", 0),
+    ],
+    "query": [
+        plain("Market/0535_c1s3_005146_00.jpg", "market1501/0535", -1),
+        plain("Market/0535_c1s3_005146_00.jpg", "market1501/0535", -1),
+        plain("CUHK03/672_1.jpg", "cuhk03/0672", -1),
+        plain("cam_a/350_45.bmp", "cuhk_pedes/12021", -1),
+    ],
+    "gallery": [
+        plain("Market/0535_c1s3_005146_00.jpg", "market1501/0535", -2),
+        plain("CUHK03/672_1.jpg", "cuhk03/0672", -2),
+        plain("cam_a/350_45.bmp", "cuhk_pedes/12021", -2),
+    ],
+}
+PEDES_ENTRIES = [  # (split, id, file, captions), not in order
+    ("test", 12021, "cam_a/350_45.bmp", ["He wears a grey coat."]),
+    ("train", 2, "train_query/p8848_s17661.jpg", ["A man in green pants.", "Pink headphones around his neck."]),
+    ("train", 1, "CUHK01/0363004.png", ["A woman with a bag."]),
+    ("test", 12009, "Market/0535_c1s3_005146_00.jpg", ["A gray shirt, brown shorts.", "He has a crossbody bag."]),
+    ("test", 12010, "CUHK03/672_1.jpg", ["A man with black hair – und Bart."]),
+    ("val", 11004, "CUHK01/0107002.png", ["Not used."]),
+]
+
+
+def _pedes_tree(root: Path) -> Path:
+    entries = [
+        {"split": split, "id": pid, "file_path": file, "captions": captions, "processed_tokens": []}
+        for split, pid, file, captions in PEDES_ENTRIES
+    ]
+    draw(root / "imgs", [entry["file_path"] for entry in entries])
+    write(root, {"reid_raw.json": json.dumps(entries, ensure_ascii=False)})
+    return root
+
+
+SYNTH = {
+    "train": [
+        plain("Part1/3/0.jpg", "synth_pedes/0003", 0),
+        plain("Part2/ä/1.jpg", "synth_pedes/0003", 0),
+        plain("Part2/41/0.jpg", "synth_pedes/0041", 0),
+    ]
+}
+SYNTH_ENTRIES = [  # not in order of the person
+    {
+        "id": 41,
+        "file_path": "Part2/41/0.jpg",
+        "attributes": ["man,black hair"],
+        "captions": [],
+        "prompt_caption": ["A man."],
+    },
+    {
+        "id": 3,
+        "file_path": "Part1/3/0.jpg",
+        "attributes": ["woman"],
+        "captions": ["A woman.", "She walks."],
+        "prompt_caption": [],
+    },
+    {
+        "id": 3,
+        "file_path": "Part2/ä/1.jpg",
+        "attributes": ["woman"],
+        "captions": ['Größe "M".'],
+        "prompt_caption": ["x"],
+    },
+]
+
+
+def _synth_tree(root: Path) -> Path:
+    of_files(SYNTH)(root)
+    write(root, {"synthpedes_dataset.json": json.dumps(SYNTH_ENTRIES, ensure_ascii=False, indent=1)})
+    return root
+
+
+REAL1 = {
+    "train": [
+        plain("COCAS/a/1.jpg", "cocas_real1/0004", 0, 2),
+        plain("COCAS/b/1.jpg", "cocas_real1/0012", 3, 0),
+    ]
+}
+REAL2 = {
+    "query": [plain("img/q1.jpg", "cocas_real2/0009", 2, 1)],
+    "gallery": [
+        plain("img/g1.jpg", "cocas_real2/0009", 1, 1),
+        plain("img/g2.jpg", "cocas_real2/0009", 4, 1),
+        plain("img/g3.jpg", "cocas_real2/0010", 4, 0),
+    ],
+}
+
+
+def _real1_tree(root: Path) -> Path:
+    of_files(REAL1, "templates/t1.jpg", "templates/t2.jpg")(root)
+    ctcc = "COCAS/a/1.jpg templates/t1.jpg 4 2\nCOCAS/b/1.jpg templates/t2.jpg 12 0 3\n"
+    li = "COCAS/a/1.jpg k1 4 2\nCOCAS/b/1.jpg k2 12 0 3\n"
+    write(root, {"datalist/train_ctcc.txt": ctcc, "datalist/train_attr.txt": li})
+    write(root, {"datalist/runner_real1_v1_gpt.json": json.dumps({"k1": "in a red coat", "k2": ["blue", "navy"]})})
+    return root
+
+
+def _real2_tree(root: Path) -> Path:
+    of_files(REAL2, "templates/t1.jpg")(root)
+    gallery = "img/g1.jpg 9 1 1\nimg/g2.jpg 9 1 4\nimg/g3.jpg 10 0 4\n"  # without templates
+    write(root, {"datalist/query.txt": "img/q1.jpg templates/t1.jpg 9 1 2\n", "datalist/gallery.txt": gallery})
+    rows = [line.split() for line in gallery.splitlines()]
+    li = "".join(f"{image} key {pid} {clothes} {camera}\n" for image, pid, clothes, camera in rows)
+    write(root, {"datalist/query_attr.txt": "img/q1.jpg key 9 1 2\n", "datalist/gallery_attr.txt": li})
+    write(root, {"datalist/real2_v1.json": json.dumps({"key": "a person in a red coat"})})
+    return root
+
+
+MARKET_500K = {
+    split: [(file, person, camera, -1, modality) for file, person, camera, _, modality in rows]
+    for split, rows in MARKET.items()
+}
+MARKET_500K["gallery"] += [
+    plain("bounding_box_test/0000_c4s1_000001_01.jpg", "market1501/0000", 3),
+    plain("images/0000_c2s1_000001_00.jpg", "market1501/0000", 1),
+]
+MARKET_500K["gallery"].sort()
+
+TREES: dict[str, Tree] = {
+    "market1501_500k": Tree(of_files(MARKET_500K, "images/-1_c2s1_000001_00.jpg"), MARKET_500K),
+    "msmt17": Tree(_msmt17_tree("train", "test"), _msmt17("train", "test")),
+    "msmt17_trainval": Tree(
+        _msmt17_tree("mask_train_v2", "mask_test_v2"),
+        {
+            **_msmt17("mask_train_v2", "mask_test_v2"),
+            "train": [
+                *_msmt17("mask_train_v2", "mask_test_v2")["train"],
+                plain(f"mask_train_v2/{MSMT_VAL}", "msmt17/0001", 6),
+            ],
+        },
+    ),
+    "cuhk03_labeled": Tree(_cuhk03_tree, cuhk03("images_labeled")),
+    "cuhk01": Tree(of_files(CUHK01), CUHK01),
+    "prcc": Tree(of_files(PRCC, "rgb/val/001/A_cropped_rgb002.jpg"), PRCC),
+    "ltcc": Tree(of_files(LTCC), LTCC),
+    "vcclothes": Tree(of_files(VCCLOTHES), VCCLOTHES),
+    "sysu_mm01": Tree(_sysu_tree, SYSU),
+    "llcm": Tree(_llcm_tree, LLCM),
+    "market1501_attributes": Tree(_attributes_tree, MARKET),
+    "cuhk_pedes": Tree(_pedes_tree, PEDES),
+    "synth_pedes": Tree(_synth_tree, SYNTH),
+    "real1_ctcc": Tree(_real1_tree, REAL1),
+    "real1_li": Tree(_real1_tree, REAL1),
+    "real2_ctcc": Tree(_real2_tree, REAL2),
+    "real2_li": Tree(_real2_tree, REAL2),
+}
+
+
+def built(name: str, raw: Path, out: Path, *options: str) -> Dataset:
+    command = ["--dataset", name, "--raw", str(raw), "--out", str(out), "--workers", "1", *options]
+    assert build.main(command) == 0
+    given = options[options.index("--name") + 1] if "--name" in options else name
+    return shards.open_dataset(out, given)
+
+
+def columns(dataset: Dataset, split: str) -> list[tuple[str, str, int, int, int]]:
+    index, people = dataset.index(split), dataset.manifest.people
+    return list(
+        zip(
+            index.file.tolist(),
+            [people[i] for i in index.identity],
+            index.camera.tolist(),
+            index.clothes.tolist(),
+            index.modality.tolist(),
+            strict=True,
+        )
+    )

@@ -1,0 +1,65 @@
+"""The authors' datalists: all six tasks from one pair of lists, and lists that are wrong."""
+
+import json
+from pathlib import Path
+
+import official_trees
+import pytest
+from official_trees import built
+
+from data_pipelines.shards import DatasetError
+from data_pipelines.sources import datalist
+
+LINES = {
+    "train": ["a/1.jpg i/1.jpg 7 0", "a/2.jpg i/2.jpg 7 1", "a/3.jpg i/1.jpg 8 0 5"],
+    "query": ["a/4.jpg i/2.jpg 21 0"],
+    "gallery": ["a/5.jpg i/1.jpg 21 1", "a/6.jpg i/2.jpg 22 0 3"],
+}
+
+
+@pytest.mark.parametrize("task", ["trad", "cc", "ctcc", "vi", "t2i", "li"])
+def test_datalist_of_every_task(task: str, tmp_path: Path) -> None:
+    raw, keys = tmp_path / "raw", {"i/1.jpg": ["one", "eins"], "i/2.jpg": "two"}
+    lines = dict(LINES)
+    if task == "vi":
+        lines["train"] = [line.replace("a/3", "test_nir/3") for line in lines["train"]]
+    if task == "t2i":  # gallery rows carry a filler that is no key
+        lines["gallery"] = [line.replace("i/1.jpg", "001_1_c5_015874.png") for line in lines["gallery"]]
+    official_trees.draw(raw, [line.split()[0] for rows in lines.values() for line in rows] + ["i/1.jpg", "i/2.jpg"])
+    official_trees.write(raw, {f"{split}.txt": "\n".join(rows) for split, rows in lines.items()})
+    official_trees.write(raw, {"s.json": json.dumps(keys)})
+    options = ["--task", task, "--name", "mine", *(f"--{split}_list={split}.txt" for split in lines)]
+    dataset = built("datalist", raw, tmp_path / "out", *options, *["--sentences=s.json"] * (task in ("li", "t2i")))
+    train = dataset.index("train")
+    assert [dataset.manifest.people[i] for i in train.identity] == ["mine/0007", "mine/0007", "mine/0008"]
+    assert [dataset.index(split).camera.tolist() for split in lines] == [[0, 0, 5], [-1], [-2, 3]]
+    assert train.clothes.tolist() == [0, 1, 0]
+    assert train.modality.tolist() == ([0, 0, 1] if task == "vi" else [0, 0, 0])
+    records = [dataset.reader("train")[i] for i in range(3)]
+    texts = [("one", "eins"), ("two",), ("one", "eins")] if task in ("li", "t2i") else [(), (), ()]
+    assert [record["sentences"] for record in records] == texts
+    images = [(raw / f"i/{i}.jpg").read_bytes() for i in (1, 2, 1)]
+    assert [record["instruction_images"] for record in records] == (
+        [(image,) for image in images] if task in ("cc", "ctcc") else [(), (), ()]
+    )
+    assert dataset.index("query").instruction_clothes.tolist() == ([0] if task in ("ctcc", "li") else [-1])
+    assert dataset.reader("gallery")[0]["sentences"] == (("one", "eins") if task == "li" else ())
+
+
+def test_datalist_wrong(tmp_path: Path) -> None:
+    official_trees.draw(tmp_path, ["a/1.jpg", "i/1.jpg"])
+    official_trees.write(tmp_path, {"l.txt": "a/1.jpg i/1.jpg 7 0\n", "n.txt": "a/1.jpg i/1.jpg 7 -2\n"})
+    with pytest.raises(DatasetError, match="task li takes its sentences from a JSON file: give it with --sentences"):
+        datalist.source("x", "li", "x", {"train": "l.txt"}).scan(tmp_path)
+    with pytest.raises(DatasetError, match="task cc has no sentences of its own"):
+        datalist.source("x", "cc", "x", {"train": "l.txt"}, "s.json").scan(tmp_path)
+    with pytest.raises(DatasetError, match=r"s\.json does not exist"):
+        datalist.source("x", "li", "x", {"train": "l.txt"}, "s.json").scan(tmp_path)
+    with pytest.raises(DatasetError, match="no picture is infrared, or all are"):
+        datalist.source("x", "vi", "x", {"train": "l.txt"}).scan(tmp_path)
+    with pytest.raises(DatasetError, match=r"n.txt, line 1: clothes -2"):
+        datalist.source("x", "trad", "x", {"train": "n.txt"}).scan(tmp_path)
+    with pytest.raises(DatasetError, match=r"x: 1 person.s. stand in train and in query.*--namespace"):
+        datalist.source("x", "trad", "x", {"train": "l.txt", "query": "l.txt", "gallery": "l.txt"}).scan(tmp_path)
+    with pytest.raises(DatasetError, match=r"none\.txt does not exist"):
+        datalist.source("x", "trad", "x", {"train": "none.txt"}).scan(tmp_path)
