@@ -27,16 +27,16 @@ def select(protocol: Protocol, query: Columns, gallery: Columns) -> Selection:
     """The records that take part, in their order.
 
     Against the union of galleries (`task_free`) the protocol's choice is among the images of the queries' own source;
-    images of other sources take part unless they are distractors. Raises ValueError if a side is left empty.
+    images of other sources take part, but no distractors of other test sets. Raises ValueError if a side is left empty.
     """
     asking = _matches(protocol.queries, query, len(query["identity"]))
-    size = len(gallery["identity"])
-    searched = _matches(protocol.gallery, gallery, size)
-    if not protocol.distractors and "distractor" in gallery:
-        searched &= gallery["distractor"] == 0
+    searched = _matches(protocol.gallery, gallery, len(gallery["identity"]))
+    distractors: bool | np.ndarray = protocol.distractors
     if protocol.setting == "task_free" and len(query["identity"]):
-        own = gallery["source"] == query["source"][0]
-        searched = np.where(own, searched, gallery["distractor"] == 0)
+        searched |= gallery["source"] != query["source"][0]
+        distractors = distractors & (gallery["dataset"] == query["dataset"][0])
+    if "distractor" in gallery:
+        searched &= (gallery["distractor"] == 0) | distractors
     for side, mask, where, columns in (
         ("query", asking, protocol.queries, query), ("gallery", searched, protocol.gallery, gallery),
     ):  # fmt: skip
