@@ -75,15 +75,10 @@ def trials(protocol: Protocol, query: Columns, gallery: Columns) -> list[Selecti
     whole = select(protocol, query, gallery)
     if not protocol.draw:
         return [whole]
-    if protocol.draw_from == "query":
-        return [
-            dataclasses.replace(whole, query=drawn(query, whole.query, protocol.draw, t))
-            for t in range(protocol.trials)
-        ]
-    return [
-        dataclasses.replace(whole, gallery=drawn(gallery, whole.gallery, protocol.draw, t))
-        for t in range(protocol.trials)
-    ]
+    side = protocol.draw_from
+    columns, records = (query, whole.query) if side == "query" else (gallery, whole.gallery)
+    draws = (drawn(columns, records, protocol.draw, trial) for trial in range(protocol.trials))
+    return [dataclasses.replace(whole, **{side: taken}) for taken in draws]
 
 
 def drawn(columns: Columns, records: np.ndarray, keys: tuple[str, ...], seed: int) -> np.ndarray:
