@@ -195,9 +195,7 @@ def get_config() -> ConfigDict:
     config.evaluation.top500 = True  # also print the released AP variant, labelled
     config.evaluation.flip = False  # also NAME+flip: embeddings averaged over image and mirror
     config.evaluation.rerank = False  # also NAME+rerank: k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)
-    config.evaluation.rescore_top = (
-        128  # also NAME+rescored: so many images a caption judged by a trained matching head
-    )
+    config.evaluation.rescore_top = 128  # also NAME+rescored: so many images a caption, by a trained matching head
     config.evaluation.open_set = True  # ROC of the best score, queries with against without a mate in the gallery
     config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed
 

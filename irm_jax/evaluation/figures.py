@@ -10,6 +10,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float64, Int32
 
+METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
+
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
@@ -99,9 +101,6 @@ def merge(
         result.top_scores[rows[new], : ids.shape[1]] = trial.top_scores[new]
     result.ap[ranked > 0], result.inp[ranked > 0] = total[:, ranked > 0] / ranked[ranked > 0]
     return result
-
-
-METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 
 
 def average_precision(

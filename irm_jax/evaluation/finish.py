@@ -26,7 +26,7 @@ TERMS = {
     "procedural": "drawn by this project; free of real people",
     "market1501": "Market-1501: research use only, not to be redistributed; this file shows pictures of real people",
 }
-"""By namespace prefix: under which terms a report shows a data set's pictures."""
+"""By namespace prefix: under which terms a report shows a data set's pictures; of others what their manifest says."""
 
 
 def write(
@@ -59,19 +59,19 @@ def write(
     except DatasetError as error:  # evaluating needs no training data
         logging.warning("no leak check: %s", error)
         leaks = None
-    namespaces = {s.dataset.manifest.namespace for t in evaluation.sets for s in (t.query, *t.parts)}
+    manifests = {s.dataset.manifest.namespace: s.dataset.manifest for t in evaluation.sets for s in (t.query, *t.parts)}
     data = ReportData(
         run=metadata,
         history=metric_log.read_metrics(workdir),
         sections=sections,
         checks=benchmark_checks(results),
         leaks=leaks,
-        data_terms={n: _terms(n) for n in sorted(namespaces)},
+        data_terms={n: _terms(n, manifests[n].source) for n in sorted(manifests)},
         deliberate_leaks=[procedural.OVERLAP_TRAP],
     )
     write_report(workdir, results, data)
 
 
-def _terms(namespace: str) -> str:
+def _terms(namespace: str, source: Mapping[str, Any]) -> str:
     found = [text for prefix, text in TERMS.items() if namespace.startswith(prefix)]
-    return found[0] if found else "see the data set's own licence"
+    return found[0] if found else str(source.get("terms", "see the data set's own licence"))

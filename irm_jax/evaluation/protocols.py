@@ -1,10 +1,11 @@
 """The evaluation protocols by name: a rule, which images ask and which are searched, how often, and how CMC counts.
 
-Columns are dicts of arrays, one entry a record: `identity`, `camera`, `camera_number`, `source`, `clothes`, `modality`,
-`distractor`, `instruction_clothes` i32[n], `order` i64[n], `attributes`, `instruction_attributes` i32[n,8], `content`
-u64[n], `instruction_key` u32[n]. They are the fields of data_pipelines.schema.Index with people (`identity`) and
-cameras (`camera`) numbered in one space; `camera_number` is the camera's number within its data set, from 0, `source`
-the namespace that it belongs to, and `order` sorts the records by person name, camera and file name.
+Columns are dicts of arrays, one entry a record: `identity`, `camera`, `camera_number`, `source`, `dataset`, `clothes`,
+`modality`, `distractor`, `instruction_clothes` i32[n], `order` i64[n], `attributes`, `instruction_attributes`
+i32[n,8], `content` u64[n], `instruction_key` u32[n]. They are the fields of data_pipelines.schema.Index with people
+(`identity`) and cameras (`camera`) numbered in one space; `camera_number` is the camera's number within its data set,
+from 0, `source` the namespace that it belongs to, `dataset` the test set, and `order` sorts the records by person name,
+camera and file name.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ SUFFIXES = {
     "released": "compat: the LLCM authors' code, infrared queries against all visible images",
     "distractors": "gallery with the distractors",
     "flip": "embeddings averaged over image and mirror",
+    "rescored": "the best images judged again by the matching head",
     "rerank": "k-reciprocal re-ranking",
     "top500": "compat: AP cut at 500 as in the released code, which inflates it",
 }

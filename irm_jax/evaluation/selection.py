@@ -27,16 +27,16 @@ def select(protocol: Protocol, query: Columns, gallery: Columns) -> Selection:
     """The records that take part, in their order.
 
     Against the union of galleries (`task_free`) the protocol's choice is among the images of the queries' own source;
-    images of other sources take part unless they are distractors. Raises ValueError if a side is left empty.
+    images of other sources take part, but no distractors of other test sets. Raises ValueError if a side is left empty.
     """
     asking = _matches(protocol.queries, query, len(query["identity"]))
-    size = len(gallery["identity"])
-    searched = _matches(protocol.gallery, gallery, size)
-    if not protocol.distractors and "distractor" in gallery:
-        searched &= gallery["distractor"] == 0
+    searched = _matches(protocol.gallery, gallery, len(gallery["identity"]))
+    distractors: bool | np.ndarray = protocol.distractors
     if protocol.setting == "task_free" and len(query["identity"]):
-        own = gallery["source"] == query["source"][0]
-        searched = np.where(own, searched, gallery["distractor"] == 0)
+        searched |= gallery["source"] != query["source"][0]
+        distractors = distractors & (gallery["dataset"] == query["dataset"][0])
+    if "distractor" in gallery:
+        searched &= (gallery["distractor"] == 0) | distractors
     for side, mask, where, columns in (
         ("query", asking, protocol.queries, query), ("gallery", searched, protocol.gallery, gallery),
     ):  # fmt: skip
@@ -75,15 +75,10 @@ def trials(protocol: Protocol, query: Columns, gallery: Columns) -> list[Selecti
     whole = select(protocol, query, gallery)
     if not protocol.draw:
         return [whole]
-    if protocol.draw_from == "query":
-        return [
-            dataclasses.replace(whole, query=drawn(query, whole.query, protocol.draw, t))
-            for t in range(protocol.trials)
-        ]
-    return [
-        dataclasses.replace(whole, gallery=drawn(gallery, whole.gallery, protocol.draw, t))
-        for t in range(protocol.trials)
-    ]
+    side = protocol.draw_from
+    columns, records = (query, whole.query) if side == "query" else (gallery, whole.gallery)
+    draws = (drawn(columns, records, protocol.draw, trial) for trial in range(protocol.trials))
+    return [dataclasses.replace(whole, **{side: taken}) for taken in draws]
 
 
 def drawn(columns: Columns, records: np.ndarray, keys: tuple[str, ...], seed: int) -> np.ndarray:

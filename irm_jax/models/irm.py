@@ -286,9 +286,10 @@ class IRM(nn.Module):
             replaced=_full(self.replaced_head(parts[2])) if replaced is not None else None,
         )
 
-    def match(self, caption: Instruction, tokens: Array) -> Array:
-        """B captions (`encode_captions`) and B images' tokens [B, K, D] -> logits f32[B]: do they belong together."""
-        fused = self.fusion_encoder(caption.tokens, caption.mask, tokens, deterministic=True)
+    def match(self, tokens: Array, mask: Array, images: Array) -> Array:
+        """Captions as `encode_captions` gives them, tokens [B, L, D] and mask bool[B, L], and the tokens [B, K, D] of an
+        image each -> logits f32[B]: do they belong together."""
+        fused = self.fusion_encoder(tokens, mask, images, deterministic=True)
         logits = _full(self.matching_head(fused[:, 0]))
         return logits[:, 1] - logits[:, 0]
 

@@ -30,7 +30,16 @@ def test_saved_results_read_back(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["market1501.npz"]
     with np.load(path) as saved:
         np.testing.assert_array_equal(saved["query_id"], np.arange(200))
-        for name in ("ap", "inp", "first_positive_rank", "num_positives", "drop_cause", "top_ids", "top_scores"):
+        for name in (
+            "ap",
+            "inp",
+            "rank1",
+            "first_positive_rank",
+            "num_positives",
+            "drop_cause",
+            "top_ids",
+            "top_scores",
+        ):
             np.testing.assert_array_equal(saved[name], getattr(result, name))
 
 
@@ -68,6 +77,16 @@ def test_a_better_run_is_found_better_in_any_query_order(tmp_path):
     table = compare.comparison_table(rows)
     assert f"{first.b:.4f}" in table
     assert table.count("*") == sum(row.clear for row in rows)
+
+
+def test_files_of_earlier_versions_compare(tmp_path):
+    """They hold no rank1, only the rank of the first positive."""
+    for run, noise in (("a", 1.0), ("b", 0.4)):
+        path = compare.save_per_query(tmp_path / run, a_ranking(1, noise), np.arange(200))
+    rows = compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=50)
+    with np.load(path) as saved:
+        np.savez(path, **{name: saved[name] for name in saved if name != "rank1"})
+    assert compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=50) == rows
 
 
 def test_dropped_and_missing_queries_are_not_paired(tmp_path):

@@ -41,6 +41,7 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     return {
         "identity": one["person"], "camera": camera, "camera_number": one["camera"], "clothes": one["clothes"],
         "modality": one["infrared"].astype(int), "instruction_clothes": one["asked"], "source": one["source"],
+        "dataset": one["source"],
         "distractor": one["distractor"].astype(int), "order": order, "content": one["content"].astype(np.uint64),
         "instruction_attributes": np.full((len(rows), 8), -1), "attributes": np.full((len(rows), 8), -1),
     }  # fmt: skip

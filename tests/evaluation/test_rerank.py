@@ -71,6 +71,10 @@ def test_fewer_images_than_neighbours():
     )
 
 
+def neighbours(query: np.ndarray, gallery: np.ndarray, _: object) -> rerank.KReciprocal:
+    return rerank.KReciprocal(query, gallery)
+
+
 def test_reranked_figures_follow_the_new_distances():
     """The whole ranking, junk left out, is that of the twin's distances."""
     query, gallery, person = clustered(2, 12, 90)
@@ -79,7 +83,7 @@ def test_reranked_figures_follow_the_new_distances():
         for identity in (person[:12], person[12:])
     ]
     rule = protocols.protocol_of("market1501")
-    again, _ = rank_trials(query, gallery, *columns, rule, metric="cosine", rerank=True, top_k=5)
+    again, _ = rank_trials(query, gallery, *columns, rule, metric="cosine", scorer=neighbours, top_k=5)
     distance = twin(np.concatenate([query, gallery]).astype(np.float64), 12, 20, 6, 0.3, True)
     for q in range(12):
         same = columns[0]["identity"][q] == columns[1]["identity"]
