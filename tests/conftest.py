@@ -104,6 +104,9 @@ def make_run_config(make_micro_config: Callable[[], ConfigDict], compiled_progra
         config.compilation_cache = compiled_programs
         config.memory_bank.update({"size": 3 * config.data.batch_size, "ramp_steps": 2, "soft_weight": 0.1})
         config.momentum.second_view = True
+        config.model.fusion_depth = 1
+        config.loss.matching_weight = 1.0
+        config.text_to_image.update({"momentum_contrast": True, "queue_size": 16})
         with config.unlocked():
             for name in set(config.evaluation.sets) - {"procedural_trad", "procedural_ctcc"}:
                 del config.evaluation.sets[name]

@@ -287,7 +287,7 @@ class IRM(nn.Module):
         )
 
     def match(self, tokens: Array, mask: Array, images: Array) -> Array:
-        """Captions as `encode_captions` gives them, tokens [B, L, D] and mask bool[B, L], and the tokens [B, K, D] of an
+        """Captions by `encode_captions`, tokens [B, L, D] and mask bool[B, L], and the tokens [B, K, D] of an
         image each -> logits f32[B]: do they belong together."""
         fused = self.fusion_encoder(tokens, mask, images, deterministic=True)
         logits = _full(self.matching_head(fused[:, 0]))

@@ -21,6 +21,8 @@ def evaluated(make_micro_config, trained_run, first_devices):
     config = make_micro_config()
     config.evaluation.update({"batch_size": 64, "query_block": 16})
     config.report.update({"queries": 1, "rollouts": 1})
+    config.model.fusion_depth = 1
+    config.loss.matching_weight = 1.0
     mesh = sharding.make_mesh(config.mesh)
     _, embedder = evaluate.load(trained_run, config, mesh, None)
     return config, experiment.evaluate(config, embedder, experiment.open_evaluation_sets(config)), embedder
@@ -37,7 +39,8 @@ def test_every_protocol_has_its_figures(results):
         image_query = TASKS[name.removeprefix("procedural_")].has_query_image
         expected |= {name, f"{name}+identity", f"task_free/{name}", f"task_free/{name}+identity"}
         expected |= {f"task_free/{name}@source"}
-        expected |= {f"{name}+identity@top500", f"task_free/{name}@own"} if image_query else set()
+        only_images = {f"{name}+identity@top500", f"task_free/{name}@own"}
+        expected |= only_images if image_query else {f"{name}+rescored", f"{name}+identity+rescored"}
     assert set(results["protocols"]) == expected
     for name, entry in results["protocols"].items():
         assert entry["setting"] == ("task_free" if name.startswith("task_free/") else "task_specific")

@@ -54,18 +54,18 @@ def test_a_repeated_sentence_is_encoded_once(prepared):
     """The text encoder runs on the constants and on the blocks' distinct sentences, never once a row."""
     model, variables, batch, data = prepared
     lengths = []
-    original = IRM.encode_sentences
+    original = IRM.encode_captions
 
     def spy(self, tokens, *, train=False):
         lengths.append(tokens.shape[0])
         return original(self, tokens, train=train)
 
-    IRM.encode_sentences = spy
+    IRM.encode_captions = spy
     try:
         constants = jnp.asarray(data.plan.constant_tokens)
         jax.eval_shape(lambda v, b: model.apply(v, b, constants, train=False), variables, batch)
     finally:
-        IRM.encode_sentences = original
+        IRM.encode_captions = original
     sharded = data.plan.batch_blocks * (data.plan.slots("text") + data.plan.rows("caption"))
     assert sorted(lengths) == sorted([len(data.plan.constants), sharded])
     assert data.plan.slots("text") < data.plan.rows("text")
@@ -257,3 +257,57 @@ def test_parameter_tree_does_not_depend_on_the_mix(prepared):
         "image_encoder", "text_encoder", "template_encoder", "editing_transformer", "edited_neck", "cls_neck",
         "head_cls", "head_person", "head_guided", "image_projection", "text_projection", "temperature",
     }  # fmt: skip
+
+
+@pytest.fixture
+def fusing(micro_config):
+    """A model with two layers in which captions read images, two captions and two images' tokens."""
+    sizes = dataclasses.replace(presets.from_options(micro_config.model.to_dict(), vocab_size=40), fusion_depth=2)
+    model = IRM(sizes)
+    variables = variables_of(model, sizes.max_length)
+    tokens = np.zeros((2, sizes.max_length), np.int32)
+    tokens[0, :5], tokens[1, :9] = range(2, 7), range(2, 11)
+    captions = model.apply(variables, jnp.asarray(tokens), method="encode_captions")
+    images = jax.random.normal(jax.random.key(1), (2, 9, sizes.width))
+    return model, variables, captions, images
+
+
+def fuse(fusing, captions, images):
+    model, variables, *_ = fusing
+    pair = jax.tree.map(lambda x: x[None], (captions, images))
+    return model.apply(variables, pair, pair, pair, train=False, method="fuse_captions")
+
+
+def test_fused_captions_have_the_documented_shapes_and_one_matching_head(fusing):
+    model, variables, captions, images = fusing
+    found = fuse(fusing, captions, images)
+    assert found.matching.shape == (1, 2, 2)
+    assert found.words.shape == (1, 2, model.config.max_length, model.config.vocab_size)
+    assert found.replaced.shape == (1, 2, model.config.max_length, 2)
+    judged = model.apply(variables, captions.tokens, captions.mask, images, method="match")
+    np.testing.assert_allclose(judged, found.matching[0, :, 1] - found.matching[0, :, 0], atol=1e-6)
+
+
+def test_a_caption_reads_its_own_image_and_its_own_words_only(fusing):
+    """Another image changes that caption's output; another image of the other caption, or padding, changes nothing."""
+    _, _, captions, images = fusing
+    before = fuse(fusing, captions, images).words[0]
+    after = fuse(fusing, captions, images.at[1].add(1.0)).words[0]
+    np.testing.assert_array_equal(after[0], before[0])
+    assert np.abs(np.asarray(after - before)[1]).max() > 1e-3
+    padding = ~np.asarray(captions.mask)
+    noisy = captions.replace(tokens=jnp.where(jnp.asarray(padding)[..., None], 7.0, captions.tokens))
+    changed = np.asarray(fuse(fusing, noisy, images).words[0])
+    np.testing.assert_allclose(changed[~padding], np.asarray(before)[~padding], atol=1e-6)
+
+
+def test_the_word_head_shares_the_word_table(fusing):
+    _, variables, captions, images = fusing
+    words = fuse(fusing, captions, images).words
+    doubled = jax.tree.map(lambda x: x, variables)
+    table = variables["params"]["text_encoder"]["word_embedding"]
+    doubled["params"]["text_encoder"]["word_embedding"] = table.at[11].multiply(2.0)
+    changed = fuse((fusing[0], doubled), captions, images).words
+    difference = np.asarray(changed - words)
+    assert np.abs(difference[..., 11]).max() > 1e-4
+    np.testing.assert_array_equal(np.delete(difference, 11, axis=-1), 0)
