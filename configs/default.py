@@ -118,6 +118,13 @@ def get_config() -> ConfigDict:
     config.model.drop_path = config_dict.placeholder(float)  # stochastic depth of the image encoder's last block
     config.model.temperature = config_dict.placeholder(float)  # start of the learnable contrastive temperature
 
+    config.init = ConfigDict()  # weights a fresh run starts from: folders that `python -m irm_jax.convert` wrote
+    config.init.model = ""  # a whole released model ('' = random numbers, as for all of them)
+    config.init.image_encoder = ""  # in place of the model's
+    config.init.text_encoder = ""  # needs its own vocabulary: data.vocab
+    config.init.template_encoder = ""  # an image encoder's folder will do
+    config.init.editing_blocks = False  # the editing transformer starts from the image encoder's last blocks
+
     config.loss = ConfigDict()
     config.loss.alpha = 3.0  # weight of the triplet losses (the paper: 3; 1 for VC-Clothes alone)
     config.loss.triplet_unit = "feature"  # feature (paper) | spread [ours]: distances over the data set's own spread

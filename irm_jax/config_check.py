@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, FieldReference
 from configs import default
 from data_pipelines import data_options, procedural, tasks
 from data_pipelines.tokenizer import Tokenizer
+from irm_jax.convert import manifest
 from irm_jax.evaluation import protocols
 from irm_jax.models import presets
 
@@ -99,6 +100,11 @@ def _model_problems(config: ConfigDict) -> Iterator[str]:
         if m[key] < 1:
             yield f"config.model.{key} = {m[key]} must be at least 1"
     yield from _refused("config.model", lambda: presets.from_options(m.to_dict()))
+
+
+def _init_problems(config: ConfigDict) -> Iterator[str]:
+    model, words = presets.from_options(config.model.to_dict()), Tokenizer(vocab=config.data.vocab)
+    yield from manifest.problems(config.init, model, words.entries, config.data.vocab)
 
 
 def _data_problems(config: ConfigDict) -> Iterator[str]:
@@ -230,6 +236,6 @@ def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
 
 def check_values(config: ConfigDict) -> None:
     """Settings that contradict each other. Raises ConfigError."""
-    for problems in (_model_problems, _data_problems, _run_problems, _bank_problems):
+    for problems in (_model_problems, _data_problems, _init_problems, _run_problems, _bank_problems):
         for problem in problems(config):
             raise ConfigError(problem)

@@ -18,6 +18,7 @@ from data_pipelines.joint_data import JointData
 from irm_jax import checkpoint
 from irm_jax import optimizer as optimizers
 from irm_jax.config_check import ConfigError
+from irm_jax.convert.warm_start import Sources
 from irm_jax.evaluation import evaluation_sets
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
@@ -67,6 +68,11 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         learning_rate=o.learning_rate, steps=config.train.steps, warmup_steps=o.warmup_steps,
         weight_decay=o.weight_decay, no_decay=o.no_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.clip_norm,
     )  # fmt: skip
+
+
+def init_sources(config: ConfigDict) -> Sources:
+    """Where a fresh run's weights come from."""
+    return Sources(**config.init.to_dict())
 
 
 def loss_options(config: ConfigDict, data: JointData) -> LossOptions:

@@ -92,9 +92,10 @@ def _late_errors() -> tuple[type[BaseException], ...]:
         return ()
     from data_pipelines.shard_files import DatasetError
     from irm_jax.checkpoint import CheckpointError
+    from irm_jax.convert.source import ConvertError
     from irm_jax.sharding import ShardingError
 
-    found: list[type[BaseException]] = [DatasetError, CheckpointError, ShardingError]
+    found: list[type[BaseException]] = [DatasetError, CheckpointError, ConvertError, ShardingError]
     for module, name in (("irm_jax.train", "NonFiniteLoss"), ("irm_jax.evaluate", "ImageError")):
         if module in sys.modules:
             found.append(getattr(sys.modules[module], name))
