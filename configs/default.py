@@ -156,6 +156,9 @@ def get_config() -> ConfigDict:
     config.optimizer.beta1 = 0.9  # of Adam's first moment
     config.optimizer.beta2 = 0.999  # of Adam's second moment
     config.optimizer.clip_norm = 0.0  # global gradient norm limit (0 = none, as released)
+    config.optimizer.frozen = ""  # pattern of parameter paths that do not change ('' = all learn)
+    config.optimizer.rate_multipliers = ()  # "PATTERN=FACTOR" of the learning rate by path; the first that fits counts
+    config.optimizer.layer_decay = 1.0  # factor of the learning rate from each encoder block to the one before it
     config.optimizer.accumulate = 1  # batches a step, each mined on its own
 
     config.train = ConfigDict()

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, FieldReference
 from configs import default
 from data_pipelines import data_options, procedural, tasks
 from data_pipelines.tokenizer import Tokenizer
+from irm_jax import rate_factors
 from irm_jax.convert import manifest
 from irm_jax.evaluation import protocols
 from irm_jax.models import presets
@@ -179,6 +180,8 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
         re.compile(o.no_decay)
     except re.error as error:
         yield f"config.optimizer.no_decay = {o.no_decay!r} is no regular expression: {error}"
+    recipe = rate_factors.Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay)
+    yield from _refused("config.optimizer", recipe.check)
     yield from _test_set_problems(config)
 
 

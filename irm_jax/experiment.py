@@ -25,6 +25,7 @@ from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
 from irm_jax.models import presets
 from irm_jax.models.irm import IRM
 from irm_jax.models.presets import IRMConfig
+from irm_jax.rate_factors import Recipe
 from irm_jax.state import BankShape
 from irm_jax.train_step import BankOptions, LossOptions
 
@@ -67,6 +68,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     return optimizers.make_optimizer(
         learning_rate=o.learning_rate, steps=config.train.steps, warmup_steps=o.warmup_steps,
         weight_decay=o.weight_decay, no_decay=o.no_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.clip_norm,
+        recipe=Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay),
     )  # fmt: skip
 
 

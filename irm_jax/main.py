@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from irm_jax import config_check
+from irm_jax.rate_factors import RecipeError
 
 MODES = ("train", "evaluate", "embed", "compare")
 
@@ -84,7 +85,7 @@ def _run(mode: str, config: ConfigDict, workdir: Path) -> None:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    return (config_check.ConfigError, *_late_errors())
+    return (config_check.ConfigError, RecipeError, *_late_errors())
 
 
 def _late_errors() -> tuple[type[BaseException], ...]:

@@ -47,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--hw_ratio", type=int, help="rows over columns of positions (pass, irm_release: 2, else 1)")
     p.add_argument("--prefix", help="what the tensor names begin with, where a file holds several towers")
     p.add_argument("--momentum", action="store_true", help="albef: take the momentum image encoder (as released IRM)")
+    p.add_argument(
+        "--editing", choices=("auto", "fusion", "encoder"), default="auto",
+        help="irm_release: where the editing transformer comes from (docs/parity.md; auto: fusion.* if it was trained)",
+    )  # fmt: skip
     return p
 
 
@@ -71,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _convert(options: argparse.Namespace) -> Iterable[str]:
     source = Source(options.source)
     found = conversion.convert(
-        options.kind, source, conversion.Options(options.heads, options.hw_ratio, options.prefix, options.momentum)
+        options.kind,
+        source,
+        conversion.Options(options.heads, options.hw_ratio, options.prefix, options.momentum, options.editing),
     )
     folder.save(found, source, options.out)
     return report(found, source, options.out)
@@ -92,6 +98,7 @@ def report(found: conversion.Conversion, source: Source, out: str) -> Iterable[s
     yield f"{source.path.name} (sha256 {source.sha256[:16]}) as {found.kind} -> {out}"
     for tower, sizes in found.towers.items():
         yield f"  {tower}: " + ", ".join(f"{key} {value}" for key, value in sizes.items())
+    yield from (f"  {note}" for note in found.notes)
     tensors = len({piece.name for piece in found.taken})
     yield f"taken: {tensors} tensors in {len(found.arrays)} arrays"
     shapes = {path: list(array.shape) for path, array in found.arrays.items()}

@@ -21,12 +21,14 @@ HEAD_WIDTH = 64
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What the weights do not say. `heads` of attention; `hw_ratio`: rows over columns of the position grid; `prefix`:
-    below which the tower's tensors stand; `momentum`: ALBEF's momentum image encoder instead of the online one."""
+    below which the tower's tensors stand; `momentum`: ALBEF's momentum image encoder instead of the online one;
+    `editing`: see `irm_release`."""
 
     heads: int | None = None
     hw_ratio: int | None = None
     prefix: str | None = None
     momentum: bool = False
+    editing: str = "auto"
 
 
 @dataclasses.dataclass
@@ -34,7 +36,7 @@ class Conversion:
     """Arrays by path (the model's parameters; `batch_stats/...`; `TOWER/layer_scale/...`), and where they came from.
 
     `towers`: sizes by name. `left`: (name, reason). `initial`: parameters of the towers that no tensor filled.
-    `resize`: how positions go to another grid, see `positions.resize`.
+    `resize`: how positions go to another grid, see `positions.resize`. `notes`: what a user must know.
     """
 
     kind: str
@@ -44,6 +46,7 @@ class Conversion:
     taken: list[Taken] = dataclasses.field(default_factory=list)
     left: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     initial: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def add(
         self, tower: str, rules: Sequence[Rule], tensors: Mapping[str, np.ndarray], prefix: str,
@@ -138,17 +141,39 @@ def _irm_release(source: Source, options: Options) -> Conversion:
     )  # fmt: skip
     _add_image(conversion, "template_encoder", vit.TIMM, tensors, outer + irm_release.TEMPLATE_PREFIX, options.heads, 1)
     _add_text(conversion, source, outer + irm_release.TEXT_PREFIX, options.heads or _common_heads(source, outer))
-    editing = {**image, "depth": _depth(tensors, outer + "fusion.")}
-    conversion.add(
-        "editing_transformer", irm_release.EDITING, tensors, outer, editing, towers.editing_shapes(editing)
-    )  # fmt: skip
+    left = _add_editing(conversion, tensors, outer, image, options.editing)
     arrays, taken = take(irm_release.REST, tensors, image, prefix=outer)
     conversion.arrays.update(arrays)
     conversion.taken.extend(taken)
     found = {piece.path for piece in taken}
     conversion.initial.extend(rule.path for rule in irm_release.REST if rule.path not in found)
-    conversion.account(tensors, outer, irm_release.LEFT)
+    conversion.account(tensors, outer, (*irm_release.LEFT, *left))
     return conversion
+
+
+def _add_editing(
+    conversion: Conversion, tensors: Mapping[str, np.ndarray], outer: str, image: Mapping[str, Any], asked: str
+) -> tuple[tuple[str, str], ...]:
+    """The editing transformer from the tensors `fusion.*` or from the image encoder's blocks, see `irm_release`."""
+    sizes = {**image, "depth": _depth(tensors, f"{outer}fusion.")}
+    norms = [(name, t) for name, t in tensors.items() if re.match(re.escape(outer) + r"fusion\.\d+\.norm[12]\.", name)]
+    untouched = all(np.all(tensor == name.endswith(".weight")) for name, tensor in norms)
+    if asked == "fusion" or (asked == "auto" and not untouched):
+        conversion.add("editing_transformer", irm_release.EDITING, tensors, outer, sizes, towers.editing_shapes(sizes))
+        conversion.notes.append(
+            "editing transformer: from fusion.*" + ("" if asked != "auto" else ", which was trained")
+        )
+        return ()
+    for number in range(sizes["depth"]):
+        source = f"image_encoder/blocks/layer_{-number % image['depth']}/"
+        for path in [path for path in conversion.arrays if path.startswith(source)]:
+            own = f"editing_transformer/blocks/layer_{number}/{path.removeprefix(source)}"
+            conversion.arrays[own] = conversion.arrays[path].copy()
+    conversion.towers["editing_transformer"] = sizes
+    conversion.notes.append(
+        "editing transformer: from the image encoder's first and last blocks, which ran in its place"
+    )
+    return ((r"fusion\..*", "never ran: the image encoder's own blocks did"),)
 
 
 KINDS: dict[str, Callable[[Source, Options], Conversion]] = {

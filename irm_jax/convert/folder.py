@@ -39,6 +39,7 @@ def save(conversion: Conversion, source: Source, folder: str | Path) -> Path:
         "taken": [dataclasses.astuple(piece) for piece in conversion.taken],
         "left": conversion.left,
         "initial": conversion.initial,
+        "notes": conversion.notes,
     }
     (folder / manifest.FILE).write_text(json.dumps(record, indent=1), "utf-8")
     return folder

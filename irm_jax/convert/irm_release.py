@@ -1,4 +1,12 @@
-"""Names of the authors' released joint model (hwz-zju/Instruct-ReID, `PASS_Transformer_DualAttn_joint`)."""
+"""Names of the authors' released joint model (hwz-zju/Instruct-ReID, `PASS_Transformer_DualAttn_joint`).
+
+Its editing transformer is a deep copy of two blocks of the image encoder. Before it is copied, each block is wrapped
+for activation checkpointing, which replaces its `forward` by one bound to that very block, and the copy carries it
+along. So the copies' weights, `fusion.*`, never run and never learn: the image encoder's blocks 0 and 11 do, and learn
+from both uses. Outputs agree to 1e-6 only so (docs/parity.md). A version that does train the copies shows in their
+norms, which start at exactly 1 and 0: `editing="auto"` takes `fusion.*` if they moved and the image encoder's blocks if
+not; "fusion" and "encoder" insist.
+"""
 
 from __future__ import annotations
 

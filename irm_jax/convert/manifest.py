@@ -84,6 +84,8 @@ def problems(init: Mapping[str, Any], model: IRMConfig, words: Sequence[str], vo
         towers = TOWERS if key == "model" else (key,)
         try:
             found = read(folder)
+            if key == "model" and (missing := sorted({*TOWERS} - {*found["towers"]})):
+                raise ManifestError(f"a folder of kind {found['kind']} without {', '.join(missing)} is no whole model")
             sources = {tower: source_tower(found, tower) for tower in towers}
         except ManifestError as error:
             yield f"{here}: {error}"

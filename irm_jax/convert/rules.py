@@ -194,3 +194,15 @@ def norm(name: str, path: str) -> list[Rule]:
         Rule(f"{name}.weight", f"{path}/scale"), Rule(f"{name}.bias", f"{path}/bias"),
         Rule(f"{name}.gamma", f"{path}/scale"), Rule(f"{name}.beta", f"{path}/bias"),
     ]  # fmt: skip
+
+
+def unscanned(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Layers stacked by `scan_layers` -> one by one."""
+    found: dict[str, np.ndarray] = {}
+    for path, array in arrays.items():
+        head, stacked, rest = path.partition("/layers/block/")
+        if stacked:
+            found |= {f"{head}/layer_{number}/{rest}": layer for number, layer in enumerate(array)}
+        else:
+            found[path] = array
+    return found

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from irm_jax import checkpoint
 from irm_jax.convert import albef, bert, folder, irm_release, pass_vit, vit
-from irm_jax.convert.rules import Rule, Taken, give_back
+from irm_jax.convert.rules import Rule, Taken, give_back, unscanned
 from irm_jax.convert.source import ConvertError
 from irm_jax.models import presets
 
@@ -73,7 +73,7 @@ def export_run(workdir: str | Path, kind: str, file: str | Path, step: Any = Non
     arrays = flatten_dict(jax.tree.map(np.asarray, restored["params"]), sep="/")
     stats = flatten_dict(jax.tree.map(np.asarray, restored["batch_stats"]), sep="/")
     arrays |= {f"batch_stats/{path}": array for path, array in stats.items()}
-    arrays = _unscanned(arrays)
+    arrays = unscanned(arrays)
     taken, left = [], []
     for path, array in arrays.items():
         pieces = [] if path.startswith(PER_STREAM) else _pieces(kind, path, array)
@@ -118,15 +118,3 @@ def _check_layout(kind: str, arrays: dict[str, np.ndarray]) -> None:
             )
         if any(path.startswith(f"{tower}patch_embedding/conv_") for path in arrays) and tower:
             raise ConvertError(f"{tower} has a convolutional stem, which no file of kind {kind} has")
-
-
-def _unscanned(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Layers stacked by `scan_layers` -> one by one."""
-    found: dict[str, np.ndarray] = {}
-    for path, array in arrays.items():
-        head, stacked, rest = path.partition("/layers/block/")
-        if stacked:
-            found |= {f"{head}/layer_{number}/{rest}": layer for number, layer in enumerate(array)}
-        else:
-            found[path] = array
-    return found

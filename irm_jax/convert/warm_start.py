@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from irm_jax import momentum
 from irm_jax.convert import folder, manifest, positions
+from irm_jax.convert.rules import unscanned
 from irm_jax.convert.source import ConvertError
 from irm_jax.models.presets import IRMConfig
 from irm_jax.state import TrainState
@@ -115,13 +116,16 @@ def _with_grids(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any], mod
 
 
 def _editing_blocks(wanted: Mapping[str, np.ndarray], params: Any, model: IRMConfig) -> dict[str, np.ndarray]:
-    own = wanted if any(p.startswith("image_encoder/blocks/") for p in wanted) else flatten_dict(params, sep="/")
+    own = wanted
+    if not any(path.startswith("image_encoder/blocks/") for path in wanted):
+        blocks = flatten_dict({"image_encoder": {"blocks": params["image_encoder"]["blocks"]}}, sep="/")
+        own = unscanned({path: np.asarray(leaf) for path, leaf in blocks.items()})
     found = {}
     for path, array in own.items():
         layer = re.match(r"image_encoder/blocks/layer_(\d+)/(.*)", path)
         number = int(layer[1]) - (model.image_depth - model.editing_depth) if layer else -1
         if layer and number >= 0:
-            found[f"editing_transformer/blocks/layer_{number}/{layer[2]}"] = np.asarray(array)
+            found[f"editing_transformer/blocks/layer_{number}/{layer[2]}"] = array
     return found
 
 

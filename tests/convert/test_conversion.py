@@ -134,6 +134,28 @@ def test_a_neck_with_a_bias_is_another_model(tmp_path):
         convert("irm_release", Source(tmp_path / "w.safetensors"), Options(heads=2))
 
 
+def test_where_the_editing_transformer_of_a_released_model_comes_from(tmp_path):
+    """Copies that never learned have norms of exactly 1 and 0; then the image encoder's first and last block ran."""
+    tensors, source, found = converted("irm_release", tmp_path)
+    path = "blocks/layer_{}/attention/output/kernel"
+    first, second = (f"editing_transformer/{path.format(i)}" for i in (0, 1))
+    fused = tensors["module.fusion.1.attn.proj.weight"].T.reshape(2, 4, 8)
+    np.testing.assert_array_equal(found.arrays[second], fused)
+    for name in tensors:
+        if name.startswith("module.fusion.") and ".norm" in name:
+            tensors[name] = np.full_like(tensors[name], name.endswith("weight"))
+    save_file(tensors, tmp_path / "untrained.safetensors")
+    untrained = Source(tmp_path / "untrained.safetensors")
+    for asked, file in (("auto", untrained), ("encoder", source)):
+        found = convert("irm_release", file, Options(heads=2, editing=asked))
+        np.testing.assert_array_equal(found.arrays[first], found.arrays[f"image_encoder/{path.format(0)}"])
+        np.testing.assert_array_equal(found.arrays[second], found.arrays[f"image_encoder/{path.format(1)}"])
+        assert "never ran" in dict(found.left)["module.fusion.1.attn.proj.weight"]
+        assert "which ran in its place" in found.notes[0]
+    found = convert("irm_release", untrained, Options(heads=2, editing="fusion"))
+    np.testing.assert_array_equal(found.arrays[second], fused)
+
+
 def test_folders_and_broken_files(tmp_path):
     tensors = weights.write(weights.bert(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 2}))

@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import default, procedural
-from irm_jax import sharding
+from irm_jax import checkpoint, evaluate, sharding
 from irm_jax.config_check import ConfigError, check
-from irm_jax.convert import folder, manifest, positions
+from irm_jax.convert import folder, manifest, positions, to_torch
 from irm_jax.convert.conversion import Options, convert
 from irm_jax.convert.source import ConvertError, Source
 from irm_jax.convert.warm_start import Sources, _filled, _scanned, warm_start
@@ -40,6 +40,9 @@ def folders(tmp_path_factory):
     ):  # fmt: skip
         place = tmp_path_factory.mktemp(kind)
         weights.write(shapes, place / "w.safetensors")
+        if kind == "irm_release":
+            words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno"]
+            (place / "vocab.txt").write_text("\n".join(words) + "\n")
         source = Source(place / "w.safetensors")
         found[kind] = str(folder.save(convert(kind, source, Options(heads=2)), source, place / "out"))
     return found
@@ -140,6 +143,29 @@ def test_a_tower_replaces_that_of_the_model_and_the_editing_blocks_can_follow_it
             np.testing.assert_array_equal(params[path.replace("image_encoder", "editing_transformer")], array)
 
 
+def test_a_run_goes_out_in_released_names_and_comes_back(folders, fresh, tmp_path):
+    """A checkpoint as a released file, converted again: the same model, but for statistics that file cannot hold."""
+    model, state = fresh
+    started = warm_start(state, model, Sources(model=folders["irm_release"], editing_blocks=True))
+    config = default.get_config()
+    config.model.update({**SIZES, "preset": "small"})
+    with checkpoint.Checkpointer(tmp_path / "run" / "checkpoints", async_=False) as checkpoints:
+        parts = {"params": started.params, "batch_stats": started.batch_stats}
+        checkpoints.save(3, parts, {"config": config.to_dict()})
+    file = tmp_path / "out.safetensors"
+    written, left = to_torch.export_run(tmp_path / "run", "irm_release", file)
+    assert "visual_encoder.part_token2" in written
+    assert left == [f"batch_stats/edited_neck/statistics/{name}" for name in ("mean", "var")]
+    source = Source(file)
+    back = convert("irm_release", source, Options(heads=2))
+    assert back.left == []
+    for path, leaf in flatten_dict(started.params, sep="/").items():
+        np.testing.assert_array_equal(back.arrays[path], leaf, err_msg=path)
+    assert set(back.initial) == set(left)
+    with pytest.raises(ConvertError, match="special_tokens holds 4 tokens, a file of kind vit 1"):
+        to_torch._check_layout("vit", {"template_encoder/special_tokens": np.ones((1, 4, 8))})
+
+
 def test_what_does_not_fit_is_named_with_both_sides():
     tree = {"bias": np.ones((3, 4, 2), np.float32)}
     with pytest.raises(ConvertError, match=r"bias: the source has \[3, 2, 4\], the model \[3, 4, 2\]"):
@@ -174,11 +200,26 @@ def test_the_configuration_is_checked_before_anything_starts(folders):
     with pytest.raises(ConfigError, match=r"word table has 20 entries, config.data.vocab = 'builtin' has \d+: set"):
         check(config)
     config.init.update({"text_encoder": "", "model": folders["pass"]})
-    with pytest.raises(ConfigError, match=r"init.model = .*: a folder of kind pass holds image_encoder, no text_enc"):
+    with pytest.raises(ConfigError, match=r"kind pass without template_encoder, text_encoder is no whole model"):
         check(config)
     config.init.update({"model": "/nowhere"})
     with pytest.raises(ConfigError, match=r"/nowhere holds no readable manifest.json"):
         check(config)
+
+
+@pytest.mark.usefixtures("quick_programs")
+def test_converted_weights_can_be_evaluated_without_training(folders):
+    config = procedural.get_config()
+    config.model.update({**SIZES, "vocab_multiple": 32})
+    config.init.model = config.data.vocab = folders["irm_release"]
+    check(config)
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "model": 1}, jax.devices()[:2])
+    embedder = evaluate.converted(config, mesh)
+    _, arrays = folder.load(folders["irm_release"])
+    found = flatten_dict(embedder.variables["params"], sep="/")
+    np.testing.assert_array_equal(found["text_encoder/word_embedding"][:20], arrays["text_encoder/word_embedding"])
+    np.testing.assert_array_equal(found["edited_neck/scale"], arrays["edited_neck/scale"])
+    assert embedder.tokenizer.vocab_size == 20
 
 
 def test_words_must_be_the_same_ones(folders):
