@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,15 @@ class Embedder:
         config.evaluation.batch_size = batch_size
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "model": 1}, jax.local_devices())
         self.step, self._model = load(workdir, config, mesh, step)
+
+    @property
+    def model(self) -> IRM:
+        return self._model.model
+
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """Parameters and batch statistics."""
+        return self._model.variables
 
     def __call__(self, images: Sequence[Picture], instructions: Sequence[Picture] | str | None = None) -> np.ndarray:
         """Images under instructions -> f32[n, 2D], rows of length 1: compare them by dot product.

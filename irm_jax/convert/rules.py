@@ -39,8 +39,8 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A tensor's way into our array and back. `axis`: along which slots are joined; `whole`: what `back` is given of a
-    tensor that two rules share is joined along its axis 1."""
+    """A tensor's way into our array and back. `axis`: along which slots are joined. The parts of a tensor that two rules
+    share are joined along its axis 1."""
 
     there: Callable[[np.ndarray, Sizes], np.ndarray]
     back: Callable[[np.ndarray, Sizes], np.ndarray]
@@ -117,6 +117,8 @@ def take(
             if own is None:
                 continue
             path, layout = tower + own, LAYOUTS[rule.layout]
+            if tensor.dtype.name not in FLOATS:
+                raise ConvertError(f"{name} is {tensor.dtype}, not {', '.join(FLOATS)}: save it as float32 first")
             try:
                 piece = layout.there(tensor, sizes)
             except ValueError as error:
@@ -154,17 +156,13 @@ def give_back(taken: Sequence[Taken], arrays: Mapping[str, np.ndarray], sizes: C
         tensor = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         if kinds[name].shape not in (None, tensor.shape):
             raise ConvertError(f"{name} was {kinds[name].shape} and comes back as {list(tensor.shape)}")
-        result[name] = np.array(tensor, _dtype(kinds[name].dtype), order="C")
+        result[name] = np.array(tensor, np.dtype(kinds[name].dtype), order="C")
     return result
 
 
+FLOATS = ("float32", "float16", "bfloat16")
+"""What float32 holds exactly."""
 SLOTTED = ("head_kernel", "head_bias", "token")
-
-
-def _dtype(name: str) -> Any:
-    import ml_dtypes
-
-    return ml_dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
 
 
 def _translate(pattern: str, target: str, text: str) -> str | None:

@@ -129,7 +129,7 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
 def _to_numpy(tensor: Any) -> np.ndarray:
     tensor = tensor.detach().contiguous()
     if str(tensor.dtype) == "torch.bfloat16":
-        return tensor.view(dtype=__import__("torch").int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.float().numpy().astype(ml_dtypes.bfloat16)  # exact: every bfloat16 is a float
     return np.array(tensor.numpy())
 
 

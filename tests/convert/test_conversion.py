@@ -68,6 +68,11 @@ def test_bfloat16_weights(tmp_path):
         np.testing.assert_array_equal(tensor, source.tensors[name])
 
 
+def test_other_numbers_are_refused(tmp_path):
+    with pytest.raises(ConvertError, match="is float64, not float32, float16, bfloat16"):
+        converted("bert", tmp_path, weights.bert(), dtype="float64")
+
+
 def test_layouts_by_hand():
     """Width 4, two heads of two: which number goes where."""
     sizes = {"width": 4, "heads": 2, "grid": (2, 1)}
