@@ -39,8 +39,8 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A tensor's way into our array and back. `axis`: along which slots are joined. The parts of a tensor that two rules
-    share are joined along its axis 1."""
+    """A tensor's way into our array and back. `axis`: along which slots are joined. (The parts of a tensor that two
+    rules share are joined along its axis 1.)"""
 
     there: Callable[[np.ndarray, Sizes], np.ndarray]
     back: Callable[[np.ndarray, Sizes], np.ndarray]

@@ -39,10 +39,11 @@ class Source:
         digest = hashlib.sha256()
         self.tensors: dict[str, np.ndarray] = {}
         for file in files:
-            data = file.read_bytes()
-            digest.update(data)
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 24):
+                    digest.update(chunk)
             try:
-                read = _read_safetensors(data) if file.suffix == ".safetensors" else _read_torch(file)
+                read = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
             except ConvertError:
                 raise
             except Exception as error:
@@ -89,9 +90,9 @@ def _weight_files(path: Path) -> list[Path]:
     return [path / shard for shard in shards]
 
 
-def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     found = {}
-    for name, entry in deserialize(data):
+    for name, entry in deserialize(file.read_bytes()):
         if entry["dtype"] not in _DTYPES:
             raise ConvertError(f"tensor {name} is of type {entry['dtype']}, which is not one of {', '.join(_DTYPES)}")
         found[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])

@@ -25,7 +25,7 @@ from irm_jax.state import TrainState
 
 SIZES = {
     "width": 8, "image_size": (24, 12), "image_depth": 2, "image_heads": 2, "patch": 4, "stride": 4, "stem": "patch",
-    "text_depth": 1, "text_heads": 2, "max_length": 10, "instruction_image_size": (16, 8), "template_depth": 2,
+    "text_depth": 1, "text_heads": 2, "max_length": 10, "instruction_image_size": (16, 16), "template_depth": 2,
     "template_heads": 2, "template_patch": 4, "template_stem": "patch", "projection_width": 6, "mlp_ratio": 1.5,
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 The torch model is named as the released one, so that its weights, and its gradients, come here through the converter.
 """
 
+import copy
 import dataclasses
 from functools import partial
 
@@ -53,7 +54,8 @@ class Image(nn.Module):
         self.norm = nn.LayerNorm(24, eps=1e-6)
 
     def forward(self, image):
-        x = self.patch_embed["proj"](((image / 255 - MEAN) / STD).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        mean, std = MEAN.to(self.pos_embed.dtype), STD.to(self.pos_embed.dtype)
+        x = self.patch_embed["proj"](((image / 255 - mean) / std).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
         parts = [getattr(self, f"part_token{i}") + getattr(self, f"part{i}_pos") for i in (1, 2, 3)]
         special = torch.cat([self.cls_token + self.cls_pos, *parts], 1).expand(len(x), -1, -1)
         x = torch.cat([special, x + self.pos_embed], 1)
@@ -75,6 +77,8 @@ class Model(nn.Module):
             attn_implementation="eager",
         )  # fmt: skip
         self.text_encoder = nn.ModuleDict({"bert": transformers.BertModel(words, add_pooling_layer=False)})
+        # Hugging Face's row of [PAD] never learns; ours does, where padding is attended to.
+        self.text_encoder["bert"].embeddings.word_embeddings.padding_idx = None
         self.fusion = nn.ModuleList(block() for _ in range(2))
         self.feat_bn, self.fusion_feat_bn = nn.BatchNorm1d(24), nn.BatchNorm1d(24)
         for name in ("classifier", "classifier_f", "classifier_c"):
@@ -130,7 +134,7 @@ def triplet(features, identity, rho):
 
 def ours(tensors):
     """Tensors by their released names -> arrays by our paths, as the converter lays them out."""
-    tensors = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
     image, text = {"width": 24, "heads": 3, "grid": (4, 2)}, {"width": 24, "heads": 3}
     found = {}
     for rules, prefix, tower in (
@@ -143,14 +147,16 @@ def ours(tensors):
 
 @pytest.fixture(scope="module")
 def pair():
-    """The torch model, and ours with the same weights (what torch has not stays as initialised)."""
+    """The torch model, and ours with the same weights (0 where torch has none)."""
     torch.manual_seed(0)
     theirs = scramble(Model())
     with torch.no_grad():
         for neck in (theirs.feat_bn, theirs.fusion_feat_bn):
             neck.bias.zero_()
     model = IRM(CONFIG)
-    variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.ones((1, 12), jnp.int32), method=initialise))()
+    key, words = jax.random.key(0), jnp.ones((1, 12), jnp.int32)
+    shapes = jax.eval_shape(lambda: model.init(key, words, method=initialise))
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     params, stats = (flatten_dict(variables[part], sep="/") for part in ("params", "batch_stats"))
     converted = ours(theirs.state_dict())
     assert {p for p in params if p not in converted and not p.startswith("template_encoder")} == {
@@ -223,29 +229,48 @@ def loss_of(model, image, sentences, identity):
     return jax.value_and_grad(loss, has_aux=True)
 
 
-def test_loss_gradients_statistics_and_two_steps(pair):
+def gradients(pair, double):
+    """Value, gradients by our paths, and running mean of the cls neck: (ours, torch's), both in f32 or both in f64."""
     theirs, model, variables = pair
     image, sentences, identity = rows()
-    params = variables["params"]
-    (value, changed), gradient = jax.jit(loss_of(model, image, sentences, identity))(params, variables["batch_stats"])
-
-    theirs.train()
-    loss = theirs.loss(torch.tensor(image), torch.tensor(sentences).long(), torch.tensor(identity).long())
+    kind = jnp.float64 if double else jnp.float32
+    with jax.enable_x64(double):
+        model = IRM(dataclasses.replace(CONFIG, dtype=kind.__name__))
+        own = jax.tree.map(lambda x: jnp.asarray(x, kind), variables)
+        function = jax.jit(loss_of(model, image, sentences, identity))
+        (value, changed), gradient = jax.device_get(function(own["params"], own["batch_stats"]))
+    theirs = copy.deepcopy(theirs).train()
+    theirs = theirs.double() if double else theirs
+    images = torch.tensor(image).to(theirs.visual_encoder.pos_embed.dtype)
+    loss = theirs.loss(images, torch.tensor(sentences).long(), torch.tensor(identity).long())
     loss.backward()
-    theirs.eval()
-    check("L_IRM", value, loss)
-    check("statistics of the cls neck, mean", changed["batch_stats"]["cls_neck"]["mean"], theirs.feat_bn.running_mean)
-
     named = {name: p.grad for name, p in theirs.named_parameters() if not name.endswith("_bn.bias")}
-    expected = ours({name: torch.zeros(()) if grad is None else grad for name, grad in named.items()})
-    found = flatten_dict(gradient, sep="/")
+    mean = changed["batch_stats"]["cls_neck"]["mean"]
+    return (value, flatten_dict(gradient, sep="/"), mean), (loss, ours(named), theirs.feat_bn.running_mean)
+
+
+@pytest.mark.usefixtures("quick_programs")
+@pytest.mark.parametrize("double", [False, True])
+def test_loss_gradients_and_statistics(pair, double):
+    """In f64 each array's gradient by its own size; in f32, where rounding of eight rows' BatchNorm is as large as some
+    arrays' gradients, by the size of the largest one. (No gradient at all: the bias of keys, which softmax cancels.)"""
+    (value, found, mean), (loss, expected, their_mean) = gradients(pair, double)
+    precision = "f64" if double else "f32"
+    check(f"L_IRM, {precision}", value, loss)
+    check(f"running mean of the cls neck, {precision}", mean, their_mean)
     assert {path for path, leaf in found.items() if path not in expected and np.any(leaf)} == set()
     largest = max(float(np.abs(leaf).max()) for leaf in expected.values())
     for path, leaf in expected.items():
-        # A key's bias has no gradient: rounding stands beside rounding there, so the largest gradient sets the scale.
-        check("gradients of L_IRM", found[path], leaf, scale=max(float(np.abs(leaf).max()), 1e-2 * largest))
+        scale = max(float(np.abs(leaf).max()), 1e-3 * largest) if double else largest
+        check(f"gradients of L_IRM, {precision}", found[path], leaf, scale=scale)
 
-    # Two steps of the optimizer from the same gradients.
+
+def test_two_steps_of_the_optimizer(pair):
+    """From the same gradients: random ones, since Adam's first step turns rounding of tiny ones into whole steps."""
+    theirs = copy.deepcopy(pair[0])
+    for parameter in theirs.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    expected = ours({n: p.grad for n, p in theirs.named_parameters() if not n.endswith("_bn.bias")})
     steps, warmup, rate, decay = 10, 3, 1e-2, 5e-4
     own = optimizer.make_optimizer(
         learning_rate=rate, steps=steps, warmup_steps=warmup, weight_decay=decay, no_decay="", beta1=0.9, beta2=0.999,
