@@ -145,7 +145,7 @@ def give_back(taken: Sequence[Taken], arrays: Mapping[str, np.ndarray], sizes: C
     """The original tensors: the inverse of `take`, bit by bit -> arrays by name. `sizes`: of the tower of a path."""
     found: dict[str, list[np.ndarray]] = {}
     kinds: dict[str, Taken] = {}
-    for piece in taken:
+    for piece in sorted(taken, key=lambda piece: piece.layout != FIRST):  # otherwise in the order given
         layout, whole = LAYOUTS[piece.layout], arrays[piece.path]
         slots = sum(other.path == piece.path for other in taken) if piece.layout in SLOTTED else 1
         part = np.split(whole, slots, axis=layout.axis)[piece.slot] if slots > 1 else whole
@@ -162,6 +162,8 @@ def give_back(taken: Sequence[Taken], arrays: Mapping[str, np.ndarray], sizes: C
 
 FLOATS = ("float32", "float16", "bfloat16")
 """What float32 holds exactly."""
+FIRST = "first_position"
+"""Of the parts of one tensor this one stands first."""
 SLOTTED = ("head_kernel", "head_bias", "token")
 
 

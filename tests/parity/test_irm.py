@@ -238,7 +238,8 @@ def gradients(pair, double):
         model = IRM(dataclasses.replace(CONFIG, dtype=kind.__name__))
         own = jax.tree.map(lambda x: jnp.asarray(x, kind), variables)
         function = jax.jit(loss_of(model, image, sentences, identity))
-        (value, changed), gradient = jax.device_get(function(own["params"], own["batch_stats"]))
+        with jax.numpy_dtype_promotion("standard"):  # flax's norms meet f64 with f32
+            (value, changed), gradient = jax.device_get(function(own["params"], own["batch_stats"]))
     theirs = copy.deepcopy(theirs).train()
     theirs = theirs.double() if double else theirs
     images = torch.tensor(image).to(theirs.visual_encoder.pos_embed.dtype)
