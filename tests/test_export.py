@@ -34,11 +34,12 @@ def test_exported_function_equals_the_model(kind):
         instruction = m.encode_sentences(ask) if kind == "text" else m.encode_templates(ask, 10)
         return m.embed(m.encode_images(image), instruction).embedding
 
-    for rows in (1, 3):
-        image = rng.integers(0, 256, (rows, 32, 16, 3), dtype=np.uint8)
+    plain = jax.jit(lambda image, ask: model.apply(variables, image, ask, method=pair))
+    for rows in (1, 3) if kind == "text" else (2,):
+        image = jnp.asarray(rng.integers(0, 256, (rows, 32, 16, 3), dtype=np.uint8))
         sentence = rng.integers(1, 32, (rows, 10), dtype=np.int32)
         template = rng.integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8)
         ask = jnp.asarray(sentence if kind == "text" else template)
-        expected = model.apply(variables, jnp.asarray(image), ask, method=pair)
-        expected = expected / jnp.linalg.norm(expected, axis=1, keepdims=True)
-        np.testing.assert_allclose(exported.call(jnp.asarray(image), ask), expected, atol=1e-5)
+        expected = np.asarray(plain(image, ask))
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(exported.call(image, ask), expected, atol=1e-5)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
@@ -53,26 +53,18 @@ def export_folder(source: str | Path, file: str | Path) -> tuple[list[str], list
 def export_run(workdir: str | Path, kind: str, file: str | Path, step: Any = None) -> tuple[list[str], list[str]]:
     """The newest checkpoint of a run (or `step`) -> `file`, its tensors named as in a file of `kind`.
 
+    The word table keeps the rows that pad it, the identity heads their padded columns.
     Returns (written names, our arrays that such a file has no place for). Raises ConvertError for a model with a
     convolutional stem, or with other part tokens than the kind has.
     """
     directory = Path(workdir).expanduser() / "checkpoints"
     _, saved = checkpoint.read_metadata(directory, step)
     model = presets.from_options(ConfigDict(saved["config"]).model.to_dict())
-    shapes = checkpoint.array_shapes(directory, step)
-    wanted = [part for part in ("params", "batch_stats") if any(path.startswith(f"{part}/") for path in shapes)]
-    abstract: dict[str, Any] = {}
-    for path, leaf in shapes.items():
-        head, *rest = path.split("/")
-        if head in wanted:
-            node = abstract.setdefault(head, {})
-            for key in rest[:-1]:
-                node = node.setdefault(key, {})
-            node[rest[-1]] = leaf
-    restored, _ = checkpoint.restore_for_evaluation(directory, abstract, step)
-    arrays = flatten_dict(jax.tree.map(np.asarray, restored["params"]), sep="/")
-    stats = flatten_dict(jax.tree.map(np.asarray, restored["batch_stats"]), sep="/")
-    arrays |= {f"batch_stats/{path}": array for path, array in stats.items()}
+    saved_arrays = checkpoint.array_shapes(directory, step)
+    wanted = {p: x for p, x in saved_arrays.items() if p.startswith(("params/", "batch_stats/"))}
+    restored, _ = checkpoint.restore_for_evaluation(directory, unflatten_dict(wanted, sep="/"), step)
+    found = flatten_dict(jax.tree.map(np.asarray, restored), sep="/")
+    arrays = {path.removeprefix("params/"): array for path, array in found.items()}
     arrays = unscanned(arrays)
     taken, left = [], []
     for path, array in arrays.items():

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import default, procedural
-from irm_jax import checkpoint, evaluate, sharding
+from irm_jax import checkpoint, evaluate, sharding, state
 from irm_jax.config_check import ConfigError, check
 from irm_jax.convert import folder, manifest, positions, to_torch
 from irm_jax.convert.conversion import Options, convert
@@ -67,16 +67,16 @@ def fresh():
 
 
 def test_towers_fill_their_part_and_nothing_else(folders, fresh):
-    model, state = fresh
+    model, before = fresh
     sources = Sources(image_encoder=folders["pass"], text_encoder=folders["bert"], template_encoder=folders["vit"])
-    started = warm_start(state, model, sources)
+    started = warm_start(before, model, sources)
     found = flatten_dict(started.params, sep="/")
-    before = flatten_dict(state.params, sep="/")
+    unchanged = flatten_dict(before.params, sep="/")
     _, image = folder.load(folders["pass"])
     _, text = folder.load(folders["bert"])
     _, plain = folder.load(folders["vit"])
     for path, leaf in found.items():
-        assert leaf.sharding.is_equivalent_to(before[path].sharding, leaf.ndim), path
+        assert leaf.sharding.is_equivalent_to(unchanged[path].sharding, leaf.ndim), path
         np.testing.assert_array_equal(started.momentum_params.get(path.split("/")[0]) is None, path.startswith("head_"))
         if not path.startswith(("image_encoder", "text_encoder", "template_encoder")):
             np.testing.assert_array_equal(leaf, np.ones_like(leaf), err_msg=path)
@@ -133,9 +133,9 @@ def test_scanned_layers_are_stacked():
 
 
 def test_a_tower_replaces_that_of_the_model_and_the_editing_blocks_can_follow_it(folders, fresh):
-    model, state = fresh
+    model, before = fresh
     sources = Sources(model=folders["irm_release"], image_encoder=folders["pass"], editing_blocks=True)
-    params = flatten_dict(warm_start(state, model, sources).params, sep="/")
+    params = flatten_dict(warm_start(before, model, sources).params, sep="/")
     _, image = folder.load(folders["pass"])
     for path, array in image.items():
         if "/blocks/" in path:
@@ -145,12 +145,12 @@ def test_a_tower_replaces_that_of_the_model_and_the_editing_blocks_can_follow_it
 
 def test_a_run_goes_out_in_released_names_and_comes_back(folders, fresh, tmp_path):
     """A checkpoint as a released file, converted again: the same model, but for statistics that file cannot hold."""
-    model, state = fresh
-    started = warm_start(state, model, Sources(model=folders["irm_release"], editing_blocks=True))
+    model, before = fresh
+    started = warm_start(before, model, Sources(model=folders["irm_release"], editing_blocks=True))
     config = default.get_config()
     config.model.update({**SIZES, "preset": "small"})
     with checkpoint.Checkpointer(tmp_path / "run" / "checkpoints", async_=False) as checkpoints:
-        parts = {"params": started.params, "batch_stats": started.batch_stats}
+        parts = jax.device_get({"params": started.params, "batch_stats": started.batch_stats})
         checkpoints.save(3, parts, {"config": config.to_dict()})
     file = tmp_path / "out.safetensors"
     written, left = to_torch.export_run(tmp_path / "run", "irm_release", file)
@@ -207,8 +207,8 @@ def test_the_configuration_is_checked_before_anything_starts(folders):
         check(config)
 
 
-@pytest.mark.usefixtures("quick_programs")
-def test_converted_weights_can_be_evaluated_without_training(folders):
+def test_converted_weights_can_be_evaluated_without_training(folders, fresh, monkeypatch):
+    monkeypatch.setattr(state, "create_state", lambda *_: fresh[1])
     config = procedural.get_config()
     config.model.update({**SIZES, "vocab_multiple": 32})
     config.init.model = config.data.vocab = folders["irm_release"]
