@@ -59,9 +59,9 @@ def make_optimizer(
         schedule(learning_rate, steps, warmup_steps), b1=beta1, b2=beta2, weight_decay=weight_decay,
         mask=lambda params: decay_mask(params, no_decay),
     )  # fmt: skip
-    # A chain either way: one shape of state, so that clipping can be switched on when a run is resumed.
+    # A chain either way: one shape of state, so that clipping or a recipe can be switched on when a run is resumed.
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
-    return optax.chain(optax.chain(scaled(Recipe(frozen=recipe.frozen)), clip), adamw, scaled(recipe))
+    return optax.chain(scaled(clip, Recipe(frozen=recipe.frozen), gradients=True), scaled(adamw, recipe))
 
 
 def factors(params: Any, recipe: Recipe) -> Any:
@@ -77,18 +77,28 @@ def factors(params: Any, recipe: Recipe) -> Any:
     return jax.tree_util.tree_unflatten(structure, trees)
 
 
-def scaled(recipe: Recipe) -> optax.GradientTransformation:
-    """Multiplies updates by the recipe's factors. Holds no state. Raises RecipeError at its start."""
-    if recipe == Recipe():
-        return optax.identity()
+def scaled(
+    inner: optax.GradientTransformation, recipe: Recipe, *, gradients: bool = False
+) -> optax.GradientTransformation:
+    """`inner` with its updates, or the gradients that it is given, times the recipe's factors; its state is `inner`'s.
 
-    def init(params: Any) -> optax.EmptyState:
+    Raises RecipeError at its start for a pattern that fits no parameter.
+    """
+    if recipe == NO_RECIPE:
+        return inner
+
+    def times_factors(tree: Any) -> Any:
+        return jax.tree.map(lambda x, f: x * f.astype(x.dtype), tree, factors(tree, recipe))
+
+    def init(params: Any) -> Any:
         factors(params, recipe)
-        return optax.EmptyState()
+        return inner.init(params)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del params
-        return jax.tree.map(lambda x, f: x * f.astype(x.dtype), updates, factors(updates, recipe)), state
+        if gradients:
+            return inner.update(times_factors(updates), state, params)
+        updates, state = inner.update(updates, state, params)
+        return times_factors(updates), state
 
     return optax.GradientTransformation(init, update)
 

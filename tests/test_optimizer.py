@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from irm_jax import optimizer
@@ -82,6 +83,7 @@ def test_frozen_parameters_stand_still_and_multipliers_scale_the_step():
         ("recipe", optimizer.make_optimizer(**settings, recipe=recipe)),
     ):  # fmt: skip
         state = chain.init(params)
+        assert jax.tree.structure(state) == jax.tree.structure(optimizer.make_optimizer(**settings).init(params))
         with jax.numpy_dtype_promotion("standard"):
             steps[name], after = chain.update(gradient, state, params)
     assert float(after[1][0].mu["head_cls"][0]) == pytest.approx(0.1 * 3 / np.sqrt(8 * 9), rel=1e-5)
@@ -104,4 +106,4 @@ def test_recipes_that_cannot_be_meant():
         with pytest.raises(RecipeError, match=message):
             recipe.check()
     with pytest.raises(RecipeError, match="no parameter's path fits 'imge_encoder'; the paths begin with head_cls"):
-        optimizer.scaled(Recipe(frozen="imge_encoder")).init({"head_cls": jnp.ones(2)})
+        optimizer.scaled(optax.identity(), Recipe(frozen="imge_encoder")).init({"head_cls": jnp.ones(2)})
