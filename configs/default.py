@@ -122,6 +122,13 @@ def get_config() -> ConfigDict:
     config.model.drop_path = config_dict.placeholder(float)  # stochastic depth of the image encoder's last block
     config.model.temperature = config_dict.placeholder(float)  # start of the learnable contrastive temperature
 
+    config.init = ConfigDict()  # weights a fresh run starts from: folders that `python -m irm_jax.convert` wrote
+    config.init.model = ""  # a whole released model ('' = random numbers, as for all of them)
+    config.init.image_encoder = ""  # in place of the model's
+    config.init.text_encoder = ""  # needs its own vocabulary: data.vocab
+    config.init.template_encoder = ""  # an image encoder's folder will do
+    config.init.editing_blocks = False  # the editing transformer starts from the image encoder's last blocks
+
     config.loss = ConfigDict()
     config.loss.alpha = 3.0  # weight of the triplet losses (the paper: 3; 1 for VC-Clothes alone)
     config.loss.triplet_unit = "feature"  # feature (paper) | spread [ours]: distances over the data set's own spread
@@ -169,6 +176,9 @@ def get_config() -> ConfigDict:
     config.optimizer.beta1 = 0.9  # of Adam's first moment
     config.optimizer.beta2 = 0.999  # of Adam's second moment
     config.optimizer.clip_norm = 0.0  # global gradient norm limit (0 = none, as released)
+    config.optimizer.frozen = ""  # pattern of parameter paths that do not change ('' = all learn)
+    config.optimizer.rate_multipliers = ()  # "PATTERN=FACTOR" of the learning rate by path; the first that fits counts
+    config.optimizer.layer_decay = 1.0  # factor of the learning rate from each encoder block to the one before it
     config.optimizer.accumulate = 1  # batches a step, each mined on its own
 
     config.train = ConfigDict()

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -283,6 +284,32 @@ def restore_for_evaluation(
     """
     _tame_orbax()
     return _restore(_folder(directory), abstract_subset, step, partial=True, ignore=tuple(ignore))
+
+
+def save_arrays(directory: str | os.PathLike[str], tree: Any) -> None:
+    """Writes a tree of arrays that is no training state (converted weights). Raises CheckpointError."""
+    _tame_orbax()
+    folder = _folder(directory)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+            writer.save(folder, args=ocp.args.PyTreeSave(tree), force=True)
+    except Exception as error:
+        raise CheckpointError(f"writing {folder} failed: {_first_line(error)}; is there space?") from error
+
+
+def load_arrays(directory: str | os.PathLike[str]) -> Any:
+    """The tree that `save_arrays` wrote, as NumPy arrays on this host. Raises CheckpointError."""
+    _tame_orbax()
+    folder = _folder(directory)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+            restore = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=restore))
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder} cannot be read, files are missing or damaged: {_first_line(error)}; write it again"
+        ) from error
 
 
 def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

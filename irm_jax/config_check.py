@@ -13,6 +13,8 @@ from ml_collections import ConfigDict, FieldReference
 from configs import default
 from data_pipelines import data_options, procedural, tasks
 from data_pipelines.tokenizer import Tokenizer
+from irm_jax import rate_factors
+from irm_jax.convert import manifest
 from irm_jax.evaluation import protocols
 from irm_jax.models import presets
 
@@ -101,6 +103,11 @@ def _model_problems(config: ConfigDict) -> Iterator[str]:
     yield from _refused("config.model", lambda: presets.from_options(m.to_dict()))
 
 
+def _init_problems(config: ConfigDict) -> Iterator[str]:
+    model, words = presets.from_options(config.model.to_dict()), Tokenizer(vocab=config.data.vocab)
+    yield from manifest.problems(config.init, model, words.entries, config.data.vocab)
+
+
 def _data_problems(config: ConfigDict) -> Iterator[str]:
     d = config.data
     if not d.train:
@@ -173,6 +180,8 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
         re.compile(o.no_decay)
     except re.error as error:
         yield f"config.optimizer.no_decay = {o.no_decay!r} is no regular expression: {error}"
+    recipe = rate_factors.Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay)
+    yield from _refused("config.optimizer", recipe.check)
     yield from _test_set_problems(config)
 
 
@@ -269,6 +278,7 @@ def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
 
 def check_values(config: ConfigDict) -> None:
     """Settings that contradict each other. Raises ConfigError."""
-    for problems in (_model_problems, _data_problems, _run_problems, _bank_problems, _caption_problems):
+    checks = (_model_problems, _data_problems, _init_problems, _run_problems, _bank_problems, _caption_problems)
+    for problems in checks:
         for problem in problems(config):
             raise ConfigError(problem)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ from data_pipelines import image_ops, joint_data
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, experiment, metric_log, sharding, state
 from irm_jax.config_check import ConfigError
+from irm_jax.convert import warm_start
 from irm_jax.evaluation import finish
 from irm_jax.evaluation.embed import Ask, EmbeddingModel
 from irm_jax.models.irm import IRM
@@ -30,11 +32,17 @@ class ImageError(ValueError):
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
-    """Evaluates a checkpoint of `workdir` under the configuration and writes the report there."""
+    """Evaluates a checkpoint of `workdir` under the configuration and writes the report there.
+
+    Where there is none and `config.init.model` names converted weights, those are evaluated, as step 0.
+    """
     experiment.enable_compilation_cache(config)
     mesh = sharding.make_mesh(config.mesh)
     sets = experiment.open_evaluation_sets(config)
-    step, embedder = load(workdir, config, mesh, _chosen(config))
+    if config.init.model and not checkpoint.saved_steps(workdir / CHECKPOINTS):
+        step, embedder = 0, converted(config, mesh)
+    else:
+        step, embedder = load(workdir, config, mesh, _chosen(config))
     result = experiment.evaluate(config, embedder, sets)
     metadata = metric_log.run_metadata(config.to_dict(), config.seed)
     finish.write(workdir, config, embedder, result, metadata, step=step)
@@ -66,6 +74,17 @@ def load(workdir: Path, config: ConfigDict, mesh: Mesh, chosen: Any) -> tuple[in
     subset = {"params": abstract.params, "batch_stats": abstract.batch_stats}
     variables, _ = checkpoint.restore_for_evaluation(directory, subset, step)
     return step, experiment.embedding_model(config, model, variables, tokenizer, mesh)
+
+
+def converted(config: ConfigDict, mesh: Mesh) -> EmbeddingModel:
+    """The model that `config.init` describes, before any training. Raises ConvertError for weights that do not fit."""
+    tokenizer = joint_data.make_tokenizer(config, experiment.model_config(config).max_length)
+    model = IRM(experiment.model_config(config, vocab_size=tokenizer.vocab_size))
+    constant = tokenizer.encode([NEUTRAL_SENTENCE])
+    fresh = state.create_state(model, optax.identity(), constant, config.seed, mesh)  # nothing to optimize
+    started = warm_start.warm_start(fresh, model.config, experiment.init_sources(config))
+    variables = {"params": started.params, "batch_stats": started.batch_stats}
+    return experiment.embedding_model(config, model, variables, tokenizer, mesh)
 
 
 def embed_folder(config: ConfigDict, workdir: Path) -> None:
@@ -107,6 +126,15 @@ class Embedder:
         config.evaluation.batch_size = batch_size
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "model": 1}, jax.local_devices())
         self.step, self._model = load(workdir, config, mesh, step)
+
+    @property
+    def model(self) -> IRM:
+        return self._model.model
+
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """Parameters and batch statistics."""
+        return self._model.variables
 
     def __call__(self, images: Sequence[Picture], instructions: Sequence[Picture] | str | None = None) -> np.ndarray:
         """Images under instructions -> f32[n, 2D], rows of length 1: compare them by dot product.

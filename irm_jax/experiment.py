@@ -18,6 +18,7 @@ from data_pipelines.joint_data import JointData
 from irm_jax import checkpoint
 from irm_jax import optimizer as optimizers
 from irm_jax.config_check import ConfigError
+from irm_jax.convert.warm_start import Sources
 from irm_jax.evaluation import evaluation_sets
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
@@ -26,6 +27,7 @@ from irm_jax.losses.words import Vocabulary
 from irm_jax.models import presets
 from irm_jax.models.irm import IRM
 from irm_jax.models.presets import IRMConfig
+from irm_jax.rate_factors import Recipe
 from irm_jax.state import BankShape, MemoryShapes
 
 FREE_MODEL_KEYS = (
@@ -67,7 +69,13 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     return optimizers.make_optimizer(
         learning_rate=o.learning_rate, steps=config.train.steps, warmup_steps=o.warmup_steps,
         weight_decay=o.weight_decay, no_decay=o.no_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.clip_norm,
+        recipe=Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay),
     )  # fmt: skip
+
+
+def init_sources(config: ConfigDict) -> Sources:
+    """Where a fresh run's weights come from."""
+    return Sources(**config.init.to_dict())
 
 
 def loss_options(config: ConfigDict, data: JointData) -> LossOptions:

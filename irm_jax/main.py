@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from irm_jax import config_check
+from irm_jax.rate_factors import RecipeError
 
 MODES = ("train", "evaluate", "embed", "compare")
 
@@ -84,7 +85,7 @@ def _run(mode: str, config: ConfigDict, workdir: Path) -> None:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    return (config_check.ConfigError, *_late_errors())
+    return (config_check.ConfigError, RecipeError, *_late_errors())
 
 
 def _late_errors() -> tuple[type[BaseException], ...]:
@@ -92,9 +93,10 @@ def _late_errors() -> tuple[type[BaseException], ...]:
         return ()
     from data_pipelines.shard_files import DatasetError
     from irm_jax.checkpoint import CheckpointError
+    from irm_jax.convert.source import ConvertError
     from irm_jax.sharding import ShardingError
 
-    found: list[type[BaseException]] = [DatasetError, CheckpointError, ShardingError]
+    found: list[type[BaseException]] = [DatasetError, CheckpointError, ConvertError, ShardingError]
     for module, name in (("irm_jax.train", "NonFiniteLoss"), ("irm_jax.evaluate", "ImageError")):
         if module in sys.modules:
             found.append(getattr(sys.modules[module], name))

@@ -8,11 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from irm_jax.rate_factors import Recipe
 from irm_jax.sharding import path_string
 
 WARMUP_START = 0.01
+NO_RECIPE = Recipe()
+_STACKED = "/layers/block/"
 
 
 def schedule(learning_rate: float, steps: int, warmup_steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -44,11 +48,63 @@ def make_optimizer(
     beta1: float,
     beta2: float,
     clip_norm: float,
+    recipe: Recipe = NO_RECIPE,
 ) -> optax.GradientTransformation:
-    """AdamW(beta1, beta2) on the schedule; `clip_norm` 0 leaves gradients unclipped (the released recipe)."""
+    """AdamW(beta1, beta2) on the schedule; `clip_norm` 0 leaves gradients unclipped (the released recipe).
+
+    `recipe`: parameters that stand still or learn slower; their gradients are cleared before clipping, and their steps,
+    weight decay included, are scaled.
+    """
     adamw = optax.adamw(
         schedule(learning_rate, steps, warmup_steps), b1=beta1, b2=beta2, weight_decay=weight_decay,
         mask=lambda params: decay_mask(params, no_decay),
     )  # fmt: skip
-    # A chain either way: one shape of state, so that clipping can be switched on when a run is resumed.
-    return optax.chain(optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity(), adamw)
+    # A chain either way: one shape of state, so that clipping or a recipe can be switched on when a run is resumed.
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
+    return optax.chain(scaled(clip, Recipe(frozen=recipe.frozen), gradients=True), scaled(adamw, recipe))
+
+
+def factors(params: Any, recipe: Recipe) -> Any:
+    """A tree like `params` of f32 factors: a number each, or for layers stacked by `scan_layers` one a layer."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    named = [(path_string(path), leaf) for path, leaf in leaves]
+    layers = [_layers(path, leaf) for path, leaf in named]
+    found = iter(recipe.factors([name for names in layers for name in names]))
+    trees = []
+    for names, (path, leaf) in zip(layers, named, strict=True):
+        own = np.array([next(found) for _ in names], np.float32)
+        trees.append(own.reshape((len(own),) + (1,) * (leaf.ndim - 1)) if _STACKED in path else own[0])
+    return jax.tree_util.tree_unflatten(structure, trees)
+
+
+def scaled(
+    inner: optax.GradientTransformation, recipe: Recipe, *, gradients: bool = False
+) -> optax.GradientTransformation:
+    """`inner` with its updates, or the gradients that it is given, times the recipe's factors; its state is `inner`'s.
+
+    Raises RecipeError at its start for a pattern that fits no parameter.
+    """
+    if recipe == NO_RECIPE:
+        return inner
+
+    def times_factors(tree: Any) -> Any:
+        return jax.tree.map(lambda x, f: x * f.astype(x.dtype), tree, factors(tree, recipe))
+
+    def init(params: Any) -> Any:
+        factors(params, recipe)
+        return inner.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if gradients:
+            return inner.update(times_factors(updates), state, params)
+        updates, state = inner.update(updates, state, params)
+        return times_factors(updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _layers(path: str, leaf: Any) -> list[str]:
+    """The paths that stand behind one leaf: each layer's where layers are stacked on the first axis."""
+    if _STACKED not in path:
+        return [path]
+    return [path.replace(_STACKED, f"/layer_{number}/") for number in range(leaf.shape[0])]

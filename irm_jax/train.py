@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from irm_jax import checkpoint, experiment, metric_log, sharding, state
 from irm_jax.config_check import ConfigError
+from irm_jax.convert import warm_start
 from irm_jax.evaluation import finish
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation
@@ -67,6 +68,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             )
         if latest is None:
             train_state = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, memory)
+            train_state = warm_start.warm_start(train_state, model.config, experiment.init_sources(config))
         else:
             abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh, memory)
             train_state = restore(checkpoints, abstract, latest, fingerprint, config)

@@ -50,6 +50,16 @@ class IRMConfig:
     def embedding_width(self) -> int:
         return 2 * self.width
 
+    @property
+    def grids(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of patch tokens of each image tower."""
+        return {
+            "image_encoder": token_grid(self.image_size, self.patch, self.stride, self.stem),
+            "template_encoder": token_grid(
+                self.instruction_image_size, self.template_patch, self.template_patch, self.template_stem
+            ),
+        }
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     # From scratch in minutes on two cores: a conv stem, narrow and shallow.

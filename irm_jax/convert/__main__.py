@@ -1,0 +1,126 @@
+"""`python -m irm_jax.convert`: PyTorch weights into a folder that `--config.init` reads, and back."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+from absl import logging
+
+from irm_jax.checkpoint import CheckpointError
+from irm_jax.convert import conversion, folder, manifest, to_torch
+from irm_jax.convert.source import ConvertError, Source
+
+DESCRIPTION = """\
+Converts pretrained weights into a folder that --config.init.image_encoder, .text_encoder, .template_encoder and .model
+read. Files are read, never executed; .safetensors needs nothing more, .pth and .bin need torch (pip install -e
+'.[convert]'). Prints every tensor that was taken, every one that was left and why, and what keeps its initial value.
+
+kinds:
+  bert         a BERT of any width and depth (Hugging Face; a folder with its config.json says the heads)
+  vit          a plain ViT, DeiT, DINO or DINOv2, in timm's or Hugging Face's names
+  pass         PASS's ViT with part tokens (teacher and backbone prefixes are found)
+  albef        ALBEF: the text-only layers of its text encoder, and its image encoder
+  irm_release  a released Instruct-ReID checkpoint (.pth.tar), the whole model
+"""
+EPILOG = """\
+examples:
+  python -m irm_jax.convert --kind pass --source pass_vit_base_full.pth --out weights/pass
+  python -m irm_jax.convert --kind bert --source MiniLM/ --out weights/minilm
+  python -m irm_jax.convert --to_torch weights.safetensors --source weights/pass            # the original again
+  python -m irm_jax.convert --to_torch mine.safetensors --source runs/a --kind irm_release  # a run, in released names
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        "python -m irm_jax.convert", description=DESCRIPTION, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("--kind", choices=tuple(conversion.KINDS), help="what the file holds; not needed to convert back")
+    p.add_argument("--source", required=True, help="weight file, or folder with one; with --to_torch: what to export")
+    p.add_argument("--out", help="folder to write: arrays, manifest.json, and a text encoder's vocab.txt")
+    p.add_argument("--to_torch", metavar="FILE", help="write a .safetensors file with the original names instead")
+    p.add_argument("--heads", type=int, help="attention heads, where config.json does not say (default: of 64 floats)")
+    p.add_argument("--hw_ratio", type=int, help="rows over columns of positions (pass, irm_release: 2, else 1)")
+    p.add_argument("--prefix", help="what the tensor names begin with, where a file holds several towers")
+    p.add_argument("--momentum", action="store_true", help="albef: take the momentum image encoder (as released IRM)")
+    p.add_argument(
+        "--editing", choices=("auto", "fusion", "encoder"), default="auto",
+        help="irm_release: where the editing transformer comes from (docs/parity.md; auto: fusion.* if it was trained)",
+    )  # fmt: skip
+    return p
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 after an error that the user can mend."""
+    p = parser()
+    options = p.parse_args(arguments)
+    if (options.out is None) == (options.to_torch is None):
+        p.error("say either --out FOLDER or --to_torch FILE")
+    if options.out is not None and options.kind is None:
+        p.error("--kind is missing: say what the file holds")
+    try:
+        lines = _export(options) if options.to_torch else _convert(options)
+    except (ConvertError, manifest.ManifestError, CheckpointError, OSError) as error:
+        logging.error("%s", error)
+        return 2
+    for line in lines:
+        print(line)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> Iterable[str]:
+    source = Source(options.source)
+    found = conversion.convert(
+        options.kind,
+        source,
+        conversion.Options(options.heads, options.hw_ratio, options.prefix, options.momentum, options.editing),
+    )
+    folder.save(found, source, options.out)
+    return report(found, source, options.out)
+
+
+def _export(options: argparse.Namespace) -> Iterable[str]:
+    if options.kind is None:
+        written, left = to_torch.export_folder(options.source, options.to_torch)
+    else:
+        written, left = to_torch.export_run(options.source, options.kind, options.to_torch)
+    yield f"{len(written)} tensors in {options.to_torch}"
+    yield f"not in it: {len(left)}"
+    yield from _grouped((name, "") for name in left)
+
+
+def report(found: conversion.Conversion, source: Source, out: str) -> Iterable[str]:
+    """The table of a conversion, layers of one kind in one line."""
+    yield f"{source.path.name} (sha256 {source.sha256[:16]}) as {found.kind} -> {out}"
+    for tower, sizes in found.towers.items():
+        yield f"  {tower}: " + ", ".join(f"{key} {value}" for key, value in sizes.items())
+    yield from (f"  {note}" for note in found.notes)
+    tensors = len({piece.name for piece in found.taken})
+    yield f"taken: {tensors} tensors in {len(found.arrays)} arrays"
+    shapes = {path: list(array.shape) for path, array in found.arrays.items()}
+    rows = ((f"{t.name} {list(t.shape or ())}", f"-> {t.path} {shapes[t.path]}") for t in found.taken)
+    yield from _grouped(rows)
+    unknown = [name for name, why in found.left if why.endswith(conversion.UNKNOWN)]
+    yield f"left: {len(found.left)} tensors" + (f", of them {len(unknown)} UNKNOWN" if unknown else "")
+    yield from _grouped((name, f"({why})") for name, why in found.left)
+    yield f"initial: {len(found.initial)} arrays of these towers that no tensor filled"
+    yield from _grouped((path, "") for path in found.initial)
+
+
+def _grouped(rows: Iterable[tuple[str, str]]) -> Iterable[str]:
+    """Lines whose only difference is a layer's number become one, with the number of layers."""
+    lines: dict[str, list[str]] = {}
+    for left, right in rows:
+        text = f"  {left} {right}".rstrip()
+        key = re.sub(r"(?<=[._/])\d+(?=[./])", "N", text)
+        lines.setdefault(key, []).append(text)
+    for key, same in lines.items():
+        yield same[0] if len(same) == 1 else f"{key}  x{len(same)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

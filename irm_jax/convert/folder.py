@@ -1,0 +1,58 @@
+"""The folder of a conversion: `arrays/` (Orbax), `manifest.json`, and the vocabulary of a text encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from irm_jax import checkpoint
+from irm_jax.convert import manifest
+from irm_jax.convert.conversion import Conversion
+from irm_jax.convert.rules import Taken
+from irm_jax.convert.source import ConvertError, Source
+
+
+def save(conversion: Conversion, source: Source, folder: str | Path) -> Path:
+    """Writes the arrays, then the manifest: a folder with a manifest is complete. Raises ConvertError if it has one."""
+    folder = Path(folder).expanduser()
+    if (folder / manifest.FILE).exists():
+        raise ConvertError(f"{folder} holds a conversion already; delete it or choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_arrays(folder / manifest.ARRAYS, unflatten_dict(conversion.arrays, sep="/"))
+    entries = source.vocabulary() if "text_encoder" in conversion.towers else None
+    if entries is not None and len(entries) == conversion.towers["text_encoder"]["vocab_size"]:
+        (folder / manifest.VOCABULARY).write_text("\n".join(entries) + "\n", "utf-8")
+    else:
+        entries = None
+    record = {
+        "format": manifest.FORMAT,
+        "kind": conversion.kind,
+        "source": {"name": source.path.name, "sha256": source.sha256},
+        "towers": conversion.towers,
+        "resize": conversion.resize,
+        "vocabulary": None if entries is None else manifest.fingerprint(entries),
+        "taken": [dataclasses.astuple(piece) for piece in conversion.taken],
+        "left": conversion.left,
+        "initial": conversion.initial,
+        "notes": conversion.notes,
+    }
+    (folder / manifest.FILE).write_text(json.dumps(record, indent=1), "utf-8")
+    return folder
+
+
+def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(manifest, arrays by path) of a folder that `save` wrote. Raises ManifestError, CheckpointError."""
+    record = manifest.read(folder)
+    arrays = checkpoint.load_arrays(Path(folder).expanduser() / manifest.ARRAYS)
+    return record, flatten_dict(arrays, sep="/")
+
+
+def taken(record: dict[str, Any]) -> list[Taken]:
+    """The pieces of a manifest."""
+    return [Taken(name, path, layout, slot, tuple(shape), dtype)
+            for name, path, layout, slot, shape, dtype in record["taken"]]  # fmt: skip

@@ -1,0 +1,117 @@
+"""manifest.json of a converted folder: what its arrays are and where they came from. No jax here: it is read while a
+configuration is checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from irm_jax.models.presets import IRMConfig
+
+FILE, ARRAYS, VOCABULARY = "manifest.json", "arrays", "vocab.txt"
+FORMAT = 1
+TOWERS = ("image_encoder", "text_encoder", "template_encoder")
+
+
+class ManifestError(ValueError):
+    """A folder is no converted one, or not one for this model; the message says what to do."""
+
+
+def read(folder: str | Path) -> dict[str, Any]:
+    """Raises ManifestError if the folder was not written by `python -m irm_jax.convert`, or not completely."""
+    path = Path(folder).expanduser() / FILE
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{folder} holds no readable {FILE}: name a folder that `python -m irm_jax.convert --out` "
+                            f"has written ({error})") from error  # fmt: skip
+    if found.get("format") != FORMAT:
+        raise ManifestError(f"{path} has format {found.get('format')}, this code reads {FORMAT}: convert it again")
+    return dict(found)
+
+
+def source_tower(manifest: Mapping[str, Any], tower: str) -> str:
+    """The tower of a folder that `tower` of the model starts from: its own, or for a template encoder an image encoder.
+
+    Raises ManifestError if the folder has neither.
+    """
+    for name in (tower, "image_encoder") if tower == "template_encoder" else (tower,):
+        if name in manifest["towers"]:
+            return name
+    raise ManifestError(f"a folder of kind {manifest['kind']} holds {', '.join(manifest['towers'])}, no {tower}")
+
+
+def misfits(sizes: Mapping[str, Any], tower: str, model: IRMConfig) -> Iterator[str]:
+    """What of a source tower's sizes does not fit the model, each with the key to set. Positions of another grid fit,
+    and so do a deeper or longer BERT and other part tokens."""
+    image = tower != "text_encoder"
+    name = {"image_encoder": "image", "template_encoder": "template", "text_encoder": "text"}[tower]
+    heads, depth = getattr(model, f"{name}_heads"), getattr(model, f"{name}_depth")
+    hidden = int(model.width * model.mlp_ratio)
+    for key, there, here, fits in (
+        ("width", sizes["width"], model.width, sizes["width"] == model.width),
+        (f"{name}_heads", sizes["heads"], heads, sizes["heads"] == heads),
+        ("mlp_ratio", sizes["hidden"] / sizes["width"], model.mlp_ratio, sizes["hidden"] == hidden),
+        (f"{name}_depth", sizes["depth"], depth, sizes["depth"] == depth if image else sizes["depth"] >= depth),
+    ):
+        if not fits:
+            yield f"it has {key} {there}, the model {here}: set config.model.{key}={there}"
+    if image:
+        patch, stem = ("patch", "stem") if name == "image" else ("template_patch", "template_stem")
+        if getattr(model, stem) != "patch":
+            yield f"it has a stem of patches, the model a convolutional one: set config.model.{stem}=patch"
+        if sizes["patch"] != getattr(model, patch):
+            key = f"config.model.{patch}={sizes['patch']}"
+            key += f" --config.model.stride={sizes['patch']}" if name == "image" else ""
+            yield f"it has patches of {sizes['patch']} pixels, the model of {getattr(model, patch)}: set {key}"
+    elif sizes["max_length"] < model.max_length:
+        yield (
+            f"it has {sizes['max_length']} positions, the model {model.max_length}: set "
+            f"config.model.max_length={sizes['max_length']}"
+        )
+
+
+def problems(init: Mapping[str, Any], model: IRMConfig, words: Sequence[str], vocab: str) -> Iterator[str]:
+    """What is wrong with `config.init` for this model and the entries `words` of config.data.vocab = `vocab`."""
+    for key in ("model", *TOWERS):
+        folder = init[key]
+        if not folder:
+            continue
+        here = f"config.init.{key} = {folder!r}"
+        towers = TOWERS if key == "model" else (key,)
+        try:
+            found = read(folder)
+            if key == "model" and (missing := sorted({*TOWERS} - {*found["towers"]})):
+                raise ManifestError(f"a folder of kind {found['kind']} without {', '.join(missing)} is no whole model")
+            sources = {tower: source_tower(found, tower) for tower in towers}
+        except ManifestError as error:
+            yield f"{here}: {error}"
+            continue
+        for tower, source in sources.items():
+            for problem in misfits(found["towers"][source], tower, model):
+                yield f"{here}, {tower}: {problem}"
+        replaced = key == "model" and init["text_encoder"]
+        if "text_encoder" in towers and not replaced:
+            yield from (f"{here}: {problem}" for problem in _other_words(found, folder, words, vocab))
+    if init["editing_blocks"] and model.editing_depth > model.image_depth:
+        yield (
+            f"config.init.editing_blocks: the editing transformer has {model.editing_depth} blocks, the image encoder "
+            f"only {model.image_depth}"
+        )
+
+
+def fingerprint(words: Sequence[str]) -> str:
+    """A hash of a vocabulary's entries in their order."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def _other_words(found: Mapping[str, Any], folder: str, words: Sequence[str], vocab: str) -> Iterator[str]:
+    known, own = found["vocabulary"], found["towers"]["text_encoder"]["vocab_size"]
+    cure = f"set config.data.vocab={folder}" if known else "set config.data.vocab to the folder of its vocab.txt"
+    if own != len(words):
+        yield f"its word table has {own} entries, config.data.vocab = {vocab!r} has {len(words)}: {cure}"
+    elif known not in (None, fingerprint(words)):
+        yield f"its words are others than those of config.data.vocab = {vocab!r}: {cure}"

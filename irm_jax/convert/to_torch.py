@@ -1,0 +1,112 @@
+"""Back to PyTorch: converted weights, or the parameters of a run, as a safetensors file with the original names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from irm_jax import checkpoint
+from irm_jax.convert import albef, bert, folder, irm_release, pass_vit, vit
+from irm_jax.convert.rules import Rule, Taken, give_back, unscanned
+from irm_jax.convert.source import ConvertError
+from irm_jax.models import presets
+
+KINDS: dict[str, tuple[tuple[str, str, Sequence[Rule]], ...]] = {
+    "bert": (("text_encoder/", "", bert.RULES),),
+    "vit": (("template_encoder/", "", vit.TIMM),),
+    "pass": (("image_encoder/", "", pass_vit.RULES),),
+    "albef": (
+        ("text_encoder/", albef.TEXT_PREFIX, bert.RULES), ("template_encoder/", albef.IMAGE_PREFIX, vit.TIMM),
+    ),
+    "irm_release": (
+        ("image_encoder/", irm_release.IMAGE_PREFIX, pass_vit.RULES),
+        ("template_encoder/", irm_release.TEMPLATE_PREFIX, vit.TIMM),
+        ("text_encoder/", irm_release.TEXT_PREFIX, bert.RULES),
+        ("editing_transformer/", "", irm_release.EDITING),
+        ("", "", irm_release.REST),
+    ),
+}  # fmt: skip
+"""Of each kind: what of the model's paths becomes which names."""
+PER_STREAM = "batch_stats/edited_neck/statistics/"
+"""Running statistics that a run has for each stream and the released model for both together."""
+
+
+def export_folder(source: str | Path, file: str | Path) -> tuple[list[str], list[str]]:
+    """A converted folder -> `file`: each tensor that was taken, bit by bit as it was. Returns (written, left)."""
+    record, arrays = folder.load(source)
+
+    def sizes(path: str) -> Any:
+        return record["towers"].get(path.partition("/")[0], {})
+
+    tensors = give_back(folder.taken(record), arrays, sizes)
+    save_file(tensors, str(file))
+    return sorted(tensors), [name for name, _ in record["left"]]
+
+
+def export_run(workdir: str | Path, kind: str, file: str | Path, step: Any = None) -> tuple[list[str], list[str]]:
+    """The newest checkpoint of a run (or `step`) -> `file`, its tensors named as in a file of `kind`.
+
+    The word table keeps the rows that pad it, the identity heads their padded columns.
+    Returns (written names, our arrays that such a file has no place for). Raises ConvertError for a model with a
+    convolutional stem, or with other part tokens than the kind has.
+    """
+    directory = Path(workdir).expanduser() / "checkpoints"
+    _, saved = checkpoint.read_metadata(directory, step)
+    model = presets.from_options(ConfigDict(saved["config"]).model.to_dict())
+    saved_arrays = checkpoint.array_shapes(directory, step)
+    wanted = {p: x for p, x in saved_arrays.items() if p.startswith(("params/", "batch_stats/"))}
+    restored, _ = checkpoint.restore_for_evaluation(directory, unflatten_dict(wanted, sep="/"), step)
+    found = flatten_dict(jax.tree.map(np.asarray, restored), sep="/")
+    arrays = {path.removeprefix("params/"): array for path, array in found.items()}
+    arrays = unscanned(arrays)
+    taken, left = [], []
+    for path, array in arrays.items():
+        pieces = [] if path.startswith(PER_STREAM) else _pieces(kind, path, array)
+        taken.extend(pieces)
+        if not pieces:
+            left.append(path)
+    if not taken:
+        raise ConvertError(f"{workdir} holds nothing that a file of kind {kind} has a place for")
+    _check_layout(kind, arrays)
+    heads = {"image": model.image_heads, "template": model.template_heads, "text": model.text_heads}
+
+    def sizes(path: str) -> Any:
+        return {"width": model.width, "heads": heads.get(path.partition("_")[0], model.image_heads)}
+
+    tensors = give_back(taken, arrays, sizes)
+    save_file(tensors, str(file))
+    return sorted(tensors), left
+
+
+def _pieces(kind: str, path: str, array: np.ndarray) -> list[Taken]:
+    for tower, prefix, rules in KINDS[kind]:
+        if not path.startswith(tower):
+            continue
+        found: dict[tuple[str, int], Taken] = {}
+        for rule in rules:
+            name = rule.match_path(path.removeprefix(tower))
+            if name is not None and not name.endswith((".gamma", ".beta")):
+                found[name, rule.slot] = Taken(prefix + name, path, rule.layout, rule.slot, None, str(array.dtype))
+        if found:
+            return list(found.values())
+    return []
+
+
+def _check_layout(kind: str, arrays: dict[str, np.ndarray]) -> None:
+    for tower, _, rules in KINDS[kind]:
+        tokens = arrays.get(f"{tower}special_tokens")
+        wanted = sum(rule.path == "special_tokens" for rule in rules)
+        if tokens is not None and wanted and tokens.shape[1] != wanted:
+            raise ConvertError(
+                f"{tower}special_tokens holds {tokens.shape[1]} tokens, a file of kind {kind} {wanted}: choose another "
+                "--kind"
+            )
+        if any(path.startswith(f"{tower}patch_embedding/conv_") for path in arrays) and tower:
+            raise ConvertError(f"{tower} has a convolutional stem, which no file of kind {kind} has")

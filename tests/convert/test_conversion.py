@@ -1,0 +1,208 @@
+"""Conversions: every tensor is accounted for, what does not fit is refused, the way back is exact to the last bit."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import weights
+from safetensors.numpy import load_file, save_file
+
+from irm_jax.convert import __main__ as command
+from irm_jax.convert import conversion, folder, manifest, to_torch
+from irm_jax.convert.conversion import Options, convert
+from irm_jax.convert.rules import LAYOUTS
+from irm_jax.convert.source import ConvertError, Source
+
+CASES = {
+    "bert": (weights.bert("bert."), Options(heads=2)),
+    "vit": (weights.vit(), Options(heads=2)),
+    "pass": (weights.pass_vit("teacher.module.backbone.") | weights.pass_vit("student.module.backbone."), Options(2)),
+    "albef": (
+        weights.bert("model.text_encoder.bert.", 4, 2) | weights.vit("model.visual_encoder.")
+        | weights.vit("model.visual_encoder_m."), Options(heads=2),
+    ),
+    "irm_release": (weights.irm_release(), Options(heads=2)),
+}  # fmt: skip
+
+
+def converted(kind, tmp_path, shapes=None, options=None, dtype="float32"):
+    file = tmp_path / "weights.safetensors"
+    tensors = weights.write(shapes or CASES[kind][0], file, dtype)
+    source = Source(file)
+    return tensors, source, convert(kind, source, options or CASES[kind][1])
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_every_tensor_is_taken_or_left_with_a_reason_and_the_way_back_is_exact(kind, tmp_path):
+    tensors, source, found = converted(kind, tmp_path, dtype="float16" if kind == "vit" else "float32")
+    taken, left = {piece.name for piece in found.taken}, dict(found.left)
+    assert taken.isdisjoint(left)
+    assert taken | set(left) == set(tensors)
+    assert found.initial == []
+    unknown = {name for name, why in left.items() if conversion.UNKNOWN in why}
+    assert unknown == {name for name in tensors if name.startswith("student.")}
+    if kind == "albef":  # layers with cross-attention have no place, in their self-attention neither
+        assert found.towers["text_encoder"]["depth"] == 2
+        assert "cross-attention" in left["model.text_encoder.bert.encoder.layer.2.attention.self.query.weight"]
+
+    out = folder.save(found, source, tmp_path / "out")
+    written, left_there = to_torch.export_folder(out, tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    assert sorted(back) == written == sorted(taken)
+    assert left_there == list(left)
+    for name, tensor in back.items():
+        assert (tensor.dtype, tensor.shape) == (tensors[name].dtype, tensors[name].shape)
+        np.testing.assert_array_equal(tensor, tensors[name], err_msg=name)
+
+
+def test_bfloat16_weights(tmp_path):
+    shapes = weights.bert()
+    rng = np.random.default_rng(0)
+    save_file({n: rng.normal(size=s).astype(ml_dtypes.bfloat16) for n, s in shapes.items()}, tmp_path / "w.safetensors")
+    source = Source(tmp_path / "w.safetensors")
+    out = folder.save(convert("bert", source, Options(heads=2)), source, tmp_path / "out")
+    to_torch.export_folder(out, tmp_path / "back.safetensors")
+    for name, tensor in Source(tmp_path / "back.safetensors").tensors.items():
+        assert tensor.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(tensor, source.tensors[name])
+
+
+def test_other_numbers_are_refused(tmp_path):
+    with pytest.raises(ConvertError, match="is float64, not float32, float16, bfloat16"):
+        converted("bert", tmp_path, weights.bert(), dtype="float64")
+
+
+def test_layouts_by_hand():
+    """Width 4, two heads of two: which number goes where."""
+    sizes = {"width": 4, "heads": 2, "grid": (2, 1)}
+    query = np.arange(16.0).reshape(4, 4)  # [out, in]
+    kernel = LAYOUTS["head_kernel"].there(query, sizes)
+    assert kernel.shape == (4, 1, 2, 2)
+    assert kernel[3, 0, 1, 0] == query[2, 3]  # out 2 is head 1's first number
+    fused = np.arange(48.0).reshape(12, 4)
+    assert LAYOUTS["fused_kernel"].there(fused, sizes)[1, 2, 1, 1] == fused[8 + 3, 1]
+    assert LAYOUTS["output_kernel"].there(query, sizes)[1, 0, 3] == query[3, 2]
+    patch = np.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
+    assert LAYOUTS["convolution"].there(patch, sizes)[1, 2, 0, 1] == patch[1, 0, 1, 2]
+    positions = np.arange(3.0).reshape(1, 3, 1)
+    assert LAYOUTS["other_positions"].there(positions, sizes).tolist() == [[[[1.0]], [[2.0]]]]
+
+
+def test_names_of_the_first_bert_files(tmp_path):
+    """LayerNorm.gamma and .beta, as in files of 2018."""
+    tensors, _, found = converted("bert", tmp_path, weights.bert())
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(old, tmp_path / "old.safetensors")
+    again = convert("bert", Source(tmp_path / "old.safetensors"), Options(heads=2))
+    assert again.initial == []
+    for path, array in found.arrays.items():
+        np.testing.assert_array_equal(again.arrays[path], array)
+
+
+WRONG = {
+    "no heads": ("bert", weights.bert(), Options(), "attention heads does not show.*--heads"),
+    "heads that do not divide": ("bert", weights.bert(), Options(heads=3), "no 3 equal heads"),
+    "another kind": ("pass", weights.bert(), Options(), "none with patch_embed.proj.weight"),
+    "a plain ViT as PASS": ("pass", weights.vit(), Options(heads=2), "say --hw_ratio"),
+    "no square grid": ("vit", weights.vit() | {"pos_embed": (1, 9, 8)}, Options(heads=2), "8 patch pos.*hw_ratio"),
+    "two towers": ("vit", weights.vit("a.") | weights.vit("b."), Options(heads=2), "'a.', 'b.'; name one by --prefix"),
+    "a layer is missing": (
+        "vit", {n: s for n, s in weights.vit(layers=3).items() if not n.startswith("blocks.1.")}, Options(heads=2),
+        r"numbered \[0, 2\]",
+    ),
+    "a shape": (
+        "vit", weights.vit() | {"blocks.1.mlp.fc2.weight": (8, 11)}, Options(heads=2),
+        r"blocks.1.mlp.fc2.weight \(8, 11\) gives .*contract/kernel \[11, 8\], the model has \[12, 8\]",
+    ),
+    "register tokens": ("vit", weights.vit() | {"reg_token": (1, 4, 8)}, Options(heads=2), "reg_token cannot be conv"),
+    "distilled": ("vit", weights.vit() | {"dist_token": (1, 1, 8)}, Options(heads=2), "distilled DeiT"),
+    "cross-attention as bert": ("bert", weights.bert("", 2, 1), Options(heads=2), "use --kind albef"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_fit_is_refused(case, tmp_path):
+    kind, shapes, options, message = WRONG[case]
+    with pytest.raises(ConvertError, match=message):
+        converted(kind, tmp_path, shapes, options)
+
+
+def test_a_neck_with_a_bias_is_another_model(tmp_path):
+    tensors, _, _ = converted("irm_release", tmp_path)
+    tensors["module.feat_bn.bias"][3] = 0.1
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(ConvertError, match=r"feat_bn\.bias is not 0"):
+        convert("irm_release", Source(tmp_path / "w.safetensors"), Options(heads=2))
+
+
+def test_where_the_editing_transformer_of_a_released_model_comes_from(tmp_path):
+    """Copies that never learned have norms of exactly 1 and 0; then the image encoder's first and last block ran."""
+    tensors, source, found = converted("irm_release", tmp_path)
+    path = "blocks/layer_{}/attention/output/kernel"
+    first, second = (f"editing_transformer/{path.format(i)}" for i in (0, 1))
+    fused = tensors["module.fusion.1.attn.proj.weight"].T.reshape(2, 4, 8)
+    np.testing.assert_array_equal(found.arrays[second], fused)
+    for name in tensors:
+        if name.startswith("module.fusion.") and ".norm" in name:
+            tensors[name] = np.full_like(tensors[name], name.endswith("weight"))
+    save_file(tensors, tmp_path / "untrained.safetensors")
+    untrained = Source(tmp_path / "untrained.safetensors")
+    for asked, file in (("auto", untrained), ("encoder", source)):
+        found = convert("irm_release", file, Options(heads=2, editing=asked))
+        np.testing.assert_array_equal(found.arrays[first], found.arrays[f"image_encoder/{path.format(0)}"])
+        np.testing.assert_array_equal(found.arrays[second], found.arrays[f"image_encoder/{path.format(1)}"])
+        assert "never ran" in dict(found.left)["module.fusion.1.attn.proj.weight"]
+        assert "which ran in its place" in found.notes[0]
+    found = convert("irm_release", untrained, Options(heads=2, editing="fusion"))
+    np.testing.assert_array_equal(found.arrays[second], fused)
+
+
+def test_folders_and_broken_files(tmp_path):
+    tensors = weights.write(weights.bert(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 2}))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(15))]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {w: i for i, w in enumerate(words)}}}))
+    source = Source(tmp_path)
+    out = folder.save(convert("bert", source, Options()), source, tmp_path / "out")
+    assert (out / "vocab.txt").read_text().split("\n")[:-1] == words
+    assert manifest.read(out)["vocabulary"] == manifest.fingerprint(words)
+    with pytest.raises(ConvertError, match="holds a conversion already"):
+        folder.save(convert("bert", source, Options()), source, out)
+    # The same in two shards: the same tensors.
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    halves = list(tensors)[::2], list(tensors)[1::2]
+    places = {name: f"{i}.safetensors" for i, names in enumerate(halves) for name in names}
+    for i, names in enumerate(halves):
+        save_file({name: tensors[name] for name in names}, sharded / f"{i}.safetensors")
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert set(Source(sharded).tensors) == set(tensors)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:500])
+    with pytest.raises(ConvertError, match=r"cut\.safetensors is no readable weight file"):
+        Source(tmp_path / "cut.safetensors")
+    with pytest.raises(ConvertError, match="no file or folder"):
+        Source(tmp_path / "nothing.pth")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConvertError, match=r"holds none of model\.safetensors"):
+        Source(tmp_path / "empty")
+
+
+def test_the_command_prints_what_became_of_every_tensor(tmp_path, capsys):
+    file = tmp_path / "weights.safetensors"
+    weights.write(weights.vit() | {"mystery": (2,)}, file)
+    arguments = ["--kind", "vit", "--source", str(file), "--out", str(tmp_path / "out"), "--heads", "2"]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "blocks.N.attn.qkv.weight [24, 8] -> image_encoder/blocks/layer_N/attention/query_key_value/kernel" in printed
+    )
+    assert "head.weight (classifier of the pre-training data)" in printed
+    assert "left: 3 tensors, of them 1 UNKNOWN" in printed
+    assert "mystery (no rule knows this name)" in printed
+    assert command.main(arguments) == 2  # the folder is there already
+    assert command.main(["--source", str(tmp_path / "out"), "--to_torch", str(tmp_path / "b.safetensors")]) == 0
+    assert "not in it: 3" in capsys.readouterr().out

@@ -1,0 +1,235 @@
+"""Converted weights in a fresh state: what is filled, what stays, what is resized, and what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import weights
+from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs import default, procedural
+from irm_jax import checkpoint, evaluate, sharding, state
+from irm_jax.config_check import ConfigError, check
+from irm_jax.convert import folder, manifest, positions, to_torch
+from irm_jax.convert.conversion import Options, convert
+from irm_jax.convert.source import ConvertError, Source
+from irm_jax.convert.warm_start import Sources, _filled, _scanned, warm_start
+from irm_jax.losses.instruction_similarity import init_mean
+from irm_jax.models import presets
+from irm_jax.models.irm import IRM, initialise
+from irm_jax.momentum import averaged_part
+from irm_jax.state import TrainState
+
+SIZES = {
+    "width": 8, "image_size": (24, 12), "image_depth": 2, "image_heads": 2, "patch": 4, "stride": 4, "stem": "patch",
+    "text_depth": 1, "text_heads": 2, "max_length": 10, "instruction_image_size": (16, 16), "template_depth": 2,
+    "template_heads": 2, "template_patch": 4, "template_stem": "patch", "projection_width": 6, "mlp_ratio": 1.5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A conversion of every kind."""
+    found = {}
+    for kind, shapes in (
+        ("bert", weights.bert()), ("vit", weights.vit()), ("pass", weights.pass_vit()),
+        ("irm_release", weights.irm_release()),
+    ):  # fmt: skip
+        place = tmp_path_factory.mktemp(kind)
+        weights.write(shapes, place / "w.safetensors")
+        if kind == "irm_release":
+            words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno"]
+            (place / "vocab.txt").write_text("\n".join(words) + "\n")
+        source = Source(place / "w.safetensors")
+        found[kind] = str(folder.save(convert(kind, source, Options(heads=2)), source, place / "out"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """A model, and its state of ones in the layouts of a mesh of eight devices, with a momentum model."""
+    model = presets.preset("small", **SIZES, vocab_size=32, num_identities=16)
+    shapes = jax.eval_shape(
+        lambda: IRM(model).init(jax.random.key(0), jnp.ones((1, model.max_length), jnp.int32), method=initialise)
+    )
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    whole = jax.device_put(ones, NamedSharding(mesh, PartitionSpec()))
+    params, text = whole["params"], whole["params"]["text_encoder"]
+    split = NamedSharding(mesh, PartitionSpec("model", "fsdp"))
+    text["word_embedding"] = jax.device_put(text["word_embedding"], split)
+    return model, TrainState(
+        jnp.zeros((), jnp.int32), params, whole["batch_stats"], init_mean(2, 8), (), averaged_part(params)
+    )
+
+
+def test_towers_fill_their_part_and_nothing_else(folders, fresh):
+    model, before = fresh
+    sources = Sources(image_encoder=folders["pass"], text_encoder=folders["bert"], template_encoder=folders["vit"])
+    started = warm_start(before, model, sources)
+    found = flatten_dict(started.params, sep="/")
+    unchanged = flatten_dict(before.params, sep="/")
+    _, image = folder.load(folders["pass"])
+    _, text = folder.load(folders["bert"])
+    _, plain = folder.load(folders["vit"])
+    for path, leaf in found.items():
+        assert leaf.sharding.is_equivalent_to(unchanged[path].sharding, leaf.ndim), path
+        np.testing.assert_array_equal(started.momentum_params.get(path.split("/")[0]) is None, path.startswith("head_"))
+        if not path.startswith(("image_encoder", "text_encoder", "template_encoder")):
+            np.testing.assert_array_equal(leaf, np.ones_like(leaf), err_msg=path)
+    # PASS: all four special tokens, positions from 4 x 2 to 6 x 3 patches.
+    np.testing.assert_array_equal(found["image_encoder/special_tokens"], image["image_encoder/special_tokens"])
+    resized = positions.resize(image["image_encoder/grid_positions"], (6, 3), "bilinear")
+    np.testing.assert_array_equal(found["image_encoder/grid_positions"], resized)
+    # BERT: one of its two layers, ten of its sixteen positions, its twenty words in a table of 32.
+    words = np.asarray(found["text_encoder/word_embedding"])
+    np.testing.assert_array_equal(words[:20], text["text_encoder/word_embedding"])
+    np.testing.assert_array_equal(words[20:], 1)
+    np.testing.assert_array_equal(
+        found["text_encoder/position_embedding"], text["text_encoder/position_embedding"][:10]
+    )
+    assert sum(path.startswith("text_encoder/blocks/layer_") for path in found) == 16 - 4
+    # A plain ViT as template encoder: from its image encoder, layer scale in the output layers.
+    kernel = "blocks/layer_1/mlp/contract/kernel"
+    scaled = plain[f"image_encoder/{kernel}"] * plain["image_encoder/layer_scale/1/mlp"]
+    np.testing.assert_array_equal(found[f"template_encoder/{kernel}"], scaled)
+    expand = "blocks/layer_1/mlp/expand/kernel"
+    np.testing.assert_array_equal(found[f"template_encoder/{expand}"], plain[f"image_encoder/{expand}"])
+
+
+def test_fewer_and_more_special_tokens(folders, fresh):
+    """A plain ViT in a model with part tokens fills the class token; PASS in one without gives its class token."""
+    sources = Sources(image_encoder=folders["vit"], template_encoder=folders["pass"])
+    params = warm_start(fresh[1], fresh[0], sources).params
+    tokens = params["image_encoder"]["special_tokens"]
+    np.testing.assert_array_equal(tokens[:, :1], folder.load(folders["vit"])[1]["image_encoder/special_tokens"])
+    np.testing.assert_array_equal(tokens[:, 1:], 1)
+    tokens = params["template_encoder"]["special_tokens"]
+    np.testing.assert_array_equal(tokens, folder.load(folders["pass"])[1]["image_encoder/special_tokens"][:, :1])
+
+
+def test_a_whole_released_model(folders, fresh):
+    started = warm_start(fresh[1], fresh[0], Sources(model=folders["irm_release"]))
+    _, arrays = folder.load(folders["irm_release"])
+    params, stats = flatten_dict(started.params, sep="/"), flatten_dict(started.batch_stats, sep="/")
+    # The heads are of other identities and stay; everything else is filled.
+    assert {p for p, x in params.items() if np.all(np.asarray(x) == 1)} == {"head_cls", "head_person", "head_guided"}
+    variance = np.asarray(stats["edited_neck/statistics/var"])
+    np.testing.assert_array_equal(variance[:8], arrays["batch_stats/edited_neck/statistics/var"][:8])
+    np.testing.assert_array_equal(variance[:8], variance[8:])
+    path = "editing_transformer/blocks/layer_1/mlp/expand/kernel"
+    np.testing.assert_array_equal(params[path], arrays[path])
+
+
+def test_scanned_layers_are_stacked():
+    arrays = {f"a/blocks/layer_{i}/kernel": np.full(2, i) for i in range(11)}
+    arrays |= {"editing_transformer/blocks/layer_0/kernel": np.ones(2), "a/norm": np.ones(1)}
+    found = _scanned(arrays)
+    assert found["a/blocks/layers/block/kernel"].tolist() == [[i, i] for i in range(11)]
+    assert set(found) == {"a/blocks/layers/block/kernel", "editing_transformer/blocks/layer_0/kernel", "a/norm"}
+
+
+def test_a_tower_replaces_that_of_the_model_and_the_editing_blocks_can_follow_it(folders, fresh):
+    model, before = fresh
+    sources = Sources(model=folders["irm_release"], image_encoder=folders["pass"], editing_blocks=True)
+    params = flatten_dict(warm_start(before, model, sources).params, sep="/")
+    _, image = folder.load(folders["pass"])
+    for path, array in image.items():
+        if "/blocks/" in path:
+            np.testing.assert_array_equal(params[path], array)
+            np.testing.assert_array_equal(params[path.replace("image_encoder", "editing_transformer")], array)
+
+
+def test_a_run_goes_out_in_released_names_and_comes_back(folders, fresh, tmp_path):
+    """A checkpoint as a released file, converted again: the same model, but for statistics that file cannot hold."""
+    model, before = fresh
+    started = warm_start(before, model, Sources(model=folders["irm_release"], editing_blocks=True))
+    config = default.get_config()
+    config.model.update({**SIZES, "preset": "small"})
+    with checkpoint.Checkpointer(tmp_path / "run" / "checkpoints", async_=False) as checkpoints:
+        parts = jax.device_get({"params": started.params, "batch_stats": started.batch_stats})
+        checkpoints.save(3, parts, {"config": config.to_dict()})
+    file = tmp_path / "out.safetensors"
+    written, left = to_torch.export_run(tmp_path / "run", "irm_release", file)
+    assert "visual_encoder.part_token2" in written
+    assert left == [f"batch_stats/edited_neck/statistics/{name}" for name in ("mean", "var")]
+    source = Source(file)
+    back = convert("irm_release", source, Options(heads=2))
+    assert back.left == []
+    for path, leaf in flatten_dict(started.params, sep="/").items():
+        np.testing.assert_array_equal(back.arrays[path], leaf, err_msg=path)
+    assert set(back.initial) == set(left)
+    with pytest.raises(ConvertError, match="special_tokens holds 4 tokens, a file of kind vit 1"):
+        to_torch._check_layout("vit", {"template_encoder/special_tokens": np.ones((1, 4, 8))})
+
+
+def test_what_does_not_fit_is_named_with_both_sides():
+    tree = {"bias": np.ones((3, 4, 2), np.float32)}
+    with pytest.raises(ConvertError, match=r"bias: the source has \[3, 2, 4\], the model \[3, 4, 2\]"):
+        _filled(tree, {"bias": np.ones((3, 2, 4), np.float32)})
+    with pytest.raises(ConvertError, match=r"scale \[2\] has no place in this model"):
+        _filled(tree, {"scale": np.ones(2, np.float32)})
+
+
+def test_nothing_asked_nothing_changed(fresh):
+    assert warm_start(fresh[1], fresh[0], Sources()) is fresh[1]
+
+
+def test_the_configuration_is_checked_before_anything_starts(folders):
+    config = procedural.get_config()
+    config.model.update({**SIZES, "part_tokens": 3})
+    check(config)
+    config.init.image_encoder = folders["pass"]
+    check(config)
+    for key, value, message in (
+        ("image_heads", 4, "it has image_heads 2, the model 4: set config.model.image_heads=2"),
+        ("image_depth", 3, "it has image_depth 2, the model 3"),
+        ("patch", 3, "it has patches of 4 pixels, the model of 3: set config.model.patch=4"),
+        ("stem", "conv", "set config.model.stem=patch"),
+        ("mlp_ratio", 2.0, "it has mlp_ratio 1.5"),
+    ):
+        before = config.model[key]
+        config.model.update({key: value})
+        with pytest.raises(ConfigError, match=message):
+            check(config)
+        config.model.update({key: before})
+    config.init.text_encoder = folders["bert"]
+    with pytest.raises(ConfigError, match=r"word table has 20 entries, config.data.vocab = 'builtin' has \d+: set"):
+        check(config)
+    config.init.update({"text_encoder": "", "model": folders["pass"]})
+    with pytest.raises(ConfigError, match=r"kind pass without template_encoder, text_encoder is no whole model"):
+        check(config)
+    config.init.update({"model": "/nowhere"})
+    with pytest.raises(ConfigError, match=r"/nowhere holds no readable manifest.json"):
+        check(config)
+
+
+def test_converted_weights_can_be_evaluated_without_training(folders, fresh, monkeypatch):
+    monkeypatch.setattr(state, "create_state", lambda *_: fresh[1])
+    config = procedural.get_config()
+    config.model.update({**SIZES, "vocab_multiple": 32})
+    config.init.model = config.data.vocab = folders["irm_release"]
+    check(config)
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "model": 1}, jax.devices()[:2])
+    embedder = evaluate.converted(config, mesh)
+    _, arrays = folder.load(folders["irm_release"])
+    found = flatten_dict(embedder.variables["params"], sep="/")
+    np.testing.assert_array_equal(found["text_encoder/word_embedding"][:20], arrays["text_encoder/word_embedding"])
+    np.testing.assert_array_equal(found["edited_neck/scale"], arrays["edited_neck/scale"])
+    assert embedder.tokenizer.vocab_size == 20
+
+
+def test_words_must_be_the_same_ones(folders):
+    found = {**manifest.read(folders["bert"]), "vocabulary": manifest.fingerprint(["a", "b"])}
+    found["towers"]["text_encoder"]["vocab_size"] = 2
+    assert list(manifest._other_words(found, "X", ["a", "b"], "Y")) == []
+    assert "others than those of config.data.vocab = 'Y': set config.data.vocab=X" in next(
+        manifest._other_words(found, "X", ["b", "a"], "Y")
+    )
+
+
+def test_sources_are_the_keys_of_the_configuration():
+    assert sorted(default.get_config().init) == sorted(field.name for field in dataclasses.fields(Sources))
