@@ -23,8 +23,10 @@ from pathlib import Path
 import numpy as np
 
 TASKS = ("trad", "cc", "ctcc", "vi", "t2i", "li")
-BANK = ("--config.memory_bank.size=2048", "--config.memory_bank.ramp_steps=100")
-CAPTIONS = ("--config.model.fusion_depth=2", "--config.text_to_image.soft_ramp_steps=100")
+# The runs are short, so the momentum model must follow faster than at paper scale.
+FAST = "--config.momentum.decay=0.9"
+BANK = ("--config.memory_bank.size=2048", "--config.memory_bank.ramp_steps=100", FAST)
+CAPTIONS = (FAST, "--config.model.fusion_depth=2", "--config.text_to_image.soft_ramp_steps=100")
 CONTRAST = (*CAPTIONS, "--config.text_to_image.momentum_contrast=True", "--config.text_to_image.queue_size=2048")
 STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     "bank": {
