@@ -184,9 +184,8 @@ class BatchMaker:
                     for view, stream in VIEWS.items()
                     if view in group
                 }
-                self._fill_block(group, local, layout, source, drawn, draws, keys)
-                if "key_tokens" in group:
-                    self._fill_key_captions(group, local, layout, source, drawn, step, number, block)
+                other = pk_sampling.random_stream(self.seed, pk_sampling.KEY_CAPTION_STREAM, step, number, block)
+                self._fill_block(group, local, layout, source, drawn, draws, other, keys)
             if layout.group != "caption":
                 group["attributes"][:, rows] = columns.attributes[drawn.record]
                 self._fill_instructions(group, rows, layout, columns, drawn, keys)
@@ -199,10 +198,11 @@ class BatchMaker:
         source: UnitSource,
         drawn: pk_sampling.UnitSample,
         draws: Mapping[str, np.ndarray],
+        other: np.random.Generator,
         keys: np.ndarray,
     ) -> None:
         """Images and instructions of one unit in one block; `draws` holds uniform numbers f64[rows, DRAWS] a view,
-        `keys` i32[R, slots] receives the instructions' keys."""
+        `other` chooses the key captions, `keys` i32[R, slots] receives the instructions' keys."""
         slot_record = drawn.slot_record[local]
         ids = np.unique(np.concatenate([drawn.record[local], slot_record])).tolist()
         records = {i: source.reader[i] for i in ids}
@@ -229,32 +229,17 @@ class BatchMaker:
         tokens = self.tokenizer.encode([records[record]["sentences"][choice] for record, choice in chosen])
         keys[local] = [zlib.crc32(row.tobytes()) & _KEY_BITS for row in np.ascontiguousarray(tokens, np.int32)]
         if layout.group == "caption":
-            group["tokens"][local, layout.row : layout.row + layout.rows] = tokens
+            rows = slice(layout.row, layout.row + layout.rows)
+            group["tokens"][local, rows] = tokens
+            if "key_tokens" in group:
+                shares = other.random(layout.slots).tolist()
+                captions = [
+                    another_caption(records[record]["sentences"], choice, share)
+                    for (record, choice), share in zip(chosen, shares, strict=True)
+                ]
+                group["key_tokens"][local, rows] = self.tokenizer.encode(captions)
         else:
             group["table"][local, layout.slot : layout.slot + layout.slots] = tokens
-
-    def _fill_key_captions(
-        self,
-        group: Mapping[str, np.ndarray],
-        local: int,
-        layout: UnitLayout,
-        source: UnitSource,
-        drawn: pk_sampling.UnitSample,
-        step: int,
-        number: int,
-        block: int,
-    ) -> None:
-        """Another caption of each row's image: any but the row's own, the same if there is no other."""
-        stream = pk_sampling.random_stream(self.seed, pk_sampling.KEY_CAPTION_STREAM, step, number, block)
-        uniform = stream.random(layout.slots)
-        sentences = []
-        own = zip(drawn.slot_record[local].tolist(), drawn.slot_choice[local].tolist(), strict=True)
-        for (record, choice), share in zip(own, uniform.tolist(), strict=True):
-            choices = source.reader[record]["sentences"]
-            others = len(choices) - 1
-            sentences.append(choices[(choice + 1 + int(share * others)) % len(choices)] if others else choices[0])
-        rows = slice(layout.row, layout.row + layout.rows)
-        group["key_tokens"][local, rows] = self.tokenizer.encode(sentences)
 
     def _fill_instructions(
         self,
@@ -281,6 +266,12 @@ class BatchMaker:
             valid = drawn.composed_valid
             group["composed_attributes"][:, composed] = np.where(valid[..., None], wanted, schema.UNKNOWN)
             group["composed_valid"][:, composed] = valid
+
+
+def another_caption(captions: Sequence[str], own: int, share: float) -> str:
+    """Any caption of an image but number `own`, chosen by `share` in [0, 1); the same one if there is no other."""
+    others = len(captions) - 1
+    return captions[(own + 1 + int(share * others)) % len(captions)] if others else captions[0]
 
 
 def decode_record(data: bytes, size: Size, where: str, record: int, file: str) -> np.ndarray:
