@@ -70,10 +70,10 @@ def replace_words(
     return {**batch, "caption": group}, Draws(draws.selected, replaced, keys.masked)
 
 
-def caption_keys(rows: CaptionKeyRows, group: Mapping[str, Array]) -> CaptionKeys:
-    """The momentum model's projections of the caption rows as unit keys [R*b, P]."""
+def caption_keys(image: Array, text: Array, group: Mapping[str, Array]) -> CaptionKeys:
+    """The momentum model's projections [R, b, P] of the caption rows as unit keys [R*b, P]."""
     identity = jnp.where(join([group["valid"]]), join([group["identity"]]), memory_bank.EMPTY)
-    return CaptionKeys(unit_rows(flat(rows.image)), unit_rows(flat(rows.text)), identity)
+    return CaptionKeys(unit_rows(flat(image)), unit_rows(flat(text)), identity)
 
 
 def caption_loss(

@@ -95,14 +95,16 @@ def make_train_step(
         params = {**state.params, **state.momentum_params}
         rows, _ = model.apply(
             {"params": params, "batch_stats": state.batch_stats}, batch, constants, mutable=["batch_stats"],
-            method="keys", embeddings=options.bank is not None, captions=of_captions,
+            method="keys", embeddings=options.bank is not None, captions=of_captions, contrast=options.captions.queue,
         )  # fmt: skip
         rows = jax.lax.stop_gradient(rows)
         entries = batch_entries(rows, state.instruction_mean, batch, options) if options.bank is not None else None
         caption_keys = None
         if rows.caption is not None:
             assert drawn is not None
-            caption_keys = text_to_image.caption_keys(rows.caption, batch["caption"])
+            if rows.caption.projections is not None:
+                image, text = rows.caption.projections
+                caption_keys = text_to_image.caption_keys(image, text, batch["caption"])
             replace_key = jax.random.fold_in(key, REPLACEMENTS)
             batch, drawn = text_to_image.replace_words(batch, drawn, rows.caption, replace_key, options.captions)
         return Keys(entries, caption_keys), batch, drawn

@@ -193,6 +193,8 @@ def test_the_state_is_restored_into_another_mesh(config, trained_run, mesh, monk
     table = there.params["text_encoder"]["word_embedding"]
     assert len(table.sharding.device_set) == np.prod(mesh)
     assert table.addressable_shards[0].data.size == table.size // (mesh[1] * mesh[2])
+    for bank in (there.memory_bank.entries.key, there.caption_queue.entries.text):
+        assert bank.addressable_shards[0].data.size == bank.size // (mesh[0] * mesh[1])
 
 
 def test_another_batch_is_another_plan(config, halfway):

@@ -15,7 +15,8 @@ PAIRS_AT_ONCE = 256
 class CaptionMatcher:
     """Called with i[P] captions and i[P] images it gives f32[P], larger for pairs that belong together more.
 
-    `captions`: the sentences; `image_tokens` f32[G, K, D]. Pairs are judged in batches of one size.
+    `captions`: the sentences; `image_tokens` f32[G, K, D]. Pairs are judged in batches of one size, and each pair of
+    a sentence and an image once: several protocols ask for the same ones.
     """
 
     def __init__(self, embedder: EmbeddingModel, captions: list[str], image_tokens: np.ndarray) -> None:
@@ -23,14 +24,24 @@ class CaptionMatcher:
         self._embedder, self._images = embedder, image_tokens
         self._tokens, self._mask = embedder.caption_tokens([str(s) for s in distinct])
         pieces = sharding.row_shards(embedder.mesh)
-        self._pairs = -(-PAIRS_AT_ONCE // pieces) * pieces
+        self._at_once = -(-PAIRS_AT_ONCE // pieces) * pieces
+        self._pairs, self._scores = np.empty(0, np.int64), np.empty(0, np.float32)  # judged so far, in order of pairs
 
     def __call__(self, captions: np.ndarray, images: np.ndarray) -> np.ndarray:
-        found = np.empty(len(captions), np.float32)
-        for start in range(0, len(captions), self._pairs):
-            rows = slice(start, min(start + self._pairs, len(captions)))
-            caption = np.resize(self._which[captions[rows]], self._pairs)
-            image = np.resize(images[rows], self._pairs)
+        pairs = self._which[captions].astype(np.int64) * len(self._images) + images
+        new = np.setdiff1d(pairs, self._pairs)
+        if len(new):
+            known = np.concatenate([self._pairs, new])
+            order = np.argsort(known)
+            self._pairs, self._scores = known[order], np.concatenate([self._scores, self._judge(new)])[order]
+        return self._scores[np.searchsorted(self._pairs, pairs)]
+
+    def _judge(self, pairs: np.ndarray) -> np.ndarray:
+        captions, images = np.divmod(pairs, len(self._images))
+        found = np.empty(len(pairs), np.float32)
+        for start in range(0, len(pairs), self._at_once):
+            rows = slice(start, min(start + self._at_once, len(pairs)))
+            caption, image = (np.resize(which[rows], self._at_once) for which in (captions, images))
             logits = self._embedder.match(self._tokens[caption], self._mask[caption], self._images[image])
             found[rows] = logits[: rows.stop - rows.start]
         return found

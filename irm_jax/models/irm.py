@@ -90,11 +90,11 @@ class KeyRows:
 
 @struct.dataclass
 class CaptionKeyRows:
-    """`image`, `text` [R, b, P] projections (not normalised); `masked`, `hidden` [R, b, L, V] logits of the words at
-    every position, of the captions as masked for each of the two objectives, None if the batch lacks them."""
+    """`projections`: of images and captions, [R, b, P] each, not normalised, None without contrast; `masked`, `hidden`
+    [R, b, L, V] logits of the words at every position, of the captions as masked for each of the two objectives, None
+    if the batch lacks them."""
 
-    image: Array
-    text: Array
+    projections: tuple[Array, Array] | None
     masked: Array | None
     hidden: Array | None
 
@@ -202,20 +202,25 @@ class IRM(nn.Module):
             heads=self.heads,
         )
 
-    def keys(self, batch: Batch, constant_tokens: Array, *, embeddings: bool, captions: bool) -> KeyRows:
+    def keys(
+        self, batch: Batch, constant_tokens: Array, *, embeddings: bool, captions: bool, contrast: bool = False
+    ) -> KeyRows:
         """The rows of a joint batch as keys: without dropout, necks with the batch's own statistics.
 
         Images and captions are the second views `key_image`, `key_tokens` where the batch has them. Statistics are
         those of the rows with an instruction, as in training; caption rows, under the neutral sentence (the last
-        constant), follow them. `embeddings`: make those of all rows; `captions`: those of the caption rows.
+        constant), follow them. `embeddings`: make those of all rows; `captions`: those of the caption rows, with their
+        projections if there is `contrast` to read them.
         """
         groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch and (embeddings or name == "caption")]
         views = [batch[name].get("key_image", batch[name]["image"]) for name in groups]
         images = dict(zip(groups, self._encode_all_images(views, train=False), strict=True))
         asked = {name: batch[name] for name in groups if name != "caption"}
         if captions:
-            group = batch["caption"]
-            asked["caption"] = {**group, "tokens": group.get("key_tokens", group["tokens"])}
+            group = {name: field for name, field in batch["caption"].items() if name != "tokens"}
+            if contrast:
+                group["tokens"] = batch["caption"].get("key_tokens", batch["caption"]["tokens"])
+            asked["caption"] = group
         sentences = self._encode_all_sentences(asked, constant_tokens, train=False)
         embedding, instruction = None, None
         if embeddings:
@@ -256,8 +261,10 @@ class IRM(nn.Module):
             words = self._words(fused)
             pieces = jnp.split(words, len(pairs), axis=1)
             logits.update(zip([n for n in logits if n in sentences], pieces, strict=True))
-        text = self.project_sentences(sentences["tokens"])
-        return CaptionKeyRows(self.project_images(image), text, logits["masked_tokens"], logits["hidden_tokens"])
+        projections = None
+        if "tokens" in sentences:
+            projections = (self.project_images(image), self.project_sentences(sentences["tokens"]))
+        return CaptionKeyRows(projections, logits["masked_tokens"], logits["hidden_tokens"])
 
     def fuse_captions(
         self,

@@ -1,9 +1,10 @@
 """The best by cosine judged again, before the rest."""
 
+import jax
 import numpy as np
 import pytest
 
-from irm_jax.evaluation.rescoring import Rescored
+from irm_jax.evaluation.rescoring import CaptionMatcher, Rescored
 
 QUERY = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
 GALLERY = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 3.0], [-1.0, 0.0]], np.float32)
@@ -37,3 +38,32 @@ def test_more_than_there_are_is_all(top):
     scores = Rescored(QUERY, GALLERY, lambda q, g: g.astype(np.float32), top=top)(np.array([0]))
     assert order(scores) == [[4, 3, 2, 1, 0]]
     assert len(np.unique(scores)) == 5
+
+
+class CountingEmbedder:
+    """Judges a caption and an image by 10 * caption + image, whose "tokens" are these numbers; counts the pairs."""
+
+    def __init__(self):
+        self.mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "model"))
+        self.asked = []
+
+    def caption_tokens(self, sentences):
+        return np.array([[float(s)] for s in sentences]), np.ones((len(sentences), 1), bool)
+
+    def match(self, tokens, mask, image):
+        assert mask.all()
+        self.asked += zip(tokens[:, 0].tolist(), image[:, 0, 0].tolist(), strict=True)
+        return 10 * tokens[:, 0] + image[:, 0, 0]
+
+
+def test_a_pair_of_sentence_and_image_is_judged_once():
+    embedder = CountingEmbedder()
+    matcher = CaptionMatcher(embedder, ["7", "3", "7"], np.arange(4.0)[:, None, None])
+    queries, images = np.array([0, 1, 2, 2]), np.array([3, 0, 3, 1])
+    np.testing.assert_array_equal(matcher(queries, images), [73, 30, 73, 71])
+    assert set(embedder.asked) == {(7.0, 3.0), (3.0, 0.0), (7.0, 1.0)}
+    embedder.asked.clear()
+    np.testing.assert_array_equal(matcher(queries[::-1], images[::-1]), [71, 73, 30, 73])
+    assert not embedder.asked
+    np.testing.assert_array_equal(matcher(np.array([1, 0]), np.array([2, 1])), [32, 71])
+    assert set(embedder.asked) == {(3.0, 2.0)}

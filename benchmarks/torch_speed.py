@@ -1,0 +1,281 @@
+"""Our model beside PyTorch on this CPU, in f32: images a second of a forward pass and of a train step, as ratios.
+
+Usage: python -m benchmarks.torch_speed --case vit|irm [--rows 8] [--pairs 5] [--compile] [--threads 2]
+
+`vit`: a plain ViT-B/16 at 256x128, timm's (torch's fused attention) against `ImageEncoder`, loss the mean of squares.
+`irm`: the whole `base` IRM with its loss under one constant sentence (task trad), `benchmarks.torch_irm` against the
+real train step. Both sides start from the same weights, and the outputs are compared before anything is timed; both
+update with AdamW (torch's fused one). Without dropout and stochastic depth on either side. The sides take turns within
+one process; a ratio above 1 says that ours is faster. Needs torch and timm (`pip install -e '.[parity]'`);
+`--compile` adds torch.compile, which needs a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from irm_jax import allocator
+
+if __name__ == "__main__":
+    allocator.restart_with_tunables()  # as a run does
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+Step = Callable[[], Any]
+HEADS, DEPTH, SIZE, PATCH, RATE, DECAY = 12, 12, (256, 128), 16, 1e-6, 5e-4
+MARGIN, ALPHA = 0.3, 3.0
+
+
+def relative(ours: Any, theirs: Any) -> float:
+    ours, theirs = np.asarray(ours), theirs.detach().numpy()
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def images(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (rows, *SIZE, 3), dtype=np.uint8)
+
+
+def vit(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
+    """The two passes of each side, by pass and side."""
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+
+    from irm_jax.convert import vit as names
+    from irm_jax.convert.rules import take
+    from irm_jax.models.image_encoder import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder
+    from irm_jax.models.transformer import BlockConfig
+
+    torch.manual_seed(0)
+    theirs = VisionTransformer(img_size=SIZE, patch_size=PATCH, num_classes=0, global_pool="token")
+    pixels = images(rows)
+    mean, std = (np.asarray(x, np.float32) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    normal = torch.tensor((pixels / np.float32(255) - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+    sizes = {"width": 768, "heads": HEADS, "grid": (SIZE[0] // PATCH, SIZE[1] // PATCH)}
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    params = unflatten_dict(take(names.RULES, tensors, sizes)[0], sep="/")
+    encoder = ImageEncoder(BlockConfig(width=768, heads=HEADS), DEPTH, SIZE, PATCH, PATCH, part_tokens=0)
+    forward = jax.jit(lambda params, image: encoder.apply({"params": params}, image, train=False).cls)
+    optimizer = optax.adamw(RATE, weight_decay=DECAY)
+
+    def step(state: Any, image: jax.Array) -> Any:
+        params, moments = state
+        loss, gradient = jax.value_and_grad(
+            lambda params: jnp.mean(encoder.apply({"params": params}, image, train=True).cls ** 2)
+        )(params)
+        updates, moments = optimizer.update(gradient, moments, params)
+        return (optax.apply_updates(params, updates), moments), loss
+
+    def torch_loss(model: Any) -> Callable[[], Any]:
+        return lambda: (model(normal) ** 2).mean()
+
+    image = jnp.asarray(pixels)
+    with torch.no_grad():
+        print(f"features differ by {relative(forward(params, image), theirs(normal)):.1e} of the largest")
+    return {
+        "forward": torch_forward(theirs, (normal,), compiled) | {"jax": lambda: forward(params, image)},
+        "step": torch_step(theirs, torch_loss, compiled)
+        | {"jax": jax_step(step, (params, optimizer.init(params)), (image,))},
+    }
+
+
+def irm(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
+    """The two passes of each side, by pass and side."""
+    import torch
+
+    from benchmarks import torch_irm
+    from data_pipelines import tasks
+    from data_pipelines.tokenizer import Tokenizer
+    from irm_jax import optimizer, sharding, state
+    from irm_jax.convert import bert, irm_release, pass_vit
+    from irm_jax.convert.rules import take
+    from irm_jax.loss_options import CaptionOptions, LossOptions
+    from irm_jax.losses.words import Vocabulary
+    from irm_jax.models import presets
+    from irm_jax.models.irm import IRM
+    from irm_jax.train_step import make_train_step
+
+    sizes = torch_irm.Sizes()
+    torch.manual_seed(0)
+    theirs = torch_irm.Model(sizes).eval()
+    tokens = Tokenizer(max_length=sizes.max_length).encode([tasks.task("trad").sentence])
+    sentences = torch.tensor(np.repeat(tokens, rows, 0)).long()
+    pixels, identity = images(rows), np.arange(rows, dtype=np.int32) // 4
+
+    # Its templates are not used; one block instead of twelve spares our optimizer weights that the other side lacks.
+    model = IRM(
+        presets.preset(
+            "base", dropout=0.0, drop_path=0.0, editing_drop_path=0.0, vocab_size=sizes.vocabulary,
+            num_identities=sizes.identities, template_depth=1, mask_instruction_padding=False,
+        )
+    )  # fmt: skip
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
+    rule = optimizer.make_optimizer(
+        learning_rate=RATE, steps=10_000, warmup_steps=0, weight_decay=DECAY, no_decay="", beta1=0.9, beta2=0.999,
+        clip_norm=0.0,
+    )  # fmt: skip
+    start = state.create_state(model, rule, tokens, 0, mesh)
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    tower = {"width": sizes.width, "heads": sizes.heads, "grid": (SIZE[0] // PATCH, SIZE[1] // PATCH)}
+    params, stats = (flatten_dict(tree, sep="/") for tree in (start.params, start.batch_stats))
+    for rules, prefix, path in (
+        (pass_vit.RULES, "visual_encoder.", "image_encoder/"), (bert.RULES, "text_encoder.bert.", "text_encoder/"),
+        (irm_release.EDITING, "", "editing_transformer/"), (irm_release.REST, "", ""),
+    ):  # fmt: skip
+        for name, array in take(rules, tensors, tower, prefix=prefix, tower=path)[0].items():
+            target = stats if name.startswith("batch_stats/") else params
+            name = name.removeprefix("batch_stats/")
+            assert target[name].shape == array.shape, (name, target[name].shape, array.shape)
+            target[name] = jnp.asarray(array)
+    start = start.replace(params=unflatten_dict(params, sep="/"), batch_stats=unflatten_dict(stats, sep="/"))
+
+    blank, none = jnp.zeros((1, rows), jnp.int32), jnp.zeros((1, 0), jnp.int32)
+    group = {
+        "image": jnp.asarray(pixels)[None], "instruction": blank - 1,
+        "table": jnp.zeros((1, 0, tokens.shape[1]), jnp.int32),
+        "identity": jnp.asarray(identity)[None], "dataset": blank, "task": blank + tasks.task("trad").id,
+        "attributes": blank, "valid": jnp.ones((1, rows), bool), "instruction_key": blank - 1, "composed_row": none,
+        "composed_instruction": none,
+    }  # fmt: skip
+    off = CaptionOptions(
+        contrastive_weight=0.0, matching_weight=0.0, masked_weight=0.0, replaced_weight=0.0, queue=False,
+        soft_weight=0.0, soft_ramp_steps=0, masked_probability=0.0, replaced_probability=0.0, release_mlm_axis=False,
+        release_mask_sep=False, vocabulary=Vocabulary(sizes.vocabulary, 0, 1, 2, 3),
+    )  # fmt: skip
+    options = LossOptions(
+        tasks=(tasks.task("trad"),), composed_tasks=(), data_set_weight=(1.0,), alpha=ALPHA, triplet_unit="feature",
+        margin=MARGIN, rank_weight=0.1, instruction_similarity="raw", instruction_mean_momentum=0.99, momentum=0.0,
+        composed_weight=0.0, captions=off,
+    )  # fmt: skip
+    members = jnp.ones((1, sizes.identities), bool)
+    step = make_train_step(model, rule, options, members, mesh)
+    constants, key = jnp.asarray(tokens), jax.random.key(0)
+
+    def embedding(variables: Any, image: jax.Array, words: jax.Array) -> jax.Array:
+        instruction = model.apply(variables, words, method="encode_sentences")
+        table = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), instruction)
+        features = model.apply(variables, image, method="encode_images")
+        found = model.apply(variables, features, table, method="embed").embedding
+        return found / jnp.linalg.norm(found, axis=1, keepdims=True)
+
+    variables = {"params": start.params, "batch_stats": start.batch_stats}
+    forward = jax.jit(embedding)
+    torch_pixels, torch_identity = torch.tensor(pixels), torch.tensor(identity).long()
+
+    class Retrieval(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = theirs
+
+        def forward(self, image: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+            found = self.model(image, words)
+            return torch.nn.functional.normalize(torch.cat([found[2], found[3]], 1))
+
+    retrieval = Retrieval().eval()
+    with torch.no_grad():
+        theirs_embedding = retrieval(torch_pixels, sentences)
+    print(f"embeddings differ by {relative(forward(variables, jnp.asarray(pixels), constants), theirs_embedding):.1e}")
+    batch = {"text": group}
+
+    def torch_loss(model: Any) -> Callable[[], Any]:
+        return lambda: theirs.loss(torch_pixels, sentences, torch_identity, alpha=ALPHA, margin=MARGIN)
+
+    def ours(current: Any, batch: Any) -> Any:
+        with jax.set_mesh(mesh):
+            current, metrics = step(current, batch, constants, key)
+        return current, metrics["loss"]
+
+    kept = jax.tree.map(jnp.copy, variables)  # the train step takes its state over
+    del variables
+    pixel_array = jnp.asarray(pixels)
+    return {
+        "forward": torch_forward(retrieval, (torch_pixels, sentences), compiled)
+        | {"jax": lambda: forward(kept, pixel_array, constants)},
+        "step": torch_step(theirs, torch_loss, False) | {"jax": jax_step(ours, start, (batch,), jit=False)},
+    }
+
+
+def torch_forward(model: Any, arguments: tuple[Any, ...], compiled: bool) -> dict[str, Step]:
+    import torch
+
+    def run(model: Any) -> Step:
+        def call() -> Any:
+            with torch.inference_mode():
+                return model(*arguments)
+
+        return call
+
+    return {"torch": run(model)} | ({"torch.compile": run(torch.compile(model))} if compiled else {})
+
+
+def torch_step(model: Any, loss_of: Callable[[Any], Callable[[], Any]], compiled: bool) -> dict[str, Step]:
+    import torch
+
+    def run(called: Any) -> Step:
+        rule = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
+        loss = loss_of(called)
+
+        def call() -> Any:
+            model.train()
+            rule.zero_grad()
+            value = loss()
+            value.backward()
+            rule.step()
+            model.eval()
+            return float(value)
+
+        return call
+
+    return {"torch": run(model)} | ({"torch.compile": run(torch.compile(model))} if compiled else {})
+
+
+def jax_step(function: Callable[..., Any], state: Any, arguments: tuple[Any, ...], *, jit: bool = True) -> Step:
+    held = [jax.tree.map(jnp.copy, state)]
+    function = jax.jit(function, donate_argnums=0) if jit else function
+
+    def call() -> Any:
+        held[0], loss = function(held[0], *arguments)
+        return loss
+
+    return call
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=("vit", "irm"), required=True)
+    parser.add_argument("--rows", type=int, default=8, help="images a batch")
+    parser.add_argument("--pairs", type=int, default=5, help="turns of every side")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(args.threads)
+    passes = {"vit": vit, "irm": irm}[args.case](args.rows, args.compile)
+    for name, sides in passes.items():
+        for call in sides.values():
+            for _ in range(2):
+                jax.block_until_ready(call())
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(args.pairs):
+            for side, call in sides.items():
+                begin = time.perf_counter()
+                jax.block_until_ready(call())
+                seconds[side].append(time.perf_counter() - begin)
+        for side, found in seconds.items():
+            ratio = statistics.median(t / own for t, own in zip(found, seconds["jax"], strict=True))
+            speed = args.rows / statistics.median(found)
+            print(f"{name:>8} {side:>14}: {speed:6.2f} images/s; jax is {ratio:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()
