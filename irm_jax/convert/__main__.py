@@ -19,10 +19,11 @@ read. Files are read, never executed; .safetensors needs nothing more, .pth and 
 '.[convert]'). Prints every tensor that was taken, every one that was left and why, and what keeps its initial value.
 
 kinds:
-  bert         a BERT of any width and depth (Hugging Face; a folder with its config.json says the heads)
+  bert         a BERT of any width and depth (Hugging Face; a folder with its config.json says the heads), and its head
+               of hidden words
   vit          a plain ViT, DeiT, DINO or DINOv2, in timm's or Hugging Face's names
   pass         PASS's ViT with part tokens (teacher and backbone prefixes are found)
-  albef        ALBEF: the text-only layers of its text encoder, and its image encoder
+  albef        ALBEF: its text encoder, the layers of it that read images, its heads, and its image encoder
   irm_release  a released Instruct-ReID checkpoint (.pth.tar), the whole model
 """
 EPILOG = """\
