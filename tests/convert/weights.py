@@ -6,6 +6,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 WIDTH, HEADS, HIDDEN, PATCH = 8, 2, 12, 4
+SIZES = {
+    "width": 8, "image_size": (24, 12), "image_depth": 2, "image_heads": 2, "patch": 4, "stride": 4, "stem": "patch",
+    "text_depth": 1, "text_heads": 2, "max_length": 10, "instruction_image_size": (16, 16), "template_depth": 2,
+    "template_heads": 2, "template_patch": 4, "template_stem": "patch", "projection_width": 6, "mlp_ratio": 1.5,
+}  # fmt: skip
+"""Of a model that the towers below fit."""
 
 
 def _linear(name: str, into: int, out: int) -> dict[str, tuple[int, ...]]:
