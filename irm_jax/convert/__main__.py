@@ -15,8 +15,9 @@ from irm_jax.convert.source import ConvertError, Source
 
 DESCRIPTION = """\
 Converts pretrained weights into a folder that --config.init.image_encoder, .text_encoder, .template_encoder and .model
-read. Files are read, never executed; .safetensors needs nothing more, .pth and .bin need torch (pip install -e
-'.[convert]'). Prints every tensor that was taken, every one that was left and why, and what keeps its initial value.
+read. Files are read, never executed; .safetensors needs nothing more, .pth and .bin need torch, .onnx (as PyTorch
+writes it) the package onnx: pip install -e '.[convert]' brings both. Prints every tensor that was taken, every one that
+was left and why, and what keeps its initial value.
 
 kinds:
   bert         a BERT of any width and depth (Hugging Face; a folder with its config.json says the heads), and its head

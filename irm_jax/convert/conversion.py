@@ -81,7 +81,9 @@ class Conversion:
 
 def convert(kind: str, source: Source, options: Options) -> Conversion:
     """The arrays of `source` as a file of `kind`. Raises ConvertError, see the kinds' own functions."""
-    return KINDS[kind](source, options)
+    conversion = KINDS[kind](source, options)
+    conversion.notes[:0] = source.notes
+    return conversion
 
 
 def _bert(source: Source, options: Options) -> Conversion:
