@@ -1,5 +1,7 @@
 """A run of `train` that is told to start from converted weights starts from them, and one that resumes does not."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -80,10 +82,10 @@ def test_the_first_step_is_given_the_converted_weights(config, first_state, tmp_
     assert np.abs(params["matching_head/kernel"] - plain["matching_head/kernel"]).max() > 0.1
 
 
-def test_a_run_that_resumes_keeps_its_own_weights(config, first_state, trained_run):
-    config.train.steps += 1  # one more than the run has
-    state = first_state(config, trained_run)
-    assert int(state.step) == config.train.steps - 1
+def test_a_run_that_resumes_keeps_its_own_weights(config, first_state, trained_run, tmp_path):
+    shutil.copytree(trained_run / train.CHECKPOINTS / "2", tmp_path / "run" / train.CHECKPOINTS / "2")
+    state = first_state(config, tmp_path / "run")
+    assert int(state.step) == 2
     _, arrays = folder.load(config.init.text_encoder)
     own = np.asarray(state.params["matching_head"]["kernel"])
     assert np.abs(own - arrays["matching_head/kernel"]).max() > 0.1
