@@ -29,8 +29,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
+from irm_jax.convert.rules import unscanned
 from irm_jax.models.irm import IRM
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -83,12 +85,14 @@ class _Shape:
 def export_onnx(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Any:
     """The embedding function as an `onnx.ModelProto` for any number of rows, in f32 whatever the model computes in.
 
-    Made by jax2onnx. Raises ImportError without it (the extra `onnx`).
+    Made by jax2onnx, which does not follow a scan over layers: they are laid out one by one. Raises ImportError without it (the extra `onnx`).
     """
     with _quiet():
         from jax2onnx import to_onnx
 
-        model = IRM(dataclasses.replace(model.config, dtype="float32", remat=False))
+        model = IRM(dataclasses.replace(model.config, dtype="float32", remat=False, scan_layers=False))
+        params = unflatten_dict(unscanned(flatten_dict(variables["params"], sep="/")), sep="/")
+        variables = {**variables, "params": params}
         shapes = [_Shape(("rows", *shape), dtype) for shape, dtype in _row_shapes(model, kind)]
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return to_onnx(
