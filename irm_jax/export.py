@@ -85,7 +85,8 @@ class _Shape:
 def export_onnx(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Any:
     """The embedding function as an `onnx.ModelProto` for any number of rows, in f32 whatever the model computes in.
 
-    Made by jax2onnx, which does not follow a scan over layers: they are laid out one by one. Raises ImportError without it (the extra `onnx`).
+    Made by jax2onnx, which does not follow a scan over layers: they are laid out one by one. Raises ImportError without
+    it (the extra `onnx`).
     """
     with _quiet():
         from jax2onnx import to_onnx
