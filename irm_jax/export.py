@@ -1,51 +1,120 @@
-"""`python -m irm_jax.export`: the embedding function of a run as StableHLO, which needs neither this project nor flax.
+"""`python -m irm_jax.export`: the embedding function of a run in a file that needs neither this project nor flax.
 
-The file holds the weights and runs on CPU, CUDA and TPU, with any number of rows:
+The file holds the weights, takes any number of rows and gives embeddings of length 1. As StableHLO (the default) it
+runs on CPU, CUDA and TPU:
 
     function = jax.export.deserialize(open(FILE, "rb").read())
     embedding = function.call(image, instruction)  # u8[B, H, W, 3], ids i32[B, L] or u8[B, h, w, 3] -> f32[B, 2D]
 
-Rows have length 1. Images are of the model's size; sentences are the ids that `data_pipelines.tokenizer` makes.
+With `--format onnx`, wherever ONNX runs, computed in f32:
+
+    session = onnxruntime.InferenceSession(FILE)
+    (embedding,) = session.run(None, {"image": image, "instruction": instruction})
+
+Images are of the model's size; sentences are the ids that `data_pipelines.tokenizer` makes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import io
+import logging as python_logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
+from irm_jax.convert.rules import unscanned
 from irm_jax.models.irm import IRM
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Kind = Literal["text", "image"]
+INPUTS, OUTPUT = ("image", "instruction"), "embedding"
+MISSING = {
+    "stablehlo": ("flatbuffers", "pip install -e '.[export]'"),
+    "onnx": ("jax2onnx", "pip install -e '.[onnx]'"),
+}
+"""What each format is written with, and how it is installed."""
+
+
+def embedding_function(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Callable[..., jax.Array]:
+    """(image, instruction) -> embeddings of length 1, the weights within; `kind`: what the instruction is."""
+    length = model.config.max_length
+
+    def pair(own: IRM, image: jax.Array, instruction: jax.Array) -> jax.Array:
+        text = kind == "text"
+        encoded = own.encode_sentences(instruction) if text else own.encode_templates(instruction, length)
+        found = own.embed(own.encode_images(image), encoded).embedding
+        return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+
+    return lambda image, instruction: model.apply(variables, image, instruction, method=pair)
+
+
+def _row_shapes(model: IRM, kind: Kind) -> list[tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of one image and one instruction."""
+    c = model.config
+    instruction = ((c.max_length,), jnp.int32) if kind == "text" else ((*c.instruction_image_size, 3), jnp.uint8)
+    return [((*c.image_size, 3), jnp.uint8), instruction]
 
 
 def export_embedding(
     model: IRM, variables: Mapping[str, Any], kind: Kind, platforms: Sequence[str] = PLATFORMS
 ) -> export.Exported:
-    """(image, instruction) -> embeddings of length 1, the weights within; `kind`: what the instruction is."""
-    c = model.config
-
-    def pair(own: IRM, image: jax.Array, instruction: jax.Array) -> jax.Array:
-        encoded = (
-            own.encode_sentences(instruction) if kind == "text" else own.encode_templates(instruction, c.max_length)
-        )
-        found = own.embed(own.encode_images(image), encoded).embedding
-        return found / jnp.maximum(jnp.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
-
+    """The embedding function as StableHLO for `platforms`, for any number of rows."""
     rows = export.symbolic_shape("b")[0]
-    image = jax.ShapeDtypeStruct((rows, *c.image_size, 3), jnp.uint8)
-    sentence = jax.ShapeDtypeStruct((rows, c.max_length), jnp.int32)
-    template = jax.ShapeDtypeStruct((rows, *c.instruction_image_size, 3), jnp.uint8)
-    function = jax.jit(lambda i, a: model.apply(variables, i, a, method=pair))
-    return export.export(function, platforms=platforms)(image, sentence if kind == "text" else template)
+    shapes = [jax.ShapeDtypeStruct((rows, *shape), dtype) for shape, dtype in _row_shapes(model, kind)]
+    return export.export(jax.jit(embedding_function(model, variables, kind)), platforms=platforms)(*shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """An array's type for jax2onnx, which takes names for sizes that are not known."""
+
+    shape: tuple[int | str, ...]
+    dtype: Any
+
+
+def export_onnx(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Any:
+    """The embedding function as an `onnx.ModelProto` for any number of rows, in f32 whatever the model computes in.
+
+    Made by jax2onnx, which does not follow a scan over layers: they are laid out one by one. Raises ImportError without
+    it (the extra `onnx`).
+    """
+    with _quiet():
+        from jax2onnx import to_onnx
+
+        model = IRM(dataclasses.replace(model.config, dtype="float32", remat=False, scan_layers=False))
+        params = unflatten_dict(unscanned(flatten_dict(variables["params"], sep="/")), sep="/")
+        variables = {**variables, "params": params}
+        shapes = [_Shape(("rows", *shape), dtype) for shape, dtype in _row_shapes(model, kind)]
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return to_onnx(
+                embedding_function(model, variables, kind), shapes, model_name="embedding", input_names=[*INPUTS],
+                output_names=[OUTPUT],
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what jax2onnx tells of the layers that it meets, and of other libraries that it does not know."""
+    loggers = [python_logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(python_logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,21 +123,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--workdir", required=True, help="folder of a run; its newest checkpoint is exported")
     p.add_argument("--out", required=True, help="file to write")
     p.add_argument("--instruction", choices=("text", "image"), default="text", help="what the function reads beside it")
+    p.add_argument("--format", choices=tuple(MISSING), default="stablehlo", help="what to write (see the README)")
     options = p.parse_args(arguments)
     from irm_jax.checkpoint import CheckpointError
     from irm_jax.evaluate import Embedder
 
+    package, cure = MISSING[options.format]
     try:
-        import flatbuffers  # noqa: F401 (jax.export writes with it)
-
+        __import__(package)
+    except ImportError as error:
+        logging.error("--format %s is written with %s: %s (%s)", options.format, package, cure, error)
+        return 2
+    try:
         embedder = Embedder(options.workdir)
-    except (CheckpointError, ImportError) as error:
-        logging.error("%s%s", error, "; pip install flatbuffers" if isinstance(error, ImportError) else "")
+    except CheckpointError as error:
+        logging.error("%s", error)
         return 2
     whole = jax.device_get(dict(embedder.variables))
-    data = export_embedding(embedder.model, whole, options.instruction).serialize()
+    if options.format == "onnx":
+        data = export_onnx(embedder.model, whole, options.instruction).SerializeToString()
+        where = "wherever ONNX runs"
+    else:
+        data = bytes(export_embedding(embedder.model, whole, options.instruction).serialize())
+        where = ", ".join(PLATFORMS)
     Path(options.out).write_bytes(data)
-    logging.info("%s: %.1f MiB, for %s", options.out, len(data) / 2**20, ", ".join(PLATFORMS))
+    logging.info("%s: %.1f MiB, for %s", options.out, len(data) / 2**20, where)
     return 0
 
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irm_jax.export import PLATFORMS, export_embedding
+from irm_jax import evaluate, export
+from irm_jax.checkpoint import CheckpointError
+from irm_jax.export import PLATFORMS, embedding_function, export_embedding, export_onnx
 from irm_jax.models import presets
 from irm_jax.models.irm import IRM, initialise
 
@@ -51,3 +53,42 @@ def test_an_instruction_can_be_an_image(trained):
     exported = export_embedding(*trained, "image")
     assert [aval.shape[1:] for aval in exported.in_avals] == [(32, 16, 3), (32, 32, 3)]
     assert exported.out_avals[0].shape[1:] == (32,)
+
+
+def test_what_is_missing_is_said(monkeypatch, tmp_path, caplog):
+    monkeypatch.setitem(export.MISSING, "onnx", ("no_such_package", "pip install it"))
+    arguments = ["--workdir", str(tmp_path), "--out", str(tmp_path / "f"), "--format", "onnx"]
+    assert export.main(arguments) == 2
+    assert "--format onnx is written with no_such_package: pip install it" in caplog.text
+
+    def nothing(workdir):
+        raise CheckpointError(f"{workdir} holds no checkpoint")
+
+    monkeypatch.setitem(export.MISSING, "onnx", ("jax", ""))
+    monkeypatch.setattr(evaluate, "Embedder", nothing)
+    assert export.main(arguments) == 2
+    assert "holds no checkpoint" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages that write and run the file
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_onnx_equals_the_model(trained, kind):
+    """In ONNX Runtime, with padded sentences, for any number of rows."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs pip install -e '.[onnx]'")
+    pytest.importorskip("jax2onnx", reason="needs pip install -e '.[onnx]'")
+    model, variables = trained
+    # Random signs: sums of positive numbers alone hide what a wrong order does.
+    rng = np.random.default_rng(3)
+    params = jax.tree.map(lambda x: (x * rng.choice([-1, 1], x.shape)).astype(np.float32), variables["params"])
+    variables = {"params": params, "batch_stats": variables["batch_stats"]}
+    session = onnxruntime.InferenceSession(export_onnx(model, variables, kind).SerializeToString())
+    image = rng.integers(0, 256, (3, 32, 16, 3), dtype=np.uint8)
+    instruction = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    if kind == "text":
+        instruction = rng.integers(1, 32, (3, 10), dtype=np.int32)
+        instruction[1, 4:] = 0
+    expected = np.asarray(jax.jit(embedding_function(model, variables, kind))(image, instruction))
+    assert np.abs(expected[0] - expected[1]).max() > 0.02
+    for rows in (3, 1):
+        (found,) = session.run(["embedding"], {"image": image[:rows], "instruction": instruction[:rows]})
+        np.testing.assert_allclose(found, expected[:rows], atol=1e-5)

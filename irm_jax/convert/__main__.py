@@ -15,14 +15,16 @@ from irm_jax.convert.source import ConvertError, Source
 
 DESCRIPTION = """\
 Converts pretrained weights into a folder that --config.init.image_encoder, .text_encoder, .template_encoder and .model
-read. Files are read, never executed; .safetensors needs nothing more, .pth and .bin need torch (pip install -e
-'.[convert]'). Prints every tensor that was taken, every one that was left and why, and what keeps its initial value.
+read. Files are read, never executed; .safetensors needs nothing more, .pth and .bin need torch, .onnx (as PyTorch
+writes it) the package onnx: pip install -e '.[convert]' brings both. Prints every tensor that was taken, every one that
+was left and why, and what keeps its initial value.
 
 kinds:
-  bert         a BERT of any width and depth (Hugging Face; a folder with its config.json says the heads)
+  bert         a BERT of any width and depth (Hugging Face; a folder with its config.json says the heads), and its head
+               of hidden words
   vit          a plain ViT, DeiT, DINO or DINOv2, in timm's or Hugging Face's names
   pass         PASS's ViT with part tokens (teacher and backbone prefixes are found)
-  albef        ALBEF: the text-only layers of its text encoder, and its image encoder
+  albef        ALBEF: its text encoder, the layers of it that read images, its heads, and its image encoder
   irm_release  a released Instruct-ReID checkpoint (.pth.tar), the whole model
 """
 EPILOG = """\

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from irm_jax.convert import albef, bert, irm_release, pass_vit, towers, vit
-from irm_jax.convert.rules import Rule, Taken, take
+from irm_jax.convert import albef, bert, fusion, irm_release, pass_vit, towers, vit
+from irm_jax.convert.rules import Left, Rule, Taken, take
 from irm_jax.convert.source import ConvertError, Source
 
 UNKNOWN = "no rule knows this name"
@@ -68,7 +68,7 @@ class Conversion:
         self.taken.extend(taken)
         self.initial.extend(f"{tower}/{path}" for path in shapes if f"{tower}/{path}" not in arrays)
 
-    def account(self, tensors: Mapping[str, np.ndarray], prefix: str, left: Sequence[tuple[str, str]]) -> None:
+    def account(self, tensors: Mapping[str, np.ndarray], prefix: str, left: Left) -> None:
         """Every tensor that was not taken is left, with the first reason that fits its name below `prefix`."""
         taken = {piece.name for piece in self.taken}
         for name in tensors:
@@ -81,7 +81,9 @@ class Conversion:
 
 def convert(kind: str, source: Source, options: Options) -> Conversion:
     """The arrays of `source` as a file of `kind`. Raises ConvertError, see the kinds' own functions."""
-    return KINDS[kind](source, options)
+    conversion = KINDS[kind](source, options)
+    conversion.notes[:0] = source.notes
+    return conversion
 
 
 def _bert(source: Source, options: Options) -> Conversion:
@@ -89,7 +91,9 @@ def _bert(source: Source, options: Options) -> Conversion:
     _refuse(source.tensors, prefix, ((r".*\.crossattention\..*", "a BERT with cross-attention: use --kind albef"),))
     conversion = Conversion("bert", "")
     _add_text(conversion, source, prefix, options.heads or source.config.get("num_attention_heads"))
-    conversion.account(source.tensors, prefix, bert.LEFT)
+    outer = prefix.removesuffix("bert.")
+    left = fusion.add_word_head(conversion, source.tensors, outer) if outer != prefix else ()
+    conversion.account(source.tensors, prefix, (*left, *bert.LEFT))
     return conversion
 
 
@@ -118,11 +122,13 @@ def _albef(source: Source, options: Options) -> Conversion:
     outer = _outer(source.tensors, f"{albef.IMAGE_PREFIX}patch_embed.proj.weight", options.prefix)
     image = albef.MOMENTUM_IMAGE_PREFIX if options.momentum else albef.IMAGE_PREFIX
     conversion = Conversion("albef", "bicubic")
-    _add_text(conversion, source, outer + albef.TEXT_PREFIX, options.heads or _common_heads(source, outer))
+    left = _add_text_and_fusion(conversion, source, outer, options.heads)
     ratio = options.hw_ratio or 1
     _add_image(conversion, "image_encoder", vit.TIMM, source.tensors, outer + image, options.heads, ratio)
-    online = ((r"visual_encoder\..*", "the momentum copy was asked for"),) if options.momentum else ()
-    conversion.account(source.tensors, outer, (*albef.LEFT, *online))
+    if options.momentum:
+        left += ((r"visual_encoder\..*", "the momentum copy was asked for"),)
+    _add_rest(conversion, albef.PROJECTIONS, source.tensors, outer, {})
+    conversion.account(source.tensors, outer, (*left, *albef.LEFT))
     return conversion
 
 
@@ -140,20 +146,16 @@ def _irm_release(source: Source, options: Options) -> Conversion:
         parts=pass_vit.PARTS,
     )  # fmt: skip
     _add_image(conversion, "template_encoder", vit.TIMM, tensors, outer + irm_release.TEMPLATE_PREFIX, options.heads, 1)
-    _add_text(conversion, source, outer + irm_release.TEXT_PREFIX, options.heads or _common_heads(source, outer))
-    left = _add_editing(conversion, tensors, outer, image, options.editing)
-    arrays, taken = take(irm_release.REST, tensors, image, prefix=outer)
-    conversion.arrays.update(arrays)
-    conversion.taken.extend(taken)
-    found = {piece.path for piece in taken}
-    conversion.initial.extend(rule.path for rule in irm_release.REST if rule.path not in found)
-    conversion.account(tensors, outer, (*irm_release.LEFT, *left))
+    left = _add_text_and_fusion(conversion, source, outer, options.heads)
+    left += _add_editing(conversion, tensors, outer, image, options.editing)
+    _add_rest(conversion, irm_release.REST, tensors, outer, image)
+    conversion.account(tensors, outer, (*left, *irm_release.LEFT))
     return conversion
 
 
 def _add_editing(
     conversion: Conversion, tensors: Mapping[str, np.ndarray], outer: str, image: Mapping[str, Any], asked: str
-) -> tuple[tuple[str, str], ...]:
+) -> Left:
     """The editing transformer from the tensors `fusion.*` or from the image encoder's blocks, see `irm_release`."""
     sizes = {**image, "depth": _depth(tensors, f"{outer}fusion.")}
     norms = [(name, t) for name, t in tensors.items() if re.match(re.escape(outer) + r"fusion\.\d+\.norm[12]\.", name)]
@@ -195,6 +197,26 @@ def _add_text(conversion: Conversion, source: Source, prefix: str, heads: int | 
     conversion.add("text_encoder", bert.RULES, tensors, prefix, sizes, towers.text_shapes(sizes))
 
 
+def _add_text_and_fusion(conversion: Conversion, source: Source, outer: str, heads: int | None) -> Left:
+    """The text encoder of a whole model, with all that reads captions and images together; why parts are left."""
+    prefix = outer + albef.TEXT_PREFIX
+    _add_text(conversion, source, f"{prefix}bert.", heads or _common_heads(source, outer))
+    fusion.add_layers(conversion, source.tensors, f"{prefix}bert.")
+    for name in fusion.HEADS:
+        fusion.add_head(conversion, name, source.tensors, outer)
+    return fusion.add_word_head(conversion, source.tensors, prefix)
+
+
+def _add_rest(
+    conversion: Conversion, rules: Sequence[Rule], tensors: Mapping[str, np.ndarray], prefix: str, sizes: Any
+) -> None:
+    """What belongs to no tower, by rules whose paths are whole."""
+    arrays, taken = take(rules, tensors, sizes, prefix=prefix)
+    conversion.arrays.update(arrays)
+    conversion.taken.extend(taken)
+    conversion.initial.extend(rule.path for rule in rules if rule.path not in arrays)
+
+
 def _add_image(
     conversion: Conversion, tower: str, rules: Sequence[Rule], tensors: Mapping[str, np.ndarray], prefix: str,
     heads: int | None, ratio: int, parts: int = 0,
@@ -228,8 +250,9 @@ def _depth(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
     return len(found)
 
 
-def _common_heads(source: Source, outer: str) -> int:
-    return source.tensors[f"{outer}{albef.TEXT_PREFIX}{bert.ANCHOR}"].shape[1] // HEAD_WIDTH
+def _common_heads(source: Source, outer: str) -> int | None:
+    words = source.tensors.get(f"{outer}{albef.TEXT_PREFIX}bert.{bert.ANCHOR}")
+    return None if words is None else words.shape[1] // HEAD_WIDTH
 
 
 def _prefix(tensors: Mapping[str, np.ndarray], anchors: Sequence[str], asked: str | None) -> tuple[str, str]:
@@ -256,7 +279,7 @@ def _outer(tensors: Mapping[str, np.ndarray], anchor: str, asked: str | None) ->
     return _prefix(tensors, (anchor,), asked)[0]
 
 
-def _refuse(tensors: Mapping[str, np.ndarray], prefix: str, refused: Sequence[tuple[str, str]]) -> None:
+def _refuse(tensors: Mapping[str, np.ndarray], prefix: str, refused: Left) -> None:
     for name in tensors:
         for pattern, why in refused:
             if name.startswith(prefix) and re.fullmatch(pattern, name.removeprefix(prefix)):

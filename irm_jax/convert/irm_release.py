@@ -11,9 +11,9 @@ not; "fusion" and "encoder" insist.
 from __future__ import annotations
 
 from irm_jax.convert import albef, bert, pass_vit, vit
-from irm_jax.convert.rules import Rule, dense
+from irm_jax.convert.rules import Left, Rule
 
-IMAGE_PREFIX, TEMPLATE_PREFIX, TEXT_PREFIX = "visual_encoder.", "visual_encoder_m.", "text_encoder.bert."
+IMAGE_PREFIX, TEMPLATE_PREFIX, TEXT_PREFIX = "visual_encoder.", "visual_encoder_m.", "text_encoder."
 EDITING: tuple[Rule, ...] = vit.timm_blocks("fusion.{n}", vit.BLOCK)
 REST: tuple[Rule, ...] = (
     Rule("feat_bn.weight", "cls_neck/scale"),
@@ -25,22 +25,17 @@ REST: tuple[Rule, ...] = (
     Rule("classifier.weight", "head_cls", "dense"),
     Rule("classifier_f.weight", "head_person", "dense"),
     Rule("classifier_c.weight", "head_guided", "dense"),
-    *dense("vision_proj", "image_projection"),
-    *dense("text_proj", "text_projection"),
-    Rule("temp", "temperature"),
+    *albef.PROJECTIONS,
 )
 ZERO = ("feat_bn.bias", "fusion_feat_bn.bias")
 """Frozen at 0 there, absent here: another value is an error."""
-LEFT: tuple[tuple[str, str], ...] = (
-    albef.FUSION,
-    (r"text_encoder\.cls\..*", "masked-word head: the model has none"),
+LEFT: Left = (
     (r"text_encoder_m\..*|text_proj_m\..*", "momentum copy: ours starts as a copy of the weights"),
     (r"(image|text|idx)_queue|queue_ptr", "queue of the text-to-image loss"),
-    (r"(itm|mrtd)_head\..*", "matching and replaced-word heads: the model has none"),
     (r"(prd_head|project)\..*", "never used there"),
     (r"visual_encoder\.fc\..*", "classifier of 1,000 classes, never used there"),
     (r"(fusion_)?feat_bn\.bias", "frozen at 0 (checked)"),
     (r"(fusion_)?feat_bn\.num_batches_tracked", "a counter, not a weight"),
-    *((rf"text_encoder\.bert\.{name}", why) for name, why in bert.LEFT),
+    *((rf"text_encoder\.(bert\.)?{name}", why) for name, why in bert.LEFT),
     *((rf"visual_encoder\.{name}", why) for name, why in pass_vit.LEFT),
 )

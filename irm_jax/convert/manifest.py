@@ -14,6 +14,10 @@ from irm_jax.models.presets import IRMConfig
 FILE, ARRAYS, VOCABULARY = "manifest.json", "arrays", "vocab.txt"
 FORMAT = 1
 TOWERS = ("image_encoder", "text_encoder", "template_encoder")
+WITH_TEXT = ("fusion_encoder", "word_head", "matching_head", "replaced_head")
+"""What reads captions and images together: it comes with the text encoder that it was trained on."""
+PROJECTIONS = ("image_projection", "text_projection", "temperature")
+"""They fit only each other and the two encoders before them."""
 
 
 class ManifestError(ValueError):
@@ -74,6 +78,20 @@ def misfits(sizes: Mapping[str, Any], tower: str, model: IRMConfig) -> Iterator[
         )
 
 
+def fusion_misfits(towers: Mapping[str, Mapping[str, Any]], model: IRMConfig) -> Iterator[str]:
+    """What of a source's layers with cross-attention does not fit the model's, each with the keys to set. A model
+    without such layers takes none; of a deeper source it takes the first ones."""
+    fusion = towers.get("fusion_encoder")
+    if fusion is None or not model.fusion_depth:
+        return
+    text, depth = towers["text_encoder"]["depth"], fusion["depth"]
+    if text != model.text_depth or depth < model.fusion_depth:
+        yield (
+            f"it has {depth} layers that read images after {text} of text, the model {model.fusion_depth} after "
+            f"{model.text_depth}: set config.model.text_depth={text} and config.model.fusion_depth={depth}"
+        )
+
+
 def problems(init: Mapping[str, Any], model: IRMConfig, words: Sequence[str], vocab: str) -> Iterator[str]:
     """What is wrong with `config.init` for this model and the entries `words` of config.data.vocab = `vocab`."""
     for key in ("model", *TOWERS):
@@ -95,6 +113,7 @@ def problems(init: Mapping[str, Any], model: IRMConfig, words: Sequence[str], vo
                 yield f"{here}, {tower}: {problem}"
         replaced = key == "model" and init["text_encoder"]
         if "text_encoder" in towers and not replaced:
+            yield from (f"{here}: {problem}" for problem in fusion_misfits(found["towers"], model))
             yield from (f"{here}: {problem}" for problem in _other_words(found, folder, words, vocab))
     if init["editing_blocks"] and model.editing_depth > model.image_depth:
         yield (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from irm_jax.convert import vit
-from irm_jax.convert.rules import Rule, dense, norm
+from irm_jax.convert.rules import Left, Rule, dense, norm
 
 PARTS = 3
 RULES: tuple[Rule, ...] = (
@@ -16,11 +16,11 @@ RULES: tuple[Rule, ...] = (
     *vit.timm_blocks("blocks.{n}", vit.BLOCK),
     *norm("norm", "final_norm"),
 )
-LEFT: tuple[tuple[str, str], ...] = (
+LEFT: Left = (
     (r"(head|fc)(\..*)?", "classifier or projection head of the pre-training"),
     (r"gem\..*", "pooling that the method does not use"),
 )
-REFUSED: tuple[tuple[str, str], ...] = (
+REFUSED: Left = (
     (r"patch_embed\.conv\..*", "a convolutional stem (stem_conv): take the model with patches"),
     (r"sie_embed", "camera or view embeddings: take the model without them"),
 )

@@ -15,26 +15,31 @@ Sizes = Mapping[str, Any]
 """Of one tower: width, heads, and for images grid (rows, columns); see `towers`."""
 
 
+Left = tuple[tuple[str, str], ...]
+"""Why tensors are left: (pattern of names, reason), the first that fits counts."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """One kind of tensor: its name there and here, the layout that changes it, and its slot in an array of several.
 
-    `{n}` in both names is the number of a layer. Two rules may name the same tensor (each takes its part of it), and
-    rules with slots 0, 1, ... together fill one array.
+    `{n}` in both names is the number of a layer, `first` the number there of what is layer 0 here. Two rules may name
+    the same tensor (each takes its part of it), and rules with slots 0, 1, ... together fill one array.
     """
 
     name: str
     path: str
     layout: str = "same"
     slot: int = 0
+    first: int = 0
 
     def match(self, name: str) -> str | None:
         """The path of tensor `name`, None if the rule is not about it."""
-        return _translate(self.name, self.path, name)
+        return _translate(self.name, self.path, name, -self.first)
 
     def match_path(self, path: str) -> str | None:
         """The name of the tensor behind `path`, None if the rule is not about it."""
-        return _translate(self.path, self.name, path)
+        return _translate(self.path, self.name, path, self.first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,9 @@ LAYOUTS: dict[str, Layout] = {
     "output_kernel": Layout(
         lambda x, s: x.T.reshape(*_heads(s), s["width"]), lambda x, s: x.reshape(s["width"], s["width"]).T
     ),
+    # Query, key or value of cross-attention, each a layer of its own: [D, E] -> [E, H, d]; its bias [D] -> [H, d].
+    "cross_kernel": Layout(lambda x, s: x.T.reshape(-1, *_heads(s)), lambda x, s: x.reshape(len(x), -1).T),
+    "cross_bias": Layout(lambda x, s: x.reshape(*_heads(s)), lambda x, s: x.reshape(-1)),
     # A learned token or its position [1, 1, D]: slot of [1, S, D].
     "token": Layout(lambda x, s: x, lambda x, s: x, axis=1),
     # Positions of patches [1, N, D] -> [1, rows, columns, D].
@@ -103,8 +111,8 @@ def take(
 ) -> tuple[dict[str, np.ndarray], list[Taken]]:
     """The arrays that `rules` make of the tensors below `prefix` -> (f32 arrays by path, what was taken).
 
-    `tower`: what the paths begin with. Raises ConvertError for a tensor that does not fit its layout or an array that
-    lacks a slot, naming both.
+    `tower`: what the paths begin with. A tensor that stands there under two names, the same bit by bit, is taken twice.
+    Raises ConvertError for a tensor that does not fit its layout or an array that lacks a slot, naming both.
     """
     pieces: dict[str, dict[int, np.ndarray]] = {}
     axes: dict[str, int] = {}
@@ -126,7 +134,8 @@ def take(
                     f"{name} {list(tensor.shape)} does not fit {path} (layout {rule.layout}, {dict(sizes)}): {error}. "
                     "Are --heads and --hw_ratio right?"
                 ) from error
-            if rule.slot in pieces.setdefault(path, {}):
+            before = pieces.setdefault(path, {}).get(rule.slot)
+            if before is not None and not np.array_equal(before, piece):
                 raise ConvertError(f"{name} is a second tensor for {path}; name the right ones by --prefix")
             pieces[path][rule.slot], axes[path] = piece, layout.axis
             taken.append(Taken(name, path, rule.layout, rule.slot, tuple(tensor.shape), str(tensor.dtype)))
@@ -147,7 +156,7 @@ def give_back(taken: Sequence[Taken], arrays: Mapping[str, np.ndarray], sizes: C
     kinds: dict[str, Taken] = {}
     for piece in sorted(taken, key=lambda piece: piece.layout != FIRST):  # otherwise in the order given
         layout, whole = LAYOUTS[piece.layout], arrays[piece.path]
-        slots = sum(other.path == piece.path for other in taken) if piece.layout in SLOTTED else 1
+        slots = len({other.slot for other in taken if other.path == piece.path}) if piece.layout in SLOTTED else 1
         part = np.split(whole, slots, axis=layout.axis)[piece.slot] if slots > 1 else whole
         found.setdefault(piece.name, []).append(layout.back(part, sizes(piece.path)))
         kinds[piece.name] = piece
@@ -167,11 +176,14 @@ FIRST = "first_position"
 SLOTTED = ("head_kernel", "head_bias", "token")
 
 
-def _translate(pattern: str, target: str, text: str) -> str | None:
+def _translate(pattern: str, target: str, text: str, add: int) -> str | None:
     found = re.fullmatch(re.escape(pattern).replace(r"\{n\}", r"(?P<n>\d+)"), text)
     if found is None:
         return None
-    return target.replace("{n}", found.group("n")) if "{n}" in pattern else target
+    if "{n}" not in pattern:
+        return target
+    number = int(found.group("n")) + add
+    return target.replace("{n}", str(number)) if number >= 0 else None
 
 
 def slots(name: str, path: str, kernel: str, bias: str) -> list[Rule]:

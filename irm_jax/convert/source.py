@@ -1,4 +1,4 @@
-"""Weight files, read and never executed: safetensors, and PyTorch's .pth and .bin (the one place that needs torch)."""
+"""Weight files, read and never executed: safetensors, PyTorch's .pth and .bin (only they need torch), and ONNX."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import ml_dtypes
 import numpy as np
 from safetensors import deserialize
 
+from irm_jax.convert import onnx_source
+
 FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """What is looked for in a folder, in this order."""
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+ONNX_SUFFIX = ".onnx"
 _DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
     "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
@@ -30,6 +33,7 @@ class Source:
 
     `tensors`: names of nested dictionaries joined by dots ("teacher.backbone.norm.weight"). `sha256`: of the weight
     file, or of the files of a sharded folder one after the other. `config`: config.json beside the weights, {} without.
+    `notes`: what a user must know of the names.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -38,12 +42,16 @@ class Source:
         files = _weight_files(self.path)
         digest = hashlib.sha256()
         self.tensors: dict[str, np.ndarray] = {}
+        self.notes: list[str] = []
         for file in files:
             with file.open("rb") as stream:
                 while chunk := stream.read(1 << 24):
                     digest.update(chunk)
             try:
-                read = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+                if file.suffix == ONNX_SUFFIX:
+                    read, self.notes = _read_onnx(file)
+                else:
+                    read = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
             except ConvertError:
                 raise
             except Exception as error:
@@ -76,8 +84,9 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 
 def _weight_files(path: Path) -> list[Path]:
     if path.is_file():
-        if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
-            raise ConvertError(f"{path}: weights are read from .safetensors, {', '.join(TORCH_SUFFIXES)} files")
+        known = (".safetensors", *TORCH_SUFFIXES, ONNX_SUFFIX)
+        if path.suffix not in known:
+            raise ConvertError(f"{path}: weights are read from {', '.join(known)} files")
         return [path]
     if not path.is_dir():
         raise ConvertError(f"there is no file or folder {path}")
@@ -97,6 +106,16 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
             raise ConvertError(f"tensor {name} is of type {entry['dtype']}, which is not one of {', '.join(_DTYPES)}")
         found[name] = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return found
+
+
+def _read_onnx(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    try:
+        return onnx_source.read(file)
+    except ImportError as error:
+        raise ConvertError(
+            f"{file.name} is an ONNX file, and the package onnx is not installed: pip install -e '.[convert]' (or onnx "
+            "alone)"
+        ) from error
 
 
 def _read_torch(file: Path) -> dict[str, np.ndarray]:

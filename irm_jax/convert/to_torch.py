@@ -13,29 +13,47 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from irm_jax import checkpoint
-from irm_jax.convert import albef, bert, folder, irm_release, pass_vit, vit
+from irm_jax.convert import albef, bert, folder, fusion, irm_release, pass_vit, vit
 from irm_jax.convert.rules import Rule, Taken, give_back, unscanned
 from irm_jax.convert.source import ConvertError
 from irm_jax.models import presets
+from irm_jax.models.presets import IRMConfig
 
-KINDS: dict[str, tuple[tuple[str, str, Sequence[Rule]], ...]] = {
+Table = Sequence[tuple[str, str, Sequence[Rule]]]
+"""What of the model's paths becomes which names: (what a path begins with, what a name begins with, rules)."""
+_FUSED_HEADS: Table = (
+    *((f"{name}/", "", fusion.head_rules(name)) for name in fusion.HEADS),
+    ("word_head/", albef.TEXT_PREFIX, fusion.WORD_HEAD),
+    ("", albef.TEXT_PREFIX, (fusion.TIED,)),
+)
+KINDS: dict[str, Table] = {
     "bert": (("text_encoder/", "", bert.RULES),),
     "vit": (("template_encoder/", "", vit.TIMM),),
     "pass": (("image_encoder/", "", pass_vit.RULES),),
     "albef": (
-        ("text_encoder/", albef.TEXT_PREFIX, bert.RULES), ("template_encoder/", albef.IMAGE_PREFIX, vit.TIMM),
+        ("text_encoder/", f"{albef.TEXT_PREFIX}bert.", bert.RULES),
+        ("template_encoder/", albef.IMAGE_PREFIX, vit.TIMM),
     ),
     "irm_release": (
         ("image_encoder/", irm_release.IMAGE_PREFIX, pass_vit.RULES),
         ("template_encoder/", irm_release.TEMPLATE_PREFIX, vit.TIMM),
-        ("text_encoder/", irm_release.TEXT_PREFIX, bert.RULES),
+        ("text_encoder/", f"{irm_release.TEXT_PREFIX}bert.", bert.RULES),
         ("editing_transformer/", "", irm_release.EDITING),
         ("", "", irm_release.REST),
     ),
-}  # fmt: skip
-"""Of each kind: what of the model's paths becomes which names."""
+}
+"""Of each kind, for a model without layers that read captions and images."""
 PER_STREAM = "batch_stats/edited_neck/statistics/"
 """Running statistics that a run has for each stream and the released model for both together."""
+
+
+def table(kind: str, model: IRMConfig) -> Table:
+    """The names that a file of `kind` has for what `model` has."""
+    if kind not in ("albef", "irm_release") or not model.fusion_depth:
+        return KINDS[kind]
+    layers = ("fusion_encoder/", f"{albef.TEXT_PREFIX}bert.", fusion.layer_rules(model.text_depth))
+    heads = [row for row in _FUSED_HEADS if kind == "irm_release" or row[0] != "replaced_head/"]
+    return (*KINDS[kind], layers, *heads)
 
 
 def export_folder(source: str | Path, file: str | Path) -> tuple[list[str], list[str]]:
@@ -67,15 +85,16 @@ def export_run(workdir: str | Path, kind: str, file: str | Path, step: Any = Non
     arrays = {path.removeprefix("params/"): array for path, array in found.items()}
     arrays = unscanned(arrays)
     taken, left = [], []
+    names = table(kind, model)
     for path, array in arrays.items():
-        pieces = [] if path.startswith(PER_STREAM) else _pieces(kind, path, array)
+        pieces = [] if path.startswith(PER_STREAM) else _pieces(names, path, array)
         taken.extend(pieces)
         if not pieces:
             left.append(path)
     if not taken:
         raise ConvertError(f"{workdir} holds nothing that a file of kind {kind} has a place for")
     _check_layout(kind, arrays)
-    heads = {"image": model.image_heads, "template": model.template_heads, "text": model.text_heads}
+    heads = {"template": model.template_heads, "text": model.text_heads, "fusion": model.text_heads}
 
     def sizes(path: str) -> Any:
         return {"width": model.width, "heads": heads.get(path.partition("_")[0], model.image_heads)}
@@ -85,18 +104,19 @@ def export_run(workdir: str | Path, kind: str, file: str | Path, step: Any = Non
     return sorted(tensors), left
 
 
-def _pieces(kind: str, path: str, array: np.ndarray) -> list[Taken]:
-    for tower, prefix, rules in KINDS[kind]:
+def _pieces(names: Table, path: str, array: np.ndarray) -> list[Taken]:
+    """The tensors that `path` becomes: several where it is joined of slots, or stands there twice."""
+    found: dict[tuple[str, int], Taken] = {}
+    for tower, prefix, rules in names:
         if not path.startswith(tower):
             continue
-        found: dict[tuple[str, int], Taken] = {}
         for rule in rules:
             name = rule.match_path(path.removeprefix(tower))
             if name is not None and not name.endswith((".gamma", ".beta")):
-                found[name, rule.slot] = Taken(prefix + name, path, rule.layout, rule.slot, None, str(array.dtype))
-        if found:
-            return list(found.values())
-    return []
+                found[prefix + name, rule.slot] = Taken(
+                    prefix + name, path, rule.layout, rule.slot, None, str(array.dtype)
+                )
+    return list(found.values())
 
 
 def _check_layout(kind: str, arrays: dict[str, np.ndarray]) -> None:

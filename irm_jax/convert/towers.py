@@ -15,7 +15,7 @@ from irm_jax.convert.source import ConvertError
 from irm_jax.models import transformer
 from irm_jax.models.editing_transformer import EditingTransformer
 from irm_jax.models.image_encoder import ImageEncoder
-from irm_jax.models.instruction_encoder import Instruction, TextEncoder
+from irm_jax.models.instruction_encoder import Instruction, TextEncoder, WordHead
 from irm_jax.sharding import path_string
 
 Tensors = Mapping[str, np.ndarray]
@@ -28,8 +28,7 @@ def text_sizes(tensors: Tensors, prefix: str, heads: int | None) -> dict[str, An
     they do not show in the weights.
     """
     words = tensors[f"{prefix}embeddings.word_embeddings.weight"]
-    layer = re.compile(re.escape(prefix) + r"encoder\.layer\.(\d+)\.(.*)")
-    found = [(int(m[1]), m[2]) for m in map(layer.fullmatch, tensors) if m]
+    found = text_layers(tensors, prefix)
     fusion = min((n for n, rest in found if rest.startswith("crossattention")), default=math.inf)
     depth = len({n for n, _ in found if n < fusion})
     hidden = tensors[f"{prefix}encoder.layer.0.intermediate.dense.weight"].shape[0]
@@ -40,6 +39,12 @@ def text_sizes(tensors: Tensors, prefix: str, heads: int | None) -> dict[str, An
     if heads is None:
         raise ConvertError(f"the number of attention heads does not show in the weights {sizes}; say --heads")
     return _whole_heads(sizes)
+
+
+def text_layers(tensors: Tensors, prefix: str) -> list[tuple[int, str]]:
+    """(number, rest of the name) of every tensor in a layer of the BERT below `prefix`."""
+    layer = re.compile(re.escape(prefix) + r"encoder\.layer\.(\d+)\.(.*)")
+    return [(int(m[1]), m[2]) for m in map(layer.fullmatch, tensors) if m]
 
 
 def image_sizes(
@@ -76,6 +81,20 @@ def text_shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of the text encoder of these sizes, by path."""
     module = TextEncoder(_block(sizes, norm_first=False), sizes["depth"], sizes["vocab_size"], sizes["max_length"])
     return _shapes(lambda: module.init(jax.random.key(0), jnp.ones((1, 1), jnp.int32), train=False))
+
+
+def fusion_shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the layers in which captions read images, by path."""
+    x, mask = jnp.zeros((1, 1, sizes["width"])), jnp.ones((1, 1), bool)
+    module = transformer.Stack(_block(sizes, norm_first=False), sizes["depth"])
+    return _shapes(lambda: module.init(jax.random.key(0), x, mask, x, deterministic=True))
+
+
+def word_head_shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the head of hidden words, by path."""
+    x, table = (jnp.zeros((*shape, sizes["width"])) for shape in ((1, 1), (sizes["vocab_size"],)))
+    module = WordHead(transformer.BlockConfig(width=sizes["width"], heads=1, norm_first=False))
+    return _shapes(lambda: module.init(jax.random.key(0), x, table))
 
 
 def image_shapes(sizes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irm_jax.convert.rules import Rule, dense, norm, slots
+from irm_jax.convert.rules import Left, Rule, dense, norm, slots
 
 BLOCK = "blocks/layer_{n}"
 SCALE = "layer_scale/{n}"
@@ -53,13 +53,13 @@ HUGGING_FACE: tuple[Rule, ...] = (
     Rule(f"{_LAYER}.layer_scale2.lambda1", f"{SCALE}/mlp"),
     *norm("layernorm", "final_norm"),
 )
-LEFT: tuple[tuple[str, str], ...] = (
+LEFT: Left = (
     (r"(head|fc|classifier|head_dist|pre_logits)(\..*)?", "classifier of the pre-training data"),
     (r"(fc_norm)\..*", "norm of averaged tokens: the class token is read here"),
     (r"pooler\..*", "pooler: the class token itself is read"),
     (r"(embeddings\.)?mask_token", "for masked pre-training only"),
 )
-REFUSED: tuple[tuple[str, str], ...] = (
+REFUSED: Left = (
     (r".*(dist_token|distillation_token)", "a distilled DeiT: take the model without distillation"),
     (r".*(reg_token|register_tokens)", "register tokens: take the model without registers"),
     (r".*mlp\.(w12|w3|weights_in|weights_out|fc1_g|fc1_x)\..*", "a gated MLP (SwiGLU)"),

@@ -20,17 +20,24 @@ from irm_jax.convert.source import ConvertError
 from irm_jax.models.presets import IRMConfig
 from irm_jax.state import TrainState
 
-PREFIXES = ("special_tokens", "special_positions", "word_embedding")
+PREFIXES = ("special_tokens", "special_positions", "word_embedding", "word_bias")
 """Arrays of which a smaller source fills the first entries: fewer part tokens, a vocabulary that is not padded."""
 CUT = ("special_tokens", "special_positions", "position_embedding")
 """Arrays of which a larger source gives its first entries: more part tokens, longer sentences."""
+
+
+FIRST_LAYERS = "fusion_encoder/layers/"
+"""Stacked layers of which a source may hold the first ones: a BERT's layers after the text layers."""
+IDENTITY_HEADS = ("head_cls", "head_person", "head_guided")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
     """Folders of converted weights; '' is none. `model` comes first, towers of their own replace its towers.
 
-    `editing_blocks`: the editing transformer starts from the image encoder's last blocks.
+    With the text encoder comes what reads captions and images together (`fusion.py`); a plain BERT's layers after the
+    model's text layers start the self-attention and MLPs of its fusion layers, as ALBEF began. `editing_blocks`: the
+    editing transformer starts from the image encoder's last blocks.
     """
 
     model: str = ""
@@ -51,9 +58,12 @@ def warm_start(state: TrainState, model: IRMConfig, sources: Sources) -> TrainSt
     if sources.model:
         record, arrays = folder.load(sources.model)
         # Identities are those of the source's data sets, and their columns mean nobody here.
-        part = {path: array for path, array in arrays.items() if not path.startswith("head_")}
+        others = (*IDENTITY_HEADS, *manifest.WITH_TEXT)
+        part = {path: array for path, array in arrays.items() if _top(path) not in others}
         for tower in record["towers"]:
             part = _tower(part, tower, tower, model)
+        if not sources.text_encoder:
+            part |= _with_text(arrays, model, "model")
         wanted |= _with_grids(part, record, model)
         _tell("model", sources.model, record, part)
     for tower in manifest.TOWERS:
@@ -63,6 +73,9 @@ def warm_start(state: TrainState, model: IRMConfig, sources: Sources) -> TrainSt
             there = manifest.source_tower(record, tower)
             part = {path: array for path, array in arrays.items() if path.startswith(f"{there}/")}
             part = _tower(part, there, tower, model)
+            if tower == "text_encoder":
+                part |= _with_text(arrays, model, tower)
+                part |= _projections(arrays, sources)
             wanted |= _with_grids(part, record, model)
             _tell(tower, name, record, part)
     if sources.editing_blocks:
@@ -70,6 +83,7 @@ def warm_start(state: TrainState, model: IRMConfig, sources: Sources) -> TrainSt
         logging.info("init.editing_blocks: the editing transformer starts from the image encoder's last blocks")
     if model.scan_layers:
         wanted = _scanned(wanted)
+    _tell_initial(state.params, wanted)
     stats = {path.removeprefix("batch_stats/"): a for path, a in wanted.items() if path.startswith("batch_stats/")}
     params = _filled(state.params, {p: a for p, a in wanted.items() if not p.startswith("batch_stats/")})
     return dataclasses.replace(
@@ -92,6 +106,31 @@ def _tower(arrays: Mapping[str, np.ndarray], there: str, here: str, model: IRMCo
         if layer and int(layer[1]) >= depth:
             continue
         found[own] = array * _scale_of(arrays, there, path)
+    return found
+
+
+def _with_text(arrays: Mapping[str, np.ndarray], model: IRMConfig, key: str) -> dict[str, np.ndarray]:
+    """What of a text encoder's source starts the model's layers that read images, and the heads on them."""
+    found = {path: array for path, array in arrays.items() if _top(path) in manifest.WITH_TEXT}
+    if not model.fusion_depth:
+        for name in sorted({_top(path) for path in found}):
+            logging.info("init.%s: left: %s, since no layer of the model reads images (fusion_depth = 0)", key, name)
+        return {}
+    if "fusion_encoder" not in map(_top, found):
+        for path, array in arrays.items():  # a plain BERT
+            layer = re.match(r"text_encoder/blocks/layer_(\d+)/(.*)", path)
+            if layer and int(layer[1]) >= model.text_depth:
+                found[f"fusion_encoder/layer_{int(layer[1]) - model.text_depth}/{layer[2]}"] = array
+    layers = {path: re.match(r"fusion_encoder/layer_(\d+)/", path) for path in found}
+    return {path: found[path] for path, layer in layers.items() if not layer or int(layer[1]) < model.fusion_depth}
+
+
+def _projections(arrays: Mapping[str, np.ndarray], sources: Sources) -> dict[str, np.ndarray]:
+    """The projections of a source that gives both encoders; no other one's fit."""
+    found = {path: array for path, array in arrays.items() if _top(path) in manifest.PROJECTIONS}
+    if found and sources.image_encoder != sources.text_encoder:
+        logging.info("init.text_encoder: left: %s, since the image encoder comes from elsewhere", ", ".join(found))
+        return {}
     return found
 
 
@@ -134,7 +173,7 @@ def _scanned(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     layers: dict[str, dict[int, np.ndarray]] = {}
     for path, array in arrays.items():
-        layer = re.match(r"(?!editing_transformer)(.*/blocks)/layer_(\d+)/(.*)", path)
+        layer = re.match(r"(?!editing_transformer)(.*/blocks|fusion_encoder)/layer_(\d+)/(.*)", path)
         if layer:
             layers.setdefault(f"{layer[1]}/layers/block/{layer[3]}", {})[int(layer[2])] = array
         else:
@@ -155,7 +194,11 @@ def _filled(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         if name in CUT and array.ndim == leaf.ndim:
             array = array[tuple(slice(0, size) for size in leaf.shape)]
         same_rest = array.ndim == leaf.ndim and all(a <= b for a, b in zip(array.shape, leaf.shape, strict=True))
-        fits = array.shape == leaf.shape or (name in PREFIXES and same_rest and array.shape[-1] == leaf.shape[-1])
+        same_width = array.ndim == 1 or array.shape[-1:] == leaf.shape[-1:]
+        part = (name in PREFIXES and same_width) or (
+            path.startswith(FIRST_LAYERS) and array.shape[1:] == leaf.shape[1:]
+        )
+        fits = array.shape == leaf.shape or (part and same_rest)
         if not fits:
             wrong.append(f"  {path}: the source has {list(array.shape)}, the model {list(leaf.shape)}")
             continue
@@ -175,6 +218,19 @@ def _placed(leaf: jax.Array, array: np.ndarray) -> jax.Array:
     start = (0,) * leaf.ndim
     fill = jax.jit(lambda old, new: jax.lax.dynamic_update_slice(old, new, start), out_shardings=leaf.sharding)
     return fill(leaf, array)
+
+
+def _tell_initial(params: Any, wanted: Mapping[str, np.ndarray]) -> None:
+    """Logs what of the model no source filled, by its first name."""
+    paths = list(flatten_dict(params, sep="/"))
+    missing = [_top(path) for path in paths if path not in wanted]
+    counts = {name: (missing.count(name), sum(_top(path) == name for path in paths)) for name in sorted({*missing})}
+    words = (name if part == whole else f"{name} ({part} of {whole} arrays)" for name, (part, whole) in counts.items())
+    logging.info("init: initial stay %s", ", ".join(words) or "none")
+
+
+def _top(path: str) -> str:
+    return path.partition("/")[0]
 
 
 def _tell(key: str, name: str, record: Mapping[str, Any], part: Mapping[str, np.ndarray]) -> None:

@@ -3,12 +3,10 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import weights
 from flax.traverse_util import flatten_dict
-from jax.sharding import NamedSharding, PartitionSpec
+from weights import SIZES
 
 from configs import default, procedural
 from irm_jax import checkpoint, evaluate, sharding, state
@@ -17,53 +15,6 @@ from irm_jax.convert import folder, manifest, positions, to_torch
 from irm_jax.convert.conversion import Options, convert
 from irm_jax.convert.source import ConvertError, Source
 from irm_jax.convert.warm_start import Sources, _filled, _scanned, warm_start
-from irm_jax.losses.instruction_similarity import init_mean
-from irm_jax.models import presets
-from irm_jax.models.irm import IRM, initialise
-from irm_jax.momentum import averaged_part
-from irm_jax.state import TrainState
-
-SIZES = {
-    "width": 8, "image_size": (24, 12), "image_depth": 2, "image_heads": 2, "patch": 4, "stride": 4, "stem": "patch",
-    "text_depth": 1, "text_heads": 2, "max_length": 10, "instruction_image_size": (16, 16), "template_depth": 2,
-    "template_heads": 2, "template_patch": 4, "template_stem": "patch", "projection_width": 6, "mlp_ratio": 1.5,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A conversion of every kind."""
-    found = {}
-    for kind, shapes in (
-        ("bert", weights.bert()), ("vit", weights.vit()), ("pass", weights.pass_vit()),
-        ("irm_release", weights.irm_release()),
-    ):  # fmt: skip
-        place = tmp_path_factory.mktemp(kind)
-        weights.write(shapes, place / "w.safetensors")
-        if kind == "irm_release":
-            words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmno"]
-            (place / "vocab.txt").write_text("\n".join(words) + "\n")
-        source = Source(place / "w.safetensors")
-        found[kind] = str(folder.save(convert(kind, source, Options(heads=2)), source, place / "out"))
-    return found
-
-
-@pytest.fixture(scope="module")
-def fresh():
-    """A model, and its state of ones in the layouts of a mesh of eight devices, with a momentum model."""
-    model = presets.preset("small", **SIZES, vocab_size=32, num_identities=16)
-    shapes = jax.eval_shape(
-        lambda: IRM(model).init(jax.random.key(0), jnp.ones((1, model.max_length), jnp.int32), method=initialise)
-    )
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
-    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-    whole = jax.device_put(ones, NamedSharding(mesh, PartitionSpec()))
-    params, text = whole["params"], whole["params"]["text_encoder"]
-    split = NamedSharding(mesh, PartitionSpec("model", "fsdp"))
-    text["word_embedding"] = jax.device_put(text["word_embedding"], split)
-    return model, TrainState(
-        jnp.zeros((), jnp.int32), params, whole["batch_stats"], init_mean(2, 8), (), averaged_part(params)
-    )
 
 
 def test_towers_fill_their_part_and_nothing_else(folders, fresh):

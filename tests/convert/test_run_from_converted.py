@@ -1,0 +1,91 @@
+"""A run of `train` that is told to start from converted weights starts from them, and one that resumes does not."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import weights
+from flax.traverse_util import flatten_dict
+
+from data_pipelines.tokenizer import Tokenizer
+from irm_jax import train
+from irm_jax.config_check import check
+from irm_jax.convert import __main__ as command
+from irm_jax.convert import folder, manifest
+
+pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
+
+
+class Started(Exception):
+    """Carries the state that the first step was given."""
+
+
+@pytest.fixture
+def config(make_run_config, tmp_path, monkeypatch):
+    """A run whose text encoder, layers that read images, and heads on them come from an ALBEF of its sizes."""
+    config = make_run_config()
+    words = Tokenizer("builtin", 8).entries
+    monkeypatch.setattr(weights, "WIDTH", config.model.width)
+    monkeypatch.setattr(weights, "HIDDEN", int(config.model.width * config.model.mlp_ratio))
+    shapes = weights.albef() | weights.word_head("text_encoder.", words=len(words))
+    shapes |= weights.bert("text_encoder.bert.", layers=2, fusion=1, words=len(words))
+    shapes = {name: shape for name, shape in shapes.items() if ".layer.3." not in name and ".layer.2." not in name}
+    shapes["text_encoder.bert.embeddings.position_embeddings.weight"] = (70, config.model.width)
+    weights.write(shapes, tmp_path / "albef.safetensors")
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    out = str(tmp_path / "converted")
+    arguments = ["--kind", "albef", "--source", str(tmp_path / "albef.safetensors"), "--out", out, "--heads", "2"]
+    assert command.main(arguments) == 0
+    config.init.text_encoder = out
+    check(config)
+    return config
+
+
+@pytest.fixture
+def first_state(monkeypatch):
+    """Runs `train` up to its first step; returns the state that the step was given."""
+
+    def started(before, *_):
+        raise Started(before)
+
+    monkeypatch.setattr(train, "make_train_step", lambda *_: started)
+
+    def run(config, workdir):
+        with pytest.raises(Started) as caught:
+            train.train(config, workdir)
+        return caught.value.args[0]
+
+    return run
+
+
+def test_the_first_step_is_given_the_converted_weights(config, first_state, tmp_path):
+    state = first_state(config, tmp_path / "run")
+    assert int(state.step) == 0
+    _, arrays = folder.load(config.init.text_encoder)
+    params, momentum = (flatten_dict(jax.device_get(x), sep="/") for x in (state.params, state.momentum_params))
+    compared = 0
+    for path, array in arrays.items():
+        if path.split("/")[0] not in ("text_encoder", *manifest.WITH_TEXT):
+            continue
+        if path.startswith("text_encoder/position_embedding"):
+            array = array[: params[path].shape[0]]
+        for found in (params[path], momentum[path]):
+            np.testing.assert_array_equal(found[: len(array)], array, err_msg=path)
+        compared += 1
+    assert compared > 40
+    # What it did not bring is drawn as ever: the same run without it draws the same.
+    config.init.text_encoder = ""
+    plain = flatten_dict(jax.device_get(first_state(config, tmp_path / "plain").params), sep="/")
+    for path in ("replaced_head/kernel", "image_encoder/final_norm/scale", "head_cls", "text_projection/kernel"):
+        np.testing.assert_array_equal(params[path], plain[path], err_msg=path)
+    assert np.abs(params["matching_head/kernel"] - plain["matching_head/kernel"]).max() > 0.1
+
+
+def test_a_run_that_resumes_keeps_its_own_weights(config, first_state, trained_run, tmp_path):
+    shutil.copytree(trained_run / train.CHECKPOINTS / "2", tmp_path / "run" / train.CHECKPOINTS / "2")
+    state = first_state(config, tmp_path / "run")
+    assert int(state.step) == 2
+    _, arrays = folder.load(config.init.text_encoder)
+    own = np.asarray(state.params["matching_head"]["kernel"])
+    assert np.abs(own - arrays["matching_head/kernel"]).max() > 0.1
