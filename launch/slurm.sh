@@ -59,6 +59,8 @@ newest_checkpoint() { # highest step saved; nothing if there is none
 # What the processes need to find each other; irm_jax/processes.py reads it.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export JAX_NUM_PROCESSES=$SLURM_NTASKS
+# srun does not take over the cores of a process from sbatch (since Slurm 22.05).
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # In each process: its number, and its share of the node's GPUs.
 # shellcheck disable=SC2016
 process='

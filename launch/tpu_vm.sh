@@ -19,7 +19,7 @@
 #   POLL_SECONDS    between two looks at a slice that is not ready (default 30)
 # WORKDIR is on object storage (gs://), since every host writes its part of a checkpoint there.
 # A mistake in the configuration (status 2) is not tried again. SIGTERM or Ctrl-C, once: the run saves after the current
-# step and ends; a second one ends it at once.
+# step, and this script ends with it; a second one ends this script at once.
 set -euo pipefail
 
 if (($# < 2)) || [[ -z ${TPU:-} || -z ${ZONE:-} ]]; then

@@ -30,7 +30,7 @@ def install(folder: pathlib.Path) -> None:
 
 
 def record(name: str, arguments: list[str], **more: object) -> None:
-    shown = ("JAX_", "SLURM_", "HOST")
+    shown = ("JAX_", "SLURM_", "SRUN_", "HOST")
     environment = {key: value for key, value in os.environ.items() if key.startswith(shown)}
     line = json.dumps({"program": name, "arguments": arguments, "environment": environment, **more}) + "\n"
     with open(WORLD / "calls.jsonl", "a") as file:
@@ -135,6 +135,7 @@ def sbatch(arguments: list[str]) -> int:
     job = {
         "SLURM_JOB_ID": "4711", "SLURM_SUBMIT_DIR": os.getcwd(), "SLURM_JOB_NODELIST": f"node[1-{nodes}]",
         "SLURM_NNODES": str(nodes), "SLURM_NTASKS": str(nodes * tasks), "SLURM_GPUS_ON_NODE": options["gpus-per-node"],
+        "SLURM_CPUS_PER_TASK": options["cpus-per-task"],
     }  # fmt: skip
     record("job", [], options=options)
     os.chdir(WORLD)

@@ -37,7 +37,7 @@ def test_every_variable_is_explained_at_the_top(script: Path) -> None:
     header, _, body = script.read_text().partition("\nset -euo pipefail\n")
     used = set(re.findall(r"\$\{?([A-Z][A-Z_]+)\b", body)) - GIVEN
     own = {name for name in used if re.search(rf"^{name}=$", body, re.MULTILINE)}
-    assert not {name for name in used - own if name not in header and not name.startswith(("SLURM_", "JAX_"))}
+    assert not {name for name in used - own if name not in header and not name.startswith(("SLURM_", "SRUN_", "JAX_"))}
 
 
 class World:
@@ -261,6 +261,7 @@ def test_slurm_numbers_the_processes_and_deals_out_the_devices(world: World, tas
     assert {e["JAX_NUM_PROCESSES"] for e in runs} == {str(2 * tasks)}
     assert [e["JAX_LOCAL_DEVICE_IDS"] for e in runs] == devices * 2
     [address] = {e["JAX_COORDINATOR_ADDRESS"] for e in runs}
+    assert {c["environment"]["SRUN_CPUS_PER_TASK"] for c in world.calls("srun")} == {"8"}  # as the script asks for
     host, _, port = address.partition(":")
     assert host == "node1"
     assert 20000 <= int(port) < 30000
