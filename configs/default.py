@@ -53,7 +53,8 @@ def get_config() -> ConfigDict:
     config.mesh.model = 1  # devices over heads, hidden units and identities
 
     config.data = ConfigDict()
-    config.data.dir = "data"  # folder of the built shards
+    config.data.dir = "data"  # folder of the built shards; may be on object storage (gs://BUCKET/SHARDS)
+    config.data.cache = ""  # local folder that gets a copy of a data.dir on object storage ('' = read it there)
     config.data.build_missing = True  # build procedural data sets that data.dir lacks
     config.data.accept_changes = False  # resume although the data or the batch's layout changed since the checkpoint
     config.data.train = ConfigDict()  # name -> train_unit(...)

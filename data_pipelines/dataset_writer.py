@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from absl import logging
 
-from data_pipelines import build_folder, schema, shard_files, tasks
+from data_pipelines import build_folder, schema, shard_files, storage, tasks
 from data_pipelines.shard_files import DatasetError
 from data_pipelines.shard_writer import ShardJob, is_finished, write_shard
 
@@ -64,6 +64,11 @@ def write_dataset(
 
     Raises DatasetError (cause and cure in the message); whatever `load` raises comes through with the record named.
     """
+    if storage.is_remote(out_dir):
+        raise DatasetError(
+            f"data sets are built on a local disk, not in {os.fspath(out_dir)}: build there, then copy the folder "
+            "(gcloud storage rsync -r SHARDS gs://BUCKET/SHARDS)"
+        )
     shard_files.check_names(name, version, list(splits))
     people = sorted(set(people))
     _check_arguments(name, task, people, splits, source, records_per_shard, on_bad_image)

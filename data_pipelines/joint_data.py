@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import data_options, pipeline, pk_sampling, procedural, shards
+from data_pipelines import data_options, local_copy, pipeline, pk_sampling, procedural, shards, storage
 from data_pipelines.batch_plan import BatchPlan, plan_batch
 from data_pipelines.identity_space import IdentitySpace
 from data_pipelines.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.
     Raises DatasetError for a data set that is missing or damaged, and for procedural ones of other options than
     `config.data.procedural`.
     """
-    folder = Path(config.data.dir).expanduser()
+    folder = epath.Path(config.data.dir).expanduser()
     wanted = list(dict.fromkeys(names))
     drawn = [name for name in wanted if name.startswith(f"{procedural.NAMESPACE}_")]
     found = shards.dataset_names(folder) if folder.is_dir() else []
@@ -93,7 +93,9 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.
     if config.data.build_missing and set(drawn) - set(found):
         logging.info("building the procedural benchmark in %s", folder)
         procedural.build(folder, **options)
-    opened = {name: shards.open_dataset(folder, name) for name in wanted}
+    copied = bool(config.data.cache) and storage.is_remote(folder)
+    places = {name: local_copy.local_copy(folder, name, config.data.cache) if copied else folder for name in wanted}
+    opened = {name: shards.open_dataset(places[name], name) for name in wanted}
     source = procedural.Benchmark(**options).source() if drawn else {}
     for name in drawn:
         there = opened[name].manifest.source

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from data_pipelines import schema
 
@@ -65,8 +66,8 @@ def building_folder(data_dir: str | os.PathLike[str], name: str, version: str) -
     return Path(data_dir, name, f".{version}.building")
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+def file_sha256(path: Path | epath.Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -104,7 +105,7 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def load_manifest(folder: Path) -> schema.Manifest:
+def load_manifest(folder: Path | epath.Path) -> schema.Manifest:
     """Reads manifest.json. Raises DatasetError if it is missing, unreadable or of another schema version."""
     path = folder / MANIFEST
     if not path.is_file():
@@ -240,16 +241,16 @@ def _write_columns(path: Path, columns: Iterable[tuple[str, np.ndarray]]) -> Non
     os.replace(temporary, path)
 
 
-def load_index(path: Path) -> schema.Index:
+def load_index(path: Path | epath.Path) -> schema.Index:
     """Raises DatasetError if the file is missing, damaged or lacks a column."""
     columns = _read_columns(path, _stored_columns())
     names = columns.pop(_FILE)
     return schema.Index(**columns, file=np.strings.decode(names, "utf-8") if len(names) else np.zeros(0, np.str_))
 
 
-def _read_columns(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+def _read_columns(path: Path | epath.Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
     except FileNotFoundError as error:
         raise DatasetError(

@@ -11,12 +11,12 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from array_record.python import array_record_module
+from etils import epath
 
-from data_pipelines import record_format, schema, shard_files
+from data_pipelines import record_format, schema, shard_files, storage
 from data_pipelines.dataset_writer import OnBadImage, worker_pool, write_dataset
 from data_pipelines.shard_files import DatasetError, load_manifest
 
@@ -49,6 +49,11 @@ class ShardReader:
         if unknown:
             raise DatasetError(f"no field {unknown[0]!r} in a record; the fields are {', '.join(record_format.FIELDS)}")
         self.fields = tuple(fields)
+        if storage.is_remote(folder) and not folder.startswith("gs://"):
+            raise DatasetError(
+                f"records are read from local folders and gs://, not from {folder}: set config.data.cache to a local "
+                "folder, which gets a copy"
+            )
         self._folder = folder
         self._files = [shard["file"] for shard in shards]
         self._starts = [0, *itertools.accumulate(shard["records"] for shard in shards)]
@@ -98,7 +103,7 @@ class ShardReader:
 class Dataset:
     """A built data set: its folder and what the manifest says."""
 
-    folder: Path
+    folder: epath.Path
     manifest: schema.Manifest
 
     @property
@@ -145,12 +150,12 @@ def open_dataset(data_dir: str | os.PathLike[str], name: str, version: str | Non
     Raises DatasetError, with the cure, if the folder is missing, empty, unfinished, of another schema version, or if a
     shard is missing or has another size than when it was written (every shard's size is looked at, no content).
     """
-    folder = _find(Path(data_dir), name, version)
+    folder = _find(epath.Path(data_dir), name, version)
     manifest = load_manifest(folder)
     for split in manifest.splits.values():
         for shard in split["shards"]:
             path = folder / shard["file"]
-            size = path.stat().st_size if path.is_file() else None
+            size = storage.file_size(path)
             if size != shard["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes, but {shard['bytes']} were written"
                 raise DatasetError(f"shard {path} {found}: delete the folder {folder} and build the data set again")
@@ -159,18 +164,18 @@ def open_dataset(data_dir: str | os.PathLike[str], name: str, version: str | Non
 
 def dataset_names(data_dir: str | os.PathLike[str]) -> list[str]:
     """Returns the names of the finished data sets under `data_dir`, sorted."""
-    root = Path(data_dir)
+    root = epath.Path(data_dir)
     if not root.is_dir():
         raise DatasetError(f"the data folder {root} does not exist: build a data set into it, or correct the path")
     return sorted(path.name for path in root.iterdir() if path.is_dir() and _versions(path))
 
 
-def _versions(folder: Path) -> list[str]:
+def _versions(folder: epath.Path) -> list[str]:
     found = [path.name for path in folder.iterdir() if path.is_dir() and shard_files.version_key(path.name)]
     return sorted(found, key=lambda version: shard_files.version_key(version) or ())
 
 
-def _find(data_dir: Path, name: str, version: str | None) -> Path:
+def _find(data_dir: epath.Path, name: str, version: str | None) -> epath.Path:
     build = f"python -m data_pipelines.build --dataset NAME --out {data_dir}"
     if not data_dir.is_dir():
         raise DatasetError(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
+from etils import epath
 
 BUILTIN_VOCABULARY = pathlib.Path(__file__).parent / "vocab" / "procedural.txt"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -37,7 +38,7 @@ def read_vocabulary(vocab: str | pathlib.Path) -> list[str]:
       FileNotFoundError: there is no such file.
       ValueError: an entry stands twice, a special token is missing, or [PAD] is not entry 0.
     """
-    path = BUILTIN_VOCABULARY if str(vocab) == "builtin" else pathlib.Path(vocab) / "vocab.txt"
+    path = epath.Path(BUILTIN_VOCABULARY if str(vocab) == "builtin" else epath.Path(vocab) / "vocab.txt")
     if not path.is_file():
         raise FileNotFoundError(f"no vocabulary at {path}: pass 'builtin' or a directory that holds vocab.txt")
     entries = path.read_text(encoding="utf-8").split("\n")

@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from irm_jax.metric_log import jsonable
+from irm_jax.metric_log import jsonable, write_atomically
 
 StepChoice = int | Literal["latest", "best"] | None
 Tree = TypeVar("Tree")
@@ -121,11 +121,8 @@ class Checkpointer:
         record = _read_record(self.directory, step)
         record["metadata"]["metrics"] = jsonable(metrics)
         if jax.process_index() == 0:
-            path = _record_file(self.directory, step)
-            unfinished = path.parent / f".{path.name}.unfinished"
             with self._failures(f"writing the metrics of step {step}"):
-                unfinished.write_text(json.dumps(record))
-                unfinished.replace(path)
+                write_atomically(_record_file(self.directory, step), json.dumps(record))
         self._scores[step] = _score(record, self.best_metric)
 
     def restore(self, abstract_state: Tree, step: StepChoice = None) -> tuple[Tree, dict[str, Any]]:
@@ -227,6 +224,8 @@ class Checkpointer:
 
     def _empty_trash(self) -> None:
         trash = self.directory / _DELETED
+        if "://" in str(trash):  # orbax deletes old steps there itself
+            return
         if jax.process_index() == 0 and trash.exists():
             trash.rmtree()
 

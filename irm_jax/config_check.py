@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict, FieldReference
 
 from configs import default
-from data_pipelines import data_options, procedural, tasks
+from data_pipelines import data_options, procedural, storage, tasks
 from data_pipelines.tokenizer import Tokenizer
 from irm_jax import rate_factors
 from irm_jax.convert import manifest
@@ -30,6 +31,15 @@ def check(config: ConfigDict) -> None:
     """Raises ConfigError for the first thing that is wrong."""
     check_keys(config, default.get_config(), "config")
     check_values(config)
+
+
+def folder(path: str, where: str) -> epath.Path:
+    """A folder named by the user, local or on object storage. Raises ConfigError if it cannot be reached from here."""
+    try:
+        storage.require_library(path)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return epath.Path(path).expanduser()
 
 
 def check_keys(config: ConfigDict, reference: ConfigDict, path: str) -> None:
@@ -120,6 +130,7 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
             yield f"config.data.{key} = {d[key]} must be at least {least}"
     if not 0 <= d.instruction_dropout <= 1:
         yield f"config.data.instruction_dropout = {d.instruction_dropout} must lie between 0 and 1"
+    yield from _refused("config.data.dir", lambda: storage.require_library(d.dir))
     yield from _refused("config.data.vocab", lambda: Tokenizer(vocab=d.vocab))
     yield from _refused(
         "config.data.procedural", lambda: procedural.Benchmark(**data_options.benchmark_options(config))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import jax
 import numpy as np
 import optax
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -31,7 +34,7 @@ class ImageError(ValueError):
     """A picture cannot be read; the message names it."""
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> None:
+def evaluate(config: ConfigDict, workdir: epath.Path) -> None:
     """Evaluates a checkpoint of `workdir` under the configuration and writes the report there.
 
     Where there is none and `config.init.model` names converted weights, those are evaluated, as step 0.
@@ -49,7 +52,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     logging.info("evaluated step %d: report at %s", step, workdir / "report.html")
 
 
-def load(workdir: Path, config: ConfigDict, mesh: Mesh, chosen: Any) -> tuple[int, EmbeddingModel]:
+def load(workdir: epath.Path, config: ConfigDict, mesh: Mesh, chosen: Any) -> tuple[int, EmbeddingModel]:
     """The model of a checkpoint in `workdir`, its parameters laid out on `mesh`; no optimizer state is read.
 
     Raises CheckpointError naming the keys if the checkpoint is of another model, or if its vocabulary is another one.
@@ -87,7 +90,7 @@ def converted(config: ConfigDict, mesh: Mesh) -> EmbeddingModel:
     return experiment.embedding_model(config, model, variables, tokenizer, mesh)
 
 
-def embed_folder(config: ConfigDict, workdir: Path) -> None:
+def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
     """Embeds every image below `config.embed.images` under one instruction -> .npz with `files` and `embeddings`.
 
     Raises ConfigError if there are no images, ImageError naming the first one that cannot be read.
@@ -106,7 +109,9 @@ def embed_folder(config: ConfigDict, workdir: Path) -> None:
     target = workdir / config.embed.output
     target.parent.mkdir(parents=True, exist_ok=True)
     names = np.array([str(p.relative_to(folder)) for p in files])
-    np.savez_compressed(target, files=names, embeddings=embeddings, instruction=np.array(str(ask)))
+    content = io.BytesIO()
+    np.savez_compressed(content, files=names, embeddings=embeddings, instruction=np.array(str(ask)))
+    target.write_bytes(content.getvalue())
     logging.info("%d embeddings of %d floats in %s", *embeddings.shape, target)
 
 
@@ -117,8 +122,8 @@ class Embedder:
     or None for the latest.
     """
 
-    def __init__(self, checkpoint_dir: str | Path, *, step: Any = None, batch_size: int = 64) -> None:
-        workdir = Path(checkpoint_dir).expanduser()
+    def __init__(self, checkpoint_dir: str | os.PathLike[str], *, step: Any = None, batch_size: int = 64) -> None:
+        workdir = epath.Path(checkpoint_dir).expanduser()
         if workdir.name == CHECKPOINTS:
             workdir = workdir.parent
         _, saved = checkpoint.read_metadata(workdir / CHECKPOINTS, step)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -194,7 +193,7 @@ def evaluate(config: ConfigDict, embedder: EmbeddingModel, sets: list[evaluation
 def enable_compilation_cache(config: ConfigDict) -> None:
     """Programs compiled once are read from disk by later runs."""
     if config.compilation_cache:
-        folder = Path(os.path.expanduser(config.compilation_cache))
+        folder = epath.Path(config.compilation_cache).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

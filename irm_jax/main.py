@@ -15,6 +15,7 @@ from logging import getLogger
 from pathlib import Path
 
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from irm_jax import config_check
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     config = _CONFIG.value
     try:
         config_check.check(config)
-        workdir = Path(_WORKDIR.value or Path("runs") / _config_name()).expanduser()
+        workdir = config_check.folder(_WORKDIR.value or f"runs/{_config_name()}", "--workdir")
         _run(_MODE.value, config, workdir)
     except _user_errors() as error:
         logging.error("%s", error)
@@ -68,7 +69,7 @@ def _compare(argv: Sequence[str]) -> None:
         sys.exit(2)
 
 
-def _run(mode: str, config: ConfigDict, workdir: Path) -> None:
+def _run(mode: str, config: ConfigDict, workdir: epath.Path) -> None:
     # Late imports: a wrong configuration is reported before jax and its devices are touched.
     if mode == "train":
         from irm_jax.train import train

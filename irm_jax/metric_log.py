@@ -1,7 +1,7 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard files, a progress line, and run.json (how the run was made).
 
-Every file lies in the workdir, a local or shared file system. Only process 0 writes; the others may call the same
-methods, which then do nothing.
+Every file lies in the workdir, local, on a shared file system, or on object storage (gs://), where the logs are written
+every half minute and at the end. Only process 0 writes; the others may call the same methods, which then do nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 import tensorboardX
+from etils import epath
+
+from data_pipelines import storage
+from irm_jax import growing_file
 
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
@@ -56,8 +60,11 @@ def jsonable(value: Any, path: str = "") -> Any:
     raise TypeError(f"{path or 'the value'} has type {type(value).__name__}, which JSON cannot hold: pass plain values")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path | epath.Path, text: str) -> None:
     """Replaces the file in one step, so that a kill leaves either the old or the new content."""
+    if storage.is_remote(path):  # does so by itself
+        path.write_text(text, encoding="utf-8")
+        return
     scratch = path.with_name(f".{path.name}.tmp")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
@@ -87,16 +94,23 @@ class MetricLog:
         self.primary = jax.process_index() == 0 if primary is None else primary
         if not self.primary:
             return
-        folder = Path(workdir)
+        folder = epath.Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
+        kept = ""
         if resume_step is None:
             if path.exists():
-                os.replace(path, path.with_name("metrics.previous.jsonl"))
+                path.replace(path.with_name("metrics.previous.jsonl"))
         else:
-            kept = [record for record in read_metrics(folder) if record["step"] <= resume_step]
-            write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+            records = [record for record in read_metrics(folder) if record["step"] <= resume_step]
+            kept = "".join(json.dumps(record) + "\n" for record in records)
+            write_atomically(path, kept)
+        self._file: Any
+        if storage.is_remote(folder):
+            growing_file.use_for_tensorboard(str(folder).partition("://")[0])
+            self._file = growing_file.GrowingFile(path, kept.encode())
+        else:
+            self._file = path.open("a", encoding="utf-8")
         # TensorBoard drops the events it already has from this step on. File names tell the start to the second
         # only, so the suffix keeps two starts apart.
         first = 0 if resume_step is None else resume_step + 1
@@ -106,7 +120,7 @@ class MetricLog:
         self._progress = _ProgressLine(sys.stderr if stream is None else stream, every_seconds, clock)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds one record of scalars. Files are flushed, so a kill loses nothing already written.
+        """Adds one record of scalars. Local files are flushed, so a kill loses nothing already written.
 
         In metrics.jsonl NaN and infinities are null (strict JSON); TensorBoard shows them as they are.
         """
@@ -193,7 +207,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     A last line without its end (the process was killed while writing) is left out; any other broken line is an error.
     """
-    path = Path(workdir) / METRICS_FILE
+    path = epath.Path(workdir) / METRICS_FILE
     if not path.exists():
         return []
     *lines, unfinished = path.read_text(encoding="utf-8").split("\n")
@@ -233,7 +247,7 @@ def write_run_metadata(workdir: str | os.PathLike[str], metadata: Mapping[str, A
     """Appends to run.json, a list with one entry for each start of the run, newest last. Process 0 only."""
     if jax.process_index() != 0:
         return
-    folder = Path(workdir)
+    folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUN_FILE
     starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

@@ -8,13 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -41,7 +41,7 @@ class Interrupted(BaseException):
     """A signal came during an evaluation, which is not worth waiting for: it changes nothing in the state."""
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: epath.Path) -> None:
     """Trains to `config.train.steps`, resuming if there is a checkpoint; writes everything into `workdir`."""
     # Data and model
     experiment.enable_compilation_cache(config)

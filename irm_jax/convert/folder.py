@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from irm_jax import checkpoint
@@ -48,7 +49,7 @@ def save(conversion: Conversion, source: Source, folder: str | Path) -> Path:
 def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(manifest, arrays by path) of a folder that `save` wrote. Raises ManifestError, CheckpointError."""
     record = manifest.read(folder)
-    arrays = checkpoint.load_arrays(Path(folder).expanduser() / manifest.ARRAYS)
+    arrays = checkpoint.load_arrays(epath.Path(folder).expanduser() / manifest.ARRAYS)
     return record, flatten_dict(arrays, sep="/")
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from irm_jax.models.presets import IRMConfig
 
 FILE, ARRAYS, VOCABULARY = "manifest.json", "arrays", "vocab.txt"
@@ -26,7 +28,7 @@ class ManifestError(ValueError):
 
 def read(folder: str | Path) -> dict[str, Any]:
     """Raises ManifestError if the folder was not written by `python -m irm_jax.convert`, or not completely."""
-    path = Path(folder).expanduser() / FILE
+    path = epath.Path(folder).expanduser() / FILE
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

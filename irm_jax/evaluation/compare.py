@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 from absl import logging
+from etils import epath
 
+from data_pipelines import storage
 from irm_jax.evaluation.figures import Ranking
 
 FOLDER = "per_query"
@@ -41,7 +43,9 @@ class Comparison:
         return self.low > 0 or self.high < 0
 
 
-def save_per_query(workdir: str | os.PathLike[str], ranking: Ranking, query_id: Sequence[int] | np.ndarray) -> Path:
+def save_per_query(
+    workdir: str | os.PathLike[str], ranking: Ranking, query_id: Sequence[int] | np.ndarray
+) -> epath.Path:
     """Writes `workdir/per_query/<protocol>.npz` and returns its path.
 
     `query_id` [Q], numbers or strings, each once: what pairs the queries of two runs (the record index, say). The file
@@ -52,21 +56,33 @@ def save_per_query(workdir: str | os.PathLike[str], ranking: Ranking, query_id: 
     ids = np.asarray(query_id)
     if ids.shape != ranking.ap.shape or len(np.unique(ids)) != len(ids):
         raise ValueError(f"query_id must name each of the {len(ranking.ap)} queries once; got shape {ids.shape}")
-    path = Path(workdir) / FOLDER / f"{ranking.protocol}.npz"
+    path = epath.Path(workdir) / FOLDER / f"{ranking.protocol}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     names = ("ap", "inp", "rank1", "first_positive_rank", "num_positives", "drop_cause", "top_ids", "top_scores")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(unfinished, "wb") as file:
-        np.savez_compressed(file, query_id=ids, **{name: getattr(ranking, name) for name in names})
-    os.replace(unfinished, path)
+    content = io.BytesIO()
+    np.savez_compressed(content, query_id=ids, **{name: getattr(ranking, name) for name in names})
+    # On object storage a file is there whole or not at all.
+    unfinished = path if storage.is_remote(path) else path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(content.getvalue())
+    if unfinished != path:
+        unfinished.replace(path)
     return path
 
 
-def remove_other_results(workdir: str | os.PathLike[str], written: Collection[Path]) -> None:
+def remove_other_results(workdir: str | os.PathLike[str], written: Collection[epath.Path]) -> None:
     """Removes per-query files of earlier evaluations, which `--mode compare` would take for this one's."""
-    for path in (Path(workdir) / FOLDER).rglob("*.npz"):
+    for path in _results(epath.Path(workdir) / FOLDER):
         if path not in written:
             path.unlink()
+
+
+def _results(folder: epath.Path) -> Iterator[epath.Path]:
+    """Every .npz file below a folder (object storage has no recursive glob)."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.suffix == ".npz":
+            yield path
+        elif path.is_dir():
+            yield from _results(path)
 
 
 def compare_runs(
@@ -79,8 +95,10 @@ def compare_runs(
     """
     files = []
     for directory in (dir_a, dir_b):
-        folder = Path(directory) / FOLDER
-        found = {path.relative_to(folder).as_posix().removesuffix(".npz"): path for path in folder.rglob("[!.]*.npz")}
+        storage.require_library(directory)
+        folder = epath.Path(directory).expanduser() / FOLDER
+        complete = [path for path in _results(folder) if not path.name.startswith(".")]
+        found = {path.relative_to(folder).as_posix().removesuffix(".npz"): path for path in complete}
         if not found:
             raise ValueError(f"no per-query results in {folder}: run `--mode evaluate` with this workdir first")
         files.append(found)
@@ -92,8 +110,8 @@ def compare_runs(
     return [row for name in shared for row in _compare(name, files[0][name], files[1][name], samples, seed)]
 
 
-def _compare(protocol: str, path_a: Path, path_b: Path, samples: int, seed: int) -> list[Comparison]:
-    with np.load(path_a) as a, np.load(path_b) as b:
+def _compare(protocol: str, path_a: epath.Path, path_b: epath.Path, samples: int, seed: int) -> list[Comparison]:
+    with path_a.open("rb") as file_a, path_b.open("rb") as file_b, np.load(file_a) as a, np.load(file_b) as b:
         if a["query_id"].dtype.kind != b["query_id"].dtype.kind:
             types = a["query_id"].dtype, b["query_id"].dtype
             raise ValueError(f"{protocol}: query_id is {types[0]} in {path_a} and {types[1]} in {path_b}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import joint_data, procedural
@@ -30,7 +30,7 @@ TERMS = {
 
 
 def write(
-    workdir: Path,
+    workdir: epath.Path,
     config: ConfigDict,
     embedder: EmbeddingModel,
     evaluation: Evaluation,

@@ -7,11 +7,11 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 
 from data_pipelines.tasks import TASKS
 from irm_jax.evaluation.report_data import (
@@ -35,7 +35,7 @@ __all__ = ["BenchmarkCheck", "RankList", "RankedImage", "ReportData", "Rollout",
 CURVE_POINTS = 200
 
 
-def write_report(workdir: str | os.PathLike[str], results: Mapping[str, Any], data: ReportData) -> Path:
+def write_report(workdir: str | os.PathLike[str], results: Mapping[str, Any], data: ReportData) -> epath.Path:
     """Writes `results.json` and `report.html` into `workdir` (made if missing) and returns the path of the page.
 
     `results` is {"protocols": {NAME: {"task", "setting", "mAP", "rank1", "rank5", "rank10", "mINP", "mAP_tau",
@@ -56,7 +56,7 @@ def write_report(workdir: str | os.PathLike[str], results: Mapping[str, Any], da
     }
     plain["rank_lists"] = [_section_figures(section) for section in data.sections]
     page = render(plain, data, curves)
-    folder = Path(workdir)
+    folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     files = {folder / "results.json": json.dumps(plain, indent=1, allow_nan=False) + "\n", folder / "report.html": page}
     for path, text in files.items():

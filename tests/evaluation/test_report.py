@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from report_example import fake_data, fake_results, metrics
 
 from data_pipelines.tasks import TASKS
@@ -255,7 +256,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
         path.write_bytes(text[:100].encode())
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(epath.Path, "write_text", full)
     with pytest.raises(OSError, match=r"cannot be written \(No space left on device\): free space.*results.json"):
         report.write_report(tmp_path, fake_results(), report.ReportData(fake_data(0).run))
     assert (tmp_path / "report.html").read_text() == "old page"

@@ -1,0 +1,39 @@
+"""Folders that may lie on object storage (gs://BUCKET/...): what differs there from a local file."""
+
+from __future__ import annotations
+
+import os
+
+from etils import epath
+
+EXTRAS = {"gs": "pip install -e '.[gcs]'", "s3": "pip install s3fs", "az": "pip install adlfs"}
+"""What brings the library of each kind of object storage."""
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    return "://" in os.fspath(path)
+
+
+def require_library(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError, with the cure, if `path` is remote and its kind is unknown, or the kind's library missing."""
+    if not is_remote(path):
+        return
+    import fsspec  # late: it takes its time, and most paths are local
+
+    kind = os.fspath(path).partition("://")[0]
+    if kind not in EXTRAS:
+        known = ", ".join(f"{name}://" for name in EXTRAS)
+        raise ValueError(f"{os.fspath(path)!r} is on no known kind of storage; known are {known} and local folders")
+    try:
+        fsspec.get_filesystem_class(kind)
+    except ImportError as error:
+        raise ValueError(f"{kind}:// needs a library that is missing here: {EXTRAS[kind]}") from error
+
+
+def file_size(path: epath.Path) -> int | None:
+    """Bytes of a file, None if there is none."""
+    try:
+        # epath's `stat` of a local file asks for the owner's name too, which a container need not know.
+        return path.stat().length if is_remote(path) else os.stat(path).st_size
+    except FileNotFoundError:
+        return None

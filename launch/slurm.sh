@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=irm_jax
+#SBATCH --nodes=2
+#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+#
+# Trains on the GPUs of several nodes under Slurm, past the time limit, preemptions, lost nodes and crashes.
+#
+#   sbatch [--partition=... --account=... OPTIONS] launch/slurm.sh CONFIG WORKDIR [--config.KEY=VALUE ...]
+#   sbatch --nodes=4 launch/slurm.sh configs/irm_pp.py /shared/runs/a --config.data.dir=/shared/shards
+#
+# Submit it from the root of the checkout, which every node must see under the same path, like WORKDIR (or gs://...) and
+# the data. Options of sbatch go before the others and replace the lines above:
+#   --nodes, --gpus-per-node   the devices
+#   --ntasks-per-node          processes of a node: 1, or one a GPU; a node's GPUs are dealt out to them evenly
+#   --cpus-per-task            cores of a process, which reads and augments its own images (config.data.threads)
+#   --signal=B:USR1@120        two minutes before the time limit the run saves, and the job is queued again and goes on
+#                              from there. Allow more seconds if a step and a save take longer
+#   --requeue                  Slurm itself queues the job again when it is preempted or loses a node
+# Variables:
+#   PYTHON          interpreter (default .venv/bin/python)
+#   MAX_FAILURES    ends without a new checkpoint in between after which this gives up (default 3)
+# A process that dies takes the others with it, and the run is started again in the same job. Mistakes in the
+# configuration (status 2) are not tried again. `scancel --full --signal=TERM JOB`: the run saves and ends for good.
+set -euo pipefail
+
+if (($# < 2)) || [[ -z ${SLURM_JOB_ID:-} ]]; then
+    echo "usage: sbatch [OPTIONS] launch/slurm.sh CONFIG WORKDIR [--config.KEY=VALUE ...]" >&2
+    exit 2
+fi
+config=$1 workdir=$2
+shift 2
+cd "${SLURM_SUBMIT_DIR:-.}" # Slurm runs a copy of this file from another place
+python=${PYTHON:-.venv/bin/python}
+max_failures=${MAX_FAILURES:-3}
+if [[ ! -e irm_jax/main.py ]]; then
+    echo "launch/slurm.sh: no irm_jax/main.py in $PWD; run sbatch in the root of the checkout" >&2
+    exit 2
+fi
+command -v "$python" >/dev/null || { echo "launch/slurm.sh: no $python; install it, or set PYTHON" >&2; exit 2; }
+
+newest_checkpoint() { # highest step saved; nothing if there is none
+    if [[ $workdir == *://* ]]; then
+        "$python" -c 'import sys; from irm_jax.checkpoint import saved_steps; print(*saved_steps(sys.argv[1])[-1:])' \
+            "$workdir/checkpoints"
+    else
+        find "$workdir/checkpoints" -mindepth 1 -maxdepth 1 -regex '.*/[0-9]+' -printf '%f\n' 2>/dev/null |
+            sort -n | tail -n 1
+    fi
+}
+
+# What the processes need to find each other; irm_jax/processes.py reads it.
+first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export JAX_NUM_PROCESSES=$SLURM_NTASKS
+# srun does not take over the cores of a process from sbatch (since Slurm 22.05).
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+# In each process: its number, and its share of the node's GPUs.
+# shellcheck disable=SC2016
+process='
+    export JAX_PROCESS_ID=$SLURM_PROCID
+    share=$((${SLURM_GPUS_ON_NODE:-0} / (SLURM_NTASKS / SLURM_NNODES)))
+    if ((share > 0)); then
+        first=$((SLURM_LOCALID * share))
+        export JAX_LOCAL_DEVICE_IDS=$(seq -s, "$first" $((first + share - 1)))
+    fi
+    exec "$@"'
+
+child='' stopping=''
+time_is_up() {
+    stopping=requeue
+    if [[ -n $child ]]; then scancel --signal=TERM "$SLURM_JOB_ID" || true; fi # to the processes, not to this script
+}
+trap time_is_up USR1
+trap 'stopping=end' TERM # from Slurm, which sends it to the processes too: a second one would end them before they saved
+
+failures=0 starts=0
+while true; do
+    before=$(newest_checkpoint || true)
+    # Another port at each start: the last one may still be taken.
+    export JAX_COORDINATOR_ADDRESS=$first_node:$((20000 + (SLURM_JOB_ID * 16 + starts) % 10000))
+    starts=$((starts + 1))
+    # No --kill-on-bad-exit, no --wait: survivors of a dead process end by themselves, and process 0 writes the report
+    # when the others are done.
+    srun --kill-on-bad-exit=0 --wait=0 bash -c "$process" irm_jax \
+        "$python" -m irm_jax.main --config "$config" --workdir "$workdir" "$@" </dev/null &
+    child=$!
+    if [[ -n $stopping ]]; then scancel --signal=TERM "$SLURM_JOB_ID" || true; fi # the signal came before there was a child
+    status=0
+    while true; do # a signal to this script ends `wait` early: wait again until the run is over
+        wait "$child" && status=0 || status=$?
+        kill -0 "$child" 2>/dev/null || break
+    done
+    child=''
+    if ((status == 0 || status == 2)) || [[ $stopping == end ]]; then exit "$status"; fi
+    if [[ $stopping == requeue ]]; then
+        echo "launch/slurm.sh: saved before the time limit; queueing the job again" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+        exit "$status"
+    fi
+    if [[ $(newest_checkpoint || true) == "$before" ]]; then failures=$((failures + 1)); else failures=1; fi
+    if ((failures >= max_failures)); then
+        echo "launch/slurm.sh: $failures failures in a row without a new checkpoint; giving up" >&2
+        exit "$status"
+    fi
+    echo "launch/slurm.sh: the run ended with status $status; starting it again" >&2
+done

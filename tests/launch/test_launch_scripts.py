@@ -1,0 +1,331 @@
+"""The launch scripts: shellcheck, and each against stand-ins of its launcher that record the commands (stand_in.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_in
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+GIVEN = {"BASH_SOURCE", "USER", "PWD"}  # by bash, or of everyone
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci/run"], ids=lambda path: path.name)
+def test_shellcheck(script: Path) -> None:
+    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert program, "no shellcheck: pip install -e '.[dev]'"
+    done = subprocess.run([program, "--severity=style", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_variable_is_explained_at_the_top(script: Path) -> None:
+    header, _, body = script.read_text().partition("\nset -euo pipefail\n")
+    used = set(re.findall(r"\$\{?([A-Z][A-Z_]+)\b", body)) - GIVEN
+    own = {name for name in used if re.search(rf"^{name}=$", body, re.MULTILINE)}
+    assert not {name for name in used - own if name not in header and not name.startswith(("SLURM_", "SRUN_", "JAX_"))}
+
+
+class World:
+    """The folder of the stand-ins; `run` starts a script in it, `calls` tells what was called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        stand_in.install(folder / "bin")
+        (folder / "bucket").mkdir()
+        path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        names = ("HOME", "TMPDIR", "USER", "LANG")
+        kept = {name: os.environ[name] for name in names if name in os.environ}
+        self.environment = {**kept, "PATH": path, "WORLD": str(folder), "POLL_SECONDS": "0", "PYTHON": "training"}
+
+    def start(self, command: Sequence[str], actions: Sequence[str] = (), **variables: str) -> subprocess.Popen[str]:
+        (self.folder / "actions").write_text("\n".join(actions))
+        return subprocess.Popen(
+            command, cwd=ROOT, env={**self.environment, **variables}, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, command: Sequence[str], actions: Sequence[str] = (), **variables: str) -> tuple[int, str]:
+        process = self.start(command, actions, **variables)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def calls(self, program: str, *, containing: str = "") -> list[dict[str, Any]]:
+        path = self.folder / "calls.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        calls = [json.loads(line) for line in lines]
+        return [c for c in calls if c["program"] == program and containing in shlex.join(c["arguments"])]
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not done():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+TPU = {"TPU": "slice", "ZONE": "zone-a", "PROJECT": "mine", "ACCELERATOR": "v5litepod-16", "RUNTIME": "software"}
+TPU_COMMAND = ("launch/tpu_vm.sh", "configs/irm_pp.py", "gs://bucket/run", "--config.data.dir=gs://bucket/my shards")
+QUEUE = ["compute", "tpus", "queued-resources"]
+VM = ["compute", "tpus", "tpu-vm"]
+WHERE = ["--zone=zone-a", "--project=mine"]
+
+
+def test_tpu_vm_creates_installs_and_runs_on_every_host(world: World) -> None:
+    status, output = world.run(TPU_COMMAND, ["exit 0"], **TPU, SPOT="1")
+    assert status == 0, output
+    [create] = world.calls("gcloud", containing="queued-resources create")
+    options = ["--node-id=slice", "--accelerator-type=v5litepod-16", "--runtime-version=software", "--spot"]
+    assert create["arguments"] == [*QUEUE, "create", "slice", *options, *WHERE]
+    [copied] = world.calls("gcloud", containing="tpu-vm scp")
+    assert copied["arguments"][:3] == VM
+    assert copied["arguments"][5:] == ["slice:", "--worker=all", *WHERE]
+    for host in ("0", "1"):
+        checkout = world.folder / "hosts" / host / "irm_jax"
+        assert (checkout / "irm_jax/main.py").is_file()
+        [run] = [c for c in world.calls("training") if c["environment"]["HOST"] == host]
+        assert run["arguments"] == [
+            "-m", "irm_jax.main", "--config", "configs/irm_pp.py", "--workdir", "gs://bucket/run",
+            "--config.data.dir=gs://bucket/my shards",
+        ]  # fmt: skip
+        installed = [c["arguments"] for c in world.calls("python3") if c["environment"]["HOST"] == host]
+        assert ["-m", "uv", "pip", "install", "-q", "--python", ".venv/bin/python", "-c", "constraints.txt", "-e",
+                ".[tpu,gcs]"] in installed  # fmt: skip
+    assert not world.calls("gcloud", containing="delete")  # it stays unless it is asked to go
+
+
+def test_tpu_vm_goes_on_after_a_preemption(world: World) -> None:
+    status, output = world.run(TPU_COMMAND, ["lost 255", "exit 0"], **TPU, DELETE="1")
+    assert status == 0, output
+    [first, last] = world.calls("gcloud", containing="queued-resources delete")
+    assert first["arguments"] == [*QUEUE, "delete", "slice", "--force", "--quiet", *WHERE]
+    assert last == first  # the one at the end
+    assert len(world.calls("gcloud", containing="queued-resources create")) == 2
+    assert len(world.calls("gcloud", containing="tpu_host.sh install")) == 2  # the new hosts had nothing
+    assert len(world.calls("gcloud", containing="tpu_host.sh run")) == 2
+
+
+def test_tpu_vm_restarts_while_checkpoints_come_and_gives_up_without(world: World) -> None:
+    actions = ["exit 1", "save 3 134", "exit 1", "exit 134", "exit 0"]
+    status, output = world.run(TPU_COMMAND, actions, **TPU)
+    assert status == 134
+    assert "3 failures in a row without a new checkpoint" in output
+    assert len(world.calls("gcloud", containing="tpu_host.sh run")) == 4
+    assert len(world.calls("gcloud", containing="tpu_host.sh install")) == 1  # the hosts were the same
+
+
+def test_tpu_vm_does_not_repeat_a_mistake(world: World) -> None:
+    status, _ = world.run(TPU_COMMAND, ["exit 2", "exit 0"], **TPU)
+    assert status == 2
+    assert len(world.calls("gcloud", containing="tpu_host.sh run")) == 1
+
+
+def test_tpu_vm_has_the_run_save_at_sigterm(world: World) -> None:
+    process = world.start(TPU_COMMAND, ["wait", "exit 0"], **TPU)
+    world.wait_for(lambda: len(list(world.folder.glob("training.*.pid"))) == 2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 1  # what a stopped training ends with
+    assert [call["times"] for call in world.calls("stopped")] == [1, 1]
+    assert len(world.calls("gcloud", containing="tpu_host.sh run")) == 1
+
+
+def test_tpu_host_ends_what_an_earlier_run_left(world: World) -> None:
+    tree = world.folder / "tree"
+    (tree / "launch").mkdir(parents=True)
+    shutil.copy(ROOT / "launch/tpu_host.sh", tree / "launch")
+    (tree / ".venv/bin").mkdir(parents=True)
+    (tree / ".venv/bin/python").symlink_to(world.folder / "bin/training")
+    command = ["bash", str(tree / "launch/tpu_host.sh"), "run", "--config", "C", "--workdir", "gs://bucket/run"]
+    left = world.start(command, ["wait", "exit 0"])
+    world.wait_for(lambda: (world.folder / "training.0.pid").exists())
+    status, output = world.run(command, ["wait", "exit 0"])
+    assert status == 0, output
+    left.communicate(timeout=30)
+    assert left.returncode == 1
+    [stopped] = world.calls("stopped")
+    assert stopped["times"] == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "workdir", "message"),
+    [
+        (TPU, "runs/a", "only one host would see"),
+        ({"TPU": "slice"}, "gs://bucket/run", "usage"),
+        ({**TPU, "RUNTIME": ""}, "gs://bucket/run", "ACCELERATOR needs RUNTIME"),
+        ({"TPU": "slice", "ZONE": "z"}, "gs://bucket/run", "set ACCELERATOR and RUNTIME"),
+    ],
+)
+def test_tpu_vm_says_what_is_missing(world: World, variables: dict[str, str], workdir: str, message: str) -> None:
+    status, output = world.run(["launch/tpu_vm.sh", "configs/irm_pp.py", workdir], **variables)
+    assert status == 2
+    assert message in output
+
+
+GKE_COMMAND = ("launch/gke.sh", "configs/irm_pp.py", "gs://bucket/run", "--config.evaluation.checkpoint=a \"b\" \\ 'c'")
+TRAINING = ["python", "-m", "irm_jax.main", "--config", GKE_COMMAND[1], "--workdir", GKE_COMMAND[2], GKE_COMMAND[3]]
+
+
+def test_gke_through_xpk(world: World) -> None:
+    variables = {"CLUSTER": "irm", "TPU_TYPE": "v5litepod-256", "SLICES": "2", "IMAGE": "image:1", "NAME": "run-a"}
+    status, output = world.run(GKE_COMMAND, **variables, PROJECT="mine", MAX_RESTARTS="7")
+    assert status == 0, output
+    [call] = world.calls("xpk")
+    *options, command = call["arguments"]
+    assert options == [
+        "workload", "create", "--cluster=irm", "--project=mine", "--workload=run-a", "--tpu-type=v5litepod-256",
+        "--num-slices=2", "--docker-image=image:1", "--max-restarts=7", "--restart-on-exit-codes=1,3-255",
+        "--termination-grace-period-seconds=120",
+    ]  # fmt: skip
+    name, _, words = command.partition("=")
+    assert name == "--command"
+    assert shlex.split(words) == ["exec", *TRAINING]
+
+
+def test_gke_through_a_jobset(world: World) -> None:
+    variables = {"ACCELERATOR": "tpu-v5-lite-podslice", "TOPOLOGY": "4x4", "HOSTS": "4", "CHIPS": "4", "NAME": "run-a"}
+    status, output = world.run(GKE_COMMAND, **variables, IMAGE="registry/image:1", SLICES="2")
+    assert status == 0, output
+    [call] = world.calls("kubectl")
+    assert call["arguments"] == ["apply", "-f", "-"]
+    assert "${" not in call["input"]
+    job_set = yaml.safe_load(call["input"])
+    assert (job_set["kind"], job_set["metadata"]["name"]) == ("JobSet", "run-a")
+    assert job_set["spec"]["failurePolicy"]["maxRestarts"] == 50
+    [slices] = job_set["spec"]["replicatedJobs"]
+    assert slices["replicas"] == 2
+    job = slices["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (4, 4, 0)
+    pod = job["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["command"] == TRAINING
+    assert container["image"] == "registry/image:1"
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+    }
+    # Status 2 fails the job for that reason, and the set with it; any other failure restarts the set.
+    [mistake] = job["podFailurePolicy"]["rules"]
+    assert mistake["action"] == "FailJob"
+    assert mistake["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
+    [rule] = job_set["spec"]["failurePolicy"]["rules"]
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+
+
+@pytest.mark.parametrize(
+    ("variables", "workdir", "message"),
+    [
+        ({}, "gs://bucket/run", "usage"),
+        ({"IMAGE": "i"}, "runs/a", "dies with its pod"),
+        ({"IMAGE": "i", "CLUSTER": "c"}, "gs://bucket/run", "set TPU_TYPE"),
+        ({"IMAGE": "i", "ACCELERATOR": "a"}, "gs://bucket/run", "set TOPOLOGY"),
+    ],
+)
+def test_gke_says_what_is_missing(world: World, variables: dict[str, str], workdir: str, message: str) -> None:
+    status, output = world.run(["launch/gke.sh", "configs/irm_pp.py", workdir], **variables)
+    assert status == 2
+    assert message in output
+    assert not world.calls("xpk") + world.calls("kubectl")
+
+
+def slurm(world: World, *options: str) -> list[str]:
+    return ["sbatch", *options, "launch/slurm.sh", "configs/irm_pp.py", str(world.folder / "run"), "--config.seed=3"]
+
+
+@pytest.mark.parametrize(("tasks", "devices"), [(1, ["0,1,2,3"]), (2, ["0,1", "2,3"]), (4, ["0", "1", "2", "3"])])
+def test_slurm_numbers_the_processes_and_deals_out_the_devices(world: World, tasks: int, devices: list[str]) -> None:
+    options = ("--nodes=2", f"--ntasks-per-node={tasks}", "--gpus-per-node=4")
+    status, output = world.run(slurm(world, *options), ["exit 0"])
+    assert status == 0, output
+    runs = sorted((c["environment"] for c in world.calls("training")), key=lambda e: int(e["JAX_PROCESS_ID"]))
+    assert [e["JAX_PROCESS_ID"] for e in runs] == [str(n) for n in range(2 * tasks)]
+    assert {e["JAX_NUM_PROCESSES"] for e in runs} == {str(2 * tasks)}
+    assert [e["JAX_LOCAL_DEVICE_IDS"] for e in runs] == devices * 2
+    [address] = {e["JAX_COORDINATOR_ADDRESS"] for e in runs}
+    assert {c["environment"]["SRUN_CPUS_PER_TASK"] for c in world.calls("srun")} == {"8"}  # as the script asks for
+    host, _, port = address.partition(":")
+    assert host == "node1"
+    assert 20000 <= int(port) < 30000
+    [arguments] = {tuple(c["arguments"]) for c in world.calls("training")}
+    workdir = str(world.folder / "run")
+    assert arguments == (
+        "-m", "irm_jax.main", "--config", "configs/irm_pp.py", "--workdir", workdir, "--config.seed=3",
+    )  # fmt: skip
+
+
+ONE = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
+
+
+def test_slurm_restarts_while_checkpoints_come_and_gives_up_without(world: World) -> None:
+    actions = ["exit 1", "save 3 134", "exit 1", "exit 134", "exit 0"]
+    status, output = world.run(slurm(world, *ONE), actions)
+    assert status == 134
+    assert "3 failures in a row without a new checkpoint" in output
+    assert len(world.calls("srun")) == 4
+    addresses = {c["environment"]["JAX_COORDINATOR_ADDRESS"] for c in world.calls("srun")}
+    assert len(addresses) == 4  # a port of its own each
+    assert not world.calls("scontrol", containing="requeue")
+
+
+def test_slurm_does_not_repeat_a_mistake(world: World) -> None:
+    status, _ = world.run(slurm(world, *ONE), ["exit 2", "exit 0"])
+    assert status == 2
+    assert len(world.calls("srun")) == 1
+
+
+def test_slurm_saves_and_queues_again_before_the_time_limit(world: World) -> None:
+    process = world.start(slurm(world, *ONE), ["wait", "exit 0"])
+    world.wait_for(lambda: len(list(world.folder.glob("training.*.pid"))) == 2)
+    [job] = world.calls("job")
+    kind, _, seconds = job["options"]["signal"].partition("@")
+    assert kind == "B:USR1"  # to the script alone
+    assert int(seconds) >= 60
+    assert "requeue" in job["options"]
+    os.kill(int((world.folder / "batch.pid").read_text()), signal.SIGUSR1)
+    process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert [call["times"] for call in world.calls("stopped")] == [1, 1]
+    [requeued] = world.calls("scontrol", containing="requeue")
+    assert requeued["arguments"] == ["requeue", "4711"]
+    assert len(world.calls("srun")) == 1
+
+
+def test_slurm_ends_for_good_when_it_is_cancelled(world: World) -> None:
+    process = world.start(slurm(world, *ONE), ["wait", "exit 0"])
+    pids = ["training.0.pid", "training.1.pid", "batch.pid"]
+    world.wait_for(lambda: all((world.folder / name).exists() for name in pids))
+    for name in reversed(pids):  # as `scancel` does: the script and every process
+        os.kill(int((world.folder / name).read_text()), signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert [call["times"] for call in world.calls("stopped")] == [1, 1]  # a second signal would have ended them at once
+    assert len(world.calls("srun")) == 1
+    assert not world.calls("scontrol", containing="requeue")
+
+
+def test_slurm_names_the_cure_outside_of_a_job(world: World) -> None:
+    status, output = world.run(["launch/slurm.sh", "configs/irm_pp.py", "runs/a"])
+    assert status == 2
+    assert "sbatch" in output
+    status, output = world.run(slurm(world, *ONE), ["exit 0"], PYTHON="/nowhere/python")
+    assert status == 2
+    assert "no /nowhere/python" in output
