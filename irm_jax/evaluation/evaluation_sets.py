@@ -80,7 +80,11 @@ class EvaluationSet:
 
 
 class PeopleSpace:
-    """Numbers people and cameras over all test sets: both belong to the source of the images, not to the task."""
+    """Numbers people and cameras over all test sets: both belong to the source of the images, not to the task.
+
+    A data set that shows pictures of others says so in its manifest (`cameras_of`: namespaces of people): the cameras
+    of these people's pictures are those of their own namespace, whoever delivers the picture.
+    """
 
     def __init__(self) -> None:
         self._people: dict[str, int] = {}
@@ -91,8 +95,13 @@ class PeopleSpace:
         image, which never match."""
         names = dataset.manifest.people
         people = np.array([self._people.setdefault(name, len(self._people)) for name in names], np.int32)
-        space = self._namespaces.setdefault(dataset.manifest.namespace, len(self._namespaces))
-        camera = np.where(index.camera >= 0, index.camera + space * CAMERAS_A_NAMESPACE, unknown_camera)
+        space = self._namespace(dataset.manifest.namespace)
+        borrowed = dataset.manifest.source.get("cameras_of", ())
+        owners = [name.partition("/")[0] for name in names]
+        spaces = np.array([self._namespace(owner) if owner in borrowed else space for owner in owners], np.int32)
+        camera = np.where(
+            index.camera >= 0, index.camera + spaces[index.identity] * CAMERAS_A_NAMESPACE, unknown_camera
+        )
         order = np.empty(len(index), np.int64)
         order[np.lexsort((index.file, index.camera, index.identity))] = np.arange(len(index))
         return {
@@ -111,6 +120,9 @@ class PeopleSpace:
             "instruction_key": index.instruction_key.astype(np.uint32),
             "content": index.content,
         }
+
+    def _namespace(self, name: str) -> int:
+        return self._namespaces.setdefault(name, len(self._namespaces))
 
 
 def load_set(

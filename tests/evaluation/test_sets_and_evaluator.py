@@ -43,11 +43,13 @@ def load(item: tuple[Any, ...]) -> schema.Record:
     )  # fmt: skip
 
 
-def write(folder: Path, name: str, task: str, namespace: str, splits: dict[str, list[tuple]]) -> None:
+def write(
+    folder: Path, name: str, task: str, namespace: str, splits: dict[str, list[tuple]], **source: list[str]
+) -> None:
     people = {load(item).person for items in splits.values() for item in items}
     shards.write_dataset(
         folder, name=name, version="1.0.0", task=task, namespace=namespace, people=sorted(people), splits=splits,
-        load=load, source={}, workers=1, progress=False,
+        load=load, source=source, workers=1, progress=False,
     )  # fmt: skip
 
 
@@ -239,6 +241,27 @@ def test_of_equal_pictures_the_own_sources_copy_stays(evaluated):
         ranked = evaluated[0].ranked[f"task_free/{name}"]
         copies = ranked.gallery["content"] == evaluated[0].sets[1].gallery_columns["content"][0]
         assert ranked.source[copies].tolist() == [[number, 0 if number == 1 else 4]]
+
+
+def test_borrowed_pictures_have_the_cameras_of_their_own_set(folder, tmp_path):
+    """Street's query of person 0 is from camera 0. A data set that shows street's pictures names their cameras."""
+    shown = [("street", 0, 0, False, 600, ""), ("street", 0, 1, False, 601, ""), ("album", 7, 0, False, 602, "")]
+    captions = [("street", 0, -1, False, 603, "person 0")]
+    write(tmp_path, "album", "t2i", "album", {"query": captions, "gallery": shown}, cameras_of=["street"])
+    write(tmp_path, "plain", "t2i", "album", {"query": captions, "gallery": shown})
+    space, street = evaluation_sets.PeopleSpace(), shards.open_dataset(folder, "street")
+    query = space.columns(street, street.index("query"), 0, -1)
+    found = {}
+    for number, name in enumerate(("album", "plain"), 1):
+        other = shards.open_dataset(tmp_path, name)
+        gallery = space.columns(other, other.index("gallery"), number, -2)
+        positive, junk = protocol_of("task_free/market1501").relate(
+            {key: column[:1] for key, column in query.items()}, gallery
+        )
+        found[name] = positive.tolist(), junk.tolist()
+        assert len(set(gallery["source"].tolist())) == 1  # the set itself stays one source
+    assert found["album"] == ([False, True, False], [True, False, False])
+    assert found["plain"] == ([True, True, False], [False, False, False])
 
 
 @pytest.mark.parametrize(
