@@ -1,4 +1,4 @@
-"""CUHK-PEDES without its own pictures: the captions that describe pictures of Market-1501 and CUHK01, research use only.
+"""The captions of CUHK-PEDES that describe pictures of Market-1501 and CUHK01, and no others; research use only.
 
     Market-1501-v15.09.15/           the whole data set, gt_bbox/ included
     CUHK01/campus/                   the whole data set
@@ -47,8 +47,8 @@ def scan(raw: Path) -> Scan:
                 continue
             if person not in train | test:
                 raise DatasetError(
-                    f"{where}: {entry['file_path']} shows nobody of {market1501.TITLE} or CUHK01 here: one of the two is "
-                    f"incomplete, or the list is not the official one; get it again"
+                    f"{where}: {entry['file_path']} shows nobody of {market1501.TITLE} or CUHK01 here: one of the two "
+                    f"is incomplete, or the list is not the official one; get it again"
                 )
             sides["train" if person in train else "test"].append({**entry, "where": where})
     splits = {

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
 from data_pipelines import image_ops, shards, tasks
 from data_pipelines.record_format import FIELDS
@@ -190,3 +191,20 @@ def _own_instructions(
 def concatenate(columns: Sequence[Mapping[str, np.ndarray]]) -> Columns:
     """Columns of several splits one after the other."""
     return {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
+
+
+def possibly_same(
+    test: EvaluationSet, sets: Sequence[EvaluationSet], overlaps: Sequence[tuple[str, str]]
+) -> Bool[np.ndarray, " n"]:
+    """Which gallery records of `sets`, one set after the other, may show a query's person under another name.
+
+    `overlaps`: pairs of data sets known to share people who are not linked. These are the records of an overlapping
+    data set whose person has no common name in the queries' one: a linked person is known, and known to be no other.
+    """
+    asking = test.query.dataset
+    others = {name for pair in overlaps if asking.name in pair for name in pair} - {asking.name}
+    masks = []
+    for part in (part for other in sets for part in other.parts):
+        unlinked = ~np.isin(part.dataset.manifest.people, asking.manifest.people)
+        masks.append(unlinked[part.index.identity] & (part.dataset.name in others))
+    return np.concatenate(masks)

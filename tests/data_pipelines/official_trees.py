@@ -327,9 +327,7 @@ def _pedes_part_tree(root: Path) -> Path:
     of_files(CUHK01, "campus/0363004.png")(root / "CUHK01")
     draw(root / "Market-1501-v15.09.15" / "gt_bbox", ["0001_c3s1_000551_00.jpg", "0002_c4s1_000776_00.jpg"])
     for split, entries in PEDES_PART_ENTRIES.items():
-        rows = [
-            {"split": split, "id": pid, "file_path": file, "captions": captions} for pid, file, captions in entries
-        ]
+        rows = [{"split": split, "id": pid, "file_path": file, "captions": captions} for pid, file, captions in entries]
         write(root, {f"{split}_reid.json": json.dumps(rows)})
     return root
 
