@@ -65,16 +65,19 @@ def leaks(training: Iterable[Dataset], tests: Mapping[str, tuple[Dataset, Sequen
     What a data set's own splits share is its authors' doing and not listed. Memory: beside the indexes, only the
     training rows that are evidence are looked at, so that millions of other rows cost nothing.
     """
+    asked = [
+        (other, splits, _people(other, splits), np.concatenate([other.index(split).content for split in splits]))
+        for other, splits in tests.values()
+    ]
     found: list[Leak] = []
     for dataset in training:
-        others = [test for name, test in tests.items() if name != dataset.name]
-        for other, splits in others:
-            known = _people(other, splits)
-            content = np.concatenate([other.index(split).content for split in splits])
-            index, people = dataset.index(TRAIN), np.array(dataset.manifest.people)
+        index, people = dataset.index(TRAIN), np.array(dataset.manifest.people)
+        stated = {row: known_person(str(index.file[row])) for row in _of_known_origin(index.file).tolist()}
+        for other, splits, known, content in asked:
+            if other.name == dataset.name:
+                continue
             evidence = np.isin(people, sorted(known))[index.identity] | np.isin(index.content, content)
-            for row in _of_known_origin(index.file):
-                evidence[row] |= known_person(str(index.file[row])) in known
+            evidence[[row for row, person in stated.items() if person in known]] = True
             if evidence.any():
                 a = leak_check.side(dataset, [TRAIN], True, evidence)
                 found += leak_check.compare(a, leak_check.side(other, splits, False))
