@@ -28,6 +28,7 @@ TEST: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "llcm": ("vi", ("llcm_n2v", "llcm_v2n", "llcm_v2n@released"), {"query_split": "test", "gallery_split": "test"}),
     "sysu_mm01": ("vi", ("sysu_all", "sysu_indoor"), {}),
     "cuhk_pedes": ("t2i", ("cuhk_pedes",), {}),
+    "cuhk_pedes_part": ("t2i", ("cuhk_pedes_part",), {}),
 }
 """Data set -> task, protocols (the first is the headline), other keys of its entry."""
 TRAIN = {name: task for name, (task, _, _) in TEST.items()} | {

@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
     config.data.dir = "data"  # folder of the built shards; may be on object storage (gs://BUCKET/SHARDS)
     config.data.cache = ""  # local folder that gets a copy of a data.dir on object storage ('' = read it there)
     config.data.build_missing = True  # build procedural data sets that data.dir lacks
+    config.data.leaks = "refuse"  # training people of one data set who are tested in another: refuse | warn
     config.data.accept_changes = False  # resume although the data or the batch's layout changed since the checkpoint
     config.data.train = ConfigDict()  # name -> train_unit(...)
     config.data.batch_size = 96  # rows of a batch over all groups and devices
@@ -202,6 +203,7 @@ def get_config() -> ConfigDict:
     config.evaluation.taus = (0.5, 0.7, 0.9)  # thresholds of mAP_tau
     config.evaluation.tau_similarity = "attributes"  # attributes | clothes | model
     config.evaluation.task_free = True  # also rank the union of all galleries
+    config.evaluation.overlaps = ()  # pairs of data sets "A:B" that share people who are not linked: junk in the union
     config.evaluation.controls = True  # baselines beside the model's figures
     config.evaluation.top500 = True  # also print the released AP variant, labelled
     config.evaluation.flip = False  # also NAME+flip: embeddings averaged over image and mirror

@@ -17,8 +17,7 @@ def get_config() -> ConfigDict:
     config.memory_bank.size = 65_536
     config.text_to_image.queue_size = 65_536
     config.model.fusion_depth = 6
-    # CUHK-PEDES shows people of CUHK03; those that are not linked by a file's name must not count as other people.
-    config.memory_bank.overlaps = ("cuhk_pedes:cuhk03_labeled",)
+    config.memory_bank.overlaps = config.evaluation.overlaps
     return config
 
 

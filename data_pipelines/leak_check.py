@@ -74,23 +74,29 @@ def find_leaks(datasets: Sequence[Dataset]) -> list[Leak]:
             leaks.extend(_relabelled(a))
         for b in sides[at + 1 :]:
             if a.train or b.train:
-                leaks.extend(_compare(a, b) if a.train else _compare(b, a))
+                leaks.extend(compare(a, b) if a.train else compare(b, a))
     return sorted(leaks)
 
 
 def _sides(dataset: Dataset) -> list[_Side]:
-    people = np.array(dataset.manifest.people)
     sides = []
     for train in (True, False):
-        indexes = [dataset.index(split) for split in dataset.splits if (split == "train") == train]
-        if not indexes:
-            continue
-        person = np.concatenate([people[index.identity] for index in indexes])
-        file = np.concatenate([index.file for index in indexes])
-        content = np.concatenate([index.content for index in indexes])
-        by_origin = _group((known_person(name) for name in file.tolist()), len(file))
-        sides.append(_Side(dataset.name, train, person, file, content, _group(person.tolist(), len(file)), by_origin))
+        splits = [split for split in dataset.splits if (split == "train") == train]
+        if splits:
+            sides.append(side(dataset, splits, train))
     return sides
+
+
+def side(dataset: Dataset, splits: Sequence[str], train: bool, rows: np.ndarray | None = None) -> _Side:
+    """The given splits as one side; `rows`: bool over all their records, those to look at (None: all)."""
+    people = np.array(dataset.manifest.people)
+    indexes = [dataset.index(split) for split in splits]
+    chosen = slice(None) if rows is None else rows
+    person = people[np.concatenate([index.identity for index in indexes])[chosen]]
+    file = np.concatenate([index.file for index in indexes])[chosen]
+    content = np.concatenate([index.content for index in indexes])[chosen]
+    by_origin = _group((known_person(name) for name in file.tolist()), len(file))
+    return _Side(dataset.name, train, person, file, content, _group(person.tolist(), len(file)), by_origin)
 
 
 def _group(keys: Iterable[str | None], count: int) -> dict[str, np.ndarray]:
@@ -101,8 +107,8 @@ def _group(keys: Iterable[str | None], count: int) -> dict[str, np.ndarray]:
     return {key: np.array(rows) for key, rows in groups.items()}
 
 
-def _compare(a: _Side, b: _Side) -> list[Leak]:
-    """`a` is a training side."""
+def compare(a: _Side, b: _Side) -> list[Leak]:
+    """Leaks between two sides; `a` is a training side."""
     found: dict[tuple[str, str], Leak] = {}
     kind = "train_train" if b.train else "train_test"
 

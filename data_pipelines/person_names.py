@@ -4,8 +4,8 @@ CUHK-PEDES is made of pictures of other data sets and keeps their file names, so
 they are false negatives, in training and in the union of galleries. Names verified against the published captions of
 its test and validation images:
 
-    Market/0535_c1s3_005146_00.jpg    Market-1501, person 0535 (the pictures are those of gt_bbox/)
-    CUHK01/0363004.png                CUHK01, person 0363, picture 004
+    Market/0535_c1s3_005146_00.jpg    Market-1501, person 0535, camera 1 (the pictures are those of gt_bbox/)
+    CUHK01/0363004.png                CUHK01, person 0363, picture 004, so camera b
     CUHK03/672_2.jpg                  CUHK03, person 672 of 1,467, counted over the five camera pairs: the captions of
                                       12 people of the first pair fit its pictures; beyond that pair it is assumed
 
@@ -23,6 +23,10 @@ ORIGINS: dict[str, tuple[re.Pattern[str], str]] = {
     "Trad/": (re.compile(r"(p\d+)_c\d"), "procedural_trad"),
 }
 """Folder that begins a file name -> (how the name after it states the person, namespace of that person)."""
+CUHK01_PICTURES = 4
+"""Of a person: 1 and 2 are of camera a, 3 and 4 of camera b."""
+_MARKET_CAMERA = re.compile(r"\d{4}_c([1-6])")
+_CUHK01_PICTURE = re.compile(rf"\d{{4}}00([1-{CUHK01_PICTURES}])\.")
 
 
 def person_name(namespace: str, pid: int | str) -> str:
@@ -39,3 +43,19 @@ def known_person(file: str) -> str | None:
                 return None
             return person_name(namespace, int(match[1]) if match[1].isdigit() else match[1])
     return None
+
+
+def known_camera(file: str) -> int | None:
+    """Returns the camera that a file name states, from 0 as the set of its origin numbers them; None if it does not."""
+    if file.startswith("Market/"):
+        match = _MARKET_CAMERA.match(file, len("Market/"))
+        return int(match[1]) - 1 if match else None
+    if file.startswith("CUHK01/"):
+        match = _CUHK01_PICTURE.match(file, len("CUHK01/"))
+        return cuhk01_camera(int(match[1])) if match else None
+    return None
+
+
+def cuhk01_camera(picture: int) -> int:
+    """Returns the camera (0: a, 1: b) of a person's picture 1 to 4 in CUHK01."""
+    return int(picture > CUHK01_PICTURES // 2)

@@ -128,6 +128,8 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
     for key, least in (("batch_size", 1), ("batch_blocks", 1), ("workers", 0), ("threads", 0), ("prefetch", 1)):
         if d[key] < least:
             yield f"config.data.{key} = {d[key]} must be at least {least}"
+    if d.leaks not in ("refuse", "warn"):
+        yield f"config.data.leaks = {d.leaks!r}; it must be refuse or warn"
     if not 0 <= d.instruction_dropout <= 1:
         yield f"config.data.instruction_dropout = {d.instruction_dropout} must lie between 0 and 1"
     yield from _refused("config.data.dir", lambda: storage.require_library(d.dir))
@@ -214,12 +216,19 @@ def _bank_problems(config: ConfigDict) -> Iterator[str]:
         yield f"{here}.negatives = {b.negatives!r}; it must be all or task"
     if not b.temperature > 0:
         yield f"{here}.temperature = {b.temperature} must be positive"
-    for pair in b.overlaps:
-        if len(pair.split(":")) != 2:
-            yield f"{here}.overlaps: {pair!r} is no pair of data sets; write 'A:B'"
+    yield from _overlap_problems(b.overlaps, here)
     known = [unit.task for unit in config.data.train.values() if unit.task in tasks.TASKS]
     if b.size and known and not any(tasks.task(name).has_query_image for name in known):
         yield f"{here}.size = {b.size}: a bank holds keys of rows with an instruction, and no training set has any"
+
+
+def _overlap_problems(pairs: Sequence[str], table: str) -> Iterator[str]:
+    for pair in pairs:
+        names = pair.split(":")
+        if len(names) != 2 or not all(names):
+            yield f"{table}.overlaps: {pair!r} is no pair of data sets; write 'A:B'"
+        elif names[0] == names[1]:
+            yield f"{table}.overlaps: {pair!r} is one data set; name two, 'A:B'"
 
 
 def _caption_problems(config: ConfigDict) -> Iterator[str]:
@@ -273,6 +282,14 @@ def _test_set_problems(config: ConfigDict) -> Iterator[str]:
             cause = f"protocol {using[0]} needs distractors" if using else "no protocol uses the distractors"
             yield (
                 f"{here}: {cause}; name their splits in {here}.distractors, and NAME+distractors in {here}.protocols"
+            )
+    yield from _overlap_problems(config.evaluation.overlaps, "config.evaluation")
+    tested = {entry.data_set for entry in sets.values()}
+    for name in (name for pair in config.evaluation.overlaps for name in pair.split(":")):
+        if name not in tested:
+            yield (
+                f"config.evaluation.overlaps names {name}, which no test set shows; the data sets there are "
+                f"{', '.join(sorted(tested))}"
             )
     best = config.checkpoint.best_metric
     if best != "mean_mAP" and best not in asked:

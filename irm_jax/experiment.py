@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import joint_data, tasks
+from data_pipelines import joint_data, tasks, tested_people
 from data_pipelines.joint_data import JointData
 from irm_jax import checkpoint
 from irm_jax import optimizer as optimizers
@@ -57,6 +58,23 @@ def open_training(config: ConfigDict) -> JointData:
         config, image_size=sizes.image_size, instruction_image_size=sizes.instruction_image_size,
         max_length=sizes.max_length,
     )  # fmt: skip
+
+
+def check_leaks(config: ConfigDict, data: JointData, sets: Sequence[evaluation_sets.EvaluationSet]) -> None:
+    """Raises ConfigError if people of a training set stand in another data set's test; warns if that is allowed."""
+    splits: dict[str, list[str]] = {}
+    opened = {}
+    for part in (part for test in sets for part in (test.query, *test.parts)):
+        opened[part.dataset.name] = part.dataset
+        splits.setdefault(part.dataset.name, []).append(part.split)
+    tests = {name: (dataset, sorted(set(splits[name]))) for name, dataset in opened.items()}
+    found = tested_people.leaks([data.datasets[name] for name in data.plan.datasets], tests)
+    if found and config.data.leaks == "refuse":
+        raise ConfigError(
+            f"{tested_people.refusal(found)}, or accept figures that are too good with config.data.leaks=warn"
+        )
+    if found:
+        logging.warning("%s", tested_people.refusal(found))
 
 
 def make_model(config: ConfigDict, data: JointData) -> IRM:
@@ -184,6 +202,7 @@ def evaluate(config: ConfigDict, embedder: EmbeddingModel, sets: list[evaluation
     options = Options(
         metric=e.metric, query_block=e.query_block, top_k=e.top_k, taus=tuple(e.taus), tau_similarity=e.tau_similarity,
         task_free=e.task_free, controls=e.controls, top500=e.top500, flip=e.flip, rerank=e.rerank, open_set=e.open_set,
+        overlaps=tuple(tuple(pair.split(":")) for pair in e.overlaps),
         rescore_top=e.rescore_top if config.loss.matching_weight > 0 else 0,
         seed=config.seed, threads=config.data.threads, workers=config.data.workers,
     )  # fmt: skip

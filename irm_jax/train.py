@@ -47,6 +47,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     experiment.enable_compilation_cache(config)
     data = experiment.open_training(config)
     sets = experiment.open_evaluation_sets(config)
+    experiment.check_leaks(config, data, sets)
     mesh = sharding.make_mesh(config.mesh)
     check_blocks(config, mesh)
     model = experiment.make_model(config, data)

@@ -106,6 +106,11 @@ CASES = {
     "key type": (lambda c: c.memory_bank.update({"dtype": "float16"}), r"memory_bank.dtype = 'float16'"),
     "temperature": (lambda c: c.memory_bank.update({"temperature": 0.0}), r"memory_bank.temperature = 0.0 must be pos"),
     "overlap": (lambda c: c.memory_bank.update({"overlaps": ("a",)}), r"overlaps: 'a' is no pair of data sets"),
+    "overlap of one set": (lambda c: c.evaluation.update({"overlaps": ("a:a",)}), r"evaluation.overlaps: 'a:a' is one"),
+    "overlap of a set that is not tested": (
+        lambda c: c.evaluation.update({"overlaps": ("procedural_cc:a",)}), r"overlaps names a, which no test set",
+    ),
+    "leaks": (lambda c: c.data.update({"leaks": "fix"}), r"data.leaks = 'fix'; it must be refuse or warn"),
     "decay": (lambda c: c.momentum.update({"decay": 1.0}), r"momentum.decay = 1.0 must be at least 0 and below 1"),
     "matching without its layers": (
         lambda c: c.loss.update({"matching_weight": 1.0}), r"matching_weight = 1.0 needs .*set config.model.fusion_dep",

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import default
+from data_pipelines import schema, shards
 from irm_jax import checkpoint, config_check, experiment, sharding, state, train
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
@@ -237,3 +239,30 @@ def test_blocks_that_do_not_fit_the_mesh(config):
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 1})
     with pytest.raises(config_check.ConfigError, match=r"batch_blocks = 6 .* multiple of 4"):
         train.check_blocks(config, mesh)
+
+
+def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, procedural_dir, tmp_path, caplog):
+    data = tmp_path / "data"
+    shutil.copytree(procedural_dir, data, symlinks=True, copy_function=os.symlink)
+    trad = shards.open_dataset(data, "procedural_trad")
+    index, reader = trad.index("train"), trad.reader("train")
+    records = np.flatnonzero(index.identity == index.identity[0])[:2]
+    person = trad.manifest.people[index.identity[0]]
+
+    def load(item):
+        return schema.Record(image=reader[records[item]]["image"], file=f"{item}.jpg", person=person, camera=item)
+
+    shards.write_dataset(
+        data, name="borrowed", version="1.0.0", task="trad", namespace="borrowed", people=[person],
+        splits={"query": [0], "gallery": [1]}, load=load, source={}, workers=1,
+    )  # fmt: skip
+    config.data.dir = str(data)
+    with config.unlocked():
+        config.evaluation.sets.borrowed = default.evaluation_set("borrowed", "trad", ("own_trad",))
+    with pytest.raises(config_check.ConfigError, match=rf"1 person.s. .*{person} of borrowed .*--leave_out borrowed"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.data.leaks = "warn"
+    with caplog.at_level("WARNING"):
+        experiment.check_leaks(config, experiment.open_training(config), experiment.open_evaluation_sets(config))
+    assert f"{person} of borrowed" in caplog.text

@@ -23,6 +23,7 @@ _MODULES = {
     "llcm": ("llcm",),
     "sysu_mm01": ("sysu_mm01",),
     "cuhk_pedes": ("cuhk_pedes",),
+    "cuhk_pedes_part": ("cuhk_pedes_part",),
     "synth_pedes": ("synth_pedes",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

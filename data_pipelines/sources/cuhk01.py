@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipelines.person_names import person_name
+from data_pipelines.person_names import CUHK01_PICTURES, cuhk01_camera, person_name
 from data_pipelines.shard_files import DatasetError
 from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
@@ -22,7 +22,6 @@ NAMESPACE = "cuhk01"
 TITLE = "CUHK01"
 TRAIN_PEOPLE = 485
 _NAME = re.compile(r"(\d{4})(\d{3})\.")
-_PICTURES = 4
 
 
 def scan(raw: Path) -> Scan:
@@ -34,9 +33,9 @@ def scan(raw: Path) -> Scan:
             _NAME, file, TITLE, "four digits of the person and three of the picture, as in 0001001.png"
         )
         number = int(match[2])
-        if not 1 <= number <= _PICTURES:
+        if not 1 <= number <= CUHK01_PICTURES:
             raise DatasetError(f"{file}: picture {number}, but {TITLE} has pictures 001 to 004 of a person: remove it")
-        pictures.append(Picture(file, person_name(NAMESPACE, int(match[1])), int(number > 2), size))
+        pictures.append(Picture(file, person_name(NAMESPACE, int(match[1])), cuhk01_camera(number), size))
     people = sorted({item.person for item in pictures})
     train = set(people[:TRAIN_PEOPLE])
     if len(people) <= TRAIN_PEOPLE:

@@ -7,22 +7,23 @@
     val              1,000 identities, 3,078 images, not used
 
 The pictures come from other data sets, whose people keep their names (see person_names): `market1501/0535` here and
-in Market-1501 is one person. Everybody else is `cuhk_pedes/<id>`. Cameras are not known: 0 in train, -1 for a query,
--2 in the gallery, so that nothing is ever junk. People of its training images are test people of Market-1501, CUHK03
-and CUHK01: run the leak check before training on several sets.
+in Market-1501 is one person. Everybody else is `cuhk_pedes/<id>`. Cameras of Market-1501's and CUHK01's pictures are
+read from their names, and are the cameras of those sets (manifest: `cameras_of`). Others are not known: 0 in train, -2
+in the gallery; a query is a caption, which has none (-1). People of its training images are test people of Market-1501,
+CUHK03 and CUHK01: build it with --leave_out to train on several sets.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from data_pipelines import schema
-from data_pipelines.person_names import known_person, person_name
+from data_pipelines.person_names import known_camera, known_person, person_name
 from data_pipelines.shard_files import DatasetError
 from data_pipelines.sources import Scan, Source, listing, scanning
 from data_pipelines.sources.listing import Picture
@@ -31,6 +32,8 @@ NAMESPACE = "cuhk_pedes"
 TITLE = "CUHK-PEDES"
 _LIST = "reid_raw.json"
 _SPLITS = ("train", "val", "test")
+CAMERAS_OF = ("cuhk01", "market1501")
+"""Namespaces of the people whose pictures have the cameras of their own data set."""
 
 
 def scan(raw: Path) -> Scan:
@@ -42,18 +45,14 @@ def scan(raw: Path) -> Scan:
             raise DatasetError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}: get the list again")
         entries[entry["split"]].append({**entry, "where": where})
     _check_identities(entries)
-    train = _pictures(raw, entries["train"], 0)
-    test = _pictures(raw, entries["test"], -1)
-    splits = {
-        "train": train,
-        "query": [item._replace(sentences=(text,)) for item in test for text in item.sentences],
-        "gallery": [item._replace(camera=-2) for item in test],
-    }
+    train = pictures(raw, entries["train"], 0)
+    splits = {"train": train, **test_splits(pictures(raw, entries["test"], -2))}
     linked = len({item.person for items in splits.values() for item in items if not item.person.startswith(NAMESPACE)})
     source = {
         "layout": TITLE,
         "unused": {"val": len(entries["val"])},
         "people_of_other_sets": linked,
+        "cameras_of": list(CAMERAS_OF),
         "terms": "research only",
     }
     both = {item.person for item in train} & {item.person for item in splits["gallery"]}
@@ -98,14 +97,28 @@ def _check_identities(entries: dict[str, list[dict[str, Any]]]) -> None:
             )
 
 
-def _pictures(raw: Path, entries: list[dict[str, Any]], camera: int) -> list[Picture]:
+def pictures(
+    raw: Path, entries: list[dict[str, Any]], unknown_camera: int, place: Callable[[str], str] = "imgs/{}".format
+) -> list[Picture]:
+    """Returns the pictures of annotations (their place in the list is "where"), sorted by identity and file.
+
+    `place`: the path inside `raw` of a picture by its name in the annotations.
+    """
     found = []
     for entry in sorted(entries, key=lambda entry: (entry["id"], entry["file_path"])):
         file = entry["file_path"]
         person = known_person(file) or person_name(NAMESPACE, int(entry["id"]))
-        size = listing.listed_size(raw / "imgs", file, entry["where"])
-        found.append(Picture(file, person, camera, size, sentences=tuple(entry["captions"])))
+        camera = known_camera(file)
+        size = listing.listed_size(raw, place(file), entry["where"])
+        sentences = tuple(entry["captions"])
+        found.append(Picture(file, person, unknown_camera if camera is None else camera, size, sentences=sentences))
     return found
+
+
+def test_splits(items: list[Picture]) -> dict[str, list[Picture]]:
+    """Returns query, a record for each caption, and gallery, the pictures."""
+    asked = [item._replace(sentences=(text,), camera=-1) for item in items for text in item.sentences]
+    return {"query": asked, "gallery": items}
 
 
 def load(raw: Path, item: Any) -> schema.Record:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
 from data_pipelines import image_ops, shards, tasks
 from data_pipelines.record_format import FIELDS
@@ -80,7 +81,11 @@ class EvaluationSet:
 
 
 class PeopleSpace:
-    """Numbers people and cameras over all test sets: both belong to the source of the images, not to the task."""
+    """Numbers people and cameras over all test sets: both belong to the source of the images, not to the task.
+
+    A data set that shows pictures of others says so in its manifest (`cameras_of`: namespaces of people): the cameras
+    of these people's pictures are those of their own namespace, whoever delivers the picture.
+    """
 
     def __init__(self) -> None:
         self._people: dict[str, int] = {}
@@ -91,8 +96,13 @@ class PeopleSpace:
         image, which never match."""
         names = dataset.manifest.people
         people = np.array([self._people.setdefault(name, len(self._people)) for name in names], np.int32)
-        space = self._namespaces.setdefault(dataset.manifest.namespace, len(self._namespaces))
-        camera = np.where(index.camera >= 0, index.camera + space * CAMERAS_A_NAMESPACE, unknown_camera)
+        space = self._namespace(dataset.manifest.namespace)
+        borrowed = dataset.manifest.source.get("cameras_of", ())
+        owners = [name.partition("/")[0] for name in names]
+        spaces = np.array([self._namespace(owner) if owner in borrowed else space for owner in owners], np.int32)
+        camera = np.where(
+            index.camera >= 0, index.camera + spaces[index.identity] * CAMERAS_A_NAMESPACE, unknown_camera
+        )
         order = np.empty(len(index), np.int64)
         order[np.lexsort((index.file, index.camera, index.identity))] = np.arange(len(index))
         return {
@@ -111,6 +121,9 @@ class PeopleSpace:
             "instruction_key": index.instruction_key.astype(np.uint32),
             "content": index.content,
         }
+
+    def _namespace(self, name: str) -> int:
+        return self._namespaces.setdefault(name, len(self._namespaces))
 
 
 def load_set(
@@ -178,3 +191,20 @@ def _own_instructions(
 def concatenate(columns: Sequence[Mapping[str, np.ndarray]]) -> Columns:
     """Columns of several splits one after the other."""
     return {key: np.concatenate([c[key] for c in columns]) for key in columns[0]}
+
+
+def possibly_same(
+    test: EvaluationSet, sets: Sequence[EvaluationSet], overlaps: Sequence[tuple[str, str]]
+) -> Bool[np.ndarray, " n"]:
+    """Which gallery records of `sets`, one set after the other, may show a query's person under another name.
+
+    `overlaps`: pairs of data sets known to share people who are not linked. These are the records of an overlapping
+    data set whose person has no common name in the queries' one: a linked person is known, and known to be no other.
+    """
+    asking = test.query.dataset
+    others = {name for pair in overlaps if asking.name in pair for name in pair} - {asking.name}
+    masks = []
+    for part in (part for other in sets for part in other.parts):
+        unlinked = ~np.isin(part.dataset.manifest.people, asking.manifest.people)
+        masks.append(unlinked[part.index.identity] & (part.dataset.name in others))
+    return np.concatenate(masks)

@@ -214,6 +214,7 @@ def _real() -> list[Protocol]:
             )
         )  # fmt: skip
     protocols.append(_plain("cuhk_pedes", "t2i"))
+    protocols.append(_plain("cuhk_pedes_part", "t2i", "; people of Market-1501 and CUHK01 only"))
     return protocols
 
 

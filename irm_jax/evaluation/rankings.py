@@ -27,6 +27,7 @@ class Options:
     taus: tuple[float, ...]
     tau_similarity: str  # "attributes" | "clothes" | "model"
     task_free: bool
+    overlaps: tuple[tuple[str, str], ...]  # pairs of data sets that share people who are not linked
     controls: bool
     top500: bool
     flip: bool

@@ -92,6 +92,8 @@ def _protocol_rows(protocols: dict[str, Any], setting: str) -> list[dict[str, An
         if entry["setting"] == setting:
             parent = bool(suffixes) and base in protocols
             notes = [SUFFIXES[s] for s in suffixes if s in SUFFIXES]
+            if entry.get("overlap_junk"):
+                notes.append(f"{entry['overlap_junk']} images left out: people who may be the same, not linked")
             rows.append({"name": name, "base": base, "entry": entry, "variant": parent, "note": "; ".join(notes)})
     order = {base: i for i, base in reversed(list(enumerate(row["base"] for row in rows)))}
     return sorted(rows, key=lambda row: (TASKS[row["entry"]["task"]].id, order[row["base"]], row["variant"]))

@@ -18,6 +18,8 @@ def rank_task_free(run: Rankings) -> None:
 
     `@own`: gallery images under their own instructions (they reveal the source). `@source`: the domain control,
     the same neutral gallery of the query's own source. Protocols that differ in what they draw only are one here.
+    Images of people who may be the query's own, but are not linked, are junk: they leave the union (`overlap_junk`
+    counts them).
     """
     sets = [test for test in run.sets if test.task_free]
     columns = evaluation_sets.concatenate([test.gallery_columns for test in sets])
@@ -28,17 +30,23 @@ def rank_task_free(run: Rankings) -> None:
         asking = run.features[test.name].asking("own")
         # Of equal images the own source's copy stays: its identity and camera are what the rule is about.
         order = 2 * columns["distractor"] + (columns["source"] != query["source"][0])
-        neutral, own = _first_of_each(columns["content"], order), _first_of_each(by_instruction, order)
+        clear = np.flatnonzero(~evaluation_sets.possibly_same(test, sets, run.options.overlaps))
+        neutral = clear[_first_of_each(columns["content"][clear], order[clear])]
+        own = clear[_first_of_each(by_instruction[clear], order[clear])]
+        junk = len(np.unique(columns["content"])) - len(neutral)
         union, gallery = _union(run, sets, test, "neutral", neutral), taken(columns, neutral)
         done: list[tuple[Any, ...]] = []
         for name in test.protocols:
             rule = protocols.protocol_of(name)
             protocol = protocols.task_free(rule)
+            if junk:
+                protocol = named(protocol, "", f"{junk} images of people who may be the same, unlinked, are junk")
             same = (rule.relate, rule.queries, rule.gallery, rule.distractors, rule.ap_topk)
             if rule.draw_from == "query" or same in done:
                 continue
             done.append(same)
             run.keep(protocol, run.rank((asking, union), query, gallery, protocol), query, gallery, source[neutral])
+            run.results["protocols"][protocol.name]["overlap_junk"] = junk
             run.chance(query, gallery, protocol)
             if name != test.protocols[0]:
                 continue

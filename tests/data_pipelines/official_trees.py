@@ -23,8 +23,11 @@ Answer = dict[str, list[tuple[str, str, int, int, int]]]
 
 
 class Tree(NamedTuple):
+    """`place`: where the tree holds the picture that the answer calls by its name."""
+
     make: Callable[[Path], Path]
     answer: Answer
+    place: Callable[[str], str] = str
 
 
 def draw(root: Path, files: Iterable[str]) -> None:
@@ -252,7 +255,7 @@ def _attributes_tree(root: Path) -> Path:
 
 PEDES = {
     "train": [
-        plain("CUHK01/0363004.png", "cuhk01/0363", 0),
+        plain("CUHK01/0363004.png", "cuhk01/0363", 1),
         plain("train_query/p8848_s17661.jpg", "cuhk_pedes/0002", 0),
     ],
     "query": [
@@ -262,7 +265,7 @@ PEDES = {
         plain("cam_a/350_45.bmp", "cuhk_pedes/12021", -1),
     ],
     "gallery": [
-        plain("Market/0535_c1s3_005146_00.jpg", "market1501/0535", -2),
+        plain("Market/0535_c1s3_005146_00.jpg", "market1501/0535", 0),
         plain("CUHK03/672_1.jpg", "cuhk03/0672", -2),
         plain("cam_a/350_45.bmp", "cuhk_pedes/12021", -2),
     ],
@@ -284,6 +287,48 @@ def _pedes_tree(root: Path) -> Path:
     ]
     draw(root / "imgs", [entry["file_path"] for entry in entries])
     write(root, {"reid_raw.json": json.dumps(entries, ensure_ascii=False)})
+    return root
+
+
+PEDES_PART = {
+    "train": [
+        plain("Market/0002_c4s1_000776_00.jpg", "market1501/0002", 3),
+        plain("CUHK01/0363004.png", "cuhk01/0363", 1),
+    ],
+    "query": [
+        plain("CUHK01/0486001.png", "cuhk01/0486", -1),
+        plain("Market/0001_c3s1_000551_00.jpg", "market1501/0001", -1),
+        plain("Market/0001_c3s1_000551_00.jpg", "market1501/0001", -1),
+    ],
+    "gallery": [
+        plain("CUHK01/0486001.png", "cuhk01/0486", 0),
+        plain("Market/0001_c3s1_000551_00.jpg", "market1501/0001", 2),
+    ],
+}
+PEDES_PART_ENTRIES = {  # list -> (id, file, captions); ids and lists say nothing of the side here
+    "test": [
+        (12021, "Market/0002_c4s1_000776_00.jpg", ["He wears a grey coat."]),
+        (12009, "Market/0001_c3s1_000551_00.jpg", ["A gray shirt, brown shorts.", "He has a crossbody bag."]),
+        (12010, "CUHK03/672_1.jpg", ["Not used."]),
+    ],
+    "val": [
+        (11004, "CUHK01/0486001.png", ["A woman with a bag."]),
+        (12022, "CUHK01/0363004.png", ["A man in green pants."]),
+    ],
+}
+
+
+def _pedes_part_place(file: str) -> str:
+    return file.replace("Market/", "Market-1501-v15.09.15/gt_bbox/").replace("CUHK01/", "CUHK01/campus/")
+
+
+def _pedes_part_tree(root: Path) -> Path:
+    _attributes_tree(root / "Market-1501-v15.09.15")
+    of_files(CUHK01, "campus/0363004.png")(root / "CUHK01")
+    draw(root / "Market-1501-v15.09.15" / "gt_bbox", ["0001_c3s1_000551_00.jpg", "0002_c4s1_000776_00.jpg"])
+    for split, entries in PEDES_PART_ENTRIES.items():
+        rows = [{"split": split, "id": pid, "file_path": file, "captions": captions} for pid, file, captions in entries]
+        write(root, {f"{split}_reid.json": json.dumps(rows)})
     return root
 
 
@@ -392,7 +437,8 @@ TREES: dict[str, Tree] = {
     "sysu_mm01": Tree(_sysu_tree, SYSU),
     "llcm": Tree(_llcm_tree, LLCM),
     "market1501_attributes": Tree(_attributes_tree, MARKET),
-    "cuhk_pedes": Tree(_pedes_tree, PEDES),
+    "cuhk_pedes": Tree(_pedes_tree, PEDES, "imgs/{}".format),
+    "cuhk_pedes_part": Tree(_pedes_part_tree, PEDES_PART, _pedes_part_place),
     "synth_pedes": Tree(_synth_tree, SYNTH),
     "real1_ctcc": Tree(_real1_tree, REAL1),
     "real1_li": Tree(_real1_tree, REAL1),

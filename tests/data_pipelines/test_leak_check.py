@@ -7,7 +7,7 @@ import toy_shards
 
 from data_pipelines import leak_check, schema, shards
 from data_pipelines.leak_check import find_leaks
-from data_pipelines.person_names import known_person
+from data_pipelines.person_names import known_camera, known_person
 from data_pipelines.shards import Dataset
 
 Row = tuple[str, str, int]  # person, file, picture
@@ -115,22 +115,26 @@ def test_strongest_evidence_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "person"),
+    ("file", "person", "camera"),
     [
-        ("Market/0012_c1s1_000001_00.jpg", "market1501/0012"),
-        ("Trad/p0031_c2_05.jpg", "procedural_trad/p0031"),
-        ("CUHK01/0363004.png", "cuhk01/0363"),
-        ("CUHK03/672_2.jpg", "cuhk03/0672"),
-        ("CUHK03/x_2.jpg", None),
-        ("test_query/p2647_s3378.jpg", None),
-        ("Market/unknown.jpg", None),
-        ("Marketing/0012_c1.jpg", None),
-        ("x/Market/0012_c1s1_000001_00.jpg", None),
-        ("0012_c1s1_000001_00.jpg", None),
+        ("Market/0012_c1s1_000001_00.jpg", "market1501/0012", 0),
+        ("Market/0012_c6s1_000001_00.jpg", "market1501/0012", 5),
+        ("Market/0012_c7s1_000001_00.jpg", "market1501/0012", None),  # there are six
+        ("Trad/p0031_c2_05.jpg", "procedural_trad/p0031", None),
+        ("CUHK01/0363002.png", "cuhk01/0363", 0),
+        ("CUHK01/0363003.png", "cuhk01/0363", 1),
+        ("CUHK01/0363005.png", "cuhk01/0363", None),  # there are four pictures
+        ("CUHK03/672_2.jpg", "cuhk03/0672", None),
+        ("CUHK03/x_2.jpg", None, None),
+        ("test_query/p2647_s3378.jpg", None, None),
+        ("Market/unknown.jpg", None, None),
+        ("Marketing/0012_c1.jpg", None, None),
+        ("x/Market/0012_c1s1_000001_00.jpg", None, None),
+        ("0012_c1s1_000001_00.jpg", None, None),
     ],
 )
-def test_known_person(file: str, person: str | None) -> None:
-    assert known_person(file) == person
+def test_what_a_file_name_states(file: str, person: str | None, camera: int | None) -> None:
+    assert (known_person(file), known_camera(file)) == (person, camera)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,10 +27,9 @@ def test_build_finds_the_hand_made_answer(name: str, tmp_path: Path, capsys: pyt
     raw = tree.make(tmp_path / "raw")
     dataset, source = built(name, raw, tmp_path / "out"), sources.get_source(name)
     assert list(dataset.splits) == list(tree.answer)
-    pictures = raw / "imgs" if name == "cuhk_pedes" else raw
     for split, answer in tree.answer.items():
         assert columns(dataset, split) == answer, split
-        assert dataset.reader(split)[0]["image"] == (pictures / answer[0][0]).read_bytes()
+        assert dataset.reader(split)[0]["image"] == (raw / tree.place(answer[0][0])).read_bytes()
     manifest = dataset.manifest
     assert (manifest.name, manifest.task, manifest.namespace) == (name, source.task, source.namespace)
     people = {row[1] for rows in tree.answer.values() for row in rows}
@@ -194,6 +193,24 @@ def test_cuhk_pedes_captions_and_people(tmp_path: Path) -> None:
     assert (leak.kind, leak.evidence, leak.linked, leak.person_a, leak.harmful) == (
         "train_train", "name", True, "cuhk01/0363", False,
     )  # fmt: skip
+
+
+def test_cuhk_pedes_part_follows_the_sides_of_the_sets_it_shows(tmp_path: Path) -> None:
+    raw = TREES["cuhk_pedes_part"].make(tmp_path / "raw")
+    dataset = built("cuhk_pedes_part", raw, tmp_path / "out")
+    texts = [dataset.reader("query")[i]["sentences"] for i in range(3)]
+    assert texts == [("A woman with a bag.",), ("A gray shirt, brown shorts.",), ("He has a crossbody bag.",)]
+    assert (dataset.manifest.source["unused"], dataset.manifest.source["cameras_of"]) == (1, ["cuhk01", "market1501"])
+    others = {"market1501": raw / "Market-1501-v15.09.15", "cuhk01": raw / "CUHK01"}
+    opened = [built(name, folder, tmp_path / "out") for name, folder in others.items()]
+    leaks = leak_check.find_leaks([dataset, *opened])
+    assert {leak.person_a for leak in leaks} == {"market1501/0002", "cuhk01/0363"}
+    assert not any(leak.harmful for leak in leaks)
+    (raw / "Market-1501-v15.09.15/query/0001_c1s1_001051_00.jpg").unlink()
+    (raw / "Market-1501-v15.09.15/bounding_box_test/0001_c2s1_000301_01.jpg").unlink()
+    official_trees.draw(raw / "Market-1501-v15.09.15", ["query/0003_c1s1_000001_00.jpg"])
+    with pytest.raises(DatasetError, match=r"test_reid.json, entry 2: Market/0001.* shows nobody of Market-1501"):
+        sources.get_source("cuhk_pedes_part").scan(raw)
 
 
 def test_cuhk_pedes_identity_in_both(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,13 @@ def load(item: tuple[Any, ...]) -> schema.Record:
     )  # fmt: skip
 
 
-def write(folder: Path, name: str, task: str, namespace: str, splits: dict[str, list[tuple]]) -> None:
+def write(
+    folder: Path, name: str, task: str, namespace: str, splits: dict[str, list[tuple]], **source: list[str]
+) -> None:
     people = {load(item).person for items in splits.values() for item in items}
     shards.write_dataset(
         folder, name=name, version="1.0.0", task=task, namespace=namespace, people=sorted(people), splits=splits,
-        load=load, source={}, workers=1, progress=False,
+        load=load, source=source, workers=1, progress=False,
     )  # fmt: skip
 
 
@@ -122,8 +125,8 @@ ENTRIES = [
     ("words", "t2i", ("cuhk_pedes",), "query", "gallery", ()),
 ]
 OPTIONS = Options(
-    metric="cosine", query_block=8, top_k=3, taus=(0.5,), tau_similarity="attributes", task_free=True, controls=True,
-    top500=True, flip=True, rerank=True, rescore_top=0, open_set=True, seed=0, threads=1, workers=0,
+    metric="cosine", query_block=8, top_k=3, taus=(0.5,), tau_similarity="attributes", task_free=True, overlaps=(),
+    controls=True, top500=True, flip=True, rerank=True, rescore_top=0, open_set=True, seed=0, threads=1, workers=0,
 )  # fmt: skip
 
 
@@ -209,6 +212,36 @@ def test_the_union_takes_every_gallery_picture_once(evaluated):
     assert cameras == {0: {0, 1}, 1: {4096, 4097, 4098}, 2: set(), 3: {-2}}
 
 
+def test_people_known_to_overlap_but_not_linked_are_junk_in_the_union(folder):
+    """Nobody of night and street is linked; words shows street's people 0, 1 and 2 under their own names.
+
+    Street's queries lose night's 40 pictures, and nothing of words. Night's lose street's 15, of which words has one
+    too: that copy is of a set that night does not overlap with, so it stays. The captions of words lose the pictures of
+    street's people 3 and 4, who may be one of those that they describe: 6.
+    """
+    plain = dataclasses.replace(OPTIONS, controls=False, flip=False, rerank=False, top500=False, open_set=False)
+    found = {}
+    for name, pairs in (("none", ()), ("all", (("street", "night"), ("words", "street")))):
+        evaluator = Evaluator(Eyes(), load_sets(folder, ENTRIES), dataclasses.replace(plain, overlaps=pairs))
+        found[name] = evaluator.run()
+    figures = {name: found[name].results["protocols"] for name in found}
+    tests = ("market1501", "llcm_v2n", "cuhk_pedes")
+    sizes = {}
+    for name in found:
+        entries = [figures[name][f"task_free/{test}"] for test in tests]
+        sizes[name] = [(entry["gallery"], entry["overlap_junk"]) for entry in entries]
+    assert sizes == {"none": [(59, 0), (20 + 15 + 4, 0), (59, 0)], "all": [(19, 40), (20 + 5, 14), (53, 6)]}
+    assert "40 images of people who may be the same" in figures["all"]["task_free/market1501"]["description"]
+    for name in tests:  # what may be right for a query is known to be: no positive is lost
+        before, after = (found[key].ranked[f"task_free/{name}"].ranking for key in ("none", "all"))
+        assert before.num_positives.tolist() == after.num_positives.tolist()
+        assert (after.ap >= before.ap - 1e-12).all()
+    ranked = found["all"].ranked["task_free/cuhk_pedes"]
+    shown = {found["all"].sets[number].name for number in ranked.source[:, 0].tolist()}
+    assert shown == {"night", "street", "words"}
+    assert figures["all"]["task_free/market1501@source"]["gallery"] == 15  # the domain control is one source's own
+
+
 def test_rankings_know_their_records(evaluated):
     evaluation = evaluated[0]
     ranked = evaluation.ranked["llcm_n2v"]
@@ -239,6 +272,27 @@ def test_of_equal_pictures_the_own_sources_copy_stays(evaluated):
         ranked = evaluated[0].ranked[f"task_free/{name}"]
         copies = ranked.gallery["content"] == evaluated[0].sets[1].gallery_columns["content"][0]
         assert ranked.source[copies].tolist() == [[number, 0 if number == 1 else 4]]
+
+
+def test_borrowed_pictures_have_the_cameras_of_their_own_set(folder, tmp_path):
+    """Street's query of person 0 is from camera 0. A data set that shows street's pictures names their cameras."""
+    shown = [("street", 0, 0, False, 600, ""), ("street", 0, 1, False, 601, ""), ("album", 7, 0, False, 602, "")]
+    captions = [("street", 0, -1, False, 603, "person 0")]
+    write(tmp_path, "album", "t2i", "album", {"query": captions, "gallery": shown}, cameras_of=["street"])
+    write(tmp_path, "plain", "t2i", "album", {"query": captions, "gallery": shown})
+    space, street = evaluation_sets.PeopleSpace(), shards.open_dataset(folder, "street")
+    query = space.columns(street, street.index("query"), 0, -1)
+    found = {}
+    for number, name in enumerate(("album", "plain"), 1):
+        other = shards.open_dataset(tmp_path, name)
+        gallery = space.columns(other, other.index("gallery"), number, -2)
+        positive, junk = protocol_of("task_free/market1501").relate(
+            {key: column[:1] for key, column in query.items()}, gallery
+        )
+        found[name] = positive.tolist(), junk.tolist()
+        assert len(set(gallery["source"].tolist())) == 1  # the set itself stays one source
+    assert found["album"] == ([False, True, False], [True, False, False])
+    assert found["plain"] == ([True, True, False], [False, False, False])
 
 
 @pytest.mark.parametrize(
