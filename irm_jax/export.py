@@ -45,7 +45,7 @@ MISSING = {
 """What each format is written with, and how it is installed."""
 
 
-def embedding_function(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Callable[..., jax.Array]:
+def embedding_function(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Callable[..., Any]:
     """(image, instruction) -> embeddings of length 1, the weights within; `kind`: what the instruction is."""
     length = model.config.max_length
 
