@@ -221,6 +221,7 @@ def get_config() -> ConfigDict:
     config.embed.output = "embeddings.npz"  # in the workdir
 
     config.compile = ConfigDict()  # --mode compile
+    config.compile.steps = ("train", "embed", "ranking")  # what is compiled
     config.compile.search_batch = False  # find the largest training batch that fits
 
     config.compare = ConfigDict()

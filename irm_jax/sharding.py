@@ -87,7 +87,7 @@ def _placed(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
             within = (sizes[0] // slices, *sizes[1:])
             return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
         logging.warning(
-            "mesh.data = %d does not divide over %d slices: axes fsdp or model cross the network between them, which is "
+            "mesh.data = %d does not divide over %d slices: another axis crosses the network between them, which is "
             "slow; make mesh.data a multiple of %d",
             sizes[0], slices, slices,
         )  # fmt: skip

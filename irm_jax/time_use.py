@@ -22,7 +22,7 @@ process started that was spent in steps. `mfu`: FLOP/s of the model's products o
 
 
 class Watch:
-    """`rows` images a step; `step` done before. `ideal_seconds`: see that function. `age`: of the process, in seconds."""
+    """`rows` images a step; `step` done before. `ideal_seconds`: see that function. `age` of the process in seconds."""
 
     def __init__(
         self,

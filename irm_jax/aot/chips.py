@@ -86,6 +86,11 @@ class Topology:
     groups: int
 
     @property
+    def title(self) -> str:
+        """With the number of slices: `2 x v5e:16x16`."""
+        return f"{self.groups} x {self.name}" if self.chip.is_tpu and self.groups > 1 else self.name
+
+    @property
     def devices(self) -> int:
         return self.size * self.groups
 
@@ -106,9 +111,7 @@ def parse_topology(text: str, num_slices: int = 1) -> Topology:
             )
         return Topology(text, chip, math.prod(sizes), num_slices)
     if len(sizes) > 2 or num_slices != 1:
-        raise TopologyError(
-            f"--topology={text!r}: of GPUs give CHIP:GPUSxNODES, such as h100:8x4, without --num_slices"
-        )
+        raise TopologyError(f"--topology={text!r}: of GPUs give CHIP:GPUSxNODES, say h100:8x4, and no --num_slices")
     return Topology(text, chip, sizes[0], sizes[1] if len(sizes) > 1 else 1)
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import logging
@@ -20,7 +19,7 @@ from irm_jax.aot import page, programs, roofline, targets
 from irm_jax.aot.chips import GIB, Topology
 from irm_jax.aot.targets import Compiled
 
-FILE, PAGE = "compile.json", "compile.html"
+PAGE = "compile.html"
 SEARCH_COMPILES = 6
 """Most compilations of a search for the largest batch, after the first."""
 
@@ -64,18 +63,18 @@ def compile_run(config: ConfigDict, workdir: Path, topology: Topology) -> dict[s
     groups = targets.groups(mesh, topology)
     fit_batch(config, sharding.row_shards(mesh))
     entries: dict[str, Entry] = {}
-    if config.compile.search_batch:
+    if config.compile.search_batch and "train" in config.compile.steps:
         entries["train"] = search(config, lambda: compile_step("train", config, mesh, topology, groups), mesh)
-    for step in programs.STEPS:
+    for step in config.compile.steps:
         if step not in entries:
             entries[step] = compile_step(step, config, mesh, topology, groups)
     described = describe(config, mesh, topology)
     print(page.text(entries, described))
     workdir.mkdir(parents=True, exist_ok=True)
     table = {step: dataclasses.asdict(entry) for step, entry in entries.items()}
-    metric_log.write_atomically(workdir / FILE, json.dumps(table, indent=1, allow_nan=False) + "\n")
+    metric_log.write_atomically(workdir / page.FILE, json.dumps(table, indent=1, allow_nan=False) + "\n")
     metric_log.write_atomically(workdir / PAGE, page.html(entries, described))
-    logging.info("the table is in %s and %s", workdir / FILE, workdir / PAGE)
+    logging.info("the table is in %s and %s", workdir / page.FILE, workdir / PAGE)
     refuse(entries, config, mesh)
     return entries
 
@@ -107,7 +106,7 @@ def entry(done: list[Compiled], topology: Topology, groups: list[int]) -> Entry:
     peak, limit = max(one.peak_bytes for one in done), int(topology.chip.memory_bytes)
     complete = {term: time for term, time in times.items() if time is not None}
     return Entry(
-        topology=topology.name if topology.groups == 1 or not topology.chip.is_tpu else f"{topology.groups}x{topology.name}",
+        topology=topology.title,
         devices=topology.devices,
         peak_bytes=peak if all(one.fits for one in done) else max(peak, limit + 1),
         limit_bytes=limit,
@@ -188,9 +187,12 @@ def search(config: ConfigDict, compile_train: Callable[[], Entry], mesh: Mesh) -
 def describe(config: ConfigDict, mesh: Mesh, topology: Topology) -> page.Described:
     """What the table is about, in words."""
     chip = topology.chip
-    source = "peak of the program as the TPU compiler laid it out" if chip.is_tpu else (
-        "estimate: buffers of XLA:CPU's program for as many simulated devices; products of bfloat16 are done in float32 there"
-    )  # fmt: skip
+    source = "peak of the program as the TPU compiler laid it out"
+    if not chip.is_tpu:
+        source = (
+            "an estimate: the buffers of XLA:CPU's program for as many simulated devices, which computes products of "
+            "bfloat16 in float32"
+        )
     return page.Described(
         mesh=", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         batch=config.data.batch_size * config.optimizer.accumulate,
@@ -208,11 +210,10 @@ def refuse(entries: dict[str, Entry], config: ConfigDict, mesh: Mesh) -> None:
     large = {step: found for step, found in entries.items() if not found.fits}
     if not large:
         return
-    lines = [
-        f"{step} needs {found.peak_bytes / GIB:.2f} GiB a device, {(found.peak_bytes - found.limit_bytes) / GIB:.2f} GiB "
-        f"more than the {found.limit_bytes / GIB:.2f} GiB of {found.topology}"
-        for step, found in large.items()
-    ]
+    lines = []
+    for step, found in large.items():
+        needed, limit = found.peak_bytes / GIB, found.limit_bytes / GIB
+        lines.append(f"{step} needs {needed:.2f} GiB a device of {found.topology}, {needed - limit:.2f} GiB too much")
     cures = []
     if "train" in large:
         if not config.model.remat:

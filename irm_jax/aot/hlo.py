@@ -271,10 +271,7 @@ def _sliced(opcode: str, reads: list[int], writes: list[int], sizes: list[int]) 
 
 
 def _parse(name: str, rest: str, root: bool) -> Instruction:
-    if rest.startswith("("):
-        end = _closing(rest, 0) + 1
-    else:
-        end = rest.index(" ")
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     results = tuple(_buffer(*shape) for shape in _SHAPE.findall(rest[:end]))
     opening = rest.index("(", end)
     closing = _closing(rest, opening)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -13,20 +11,11 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from irm_jax.aot.compile_mode import Entry
 
+FILE = "compile.json"
 HEAD = (
-    "step",
-    "topology",
-    "chips",
-    "memory",
-    "limit",
-    "FLOPs",
-    "collectives",
-    "compute",
-    "memory",
-    "network",
-    "bound",
+    "step", "topology", "chips", "peak", "limit", "FLOPs", "collectives", "compute", "memory", "network", "bound",
     "compiled in",
-)
+)  # fmt: skip
 PREDICTION = (
     "A prediction from published peaks, nothing was run: each time is the least that the chip's products, memory or "
     "network would take at full rate. FLOPs are of all chips, counted in the program (products only, recomputed ones "
@@ -77,8 +66,8 @@ def predictions(entries: Mapping[str, Entry], described: Described) -> list[str]
         rate = described.batch / train.seconds
         hours = described.steps * train.seconds / 3600
         lines.append(
-            f"train: at most {rate:,.0f} images/s ({rate / train.devices:,.0f} a chip), {described.steps:,} steps in at "
-            f"least {hours:.1f} hours; {2 * hours:.1f} hours at half of that rate"
+            f"train: at most {rate:,.0f} images/s ({rate / train.devices:,.0f} a chip), {described.steps:,} steps in "
+            f"at least {hours:.1f} hours; {2 * hours:.1f} hours at half of that rate"
         )
     if embed is not None and embed.seconds:
         lines.append(f"embed: at most {described.embedded / embed.seconds:,.0f} images/s")
@@ -116,20 +105,18 @@ def html(entries: Mapping[str, Entry], described: Described) -> str:
 def table_html(table: Mapping[str, Mapping[str, Any]]) -> Markup:
     """The table and what it is worth."""
 
-    def line(words: tuple[str, ...], tag: str) -> Markup:
-        cells = Markup("").join(Markup(f"<{tag}>{{}}</{tag}>").format(word) for word in words)
-        return Markup("<tr>{}</tr>").format(cells)
+    def joined(form: str, words: Iterable[str]) -> Markup:
+        return Markup("").join(Markup(form).format(word) for word in words)
 
-    body = Markup("").join(line(words, "td") for words in rows(table))
-    return Markup("<table>{}{}</table><p>{}</p>").format(line(HEAD, "th"), body, PREDICTION)
-
-
-def section(workdir: Path, file: str = "compile.json") -> Markup | None:
-    """The table of a run's folder for its report; None without the file."""
-    path = workdir / file
-    if not path.exists():
-        return None
-    return table_html(json.loads(path.read_text(encoding="utf-8")))
+    head = joined('<th scope="col">{}</th>', HEAD)
+    body = Markup("").join(
+        Markup('<tr><th scope="row">{}</th>{}</tr>').format(first, joined("<td>{}</td>", rest))
+        for first, *rest in rows(table)
+    )
+    return Markup(
+        '<div class="scroll" role="region" aria-label="Compiled programs" tabindex="0"><table><thead><tr>{}</tr>'
+        "</thead><tbody>{}</tbody></table></div><p>{}</p>"
+    ).format(head, body, PREDICTION)
 
 
 def _time(seconds: float | None) -> str:

@@ -52,10 +52,10 @@ ENTRY %main (x.0: f32[64], w.0: f32[12,64]) -> (f32[64], f32[128]) {
   %start = s32[]{:T(128)} constant(0)
   %first = s32[]{:T(128)} copy(%start)
   %all = (s32[]{:T(128)}, f32[64]{0:T(128)}, f32[12,64]{1,0:T(8,128)}) tuple(%first, %x.0, %w.0)
-  %loop = (s32[]{:T(128)}, f32[64]{0:T(128)}, /*index=2*/f32[12,64]{1,0:T(8,128)}) while(%all), condition=%more, body=%body
+  %loop = (s32[]{:T(128)}, f32[64]{0}, /*index=2*/f32[12,64]{1,0:T(8,128)}) while(%all), condition=%more, body=%body
   %end = f32[64]{0:T(128)} get-tuple-element(%loop), index=1
   %near = f32[64]{0:T(128)S(1)} copy(%end)
-  %gather = (f32[64]{0:T(128)S(1)}, f32[128]{0:T(128)}) all-gather-start(%near), replica_groups={{0,1},{2,3}}, dimensions={0}
+  %gather = (f32[64]{0:T(128)S(1)}, f32[128]{0}) all-gather-start(%near), replica_groups={{0,1},{2,3}}, dimensions={0}
   %whole = f32[128]{0:T(128)} all-gather-done(%gather)
   ROOT %result = (f32[64]{0:T(128)}, f32[128]{0:T(128)}) tuple(%end, %whole)
 }
