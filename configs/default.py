@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of parameters, sampling, augmentation, dropout
     config.resume = True  # continue from the newest checkpoint of the workdir
+    config.profile = ""  # START:STOP, say 10:20: a profiler trace of these steps into WORKDIR/profile ('' = none)
     config.compilation_cache = "~/.cache/irm_jax/xla"  # folder of compiled programs ('' = none)
 
     config.mesh = ConfigDict()
@@ -61,6 +62,7 @@ def get_config() -> ConfigDict:
     config.data.train = ConfigDict()  # name -> train_unit(...)
     config.data.batch_size = 96  # rows of a batch over all groups and devices
     config.data.batch_blocks = 4  # R: blocks a batch is laid out in, a multiple of mesh.data * mesh.fsdp
+    config.data.repeat_people = False  # [ours] show people several times in a batch that takes more than a set has
     config.data.instruction_dropout = 0.2  # [ours] share of rows put under the neutral sentence
     config.data.vocab = "builtin"  # WordPiece vocabulary: builtin, or a folder with vocab.txt
     config.data.workers = 0  # reader processes (0 = threads of this one)
@@ -220,6 +222,10 @@ def get_config() -> ConfigDict:
     config.embed.images = ""  # folder of images for --mode embed
     config.embed.instruction = ""  # sentence, or path of an instruction image ('' = the neutral sentence)
     config.embed.output = "embeddings.npz"  # in the workdir
+
+    config.compile = ConfigDict()  # --mode compile
+    config.compile.steps = ("train", "embed", "ranking")  # what is compiled
+    config.compile.search_batch = False  # find the largest training batch that fits
 
     config.compare = ConfigDict()
     config.compare.samples = 2000  # bootstrap samples

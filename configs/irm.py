@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     config.evaluation.overlaps = ("cuhk_pedes:cuhk03_labeled",)
     config.data.batch_size = int(sum(unit.share for unit in units.values()))
     config.data.batch_blocks = 8
+    config.data.repeat_people = True  # a pod has more blocks than LTCC has people
     config.data.workers = 8
     config.model.preset = "base"
     config.model.scan_layers = True

@@ -110,6 +110,7 @@ class BatchPlan:
     instruction_dropout: float
     constants: tuple[str, ...]
     constant_tokens: np.ndarray  # i32[C, L]
+    repeat_people: bool = False  # [ours] a data set with fewer people than a batch takes shows them several times
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -174,6 +175,13 @@ def _identities_per_block(units: Sequence[Unit], batch_size: int, batch_blocks: 
     )
 
 
+def next_batch_size(units: Sequence[Unit], least: int, batch_blocks: int) -> int:
+    """The smallest batch of at least `least` rows that whole identities of all units fill in so many blocks."""
+    steps = [batch_blocks * unit.images_per_identity for unit in units]
+    valid = np.flatnonzero(shares.valid_sizes(steps, max(least, sum(steps)) + 2 * max(steps)))
+    return int(valid[valid >= least][0])
+
+
 def plan_batch(
     units: Sequence[Unit],
     batch_size: int,
@@ -181,6 +189,7 @@ def plan_batch(
     *,
     tokenizer: TextEncoder,
     instruction_dropout: float = 0.2,
+    repeat_people: bool = False,
 ) -> BatchPlan:
     """Lays out batches of `batch_size` rows (over all groups) in `batch_blocks` blocks.
 
@@ -236,4 +245,15 @@ def plan_batch(
         taken[unit.dataset] += identities * batch_blocks
         layouts.append(layout)
     tokens = np.asarray(tokenizer.encode(list(constants)), np.int32)
-    return BatchPlan(tuple(layouts), datasets, batch_size, batch_blocks, instruction_dropout, constants, tokens)
+    return BatchPlan(
+        tuple(layouts), datasets, batch_size, batch_blocks, instruction_dropout, constants, tokens, repeat_people
+    )
+
+
+def check_people(plan: BatchPlan, own: str, people: int, identities_per_batch: int) -> None:
+    """Raises ValueError if a batch takes more people than data set `own` (as the message names it) has to train on."""
+    if people < identities_per_batch and not plan.repeat_people:
+        raise ValueError(
+            f"{own} has {people} training identities, but a batch takes {identities_per_batch} different ones; lower "
+            "batch_size, batch_blocks or its share, or set repeat_people=True to show them several times in a batch"
+        )

@@ -57,7 +57,7 @@ def open_training(config: ConfigDict, *, image_size: Size, instruction_image_siz
     try:
         plan = plan_batch(
             units, config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
-            instruction_dropout=config.data.instruction_dropout,
+            instruction_dropout=config.data.instruction_dropout, repeat_people=config.data.repeat_people,
         )  # fmt: skip
     except ValueError as error:
         raise shards.DatasetError(f"config.data: {error}") from error

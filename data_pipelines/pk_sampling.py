@@ -2,7 +2,7 @@
 
 A pure function of (plan, seed, step) in NumPy. Each identity of a batch draws from its own counter-based generator,
 so any host computes any block alone and all agree. An epoch of a data set is a seeded permutation of its identities,
-cut into floor(n / P) batches: no identity comes twice in a batch, nor twice in an epoch.
+cut into floor(n / P) batches: no identity comes twice in a batch, nor twice in an epoch (but see `repeat_people`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_pipelines import schema
-from data_pipelines.batch_plan import BatchPlan, Unit, UnitLayout, plan_batch
+from data_pipelines.batch_plan import BatchPlan, Unit, UnitLayout, check_people, plan_batch
 
 __all__ = [
     "BatchPlan",
@@ -56,7 +56,7 @@ class People:
     choices: np.ndarray  # i32[N], how many paraphrases or instruction images a record brings
 
 
-def group_people(layout: UnitLayout, index: schema.Index, identities_per_batch: int) -> People:
+def group_people(plan: BatchPlan, layout: UnitLayout, index: schema.Index) -> People:
     """Sorts a train split by person for sampling.
 
     Raises:
@@ -65,11 +65,7 @@ def group_people(layout: UnitLayout, index: schema.Index, identities_per_batch: 
     """
     unit, own = layout.unit, f"data set {layout.unit.dataset!r} (task {layout.unit.task})"
     identities = np.unique(index.identity)
-    if len(identities) < identities_per_batch:
-        raise ValueError(
-            f"{own} has {len(identities)} training identities, but a batch takes {identities_per_batch} different "
-            "ones; lower batch_size or its share"
-        )
+    check_people(plan, own, len(identities), plan.identities_per_batch(unit.dataset))
     choices = index.instruction_images if layout.group == "visual" else index.sentences
     if layout.constant < 0 and (choices == 0).any():
         bad = np.flatnonzero(choices == 0)
@@ -120,9 +116,13 @@ def _permutation(seed: int, dataset: int, epoch: int, count: int) -> np.ndarray:
 
 def _batch_identities(layout: UnitLayout, people: People, per_batch: int, seed: int, step: int) -> np.ndarray:
     """Positions in `people.identities` of this unit's identities in the whole batch of a step."""
-    count = len(people.identities)
+    count, dataset = len(people.identities), zlib.crc32(layout.unit.dataset.encode())
+    if count < per_batch:  # plan.repeat_people: everybody, before anybody comes again
+        rounds = -(-per_batch // count)
+        orders = [_permutation(seed, dataset, step * rounds + i, count) for i in range(rounds)]
+        return np.concatenate(orders)[layout.first_identity :]
     epoch, batch = divmod(step, count // per_batch)
-    order = _permutation(seed, zlib.crc32(layout.unit.dataset.encode()), epoch, count)
+    order = _permutation(seed, dataset, epoch, count)
     return order[batch * per_batch + layout.first_identity :]
 
 
@@ -229,4 +229,4 @@ def sample(
 
 def people_of(plan: BatchPlan, indexes: Mapping[str, schema.Index]) -> list[People]:
     """`group_people` for every unit of a plan; `indexes` maps a data set to the index of its train split."""
-    return [group_people(u, indexes[u.unit.dataset], plan.identities_per_batch(u.unit.dataset)) for u in plan.units]
+    return [group_people(plan, u, indexes[u.unit.dataset]) for u in plan.units]

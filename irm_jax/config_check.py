@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, FieldReference
 from configs import default
 from data_pipelines import data_options, procedural, storage, tasks
 from data_pipelines.tokenizer import Tokenizer
-from irm_jax import rate_factors
+from irm_jax import rate_factors, time_use
 from irm_jax.convert import manifest
 from irm_jax.evaluation import protocols
 from irm_jax.models import presets
@@ -195,6 +195,9 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.optimizer.no_decay = {o.no_decay!r} is no regular expression: {error}"
     recipe = rate_factors.Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay)
     yield from _refused("config.optimizer", recipe.check)
+    yield from _refused("config.profile", lambda: time_use.profiled_steps(config.profile))
+    if (traced := time_use.profiled_steps(config.profile)) and traced[0] > t.steps:
+        yield f"config.profile = {config.profile!r} begins after the last step, config.train.steps = {t.steps}"
     yield from _test_set_problems(config)
 
 

@@ -1,4 +1,4 @@
-"""`python -m irm_jax.main --config configs/X.py --workdir DIR --mode train|evaluate|embed|compare`."""
+"""`python -m irm_jax.main --config configs/X.py --workdir DIR --mode train|evaluate|embed|compare|compile`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from irm_jax import config_check
 from irm_jax.rate_factors import RecipeError
 
-MODES = ("train", "evaluate", "embed", "compare")
+MODES = ("train", "evaluate", "embed", "compare", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -32,7 +32,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, metrics, report (default runs/CONFIG)."
 )
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "train, evaluate a checkpoint, embed a folder, or compare two runs.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", MODES,
+    "train, evaluate a checkpoint, embed a folder, compare two runs, or compile for chips that are not here.",
+)  # fmt: skip
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Of --mode compile: CHIP:SHAPE, say v5e:16x16, v5p:4x4x4, h100:8x4.")
+_NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Of --mode compile: how many such TPU slices.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -79,10 +84,22 @@ def _run(mode: str, config: ConfigDict, workdir: epath.Path) -> None:
         from irm_jax.evaluate import evaluate
 
         evaluate(config, workdir)
+    elif mode == "compile":
+        _compile(config, workdir)
     else:
         from irm_jax.evaluate import embed_folder
 
         embed_folder(config, workdir)
+
+
+def _compile(config: ConfigDict, workdir: epath.Path) -> None:
+    from irm_jax.aot import chips
+
+    topology = chips.parse_topology(_TOPOLOGY.value or "", _NUM_SLICES.value)
+    chips.prepare(topology)
+    from irm_jax.aot import compile_mode
+
+    compile_mode.compile_run(config, workdir, topology)
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
@@ -90,18 +107,19 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 
 
 def _late_errors() -> tuple[type[BaseException], ...]:
-    if "irm_jax.train" not in sys.modules and "irm_jax.evaluate" not in sys.modules:
-        return ()
+    own = (
+        ("irm_jax.train", "NonFiniteLoss"), ("irm_jax.evaluate", "ImageError"), ("irm_jax.aot.chips", "TopologyError"),
+        ("irm_jax.aot.compile_mode", "DoesNotFit"),
+    )  # fmt: skip
+    found: list[type[BaseException]] = [getattr(sys.modules[m], name) for m, name in own if m in sys.modules]
+    if "irm_jax.experiment" not in sys.modules:
+        return tuple(found)
     from data_pipelines.shard_files import DatasetError
     from irm_jax.checkpoint import CheckpointError
     from irm_jax.convert.source import ConvertError
     from irm_jax.sharding import ShardingError
 
-    found: list[type[BaseException]] = [DatasetError, CheckpointError, ConvertError, ShardingError]
-    for module, name in (("irm_jax.train", "NonFiniteLoss"), ("irm_jax.evaluate", "ImageError")):
-        if module in sys.modules:
-            found.append(getattr(sys.modules[module], name))
-    return tuple(found)
+    return (*found, DatasetError, CheckpointError, ConvertError, ShardingError)
 
 
 def _config_name() -> str:

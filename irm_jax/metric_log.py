@@ -29,12 +29,11 @@ from etils import epath
 
 from data_pipelines import storage
 from irm_jax import growing_file
+from irm_jax.time_use import DATA_WAIT, IMAGES_PER_SECOND
 
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "run.json"
-LOSS, IMAGES_PER_SECOND, DATA_WAIT = "loss", "images_per_second", "data_wait"
-"""Names that the progress line shows when they are given. `data_wait`: share of the time spent waiting for data, 0 to
-1."""
+LOSS = "loss"
 PACKAGES = (
     "irm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array-record", "numpy",
     "opencv-python-headless", "tokenizers", "transformers",

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -69,9 +71,30 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"mesh {dict(shape)} needs {math.prod(abs(s) for s in sizes)} devices (a multiple with -1), but "
             f"{len(devices)} are here; set config.mesh.data, .fsdp and .model so that their product is {len(devices)}"
         )
-    if len(devices) == jax.device_count():
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(_placed(sizes, devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _placed(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices [data, fsdp, model], so that neighbours in the mesh are neighbours on the network.
+
+    Of several slices (TPU) or nodes (GPU) the data axis goes over them, outermost: what crosses the slower network
+    between them is then one sum of gradients a step. If its size does not divide, another axis crosses it, with a
+    warning.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and devices[0].platform != "cpu":
+        if sizes[0] % slices == 0:
+            within = (sizes[0] // slices, *sizes[1:])
+            return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+        logging.warning(
+            "mesh.data = %d does not divide over %d slices: another axis crosses the network between them, which is "
+            "slow; make mesh.data a multiple of %d",
+            sizes[0], slices, slices,
+        )  # fmt: skip
+        return np.array(devices).reshape(sizes)
+    if devices[0].platform == "tpu" or len(devices) == jax.device_count():
+        return mesh_utils.create_device_mesh(sizes, devices)
+    return np.array(devices).reshape(sizes)
 
 
 def row_shards(mesh: Mesh) -> int:

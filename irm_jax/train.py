@@ -6,8 +6,7 @@ import contextlib
 import math
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -18,7 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from irm_jax import checkpoint, experiment, metric_log, sharding, state
+from irm_jax import checkpoint, experiment, metric_log, sharding, state, time_use
 from irm_jax.config_check import ConfigError
 from irm_jax.convert import warm_start
 from irm_jax.evaluation import finish
@@ -112,8 +111,11 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
             start, max(steps - start, 0), sharding.addressable_blocks(mesh, data.plan.batch_blocks),
             workers=config.data.workers, threads=config.data.threads, prefetch=config.data.prefetch,
         )  # fmt: skip
-        with jax.set_mesh(mesh), stream, metric_log.MetricLog(workdir, start if latest is not None else None) as log:
-            watch = Watch(data.plan.batch_size * accumulate, start)
+        with (
+            jax.set_mesh(mesh), stream, time_use.Profile(config.profile, workdir) as profile,
+            metric_log.MetricLog(workdir, start if latest is not None else None) as log,
+        ):  # fmt: skip
+            watch = time_use.Watch(data.plan.batch_size * accumulate, start, time_use.ideal_seconds(config, data, mesh))
             pending: tuple[int, dict[str, jax.Array]] | None = None
 
             def check(step: int, metrics: Mapping[str, Any]) -> None:
@@ -125,6 +127,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
                 log.progress(step, steps, values)
 
             for step in range(start + 1, steps + 1):
+                profile.before(step, pending)
                 try:
                     _, batch = watch.waiting(lambda: next(stream))
                 except RuntimeError:
@@ -234,37 +237,6 @@ def require_finite(values: Mapping[str, float], step: int, checkpoints: checkpoi
         f"step {step}: not finite: {', '.join(bad)} (task {', '.join(tasks)}). Last good checkpoint: {good}. Lower "
         "config.optimizer.learning_rate or set config.optimizer.clip_norm, and run again to continue from it."
     )
-
-
-class Watch:
-    """Where the time goes: images a second and the share of time spent waiting for data, between two looks."""
-
-    def __init__(self, rows: int, step: int) -> None:
-        self._rows, self._step = rows, step
-        self._since = time.perf_counter()
-        self._waited = 0.0
-
-    def waiting(self, get: Callable[[], Any]) -> Any:
-        begin = time.perf_counter()
-        value = get()
-        self._waited += time.perf_counter() - begin
-        return value
-
-    def look(self, step: int) -> dict[str, float]:
-        """What happened since the last window of ten steps began; `step` is the last one known to be done."""
-        now = time.perf_counter()
-        elapsed = max(now - self._since, 1e-9)
-        result = {
-            metric_log.IMAGES_PER_SECOND: self._rows * (step - self._step) / elapsed,
-            metric_log.DATA_WAIT: min(self._waited / elapsed, 1.0),
-        }
-        if step - self._step >= 10:
-            self._step, self._since, self._waited = step, now, 0.0
-        return result
-
-    def reset(self, step: int) -> None:
-        """Forgets time spent on evaluating and saving."""
-        self._step, self._since, self._waited = step, time.perf_counter(), 0.0
 
 
 class StopSignal:

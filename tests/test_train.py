@@ -266,3 +266,12 @@ def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, pr
     with caplog.at_level("WARNING"):
         experiment.check_leaks(config, experiment.open_training(config), experiment.open_evaluation_sets(config))
     assert f"{person} of borrowed" in caplog.text
+
+
+def test_profiled_steps_leave_a_trace_and_the_goodput_is_logged(config, halfway):
+    config.profile = "4:6"
+    train.train(config, halfway)
+    assert list((halfway / "profile").rglob("*.xplane.pb"))
+    records = [json.loads(line) for line in (halfway / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < records[-1]["goodput"] < 1
+    assert "mfu" not in records[-1]  # of a CPU no peak is known

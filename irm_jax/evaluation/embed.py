@@ -51,6 +51,10 @@ class EmbeddingModel:
         self._match = jax.jit(method("match"), out_shardings=everywhere)
         self._take = jax.jit(lambda table, index: jax.tree.map(lambda x: jnp.take(x, index, axis=0), table))
 
+    def functions(self) -> tuple[Any, Any, Any, Any]:
+        """The jitted programs: images, sentences, editing (each takes the variables first), and rows of a table."""
+        return self._images, self._sentences, self._edit, self._take
+
     def instructions(self, asks: Sequence[Ask]) -> Instruction:
         """Encodes distinct instructions -> device Instruction of at least len(asks) rows, in order."""
         sentence_at = [i for i, ask in enumerate(asks) if isinstance(ask, str)]

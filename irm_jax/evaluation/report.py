@@ -14,6 +14,7 @@ from absl import logging
 from etils import epath
 
 from data_pipelines.tasks import TASKS
+from irm_jax.aot.page import FILE as COMPILE_FILE
 from irm_jax.evaluation.report_data import (
     BenchmarkCheck,
     RankedImage,
@@ -43,7 +44,8 @@ def write_report(workdir: str | os.PathLike[str], results: Mapping[str, Any], da
     "follow_rate"}}}; fractions in [0, 1], NaN is written as null. A NAME may carry variants (`name+identity`,
     `name@top500`), shown under `name`. A protocol entry may hold whatever else `ranking.summarize` returns, and a
     "description". The JSON file also gets "run", "benchmark_checks", "leaks", "training_curves" and "rank_lists" from
-    `data`, and what else `results` holds. Each file is complete or absent: it is renamed into place when whole.
+    `data`, "compile" if the folder holds a compile.json, and what else `results` holds. Each file is complete or
+    absent: it is renamed into place when whole.
     Raises ValueError or TypeError naming the entry that is wrong (nothing is written then), OSError naming the file.
     """
     plain = checked_results(results)
@@ -55,8 +57,10 @@ def write_report(workdir: str | os.PathLike[str], results: Mapping[str, Any], da
         metric: {line.name: {"step": line.x, "value": line.y} for line in lines} for metric, lines in curves.items()
     }
     plain["rank_lists"] = [_section_figures(section) for section in data.sections]
-    page = render(plain, data, curves)
     folder = epath.Path(workdir)
+    if (table := folder / COMPILE_FILE).exists():  # of --mode compile
+        plain["compile"] = json.loads(table.read_text(encoding="utf-8"))
+    page = render(plain, data, curves)
     folder.mkdir(parents=True, exist_ok=True)
     files = {folder / "results.json": json.dumps(plain, indent=1, allow_nan=False) + "\n", folder / "report.html": page}
     for path, text in files.items():

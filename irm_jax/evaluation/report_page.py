@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from data_pipelines.tasks import TASKS
+from irm_jax.aot import page as aot_page
 from irm_jax.evaluation.report_data import METRICS, SETTINGS, Picture, ReportData, Rollout
 from irm_jax.evaluation.report_figures import Series, dot_chart, line_chart, overlay, thumbnail
 
@@ -200,6 +201,7 @@ def render(results: dict[str, Any], data: ReportData, curves: dict[str, list[Ser
         run_fields=[(k, v) for k, v in flatten({k: v for k, v in run.items() if k != "config"})],
         config=json.dumps(run["config"], indent=2),
         image=_image,
+        compile_table=aot_page.table_html,
         rollout_pictures=_rollout_pictures,
         failed=[check for check in data.checks if not check.passed],
     )

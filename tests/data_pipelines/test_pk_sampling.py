@@ -165,6 +165,23 @@ def test_two_units_of_one_data_set_share_its_epoch(make_index):
         assert sorted(both[0] + both[1]) == sorted(set(index.identity.tolist()))
 
 
+def test_people_may_come_again_where_a_batch_takes_more_than_there_are(make_index):
+    """Everybody before anybody comes again; other images of theirs; data sets with enough people draw as without."""
+    index = make_index(**columns(np.random.default_rng(0), 5))
+    unit = Unit("d", "trad")
+    plan = plan_batch([unit], 12 * 4, 12, tokenizer=NoWords(), repeat_people=True)
+    (drawn,) = sample(plan, pk_sampling.people_of(plan, {"d": index}), 3, 7)
+    shown = index.identity[drawn.record[:, 0]].tolist()
+    assert [len(set(shown[:5])), len(set(shown[5:10])), len(shown)] == [5, 5, 12]
+    assert shown[:5] != shown[5:10]
+    images = {(shown[i], tuple(sorted(drawn.record[i].tolist()))) for i in range(12)}
+    assert len(images) > 8  # who comes again draws again
+    enough = make_index(**columns(np.random.default_rng(0), 30))
+    plans = [plan_batch([unit], 48, 12, tokenizer=NoWords(), repeat_people=again) for again in (True, False)]
+    one, other = (sample(p, pk_sampling.people_of(p, {"d": enough}), 3, 7)[0].record for p in plans)
+    np.testing.assert_array_equal(one, other)
+
+
 def test_images_and_sentences_are_drawn_evenly(make_index):
     index = make_index(identity=np.repeat(np.arange(4), 8), sentences=np.full(32, 4, np.int16))
     plan, people = one_unit("caption", index)

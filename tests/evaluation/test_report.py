@@ -281,5 +281,21 @@ def test_a_bare_evaluation_is_enough(tmp_path: Path) -> None:
     ):
         assert expected in words
     assert page.open == []
+    assert "Compiled ahead of time" not in words
     with pytest.raises(ValueError, match="run lacks config, versions, git, command: pass metric_log"):
         report.ReportData({"seed": 3})
+
+
+def test_the_table_of_compile_mode_joins_the_report_of_its_folder(tmp_path: Path) -> None:
+    entry = {
+        "topology": "v5e:16x16", "devices": 256, "peak_bytes": 3 << 30, "limit_bytes": 15 << 30, "flops": 10**15,
+        "collective_bytes": {"all-reduce": 5 << 20}, "roofline_s": {"compute": 0.02, "memory": 0.03, "network": None},
+        "bound": "memory", "compile_s": 16.0,
+    }  # fmt: skip
+    (tmp_path / "compile.json").write_text(json.dumps({"train": entry}))
+    path = report.write_report(tmp_path, fake_results(), fake_data())
+    page = Page(path.read_text())
+    assert page.open == []
+    for expected in ("Compiled ahead of time", "v5e:16x16", "3 GiB", "all-reduce 5 MiB", "30 ms", "–"):
+        assert expected in " ".join(page.text)
+    assert json.loads((tmp_path / "results.json").read_text())["compile"] == {"train": entry}

@@ -1,0 +1,86 @@
+"""A run's training data without any data: batches planned from the number of people that each data set states.
+
+For compiling ahead of time. A data set that `data.dir` holds is opened; of the published ones the counts of their
+sources are taken, of the procedural ones `data.procedural.train_people`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines import batch_plan, data_options, joint_data, procedural, shards, sources
+from data_pipelines.identity_space import IdentitySpace
+from data_pipelines.joint_data import JointData
+from data_pipelines.person_names import person_name
+from data_pipelines.shard_files import DatasetError
+from data_pipelines.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Manifest:
+    people: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    identity: np.ndarray  # i32[people]
+
+
+class StatedPeople:
+    """What `IdentitySpace` reads of a data set: `count` people of a namespace, all of them in the train split."""
+
+    def __init__(self, namespace: str, count: int) -> None:
+        self.manifest = _Manifest([person_name(namespace, number) for number in range(count)])
+        self._index = _Index(np.arange(count, dtype=np.int32))
+
+    def index(self, split: str) -> _Index:
+        del split
+        return self._index
+
+
+def stated_people(config: ConfigDict, name: str) -> StatedPeople:
+    """The training people that data set `name` is known to have. Raises DatasetError if nothing is known of it."""
+    if name.startswith(f"{procedural.NAMESPACE}_"):
+        return StatedPeople(name, config.data.procedural.train_people)
+    try:
+        source = sources.get_source(name)
+        return StatedPeople(source.namespace, source.expected["train"]["identities"])
+    except (ValueError, KeyError) as error:
+        raise DatasetError(
+            f"nothing is known of the training people of data set {name}: build it, and give its folder as "
+            "config.data.dir"
+        ) from error
+
+
+def plan_training(config: ConfigDict, *, max_length: int) -> JointData:
+    """`joint_data.open_training` as far as shapes go: plan, numbering of people and tokenizer, nothing to stream.
+
+    Raises DatasetError for a batch that cannot be laid out, or takes more people than a data set has.
+    """
+    units = data_options.units_of(config)
+    tokenizer = Tokenizer(vocab=config.data.vocab, max_length=max_length)
+    try:
+        plan = batch_plan.plan_batch(
+            units, config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
+            instruction_dropout=config.data.instruction_dropout, repeat_people=config.data.repeat_people,
+        )  # fmt: skip
+    except ValueError as error:
+        raise DatasetError(f"config.data: {error}") from error
+    folder = Path(config.data.dir).expanduser()
+    built = shards.dataset_names(folder) if folder.is_dir() else []
+    known: dict[str, Any] = {name: stated_people(config, name) for name in plan.datasets if name not in built}
+    known |= joint_data.open_datasets(config, [name for name in plan.datasets if name in built])
+    try:
+        for name, data in known.items():
+            batch_plan.check_people(
+                plan, f"data set {name!r}", len(np.unique(data.index("train").identity)),
+                plan.identities_per_batch(name),
+            )  # fmt: skip
+    except ValueError as error:
+        raise DatasetError(f"config.data: {error}") from error
+    return JointData({}, plan, IdentitySpace(plan, cast(Any, known)), tokenizer, {})

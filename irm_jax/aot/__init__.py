@@ -1,0 +1,1 @@
+"""Ahead of time: the run's real programs compiled for devices that are not here, and what they would cost there."""

@@ -1,0 +1,66 @@
+"""Floating-point operations of a program, counted in its jaxpr: every product, times the trips of the loops around it.
+
+XLA's own count has each body of a loop once. Only matrix products and convolutions are counted (2 a multiply-add), as
+is usual; what is recomputed counts again.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+
+Flops = collections.Counter[str]
+"""FLOPs by how the product is computed: `bf16`, `f32` (default precision), `f32_highest`; of all devices together."""
+
+
+def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
+    """The FLOPs of a (closed) jaxpr. The longer branch of a `cond` counts; the body of a `while` counts once, since its
+    trips are not known (jax.lax.scan and fori_loop of constant bounds are scans)."""
+    total: Flops = collections.Counter()
+    for equation in (jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr).eqns:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "dot_general":
+            ((contracted, _), _) = parameters["dimension_numbers"]
+            left, out = equation.invars[0].aval, equation.outvars[0].aval
+            depth = math.prod(left.shape[axis] for axis in contracted)
+            total[_kind(equation)] += 2 * math.prod(out.shape) * depth
+        elif name == "conv_general_dilated":
+            kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+            features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
+            # Dilated inputs are zeros in between, which nothing multiplies.
+            depth = kernel.size // features // math.prod(parameters["lhs_dilation"])
+            total[_kind(equation)] += 2 * math.prod(out.shape) * depth
+        elif name == "cond":
+            total += max((count(branch) for branch in parameters["branches"]), key=lambda flops: flops.total())
+        else:
+            times = 1
+            if name == "scan":
+                times = parameters["length"]
+            elif name == "shard_map":  # shapes within are one device's
+                times = math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
+            for inner in _jaxprs(parameters):
+                for kind, flops in count(inner).items():
+                    total[kind] += times * flops
+    return total
+
+
+def _jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
+    for value in parameters.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, (core.ClosedJaxpr, core.Jaxpr)):
+                yield item
+
+
+def _kind(equation: Any) -> str:
+    types = [variable.aval.dtype for variable in equation.invars[:2]]
+    if all(jnp.dtype(t).itemsize <= 2 for t in types):
+        return "bf16"
+    precision = equation.params["precision"]
+    exact = precision is not None and lax.Precision.HIGHEST in tuple(precision)
+    return "f32_highest" if exact or any(jnp.dtype(t).itemsize > 4 for t in types) else "f32"

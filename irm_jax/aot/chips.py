@@ -1,0 +1,131 @@
+"""What an accelerator chip can do, and how many of them a topology has.
+
+Published peaks, of one chip (one JAX device): dense bf16 matrix products; memory and its bandwidth; what a chip sends
+to the others of its slice or node, one way, over all of its links; its share of the network between slices or nodes.
+
+    TPU     Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (2025). They give links both ways together,
+            halved here, and the data-centre network of a host or a pod, divided by its chips here. A product of f32
+            numbers takes one bf16 pass at JAX's default precision, and six at HIGHEST.
+    GPU     NVIDIA's data sheets of the A100 80GB SXM and the H100 SXM (no sparsity). A default product of f32 numbers
+            is TF32's. Nodes: NVLink within; 200 (A100) and 400 (H100) Gbit/s of InfiniBand a GPU between them.
+
+The usable memory of a TPU is a little less than the published one; `memory_bytes` is what the compiler of libtpu allows
+(found from its refusals), for GPUs the published size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+
+GIB = 1 << 30
+
+
+class TopologyError(ValueError):
+    """A topology that is not known, or cannot be used here; the message says what to give or install."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """`bf16`, `f32`, `f32_highest`: FLOP/s of products of such numbers, f32 at JAX's default and HIGHEST precision.
+    `memory_bytes`; bytes/s: `memory_bandwidth`, `link_bandwidth` (all links, one way), `far_bandwidth` (between slices
+    or nodes). `axes`: dimensions of the torus, 0 for a switch. `kinds`: as `jax.Device.device_kind` names it."""
+
+    name: str
+    kinds: tuple[str, ...]
+    bf16: float
+    f32: float
+    f32_highest: float
+    memory_bytes: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    far_bandwidth: float
+    axes: int
+
+    @property
+    def is_tpu(self) -> bool:
+        return self.axes > 0
+
+
+def _tpu(
+    name: str, kinds: tuple[str, ...], bf16: float, memory: float, bandwidth: float, links: float, far: float, axes: int
+) -> Chip:
+    """TFLOP/s, GiB, GB/s (links one way), GB/s."""
+    return Chip(
+        name, kinds, bf16 * 1e12, bf16 * 1e12, bf16 / 6 * 1e12, memory * GIB, bandwidth * 1e9, links * 1e9, far * 1e9,
+        axes,
+    )  # fmt: skip
+
+
+CHIPS: dict[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        _tpu("v4", ("TPU v4",), 275, 31.25, 1228, 300, 6.25, 3),
+        _tpu("v5e", ("TPU v5 lite", "TPU v5e"), 197, 15.75, 819, 200, 3.125, 2),
+        _tpu("v5p", ("TPU v5", "TPU v5p"), 459, 95.74, 2765, 600, 6.25, 3),
+        _tpu("v6e", ("TPU v6 lite", "TPU v6e"), 918, 31.25, 1638, 400, 12.5, 2),
+        Chip(
+            "a100", ("NVIDIA A100-SXM4-80GB",), 312e12, 156e12, 19.5e12, 80e9, 2039e9, 300e9, 25e9, 0,
+        ),
+        Chip(
+            "h100", ("NVIDIA H100 80GB HBM3",), 989e12, 494e12, 67e12, 80e9, 3350e9, 450e9, 50e9, 0,
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`groups` slices (TPU) or nodes (GPU) of `size` chips each. `name`: as the TPU compiler or the user calls one."""
+
+    name: str
+    chip: Chip
+    size: int
+    groups: int
+
+    @property
+    def title(self) -> str:
+        """With the number of slices: `2 x v5e:16x16`."""
+        return f"{self.groups} x {self.name}" if self.chip.is_tpu and self.groups > 1 else self.name
+
+    @property
+    def devices(self) -> int:
+        return self.size * self.groups
+
+
+def parse_topology(text: str, num_slices: int = 1) -> Topology:
+    """`v5e:16x16`, with `num_slices` of them; `h100:8x4` is 4 nodes of 8 GPUs. Raises TopologyError."""
+    name, _, shape = text.partition(":")
+    known = ", ".join(CHIPS)
+    if name not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape) or "0" in re.split("x", shape):
+        raise TopologyError(f"--topology={text!r}: give CHIP:SHAPE, such as v5e:16x16 or h100:8x4; chips are {known}")
+    chip, sizes = CHIPS[name], [int(size) for size in shape.split("x")]
+    if num_slices < 1:
+        raise TopologyError(f"--num_slices={num_slices} must be at least 1")
+    if chip.is_tpu:
+        if len(sizes) != chip.axes:
+            raise TopologyError(
+                f"--topology={text!r}: {name} has {chip.axes} dimensions, as v5e:4x4 and v5p:4x4x4 have"
+            )
+        return Topology(text, chip, math.prod(sizes), num_slices)
+    if len(sizes) > 2 or num_slices != 1:
+        raise TopologyError(f"--topology={text!r}: of GPUs give CHIP:GPUSxNODES, say h100:8x4, and no --num_slices")
+    return Topology(text, chip, sizes[0], sizes[1] if len(sizes) > 1 else 1)
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip that a device of this kind is, None if it is not in the table."""
+    return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
+
+
+def prepare(topology: Topology) -> None:
+    """Sets what has to stand in the environment before jax starts: the compiler runs on this machine's CPU."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if topology.chip.is_tpu:
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is asked what this machine is
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is used: runs may stand beside each other
+    else:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={topology.devices}".strip()

@@ -1,0 +1,331 @@
+"""What a compiled program moves, read from its text: bytes of collectives and of memory, times the trips of the loops.
+
+A program as XLA prints it (`compiled.as_text()`) has each body of a loop once, however often it runs. Shapes are those
+of one device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+KINDS = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
+    "collective-broadcast",
+)  # fmt: skip
+FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id", "async-done", "async-update", "opt-barrier", "iota",
+}  # fmt: skip
+"""Instructions that move nothing themselves."""
+WIDTHS = {"pred": 8, "s4": 4, "u4": 4, "token": 0, "opaque": 0}
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|called_computations|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_SPACE = re.compile(r"S\((\d+)\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """An array: its bytes, and whether it lies in the device's main memory (a TPU has smaller ones within the chip)."""
+
+    size: int
+    in_memory: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation. `results`: of a tuple, its arrays. `attributes`: the rest of the line."""
+
+    name: str
+    opcode: str
+    results: tuple[Buffer, ...]
+    operands: tuple[str, ...]
+    arguments: str
+    attributes: str
+    root: bool
+
+    @property
+    def size(self) -> int:
+        return sum(buffer.size for buffer in self.results)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """`size`: bytes that a device gives or takes, whichever is more; `groups` of devices, by their place in the mesh.
+    `times`: trips of the loops around it."""
+
+    kind: str
+    size: int
+    groups: tuple[tuple[int, ...], ...]
+    times: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Of one run of a program on one device: its collectives, the bytes it reads from and writes to its memory (an
+    instruction's operands and results; what is fused is one instruction), and loops whose trips were not found (counted
+    once)."""
+
+    collectives: tuple[Collective, ...]
+    memory_bytes: int
+    unknown_loops: int
+
+    def collective_bytes(self) -> dict[str, int]:
+        """Bytes of each kind, times the trips."""
+        found: dict[str, int] = {}
+        for one in self.collectives:
+            found[one.kind] = found.get(one.kind, 0) + one.times * one.size
+        return found
+
+
+class Module:
+    """The computations of a program's text, by name."""
+
+    def __init__(self, text: str) -> None:
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        current: dict[str, Instruction] | None = None
+        for line in text.splitlines():
+            if current is None:
+                if head := _HEAD.match(line):
+                    current = self.computations.setdefault(head[2], {})
+                    self.entry = head[2] if head[1] else self.entry
+            elif line.startswith("}"):
+                current = None
+            elif start := _INSTRUCTION.match(line):
+                found = _parse(start[2], line[start.end() :], bool(start[1]))
+                current[found.name] = found
+        if not self.entry:
+            raise ValueError("the text is not that of a compiled program: it has no ENTRY computation")
+
+    def traffic(self) -> Traffic:
+        """Everything that a run of the entry computation moves."""
+        collectives: list[Collective] = []
+        memory, unknown = 0, 0
+        for computation, times, fused, trips_known in self._runs(self.entry, 1, False):
+            unknown += not trips_known
+            for instruction in self.computations[computation].values():
+                kind = instruction.opcode.removesuffix("-start")
+                if kind in KINDS:
+                    size = self._collective_size(computation, instruction)
+                    if "all-reduce-scatter" in computation:  # how TPUs write it: a fusion of its own
+                        kind = "reduce-scatter"
+                    collectives.append(Collective(kind, size, _groups(instruction), times))
+                if not fused:
+                    memory += times * self._memory_bytes(computation, instruction)
+        return Traffic(tuple(collectives), memory, unknown)
+
+    def _runs(self, name: str, times: int, fused: bool, known: bool = True) -> Iterator[tuple[str, int, bool, bool]]:
+        """(computation, how often it runs, within a fusion, trips known) of `name` and all that it calls."""
+        yield name, times, fused, known
+        for instruction in self.computations[name].values():
+            trips: int | None = 1
+            if instruction.opcode == "while":
+                trips = self.trips(name, instruction)
+            # What a reduction or a sort applies to single numbers moves nothing.
+            if instruction.opcode in ("while", "call", "conditional", "fusion", "async-start"):
+                for number, called in enumerate(_called(instruction)):
+                    here = fused or instruction.opcode == "fusion"
+                    yield from self._runs(called, times * (trips or 1), here, trips is not None or number > 0)
+
+    def trips(self, computation: str, loop: Instruction) -> int | None:
+        """How often the body of a while instruction runs; None if that is not a constant of the program.
+
+        XLA:CPU and GPU note it; a TPU program does not, there the counter's start, step and bound are looked up.
+        """
+        if noted := re.search(r'"?known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)"?', loop.attributes):
+            return int(noted[1])
+        names = dict(re.findall(r"\b(condition|body)=%?([\w.\-]+)", loop.attributes))
+        condition = self.computations[names["condition"]]
+        compare = next((i for i in condition.values() if i.root), None)
+        if compare is None:
+            return None
+        if compare.opcode == "fusion":  # the comparison alone, with the counter and the bound as its arguments
+            inner = next((i for i in self.computations[_called(compare)[0]].values() if i.root), None)
+            direction = inner.attributes if inner is not None and inner.opcode == "compare" else ""
+        else:
+            direction = compare.attributes if compare.opcode == "compare" else ""
+        bounds = [v for name in compare.operands if (v := self._constant(condition, name)) is not None]
+        counters = [condition[name] for name in compare.operands if condition[name].opcode == "get-tuple-element"]
+        if not re.search(r"direction=L[TE]", direction) or len(bounds) != 1 or len(counters) != 1:
+            return None
+        index = _index(counters[0])
+        start = self._tuple_constant(computation, loop.operands[0], index)
+        step = self._step(names["body"], index)
+        if start is None or not step:
+            return None
+        last = bounds[0] + ("direction=LE" in direction)
+        return max(0, -(-(last - start) // step))
+
+    def _constant(self, computation: Mapping[str, Instruction], name: str) -> int | None:
+        """The value of an integer constant, also through copies."""
+        instruction = computation.get(name)
+        while instruction is not None and instruction.opcode in ("copy", "bitcast", "convert"):
+            instruction = computation.get(instruction.operands[0])
+        if instruction is None or instruction.opcode != "constant":
+            return None
+        return int(instruction.arguments) if re.fullmatch(r"-?\d+", instruction.arguments) else None
+
+    def _tuple_constant(self, computation: str, name: str, index: int) -> int | None:
+        here = self.computations[computation]
+        given = here.get(name)
+        if given is None or given.opcode != "tuple":
+            return None
+        return self._constant(here, given.operands[index])
+
+    def _step(self, body: str, index: int) -> int | None:
+        """By how much a loop's body raises element `index` of its tuple."""
+        here = self.computations[body]
+        root = next((i for i in here.values() if i.root), None)
+        if root is None or root.opcode != "tuple":
+            return None
+        update = here.get(root.operands[index])
+        while update is not None and update.opcode == "copy":
+            update = here.get(update.operands[0])
+        if update is None:
+            return None
+        values = [v for name in update.operands if (v := self._constant(here, name)) is not None]
+        if update.opcode == "fusion":
+            inner = self.computations[_called(update)[0]]
+            adds = [i for i in inner.values() if i.root and i.opcode == "add"]
+            values += [v for add in adds for name in add.operands if (v := self._constant(inner, name)) is not None]
+            return values[0] if adds and len(values) == 1 else None
+        return values[0] if update.opcode == "add" and len(values) == 1 else None
+
+    def _collective_size(self, computation: str, instruction: Instruction) -> int:
+        here = self.computations[computation]
+        given = sum(here[name].size for name in instruction.operands if name in here)
+        taken = instruction.size
+        if instruction.opcode.endswith("-start") and not instruction.opcode.startswith("all-reduce"):
+            taken -= given  # its result names the operands again
+        return max(given, taken)
+
+    def _memory_bytes(self, computation: str, instruction: Instruction) -> int:
+        """Bytes of main memory that one instruction reads and writes."""
+        opcode, here = instruction.opcode, self.computations[computation]
+        if opcode in FREE or (opcode.endswith("-done") and opcode != "copy-done"):
+            return 0
+        if opcode in ("copy-start", "slice-start", "copy-done"):
+            # (destination, source, context): counted where it starts.
+            if opcode == "copy-done":
+                return 0
+            ends = instruction.results[:2]
+            moved = min(buffer.size for buffer in ends)
+            return sum(moved for buffer in ends if buffer.in_memory)
+        given = [here[name] for name in instruction.operands if name in here]
+        reads = [sum(b.size for b in one.results if b.in_memory) for one in given]
+        writes = [b.size if b.in_memory else 0 for b in instruction.results]
+        if opcode == "fusion":
+            return self._fusion_bytes(_called(instruction)[0], reads, writes)
+        return _sliced(opcode, reads, writes, [one.size for one in given])
+
+    def _fusion_bytes(self, name: str, reads: list[int], writes: list[int]) -> int:
+        """A fusion that reads slices of an operand, or writes into a part of one, moves no more than that."""
+        inner = self.computations[name]
+        reads, writes = list(reads), list(writes)
+        users: dict[str, list[Instruction]] = {}
+        for one in inner.values():
+            for operand in one.operands:
+                users.setdefault(operand, []).append(one)
+
+        def base(instruction: Instruction) -> Instruction:
+            while instruction.opcode in ("bitcast", "copy", "convert") and instruction.operands[0] in inner:
+                instruction = inner[instruction.operands[0]]
+            return instruction
+
+        for one in inner.values():
+            if one.opcode == "parameter" and (number := int(one.arguments)) < len(reads):
+                using = users.get(one.name, [])
+                if using and all(
+                    u.opcode in ("dynamic-slice", "slice", "gather") and u.operands[0] == one.name for u in using
+                ):
+                    reads[number] = min(reads[number], sum(u.size for u in using))
+        root = next(one for one in inner.values() if one.root)
+        outputs = [inner[n] for n in root.operands] if root.opcode == "tuple" else [root]
+        for number, output in enumerate(outputs):
+            update = base(output)
+            if update.opcode == "dynamic-update-slice" and number < len(writes):
+                part = inner[update.operands[1]].size
+                writes[number] = min(writes[number], part)
+                target = base(inner[update.operands[0]])
+                if target.opcode == "parameter" and int(target.arguments) < len(reads):
+                    reads[int(target.arguments)] = 0
+        return sum(reads) + sum(writes)
+
+
+def _sliced(opcode: str, reads: list[int], writes: list[int], sizes: list[int]) -> int:
+    out = sum(writes)
+    if opcode in ("dynamic-slice", "slice", "gather") and reads:
+        return min(reads[0], out) + sum(reads[1:]) + out
+    if opcode == "dynamic-update-slice" and len(reads) > 1:
+        return reads[1] + min(out, sizes[1])
+    return sum(reads) + out
+
+
+def _parse(name: str, rest: str, root: bool) -> Instruction:
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    results = tuple(_buffer(*shape) for shape in _SHAPE.findall(rest[:end]))
+    opening = rest.index("(", end)
+    closing = _closing(rest, opening)
+    arguments = rest[opening + 1 : closing]
+    operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+    return Instruction(name, rest[end:opening].strip(), results, operands, arguments, rest[closing + 1 :], root)
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the parenthesis at `opening` is closed."""
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if not depth:
+            return place
+    raise ValueError(f"parentheses do not close: {text[opening : opening + 80]}")
+
+
+def _buffer(kind: str, sizes: str, layout: str) -> Buffer:
+    digits = re.search(r"\d+", kind)
+    bits = WIDTHS.get(kind, int(digits[0]) if digits else 8)
+    space = _SPACE.search(layout or "")
+    count = math.prod(int(size) for size in sizes.split(",") if size)
+    return Buffer(count * bits // 8, space is None or space[1] == "0")
+
+
+def _called(instruction: Instruction) -> list[str]:
+    found = _CALLED.findall(instruction.attributes)
+    return [name.lstrip("%") for group in found for name in re.findall(r"%?[\w.\-]+", group)]
+
+
+def _index(instruction: Instruction) -> int:
+    found = re.search(r"\bindex=(\d+)", instruction.attributes)
+    assert found is not None
+    return int(found[1])
+
+
+def _groups(instruction: Instruction) -> tuple[tuple[int, ...], ...]:
+    """Which devices take part together: replica_groups listed or as `[G,n]<=[shape]T(order)`, or the pairs of a
+    permutation. Empty: all devices."""
+    text = instruction.attributes
+    if pairs := re.search(r"source_target_pairs=\{(.*?\})\}", text):
+        return _listed(pairs[1])
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape, source = (tuple(int(n) for n in iota[i].split(",")) for i in (1, 2))
+        ids = np.arange(math.prod(source)).reshape(source)
+        if iota[3]:
+            ids = ids.transpose([int(n) for n in iota[3].split(",")])
+        return tuple(tuple(row) for row in ids.reshape(-1, shape[-1]).tolist())
+    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", text):
+        return _listed(listed[1])
+    return ()
+
+
+def _listed(text: str) -> tuple[tuple[int, ...], ...]:
+    rows: Sequence[str] = re.findall(r"\{([\d,]+)\}", text)
+    return tuple(tuple(int(n) for n in row.split(",")) for row in rows)

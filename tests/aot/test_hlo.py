@@ -1,0 +1,118 @@
+"""Bytes read from a compiled program: hand-made texts, and a scanned model against the same unrolled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from irm_jax import sharding
+from irm_jax.aot.hlo import Module
+from irm_jax.models import transformer
+
+LOOP = """HloModule jit_step, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[]{:T(128)} parameter(0)
+  %b = f32[]{:T(128)} parameter(1)
+  ROOT %add.9 = f32[]{:T(128)} add(%a, %b)
+}
+
+%pick (p.0: f32[12,64], p.1: s32[]) -> f32[64] {
+  %p.0 = f32[12,64]{1,0:T(8,128)} parameter(0)
+  %p.1 = s32[]{:T(128)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %part = f32[1,64]{1,0:T(8,128)} dynamic-slice(%p.0, %p.1, %zero), dynamic_slice_sizes={1,64}
+  ROOT %flat = f32[64]{0:T(128)} bitcast(%part)
+}
+
+%body (state: (s32[], f32[64], f32[12,64])) -> (s32[], f32[64], f32[12,64]) {
+  %state = (s32[]{:T(128)}, f32[64]{0:T(128)}, f32[12,64]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %x = f32[64]{0:T(128)} get-tuple-element(%state), index=1
+  %w = f32[12,64]{1,0:T(8,128)} get-tuple-element(%state), index=2
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%i, %one)
+  %layer = f32[64]{0:T(128)} fusion(%w, %i), kind=kLoop, calls=%pick
+  %reduced = f32[64]{0:T(128)} all-reduce(%layer), channel_id=1, replica_groups=[2,8]<=[16], to_apply=%sum
+  ROOT %out = (s32[]{:T(128)}, f32[64]{0:T(128)}, f32[12,64]{1,0:T(8,128)}) tuple(%next, %reduced, %w)
+}
+
+%more (state.1: (s32[], f32[64], f32[12,64])) -> pred[] {
+  %state.1 = (s32[]{:T(128)}, f32[64]{0:T(128)}, f32[12,64]{1,0:T(8,128)}) parameter(0)
+  %trips = s32[]{:T(128)} constant(12)
+  %j = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%j, %trips), direction=LT
+}
+
+ENTRY %main (x.0: f32[64], w.0: f32[12,64]) -> (f32[64], f32[128]) {
+  %x.0 = f32[64]{0:T(128)} parameter(0)
+  %w.0 = f32[12,64]{1,0:T(8,128)} parameter(1)
+  %start = s32[]{:T(128)} constant(0)
+  %first = s32[]{:T(128)} copy(%start)
+  %all = (s32[]{:T(128)}, f32[64]{0:T(128)}, f32[12,64]{1,0:T(8,128)}) tuple(%first, %x.0, %w.0)
+  %loop = (s32[]{:T(128)}, f32[64]{0}, /*index=2*/f32[12,64]{1,0:T(8,128)}) while(%all), condition=%more, body=%body
+  %end = f32[64]{0:T(128)} get-tuple-element(%loop), index=1
+  %near = f32[64]{0:T(128)S(1)} copy(%end)
+  %gather = (f32[64]{0:T(128)S(1)}, f32[128]{0}) all-gather-start(%near), replica_groups={{0,1},{2,3}}, dimensions={0}
+  %whole = f32[128]{0:T(128)} all-gather-done(%gather)
+  ROOT %result = (f32[64]{0:T(128)}, f32[128]{0:T(128)}) tuple(%end, %whole)
+}
+"""
+
+
+def test_loops_of_a_text_without_trip_counts():
+    found = Module(LOOP).traffic()
+    assert found.unknown_loops == 0
+    assert found.collective_bytes() == {"all-reduce": 12 * 64 * 4, "all-gather": 128 * 4}
+    gather, reduce = sorted(found.collectives, key=lambda one: one.kind)
+    assert (reduce.times, len(reduce.groups), reduce.groups[1]) == (12, 2, tuple(range(8, 16)))
+    assert gather.groups == ((0, 1), (2, 3))
+    # A trip: the layer's slice (not all twelve), its copy, the sum's operand and result, the counter; then the copy
+    # into the chip and the gathered array. What lies in the chip itself does not count.
+    trip = 2 * 64 * 4 + 4 + 2 * 64 * 4 + 3 * 4 + (4 + 4 + 1)
+    assert found.memory_bytes == pytest.approx(12 * trip + 64 * 4 + 128 * 4 + 2 * 4, abs=16)
+
+
+def test_a_noted_trip_count_goes_first_and_an_unknown_one_is_told():
+    noted = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
+    assert Module(noted).traffic().collective_bytes()["all-reduce"] == 5 * 256
+    unknown = Module(LOOP.replace("constant(12)", "parameter(1)")).traffic()
+    assert unknown.unknown_loops == 1
+    assert unknown.collective_bytes()["all-reduce"] == 256
+    with pytest.raises(ValueError, match="no ENTRY"):
+        Module("module {}")
+
+
+def gradient_text(scan, mesh):
+    """The compiled gradient of a two-block transformer, its parameters laid out by the rule table."""
+    config = transformer.BlockConfig(width=128, heads=4)
+    stack = transformer.Stack(config, 2, scan_layers=scan)
+    x = jax.ShapeDtypeStruct((16, 32, 128), jnp.float32, sharding=NamedSharding(mesh, P(sharding.ROWS)))
+    variables = jax.eval_shape(lambda x: stack.init(jax.random.key(0), x, deterministic=True), jnp.zeros(x.shape))
+    layouts = sharding.shardings(variables, mesh)
+    variables = jax.tree.map(lambda v, s: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=s), variables, layouts)
+
+    def gradient(variables, x):
+        grads = jax.grad(lambda v: jnp.sum(jnp.square(stack.apply(v, x, deterministic=True))))(variables)
+        return jax.lax.with_sharding_constraint(grads, layouts)
+
+    with jax.set_mesh(mesh):
+        return jax.jit(gradient).lower(variables, x).compile().as_text()
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (4, 1, 2)])
+def test_a_scanned_model_moves_what_the_unrolled_one_moves(shape):
+    mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)), jax.devices()[:8])
+    scanned, unrolled = (Module(gradient_text(scan, mesh)) for scan in (True, False))
+    loops = [i for c in scanned.computations.values() for i in c.values() if i.opcode == "while"]
+    assert loops
+    assert not any(i.opcode == "while" for c in unrolled.computations.values() for i in c.values())
+    one, other = scanned.traffic(), unrolled.traffic()
+    assert one.unknown_loops == 0
+    assert np.sum([*one.collective_bytes().values()]) > 1e5
+    assert one.collective_bytes()["all-reduce"] == other.collective_bytes()["all-reduce"]
+    assert sum(one.collective_bytes().values()) == pytest.approx(sum(other.collective_bytes().values()), rel=0.05)
+    # The loop also copies each layer's parameters out of their stack, and gradients and activations into theirs.
+    assert other.memory_bytes < one.memory_bytes < 2 * other.memory_bytes

@@ -1,0 +1,174 @@
+"""Sharding plans: where every leaf lies, the largest identity heads, and that each plan computes what one device does.
+
+The golden table is tests/sharding_plans.txt. After a deliberate change of the rules write it anew, and read the diff:
+IRM_JAX_WRITE_GOLDEN=1 python -m pytest tests/test_sharding_plans.py -k golden
+"""
+
+import dataclasses
+import math
+import os
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs import irm_pp
+from data_pipelines import stated_data
+from irm_jax import experiment, sharding, state
+from irm_jax.aot import programs
+from irm_jax.aot.hlo import Module
+from irm_jax.losses.identity import identity_loss
+from irm_jax.models.irm import IRM
+from irm_jax.train_step import make_train_step
+
+GOLDEN = Path(__file__).parent / "sharding_plans.txt"
+PLANS = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "model": (2, 1, 4), "mixed": (2, 2, 2)}
+"""(data, fsdp, model) over eight devices."""
+
+
+def mesh_of(*shape):
+    return sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)), jax.devices()[: math.prod(shape)])
+
+
+def words(layout):
+    """A PartitionSpec as the table writes it: `fsdp . model`, `whole` where nothing is cut."""
+    axes = ["+".join(axis) if isinstance(axis, tuple) else axis or "." for axis in layout]
+    return " ".join(axes) if any(axis != "." for axis in axes) else "whole"
+
+
+def test_golden_layout_of_every_leaf():
+    """IRM++ at paper scale: a line a leaf, a column a plan. Moments and momentum model lie as their parameters do."""
+    config = irm_pp.get_config()
+    data = stated_data.plan_training(config, max_length=experiment.model_config(config).max_length)
+    model = experiment.make_model(config, data)
+    assert model.config.num_identities == 7168  # 6,555 people of the nine sets, padded
+    abstract = state.abstract_state(
+        model, experiment.make_optimizer(config), data.plan.constant_tokens, mesh_of(8, 1, 1),
+        experiment.memory_shapes(config, data),
+    )  # fmt: skip
+    columns = {}
+    for name, shape in PLANS.items():
+        layouts = sharding.shardings(abstract, mesh_of(*shape))
+        columns[name] = {
+            sharding.path_string(path): words(leaf.spec) for path, leaf in jax.tree_util.tree_leaves_with_path(layouts)
+        }
+    lines = [f"# {' | '.join(['leaf', *PLANS])}"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        name = sharding.path_string(path)
+        cells = [columns[plan][name] for plan in PLANS]
+        for prefix in ("opt_state/1/0/mu/", "opt_state/1/0/nu/", "momentum_params/"):
+            if name.startswith(prefix):
+                own = name.replace(prefix, "params/", 1)
+                assert cells == [columns[plan][own] for plan in PLANS], name
+                break
+        else:
+            lines.append(" | ".join([f"{name} {leaf.dtype}{list(leaf.shape)}", *cells]))
+    found = "\n".join(lines) + "\n"
+    if os.environ.get("IRM_JAX_WRITE_GOLDEN"):
+        GOLDEN.write_text(found, encoding="utf-8")
+    assert found == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_all_people_of_the_benchmark_fit_into_sharded_heads(micro_config):
+    """333,825 identities, padded, are cut over the model axis, and no step on the way brings a head together."""
+    with micro_config.unlocked():
+        for name in set(micro_config.data.train) - {"procedural_trad"}:
+            del micro_config.data.train[name]
+    micro_config.data.procedural.train_people = 333_825
+    micro_config.data.dir = "nowhere"
+    micro_config.data.batch_size = 32
+    micro_config.model.identity_multiple = 1024
+    micro_config.mesh.update({"data": 2, "fsdp": 2, "model": 2})
+    data = stated_data.plan_training(micro_config, max_length=40)
+    assert data.space.num_head == 333_825
+    mesh = mesh_of(2, 2, 2)
+    (program,) = programs.training(micro_config, data, mesh)
+    head = program.arguments[0].params["head_person"]
+    assert head.shape[1] == 327 * 1024
+    assert head.sharding.spec == P("fsdp", "model")
+    assert head.sharding.shard_shape(head.shape) == (8, 327 * 512)
+    assert "334848" in program.lower(lowering_platforms=("tpu",)).as_text()
+
+    def loss(weight, features, identity):
+        return jnp.sum(identity_loss(features, weight, identity, jnp.ones((64, weight.shape[1]), bool))[0])
+
+    rows = NamedSharding(mesh, P(sharding.ROWS))
+    weight = jax.ShapeDtypeStruct((64, 334_848), jnp.float32, sharding=NamedSharding(mesh, P("fsdp", "model")))
+    features = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=rows)
+    identity = jax.ShapeDtypeStruct((64,), jnp.int32, sharding=rows)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.value_and_grad(loss), out_shardings=(None, weight.sharding)).lower(
+            weight, features, identity
+        ).compile()  # fmt: skip
+    # FSDP brings a half of the head together, and sums its gradient: never the whole one on a device.
+    whole = 64 * 334_848 * 4
+    assert max(one.size for one in Module(compiled.as_text()).traffic().collectives) <= whole // 2
+
+
+def one_step(config, data, batch, shape):
+    """Loss, Adam's first moment and the update of one step in float64, and the layouts that came out."""
+    mesh = mesh_of(*shape)
+    model = experiment.make_model(config, data)
+    model = IRM(dataclasses.replace(model.config, dtype="float64"))
+    optimizer = experiment.make_optimizer(config)
+    memory = experiment.memory_shapes(config, data)
+    start = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh, memory)
+    start = jax.tree.map(
+        lambda x: jax.device_put(np.asarray(x, np.float64), x.sharding) if x.dtype == jnp.float32 else x, start
+    )
+    before = jax.tree.map(np.asarray, start.params)
+    members = jnp.asarray(experiment.head_members(data, model))
+    step = make_train_step(model, optimizer, experiment.loss_options(config, data), members, mesh)
+    with jax.set_mesh(mesh):
+        arrays = sharding.to_global(batch, sharding.batch_sharding(mesh))
+        after, metrics = step(start, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1))
+    planned = sharding.shardings(after, mesh)
+    for (path, leaf), layout in zip(jax.tree_util.tree_leaves_with_path(after), jax.tree.leaves(planned), strict=True):
+        assert leaf.sharding.is_equivalent_to(layout, leaf.ndim), (shape, sharding.path_string(path))
+    update = jax.tree.map(lambda x, y: np.asarray(x) - y, after.params, before)
+    return float(metrics["loss"]), jax.tree.map(np.asarray, after.opt_state[1][0].mu), update
+
+
+@pytest.mark.usefixtures("quick_programs")
+def test_each_plan_computes_what_one_device_does(micro_config):
+    """House tolerances in float64. FSDP and mixtures, and every loss, are in test_train_step.py."""
+    with micro_config.unlocked():
+        for name in set(micro_config.data.train) - {"procedural_trad"}:
+            del micro_config.data.train[name]
+    micro_config.data.batch_size = 32
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        data = experiment.open_training(micro_config)
+        with data.stream(0, 1, range(8), workers=0, threads=0, prefetch=1) as stream:
+            batch = next(stream)[1]
+        loss, gradient, update = one_step(micro_config, data, batch, (1, 1, 1))
+        for shape in ((8, 1, 1), (1, 1, 2)):
+            other = one_step(micro_config, data, batch, shape)
+            assert other[0] == pytest.approx(loss, rel=1e-12), shape
+            for found, expected in ((other[1], gradient), (other[2], update)):
+                norm = math.sqrt(sum(float(np.sum(np.square(x))) for x in jax.tree.leaves(expected)))
+                for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                    assert float(np.abs(x - y).max()) <= 1e-9 * norm, shape
+
+
+def devices_of(slices, each):
+    """Stand-ins for the devices of several slices, listed as a cluster may list them: not slice by slice."""
+    return [
+        types.SimpleNamespace(slice_index=s, id=s * each + i, platform="gpu", process_index=s, device_kind="stand-in")
+        for i in range(each)
+        for s in range(slices)
+    ]
+
+
+def test_the_data_axis_goes_over_the_slices(caplog):
+    placed = sharding._placed((4, 2, 1), devices_of(2, 4))
+    assert [[d.slice_index for d in row.flat] for row in placed] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert len({d.id for d in placed.flat}) == 8
+    assert not caplog.records
+    placed = sharding._placed((1, 8, 1), devices_of(2, 4))
+    assert placed.shape == (1, 8, 1)
+    assert "make mesh.data a multiple of 2" in caplog.text
