@@ -70,6 +70,12 @@ def _compare(argv: Sequence[str]) -> None:
 
 def _run(mode: str, config: ConfigDict, workdir: Path) -> None:
     # Late imports: a wrong configuration is reported before jax and its devices are touched.
+    if mode in ("train", "evaluate"):
+        from irm_jax import processes
+
+        processes.start()
+        if not processes.is_main():
+            logging.set_verbosity(logging.WARNING)  # the others would say the same
     if mode == "train":
         from irm_jax.train import train
 
@@ -89,14 +95,15 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 
 
 def _late_errors() -> tuple[type[BaseException], ...]:
-    if "irm_jax.train" not in sys.modules and "irm_jax.evaluate" not in sys.modules:
+    if "irm_jax.processes" not in sys.modules:
         return ()
     from data_pipelines.shard_files import DatasetError
     from irm_jax.checkpoint import CheckpointError
     from irm_jax.convert.source import ConvertError
+    from irm_jax.processes import ProcessesError
     from irm_jax.sharding import ShardingError
 
-    found: list[type[BaseException]] = [DatasetError, CheckpointError, ConvertError, ShardingError]
+    found: list[type[BaseException]] = [DatasetError, CheckpointError, ConvertError, ProcessesError, ShardingError]
     for module, name in (("irm_jax.train", "NonFiniteLoss"), ("irm_jax.evaluate", "ImageError")):
         if module in sys.modules:
             found.append(getattr(sys.modules[module], name))
