@@ -28,6 +28,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from irm_jax import processes
 from irm_jax.metric_log import jsonable, write_atomically
 
 StepChoice = int | Literal["latest", "best"] | None
@@ -178,11 +179,11 @@ class Checkpointer:
 
     def _require_space(self, step: int, state: Any) -> None:
         """Refuses a save that cannot fit before a byte is written; compression (5 to 10% of floats) is not counted."""
-        if jax.process_index() != 0 or "://" in str(self.directory):
+        if "://" in str(self.directory):
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
-        if free < needed:
+        if processes.any_of_them(free < needed):
             raise CheckpointError(
                 f"no space to save step {step} in {self.directory}: it needs {_size(needed)} and {_size(free)} are "
                 f"free. {self._full_disk_cure()}"

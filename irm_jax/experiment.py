@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import joint_data, tasks, tested_people
 from data_pipelines.joint_data import JointData
-from irm_jax import checkpoint
+from irm_jax import checkpoint, processes
 from irm_jax import optimizer as optimizers
 from irm_jax.config_check import ConfigError
 from irm_jax.convert.warm_start import Sources
@@ -54,10 +54,11 @@ def check_model(saved: Mapping[str, Any], config: ConfigDict) -> None:
 def open_training(config: ConfigDict) -> JointData:
     """The training sets and batch plan, in the image and sentence sizes of the model."""
     sizes = model_config(config)
-    return joint_data.open_training(
-        config, image_size=sizes.image_size, instruction_image_size=sizes.instruction_image_size,
-        max_length=sizes.max_length,
-    )  # fmt: skip
+    with processes.main_first("training data"):
+        return joint_data.open_training(
+            config, image_size=sizes.image_size, instruction_image_size=sizes.instruction_image_size,
+            max_length=sizes.max_length,
+        )  # fmt: skip
 
 
 def check_leaks(config: ConfigDict, data: JointData, sets: Sequence[evaluation_sets.EvaluationSet]) -> None:
@@ -177,7 +178,8 @@ def open_evaluation_sets(config: ConfigDict) -> list[evaluation_sets.EvaluationS
         for text in entry.distractors:
             data_set, _, split = text.rpartition(":")
             parts[name].append((data_set or entry.data_set, split))
-    datasets = joint_data.open_datasets(config, [data_set for part in parts.values() for data_set, _ in part])
+    with processes.main_first("test data"):
+        datasets = joint_data.open_datasets(config, [data_set for part in parts.values() for data_set, _ in part])
     space = evaluation_sets.PeopleSpace()
     sets = []
     for number, (name, entry) in enumerate(entries.items()):

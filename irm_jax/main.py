@@ -76,6 +76,12 @@ def _compare(argv: Sequence[str]) -> None:
 
 def _run(mode: str, config: ConfigDict, workdir: epath.Path) -> None:
     # Late imports: a wrong configuration is reported before jax and its devices are touched.
+    if mode in ("train", "evaluate"):
+        from irm_jax import processes
+
+        processes.start()
+        if not processes.is_main():
+            logging.set_verbosity(logging.WARNING)  # the others would say the same
     if mode == "train":
         from irm_jax.train import train
 
@@ -109,7 +115,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 def _late_errors() -> tuple[type[BaseException], ...]:
     own = (
         ("irm_jax.train", "NonFiniteLoss"), ("irm_jax.evaluate", "ImageError"), ("irm_jax.aot.chips", "TopologyError"),
-        ("irm_jax.aot.compile_mode", "DoesNotFit"),
+        ("irm_jax.aot.compile_mode", "DoesNotFit"), ("irm_jax.processes", "ProcessesError"),
     )  # fmt: skip
     found: list[type[BaseException]] = [getattr(sys.modules[m], name) for m, name in own if m in sys.modules]
     if "irm_jax.experiment" not in sys.modules:

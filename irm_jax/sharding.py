@@ -144,6 +144,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def everywhere(tree: Any) -> NamedSharding | None:
+    """Whole on every device of the mesh that the tree's arrays lie on, so that every process can read it; None where
+    they lie on no mesh."""
+    layout = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    return NamedSharding(layout.mesh, P()) if isinstance(layout, NamedSharding) else None
+
+
 def constrain_rows(x: jax.Array) -> jax.Array:
     """Keeps axis 0 over the data axes. Without a mesh in scope (a single query, a unit test) x passes unchanged."""
     if jax.sharding.get_abstract_mesh().empty:
@@ -161,6 +168,11 @@ def constrain_whole(x: jax.Array) -> jax.Array:
 def to_global(tree: Any, sharding: NamedSharding) -> Any:
     """Host arrays that hold this process's rows -> global arrays of the given layout."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """A host array that is the same in every process -> a global array of the given layout."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def addressable_blocks(mesh: Mesh, blocks: int) -> list[int]:

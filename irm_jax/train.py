@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from irm_jax import checkpoint, experiment, metric_log, sharding, state, time_use
+from irm_jax import checkpoint, experiment, metric_log, processes, sharding, state, time_use
 from irm_jax.config_check import ConfigError
 from irm_jax.convert import warm_start
 from irm_jax.evaluation import finish
@@ -51,7 +52,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     check_blocks(config, mesh)
     model = experiment.make_model(config, data)
     optimizer = experiment.make_optimizer(config)
-    constants = jnp.asarray(data.plan.constant_tokens)
+    constants = sharding.place(np.asarray(data.plan.constant_tokens), sharding.replicated(mesh))
     fingerprint = data.fingerprint()
     memory = experiment.memory_shapes(config, data)
 
@@ -82,11 +83,12 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         step_function = make_train_step(model, optimizer, experiment.loss_options(config, data), members, mesh)
         accumulate = config.optimizer.accumulate
         layout = sharding.batch_sharding(mesh, leading=int(accumulate > 1))
-        key = jax.random.key(config.seed + 1)
+        key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=sharding.replicated(mesh))()
         metadata = metric_log.run_metadata(config.to_dict(), config.seed)
         metric_log.write_run_metadata(workdir, metadata)
 
         best_metric = config.checkpoint.best_metric
+        votes = processes.Votes(mesh, lambda: stop.requested)
 
         def save(current: state.TrainState) -> None:
             checkpoints.save(int(current.step), current, {"fingerprint": fingerprint, "config": metadata["config"]})
@@ -94,68 +96,85 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         def evaluated(current: state.TrainState) -> tuple[Evaluation, EmbeddingModel]:
             variables = {"params": current.params, "batch_stats": current.batch_stats}
             embedder = experiment.embedding_model(config, model, variables, data.tokenizer, mesh)
-            with stop.at_once():
-                return experiment.evaluate(config, embedder, sets), embedder
+            if processes.alone():
+                with stop.at_once():
+                    return experiment.evaluate(config, embedder, sets), embedder
+            embedder.between_batches = leave_if_agreed  # all at once: a batch is computed by all of them
+            return experiment.evaluate(config, embedder, sets), embedder
+
+        def leave_if_agreed() -> None:
+            if votes.decide():
+                raise Interrupted
 
         def stopped(current: state.TrainState) -> Stopped:
             save(current)
             checkpoints.wait()
             return Stopped(
-                f"stopped by {stop.name} after step {int(current.step)}; the state is saved in "
+                f"stopped by {stop.name or 'another process'} after step {int(current.step)}; the state is saved in "
                 f"{checkpoints.directory}. Run the same command again to continue."
             )
 
         # The loop
         steps = config.train.steps
-        stream = data.stream(
-            start, max(steps - start, 0), sharding.addressable_blocks(mesh, data.plan.batch_blocks),
-            workers=config.data.workers, threads=config.data.threads, prefetch=config.data.prefetch,
-        )  # fmt: skip
-        with (
-            jax.set_mesh(mesh), stream, time_use.Profile(config.profile, workdir) as profile,
-            metric_log.MetricLog(workdir, start if latest is not None else None) as log,
-        ):  # fmt: skip
-            watch = time_use.Watch(data.plan.batch_size * accumulate, start, time_use.ideal_seconds(config, data, mesh))
-            pending: tuple[int, dict[str, jax.Array]] | None = None
+        blocks = sharding.addressable_blocks(mesh, data.plan.batch_blocks)
 
-            def check(step: int, metrics: Mapping[str, Any]) -> None:
+        def stream_from(done: int, workers: int) -> Any:
+            return data.stream(
+                done, max(steps - done, 0), blocks, workers=workers, threads=config.data.threads,
+                prefetch=config.data.prefetch,
+            )  # fmt: skip
+
+        with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+            stream = stack.enter_context(stream_from(start, config.data.workers))
+            profile = stack.enter_context(time_use.Profile(config.profile, workdir))
+            log = stack.enter_context(metric_log.MetricLog(workdir, start if latest is not None else None))
+            watch = time_use.Watch(data.plan.batch_size * accumulate, start, time_use.ideal_seconds(config, data, mesh))
+            pending: tuple[int, dict[str, jax.Array], jax.Array | None] | None = None
+
+            def check(step: int, metrics: Mapping[str, Any], vote: jax.Array | None) -> None:
                 values = {name: float(value) for name, value in metrics.items()}  # waits for the device
                 require_finite(values, step, checkpoints)
                 values |= watch.look(step)
                 if step % config.train.log_every == 0 or step == steps:
                     log.write(step, values)
                 log.progress(step, steps, values)
+                votes.read(vote)
 
             for step in range(start + 1, steps + 1):
                 profile.before(step, pending)
                 try:
-                    _, batch = watch.waiting(lambda: next(stream))
+                    _, batch = watch.waiting(stream.__next__)
                 except RuntimeError:
                     if not stop.requested:
                         raise
-                    if pending is not None:
-                        check(*pending)
-                    raise stopped(train_state) from None  # the signal reached the readers' processes too
+                    # The signal reached the readers' processes too.
+                    if processes.alone():
+                        if pending is not None:
+                            check(*pending)
+                        raise stopped(train_state) from None
+                    stream = stack.enter_context(stream_from(step - 1, workers=0))  # until all have agreed to stop
+                    _, batch = next(stream)
                 train_state, metrics = step_function(train_state, sharding.to_global(batch, layout), constants, key)
+                vote = votes.cast()
                 # The metrics of the step before are fetched while this one runs: logging never stalls the device.
                 if pending is not None:
                     check(*pending)
-                pending = (step, metrics)
+                pending = (step, metrics, vote)
                 wants_evaluation = config.train.evaluate_every and step % config.train.evaluate_every == 0
                 wants_save = config.checkpoint.every and step % config.checkpoint.every == 0
-                if step < steps and not (wants_evaluation or wants_save or stop.requested):
+                if step < steps and not (wants_evaluation or wants_save or votes.stop):
                     continue
                 check(*pending)  # nothing is saved that was not seen to be finite
                 pending = None
                 save(train_state)  # before an evaluation, so that whatever ends that loses nothing
-                if stop.requested:
+                if votes.stop:
                     raise stopped(train_state)
                 if step < steps and wants_evaluation:
                     with contextlib.suppress(Interrupted):
                         scores = {best_metric: evaluated(train_state)[0].score(best_metric)}
                         checkpoints.set_metrics(step, scores)
                         log.write(step, scores)
-                    if stop.requested:
+                    if votes.stop:
                         raise stopped(train_state)
                 watch.reset(step)
 

@@ -9,7 +9,12 @@
 # A process that dies (killed, out of memory, lost device) is started again; after MAX_FAILURES deaths (default 3) without
 # a new checkpoint in between, the script gives up. Mistakes in the configuration (status 2) are not tried again.
 # SIGTERM or Ctrl-C, once: the run saves after the current step and ends; twice: it ends at once.
-# PYTHON names the interpreter (default .venv/bin/python).
+#
+# PYTHON         the interpreter (default .venv/bin/python).
+# PROCESSES      how many processes share the run (default 1, which drives all devices of a machine). More rehearse a
+#                cluster on CPUs: they talk over the loopback interface. If one dies, the script says which and why, the
+#                others end within 30 seconds, and all are started again from the newest checkpoint.
+# JAX_NUM_CPU_DEVICES   devices that each process makes of its CPU (default 1).
 set -euo pipefail
 
 if (($# < 2)); then
@@ -21,32 +26,71 @@ shift 2
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv/bin/python}
 max_failures=${MAX_FAILURES:-3}
+processes=${PROCESSES:-1}
+grace=30 # seconds in which the others end by themselves once one has died
 command -v "$python" >/dev/null || { echo "$0: no $python; install as README.md says, or set PYTHON" >&2; exit 2; }
+[[ $processes =~ ^[1-9][0-9]*$ ]] || { echo "$0: PROCESSES=$processes is no number of processes" >&2; exit 2; }
 
 newest_checkpoint() { # highest step saved; nothing if there is none
     find "$workdir/checkpoints" -mindepth 1 -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | sort -n | tail -n 1
 }
 
-# The run gets a process group of its own (set -m): Ctrl-C reaches this script alone, which passes it on exactly once.
+# Each process gets a process group of its own (set -m): Ctrl-C reaches this script alone, which passes it on once.
 set -m
-child='' stopping=''
+running=() number=() stopping=''
 forward() {
     stopping=1
-    if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi
+    if ((${#running[@]})); then kill -TERM "${running[@]}" 2>/dev/null || true; fi
 }
 trap forward TERM INT
+
+start() { # start ARGUMENTS...: fills `running`, and `number` with which of the processes has which id
+    running=() number=()
+    local port index
+    if ((processes > 1)); then
+        port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+        export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$processes
+    fi
+    for ((index = 0; index < processes; index++)); do
+        if ((processes > 1)); then export JAX_PROCESS_ID=$index; fi
+        "$python" -m irm_jax.main --config "$config" --workdir "$workdir" "$@" </dev/null &
+        running+=($!)
+        number[$!]=$index
+    done
+}
+
+finish() { # waits for all; `status` becomes that of the first that failed
+    status=0
+    local ended result reason killer='' left pid
+    while ((${#running[@]})); do
+        ended=''
+        wait -n -p ended "${running[@]}" && result=0 || result=$?
+        if [[ -z ${ended:-} ]]; then continue; fi # a signal to this script ended the wait
+        left=()
+        for pid in "${running[@]}"; do [[ $pid == "$ended" ]] || left+=("$pid"); done
+        running=(${left[@]+"${left[@]}"})
+        if ((result == 0)); then continue; fi
+        if ((processes > 1)); then
+            reason="with status $result"
+            if ((result > 128)); then reason="by SIG$(kill -l $((result - 128)))"; fi
+            echo "$0: process ${number[ended]} of $processes ended $reason" >&2
+        fi
+        if ((status == 0)); then
+            status=$result
+            if ((${#running[@]})); then
+                (sleep "$grace" && kill -KILL "${running[@]}" 2>/dev/null) &
+                killer=$!
+            fi
+        fi
+    done
+    if [[ -n $killer ]]; then kill -KILL -- "-$killer" 2>/dev/null || true; fi
+}
 
 failures=0
 while true; do
     before=$(newest_checkpoint || true)
-    "$python" -m irm_jax.main --config "$config" --workdir "$workdir" "$@" </dev/null &
-    child=$!
-    status=0
-    while true; do # a signal to this script ends `wait` early: wait again until the run is over
-        wait "$child" && status=0 || status=$?
-        kill -0 "$child" 2>/dev/null || break
-    done
-    child=''
+    start "$@"
+    finish
     if ((status == 0 || status == 2)) || [[ -n $stopping ]]; then
         exit "$status"
     fi

@@ -25,19 +25,21 @@ def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
     total: Flops = collections.Counter()
     for equation in (jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr).eqns:
         name, parameters = equation.primitive.name, equation.params
+        arrays: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
         if name == "dot_general":
             ((contracted, _), _) = parameters["dimension_numbers"]
-            left, out = equation.invars[0].aval, equation.outvars[0].aval
+            left, out = arrays[0], arrays[-1]
             depth = math.prod(left.shape[axis] for axis in contracted)
             total[_kind(equation)] += 2 * math.prod(out.shape) * depth
         elif name == "conv_general_dilated":
-            kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+            kernel, out = arrays[1], arrays[-1]
             features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
             # Dilated inputs are zeros in between, which nothing multiplies.
             depth = kernel.size // features // math.prod(parameters["lhs_dilation"])
             total[_kind(equation)] += 2 * math.prod(out.shape) * depth
         elif name == "cond":
-            total += max((count(branch) for branch in parameters["branches"]), key=lambda flops: flops.total())
+            branches: list[Flops] = [count(branch) for branch in parameters["branches"]]
+            total += max(branches, key=lambda flops: sum(flops.values()))
         else:
             times = 1
             if name == "scan":

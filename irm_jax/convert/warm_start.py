@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from irm_jax import momentum
+from irm_jax import momentum, sharding
 from irm_jax.convert import folder, manifest, positions
 from irm_jax.convert.rules import unscanned
 from irm_jax.convert.source import ConvertError
@@ -158,7 +158,8 @@ def _editing_blocks(wanted: Mapping[str, np.ndarray], params: Any, model: IRMCon
     own = wanted
     if not any(path.startswith("image_encoder/blocks/") for path in wanted):
         blocks = flatten_dict({"image_encoder": {"blocks": params["image_encoder"]["blocks"]}}, sep="/")
-        own = unscanned({path: np.asarray(leaf) for path, leaf in blocks.items()})
+        whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(blocks))(blocks)  # other hosts hold parts of it
+        own = unscanned({path: np.asarray(leaf) for path, leaf in whole.items()})
     found = {}
     for path, array in own.items():
         layer = re.match(r"image_encoder/blocks/layer_(\d+)/(.*)", path)

@@ -179,7 +179,8 @@ def top(
     best, column = run(scores)
     whole = NamedSharding(mesh, P())
     best, place = jax.lax.top_k(jax.lax.with_sharding_constraint(best, whole), k)
-    return best, jnp.take_along_axis(jax.lax.with_sharding_constraint(column, whole), place, axis=1)
+    column = jnp.take_along_axis(jax.lax.with_sharding_constraint(column, whole), place, axis=1)
+    return jax.lax.with_sharding_constraint(best, whole), jax.lax.with_sharding_constraint(column, whole)
 
 
 @partial(jax.jit, static_argnames="mesh")

@@ -50,6 +50,9 @@ class EmbeddingModel:
         self._captions = jax.jit(method("encode_captions"), out_shardings=everywhere)
         self._match = jax.jit(method("match"), out_shardings=everywhere)
         self._take = jax.jit(lambda table, index: jax.tree.map(lambda x: jnp.take(x, index, axis=0), table))
+        self._tokens = jax.jit(image_tokens, out_shardings=everywhere)
+        self.between_batches: Callable[[], None] = lambda: None
+        """Called with each batch of a split, in every process; may raise to leave the evaluation."""
 
     def functions(self) -> tuple[Any, Any, Any, Any]:
         """The jitted programs: images, sentences, editing (each takes the variables first), and rows of a table."""
@@ -81,7 +84,7 @@ class EmbeddingModel:
 
     def edit(self, features: ImageFeatures, table: Instruction, index: np.ndarray) -> Embedding:
         """Features of B rows under instruction `index` i32[B] of `table` -> Embedding, host readable."""
-        return self._call(self._edit, features, self._take(table, jnp.asarray(index, jnp.int32)))
+        return self._call(self._edit, features, self._take(table, np.asarray(index, np.int32)))
 
     def project_images(self, features: ImageFeatures) -> np.ndarray:
         """-> f32[B, P], for the comparison with captions."""
@@ -99,7 +102,8 @@ class EmbeddingModel:
 
     def image_tokens(self, features: ImageFeatures) -> np.ndarray:
         """-> f32[B, 1+N, D], what captions read of an image."""
-        return np.asarray(image_tokens(features)).astype(np.float32)
+        with jax.set_mesh(self.mesh):
+            return np.asarray(self._tokens(features)).astype(np.float32)
 
     def caption_tokens(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """-> f32[n, L, D] and bool[n, L]: the tokens of captions, as `match` reads them, and which are no padding."""
@@ -114,7 +118,7 @@ class EmbeddingModel:
     def match(self, tokens: np.ndarray, mask: np.ndarray, images: np.ndarray) -> np.ndarray:
         """B captions (`caption_tokens`) with B images (`image_tokens`), B a multiple of the mesh -> logits f32[B]."""
         rows = sharding.batch_sharding(self.mesh)
-        return np.asarray(self._call(self._match, *(jax.device_put(x, rows) for x in (tokens, mask, images))))
+        return np.asarray(self._call(self._match, *(sharding.place(x, rows) for x in (tokens, mask, images))))
 
     def embed(self, load: Callable[[int], np.ndarray], asks: Sequence[Ask]) -> np.ndarray:
         """Images load(0..n-1) (u8, any size) under asks[0..n-1] -> f32[n, 2D], rows of length 1."""
@@ -226,6 +230,7 @@ def embed_split(
             reader, here, size, len(mine), where=where, workers=workers, threads=threads
         ) as batches:
             for number, (_, images) in enumerate(batches):
+                embedder.between_batches()
                 start = number * embedder.batch_size
                 kept = min(embedder.batch_size, len(segment) - start)
                 rows = padded[start : start + embedder.batch_size]

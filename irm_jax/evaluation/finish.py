@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from etils import epath
@@ -14,13 +13,13 @@ from ml_collections import ConfigDict
 from data_pipelines import joint_data, procedural
 from data_pipelines.leak_check import find_leaks
 from data_pipelines.shard_files import DatasetError
-from irm_jax import metric_log
+from irm_jax import metric_log, processes
 from irm_jax.evaluation.benchmark_checks import benchmark_checks
 from irm_jax.evaluation.compare import remove_other_results, save_per_query
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation
 from irm_jax.evaluation.pictures import task_sections
-from irm_jax.evaluation.report import ReportData, write_report
+from irm_jax.evaluation.report import ReportData, TaskSection, write_report
 
 TERMS = {
     "procedural": "drawn by this project; free of real people",
@@ -43,8 +42,21 @@ def write(
     sections = task_sections(
         evaluation, embedder, queries=config.report.queries, rollouts=config.report.rollouts, seed=config.seed
     )
-    if jax.process_index() != 0:
-        return
+    try:
+        if processes.is_main():
+            _write(workdir, config, evaluation, metadata, results, sections)
+    finally:
+        processes.barrier("report")  # the others stay: a process that ends takes the rest with it
+
+
+def _write(
+    workdir: epath.Path,
+    config: ConfigDict,
+    evaluation: Evaluation,
+    metadata: Mapping[str, Any],
+    results: Mapping[str, Any],
+    sections: Sequence[TaskSection],
+) -> None:
     written = set()
     for ranked in evaluation.ranked.values():
         # Place and content: queries of other data are never taken for the same ones.

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32
 
+from irm_jax import sharding
 from irm_jax.evaluation.gallery import Gallery, inverse_root, squared_norms
 from irm_jax.evaluation.ranking import default_block
 
@@ -32,7 +33,7 @@ PAIRS_AT_ONCE = 1 << 15
 @jax.jit
 def _lowest(scores: Float32[Array, "q G"]) -> Float32[Array, " q"]:
     """Of each row, padding (-inf) left out."""
-    return jnp.where(jnp.isneginf(scores), jnp.inf, scores).min(axis=1)
+    return sharding.constrain_whole(jnp.where(jnp.isneginf(scores), jnp.inf, scores).min(axis=1))
 
 
 class KReciprocal:

@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
+from irm_jax import sharding
 from irm_jax.models.instruction_encoder import PAD
 from irm_jax.models.irm import IRM
 from irm_jax.models.presets import token_grid
@@ -34,7 +36,9 @@ def attention_rollout(
     """
     c = model.config
     sentence = templates is None
-    collected = _program(model, sentence)(variables, images, tokens if sentence else templates)
+    collected = _program(model, sharding.everywhere(variables), sentence)(
+        variables, images, tokens if sentence else templates
+    )
     kept = jax.tree.map(np.asarray, collected["intermediates"])
     person_layers = _layers(kept["image_encoder"], c.image_depth)
     own = "text_encoder" if sentence else "template_encoder"
@@ -58,7 +62,7 @@ def attention_rollout(
 def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray, tokens: np.ndarray) -> RolloutMaps:
     """What the two features of a text-to-image comparison read: u8[B, H, W, 3] and i32[B, L], each in its encoder."""
     c = model.config
-    collected = _program(model, True, False)(variables, images, tokens)
+    collected = _program(model, sharding.everywhere(variables), True, False)(variables, images, tokens)
     kept = jax.tree.map(np.asarray, collected["intermediates"])
     seen = _joined(_layers(kept["image_encoder"], c.image_depth))[:, 0, 1 + c.part_tokens :]
     heard = _joined(_layers(kept["text_encoder"], c.text_depth))[:, 0]
@@ -67,7 +71,7 @@ def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray
 
 
 @functools.lru_cache(maxsize=8)
-def _program(model: IRM, sentence: bool, edited: bool = True) -> Any:
+def _program(model: IRM, everywhere: NamedSharding | None, sentence: bool, edited: bool = True) -> Any:
     """Compiled once for all tasks of a kind: (variables, images, instructions) -> what the layers sowed."""
 
     def forward(variables: Any, images: Any, asked: Any) -> Any:
@@ -79,7 +83,7 @@ def _program(model: IRM, sentence: bool, edited: bool = True) -> Any:
 
         return model.apply(variables, method=run, mutable=["intermediates"])[1]
 
-    return jax.jit(forward)
+    return jax.jit(forward, out_shardings=everywhere)
 
 
 def _layers(collected: Mapping[str, Any], depth: int) -> list[np.ndarray]:
