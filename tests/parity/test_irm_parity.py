@@ -19,11 +19,13 @@ from data_pipelines import tasks
 from irm_jax import optimizer
 from irm_jax.convert import bert, irm_release, pass_vit
 from irm_jax.convert.rules import take
+from irm_jax.loss_options import CaptionOptions, LossOptions
 from irm_jax.losses.instruction_similarity import init_mean
+from irm_jax.losses.words import Vocabulary
 from irm_jax.models import presets
 from irm_jax.models.instruction_encoder import Instruction
 from irm_jax.models.irm import IRM, initialise
-from irm_jax.train_step import LossOptions, edited_loss
+from irm_jax.train_step import edited_loss
 
 timm_vit = pytest.importorskip("timm.models.vision_transformer")
 transformers = pytest.importorskip("transformers")
@@ -34,6 +36,11 @@ CONFIG = presets.preset(
     text_depth=2, text_heads=3, max_length=12, instruction_image_size=(16, 16), template_depth=1, template_heads=3,
     template_patch=8, projection_width=8, mlp_ratio=2.0, drop_path=0.0, editing_drop_path=0.0, vocab_size=40,
     num_identities=6, mask_instruction_padding=False,
+)  # fmt: skip
+NO_CAPTIONS = CaptionOptions(
+    contrastive_weight=0.0, matching_weight=0.0, masked_weight=0.0, replaced_weight=0.0, queue=False, soft_weight=0.0,
+    soft_ramp_steps=1, masked_probability=0.0, replaced_probability=0.0, release_mlm_axis=False, release_mask_sep=False,
+    vocabulary=Vocabulary(40, 0, 1, 2, 3),
 )  # fmt: skip
 ROWS, ALPHA, MARGIN = 8, 3.0, 0.3
 MEAN, STD = (torch.tensor(x) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -214,8 +221,8 @@ def loss_of(model, image, sentences, identity):
     batch = {"text": {name: jnp.asarray(array) for name, array in group.items()}}
     options = LossOptions(
         tasks=(tasks.task("li"),), composed_tasks=(), data_set_weight=(1.0,), alpha=ALPHA, triplet_unit="feature",
-        margin=MARGIN, rank_weight=0.1, instruction_similarity="raw", instruction_mean_momentum=0.99,
-        composed_weight=1.0, contrastive_weight=0.5,
+        margin=MARGIN, rank_weight=0.1, instruction_similarity="raw", instruction_mean_momentum=0.99, momentum=0.0,
+        composed_weight=1.0, captions=NO_CAPTIONS,
     )  # fmt: skip
 
     def loss(params, stats):
