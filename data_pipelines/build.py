@@ -109,13 +109,13 @@ def build(
     # What was left out is no fault of the raw folder, whose counts stand above.
     compared = {split: counts for split, counts in source.expected.items() if split != "train" or not left_out}
     closing, still = count_table(written, compared)
-    verdict = "DIFFERENT from the published counts" if still else "as published"
+    if compared:
+        closing += "\nDIFFERENT from the published counts" if still else "\nas published"
     if left_out:
-        verdict += (
-            f", but for {left_out['images']:,} pictures left out of train: {left_out['people']:,} people are tested in "
-            f"{', '.join(left_out['tested_in'])}"
-        )
-    print(f"{closing}\n{verdict}" if compared or left_out else closing)
+        tested_in = ", ".join(left_out["tested_in"])
+        closing += f"\n{left_out['images']:,} pictures left out of train: {left_out['people']:,} people are tested in "
+        closing += tested_in
+    print(closing)
 
 
 def _build_procedural(out: str, workers: int | None, overwrite: bool) -> None:

@@ -109,13 +109,10 @@ def refusal(found: Sequence[Leak]) -> str:
         names = tested.setdefault(leak.dataset_a, [])
         if leak.dataset_b not in names:
             names.append(leak.dataset_b)
-    commands = "; ".join(
-        f"python -m data_pipelines.build --dataset {name} --leave_out {' '.join(names)} --overwrite ..."
-        for name, names in tested.items()
-    )
+    options = "; ".join(f"{name}: --leave_out {' '.join(names)} --overwrite" for name, names in tested.items())
     first = found[0]
     return (
         f"{people} person(s) of the test sets would be trained on, for example {first.person_b} of {first.dataset_b} "
         f"({first.example[1]}), who is {first.person_a} in {first.dataset_a}'s train ({first.example[0]}). Build the "
-        f"training set again without them ({commands})"
+        f"training set again as before but without them ({options})"
     )

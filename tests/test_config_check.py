@@ -17,6 +17,7 @@ from configs import (
     procedural,
     quickstart,
     quickstart_pp,
+    real_joint,
     transfer,
 )
 from irm_jax.config_check import ConfigError, check
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    "module", [procedural, quickstart, quickstart_pp, cpu_small, market1501, transfer, irm, irm_pp]
+    "module", [procedural, quickstart, quickstart_pp, cpu_small, market1501, real_joint, transfer, irm, irm_pp]
 )
 def test_shipped_configurations_pass(module):
     check(module.get_config())
