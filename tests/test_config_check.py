@@ -107,6 +107,9 @@ CASES = {
     "temperature": (lambda c: c.memory_bank.update({"temperature": 0.0}), r"memory_bank.temperature = 0.0 must be pos"),
     "overlap": (lambda c: c.memory_bank.update({"overlaps": ("a",)}), r"overlaps: 'a' is no pair of data sets"),
     "decay": (lambda c: c.momentum.update({"decay": 1.0}), r"momentum.decay = 1.0 must be at least 0 and below 1"),
+    "profile": (lambda c: c.update({"profile": "20:10"}), r"config.profile: '20:10' is not START:STOP"),
+    "compiled steps": (lambda c: c.compile.update({"steps": ("train", "query")}), r"compile.steps = .*train, embed"),
+    "search": (lambda c: c.compile.update({"steps": ("embed",), "search_batch": True}), r"add 'train' to config.comp"),
     "matching without its layers": (
         lambda c: c.loss.update({"matching_weight": 1.0}), r"matching_weight = 1.0 needs .*set config.model.fusion_dep",
     ),

@@ -27,17 +27,18 @@ def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
         name, parameters = equation.primitive.name, equation.params
         if name == "dot_general":
             ((contracted, _), _) = parameters["dimension_numbers"]
-            left, out = equation.invars[0].aval, equation.outvars[0].aval
+            left, out = _array(equation.invars[0]), _array(equation.outvars[0])
             depth = math.prod(left.shape[axis] for axis in contracted)
             total[_kind(equation)] += 2 * math.prod(out.shape) * depth
         elif name == "conv_general_dilated":
-            kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+            kernel, out = _array(equation.invars[1]), _array(equation.outvars[0])
             features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
             # Dilated inputs are zeros in between, which nothing multiplies.
             depth = kernel.size // features // math.prod(parameters["lhs_dilation"])
             total[_kind(equation)] += 2 * math.prod(out.shape) * depth
         elif name == "cond":
-            total += max((count(branch) for branch in parameters["branches"]), key=lambda flops: flops.total())
+            branches = [count(branch) for branch in parameters["branches"]]
+            total += max(branches, key=lambda flops: sum(flops.values()))
         else:
             times = 1
             if name == "scan":
@@ -55,6 +56,11 @@ def _jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, (core.ClosedJaxpr, core.Jaxpr)):
                 yield item
+
+
+def _array(variable: Any) -> Any:
+    """Shape, size and dtype of a variable."""
+    return variable.aval
 
 
 def _kind(equation: Any) -> str:
