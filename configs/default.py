@@ -225,6 +225,7 @@ def get_config() -> ConfigDict:
 
     config.compile = ConfigDict()  # --mode compile
     config.compile.steps = ("train", "embed", "ranking")  # what is compiled
+    config.compile.quick = False  # optimise less: compiles in a third of the time, and moves more memory than it need
     config.compile.search_batch = False  # find the largest training batch that fits
 
     config.compare = ConfigDict()

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, FieldReference
 from configs import default
 from data_pipelines import data_options, procedural, storage, tasks
 from data_pipelines.tokenizer import Tokenizer
-from irm_jax import rate_factors, time_use
+from irm_jax import aot, rate_factors, time_use
 from irm_jax.convert import manifest
 from irm_jax.evaluation import protocols
 from irm_jax.models import presets
@@ -198,6 +198,11 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
     yield from _refused("config.profile", lambda: time_use.profiled_steps(config.profile))
     if (traced := time_use.profiled_steps(config.profile)) and traced[0] > t.steps:
         yield f"config.profile = {config.profile!r} begins after the last step, config.train.steps = {t.steps}"
+    steps = tuple(config.compile.steps)
+    if not steps or set(steps) - set(aot.STEPS):
+        yield f"config.compile.steps = {steps}; it must name one or more of {', '.join(aot.STEPS)}"
+    if config.compile.search_batch and "train" not in steps:
+        yield "config.compile.search_batch looks for a training batch; add 'train' to config.compile.steps"
     yield from _test_set_problems(config)
 
 

@@ -113,6 +113,9 @@ CASES = {
     ),
     "leaks": (lambda c: c.data.update({"leaks": "fix"}), r"data.leaks = 'fix'; it must be refuse or warn"),
     "decay": (lambda c: c.momentum.update({"decay": 1.0}), r"momentum.decay = 1.0 must be at least 0 and below 1"),
+    "profile": (lambda c: c.update({"profile": "20:10"}), r"config.profile: '20:10' is not START:STOP"),
+    "compiled steps": (lambda c: c.compile.update({"steps": ("train", "query")}), r"compile.steps = .*train, embed"),
+    "search": (lambda c: c.compile.update({"steps": ("embed",), "search_batch": True}), r"add 'train' to config.comp"),
     "matching without its layers": (
         lambda c: c.loss.update({"matching_weight": 1.0}), r"matching_weight = 1.0 needs .*set config.model.fusion_dep",
     ),

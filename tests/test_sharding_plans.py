@@ -110,18 +110,10 @@ def test_all_people_of_the_benchmark_fit_into_sharded_heads(micro_config):
     assert max(one.size for one in Module(compiled.as_text()).traffic().collectives) <= whole // 2
 
 
-def one_step(config, data, batch, shape):
-    """Loss, Adam's first moment and the update of one step in float64, and the layouts that came out."""
+def one_step(config, data, model, optimizer, batch, before, shape):
+    """Loss, Adam's first moment and update of one step from the state `before`; checks the layouts that come out."""
     mesh = mesh_of(*shape)
-    model = experiment.make_model(config, data)
-    model = IRM(dataclasses.replace(model.config, dtype="float64"))
-    optimizer = experiment.make_optimizer(config)
-    memory = experiment.memory_shapes(config, data)
-    start = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh, memory)
-    start = jax.tree.map(
-        lambda x: jax.device_put(np.asarray(x, np.float64), x.sharding) if x.dtype == jnp.float32 else x, start
-    )
-    before = jax.tree.map(np.asarray, start.params)
+    start = jax.device_put(before, sharding.shardings(before, mesh))
     members = jnp.asarray(experiment.head_members(data, model))
     step = make_train_step(model, optimizer, experiment.loss_options(config, data), members, mesh)
     with jax.set_mesh(mesh):
@@ -130,13 +122,13 @@ def one_step(config, data, batch, shape):
     planned = sharding.shardings(after, mesh)
     for (path, leaf), layout in zip(jax.tree_util.tree_leaves_with_path(after), jax.tree.leaves(planned), strict=True):
         assert leaf.sharding.is_equivalent_to(layout, leaf.ndim), (shape, sharding.path_string(path))
-    update = jax.tree.map(lambda x, y: np.asarray(x) - y, after.params, before)
+    update = jax.tree.map(lambda x, y: np.asarray(x) - y, after.params, before.params)
     return float(metrics["loss"]), jax.tree.map(np.asarray, after.opt_state[1][0].mu), update
 
 
 @pytest.mark.usefixtures("quick_programs")
-def test_each_plan_computes_what_one_device_does(micro_config):
-    """House tolerances in float64. FSDP and mixtures, and every loss, are in test_train_step.py."""
+def test_tensor_parallel_alone_computes_what_one_device_does(micro_config):
+    """House tolerances in float64. The other plans and mixtures, under every loss, are in test_train_step.py."""
     with micro_config.unlocked():
         for name in set(micro_config.data.train) - {"procedural_trad"}:
             del micro_config.data.train[name]
@@ -145,14 +137,19 @@ def test_each_plan_computes_what_one_device_does(micro_config):
         data = experiment.open_training(micro_config)
         with data.stream(0, 1, range(8), workers=0, threads=0, prefetch=1) as stream:
             batch = next(stream)[1]
-        loss, gradient, update = one_step(micro_config, data, batch, (1, 1, 1))
-        for shape in ((8, 1, 1), (1, 1, 2)):
-            other = one_step(micro_config, data, batch, shape)
-            assert other[0] == pytest.approx(loss, rel=1e-12), shape
-            for found, expected in ((other[1], gradient), (other[2], update)):
-                norm = math.sqrt(sum(float(np.sum(np.square(x))) for x in jax.tree.leaves(expected)))
-                for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-                    assert float(np.abs(x - y).max()) <= 1e-9 * norm, shape
+        model, optimizer = experiment.make_model(micro_config, data), experiment.make_optimizer(micro_config)
+        before = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh_of(1, 1, 1))
+        wide = lambda x: np.asarray(x, np.float64 if x.dtype == jnp.float32 else x.dtype)  # noqa: E731
+        before = jax.tree.map(wide, before)
+        model = IRM(dataclasses.replace(model.config, dtype="float64"))
+        common = (micro_config, data, model, optimizer, batch, before)
+        loss, gradient, update = one_step(*common, (1, 1, 1))
+        other = one_step(*common, (1, 1, 2))
+        assert other[0] == pytest.approx(loss, rel=1e-12)
+        for found, expected in ((other[1], gradient), (other[2], update)):
+            norm = math.sqrt(sum(float(np.sum(np.square(x))) for x in jax.tree.leaves(expected)))
+            for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                assert float(np.abs(x - y).max()) <= 1e-9 * norm
 
 
 def devices_of(slices, each):

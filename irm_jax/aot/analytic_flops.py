@@ -25,22 +25,20 @@ def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
     total: Flops = collections.Counter()
     for equation in (jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr).eqns:
         name, parameters = equation.primitive.name, equation.params
-        arrays: list[Any] = [variable.aval for variable in (*equation.invars, *equation.outvars)]
         if name == "dot_general":
             ((contracted, _), _) = parameters["dimension_numbers"]
-            left, out = arrays[0], arrays[-1]
+            left, out = _array(equation.invars[0]), _array(equation.outvars[0])
             depth = math.prod(left.shape[axis] for axis in contracted)
             total[_kind(equation)] += 2 * math.prod(out.shape) * depth
         elif name == "conv_general_dilated":
-            kernel, out = arrays[1], arrays[-1]
+            kernel, out = _array(equation.invars[1]), _array(equation.outvars[0])
             features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
             # Dilated inputs are zeros in between, which nothing multiplies.
             depth = kernel.size // features // math.prod(parameters["lhs_dilation"])
             total[_kind(equation)] += 2 * math.prod(out.shape) * depth
         elif name == "cond":
-            branches: list[Flops] = [count(branch) for branch in parameters["branches"]]
-            sizes = [flops.total() for flops in branches]
-            total += branches[sizes.index(max(sizes))]
+            branches = [count(branch) for branch in parameters["branches"]]
+            total += max(branches, key=lambda flops: sum(flops.values()))
         else:
             times = 1
             if name == "scan":
@@ -58,6 +56,11 @@ def _jaxprs(parameters: dict[str, Any]) -> Iterator[Any]:
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, (core.ClosedJaxpr, core.Jaxpr)):
                 yield item
+
+
+def _array(variable: Any) -> Any:
+    """Shape, size and dtype of a variable."""
+    return variable.aval
 
 
 def _kind(equation: Any) -> str:

@@ -59,11 +59,13 @@ def compile_run(config: ConfigDict, workdir: epath.Path, topology: Topology) -> 
 
     Raises DoesNotFit after that, if a step does not fit into a chip's memory.
     """
+    if config.compile.quick:
+        jax.config.update("jax_optimization_level", "O1")
     mesh = targets.make_mesh(config.mesh, topology)
     groups = targets.groups(mesh, topology)
     fit_batch(config, sharding.row_shards(mesh))
     entries: dict[str, Entry] = {}
-    if config.compile.search_batch and "train" in config.compile.steps:
+    if config.compile.search_batch:
         entries["train"] = search(config, lambda: compile_step("train", config, mesh, topology, groups), mesh)
     for step in config.compile.steps:
         if step not in entries:
@@ -199,7 +201,7 @@ def describe(config: ConfigDict, mesh: Mesh, topology: Topology) -> page.Describ
         steps=config.train.steps,
         embedded=-(-config.evaluation.batch_size // sharding.row_shards(mesh)) * sharding.row_shards(mesh),
         settings=f"{config.model.preset}, {config.model.dtype}, remat {config.model.remat}, batch_blocks "
-        f"{config.data.batch_blocks}",
+        f"{config.data.batch_blocks}{', compiled with few optimisations' if config.compile.quick else ''}",
         memory_source=source,
         versions=f"jax {jax.__version__}",
     )

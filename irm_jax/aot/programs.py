@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines import data_options
 from data_pipelines.batch_maker import batch_spec
 from data_pipelines.joint_data import JointData
-from irm_jax import experiment, sharding, state
+from irm_jax import aot, experiment, sharding, state
 from irm_jax.evaluation import counting, ranking
 from irm_jax.evaluation.embed import TABLE_ROWS, EmbeddingModel
 from irm_jax.train_step import make_train_step
@@ -132,5 +132,5 @@ def _laid(tree: Any, layout: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
 
 
-STEPS = {"train": training, "embed": embedding, "ranking": ranked}
+STEPS = dict(zip(aot.STEPS, (training, embedding, ranked), strict=True))
 """The steps of a run; each is one program or several, called one after the other."""

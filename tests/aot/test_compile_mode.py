@@ -21,13 +21,13 @@ NO_TPU_COMPILER = importlib.util.find_spec("libtpu") is None
 
 
 def small(config):
-    """Two data sets on eight devices: what compiles fastest."""
+    """One data set on eight devices: what compiles fastest."""
     with config.unlocked():
-        for name in set(config.data.train) - {"procedural_trad", "procedural_t2i"}:
+        for name in set(config.data.train) - {"procedural_trad"}:
             del config.data.train[name]
     config.mesh.data = -1
     config.data.dir = "nowhere"
-    config.data.batch_size = 40
+    config.data.batch_size = 32
     config.evaluation.batch_size = 16
 
 
@@ -44,12 +44,10 @@ def test_a_table_for_gpus(micro_config, tmp_path, capsys):
         assert entry["flops"] > 1e5
         assert entry["roofline_s"][entry["bound"]] == max(entry["roofline_s"].values()) > 0
         assert entries[step].fits
-    moved = table["train"]["collective_bytes"]["all-reduce"]
-    parameters = 4 * 60_000  # at least the gradients of the micro model's larger part
-    assert moved > parameters
+    assert table["train"]["collective_bytes"]["all-reduce"] > 4 * 20_000  # the gradients, and a little more
     assert table["train"]["flops"] > 3 * table["embed"]["flops"] / 2
     shown = capsys.readouterr().out
-    for expected in ("mesh: data 8, fsdp 1, model 1; batch 40", "an estimate: the buffers", "images/s", "A prediction"):
+    for expected in ("mesh: data 8, fsdp 1, model 1; batch 32", "an estimate: the buffers", "images/s", "A prediction"):
         assert expected in shown
         assert expected in (tmp_path / "compile.html").read_text()
 
