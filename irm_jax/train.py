@@ -154,7 +154,11 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
                         raise stopped(train_state) from None
                     stream = stack.enter_context(stream_from(step - 1, workers=0))  # until all have agreed to stop
                     _, batch = next(stream)
-                train_state, metrics = step_function(train_state, sharding.to_global(batch, layout), constants, key)
+                arguments = (sharding.to_global(batch, layout), constants, key)
+                if step == start + 1 and not processes.alone():
+                    step_function.lower(train_state, *arguments).compile()
+                    processes.barrier("compiled")  # on CPUs, who comes half a minute late to a collective is given up
+                train_state, metrics = step_function(train_state, *arguments)
                 vote = votes.cast()
                 # The metrics of the step before are fetched while this one runs: logging never stalls the device.
                 if pending is not None:

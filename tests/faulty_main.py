@@ -1,8 +1,12 @@
-"""`python -m irm_jax.main`, except that a process sends itself a signal while the step after a given one is running.
+"""`python -m irm_jax.main` for tests of several processes: with faults, and a record of the batches.
 
-FAULTS="PROCESS:STEP:SIGNAL:FILE ...": only where FILE is not there yet; it is made first, so that a fault occurs once.
+FAULTS="PROCESS:STEP:SIGNAL:FILE ...": after the metrics of STEP have come in, while the next one runs, PROCESS sends
+itself SIGNAL. Only where FILE is not there yet, which is made first: so a fault occurs once.
+BATCHES=FOLDER: see `record_batches`.
 """
 
+import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -10,22 +14,57 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import jax
+import numpy as np
 from absl import app
+from jax._src import cache_key
 
-from irm_jax import main, train
+from irm_jax import main, sharding, train
 
-require_finite = train.require_finite
+_require_finite, _to_global = train.require_finite, sharding.to_global
 
 
-def faulty(values, step, checkpoints):
-    require_finite(values, step, checkpoints)
-    for fault in os.environ.get("FAULTS", "").split():
+def with_faults(values, step, checkpoints):
+    _require_finite(values, step, checkpoints)
+    for fault in os.environ["FAULTS"].split():
         process, at, name, file = fault.split(":")
-        if int(process) == int(os.environ["JAX_PROCESS_ID"]) and int(at) == step and not os.path.exists(file):
+        if int(process) == jax.process_index() and int(at) == step and not os.path.exists(file):
             pathlib.Path(file).touch()
             os.kill(os.getpid(), getattr(signal, name))
 
 
+def record_batches(folder, patch=setattr):
+    """Appends a line for each batch to FOLDER/PROCESS: [digest of each batch block that this process has read]."""
+
+    def to_global(batch, layout):
+        if isinstance(batch, dict):
+            fields = [np.asarray(x) for x in jax.tree.leaves(batch)]
+            digests = [
+                hashlib.sha256(b"".join(x[r].tobytes() for x in fields)).hexdigest() for r in range(len(fields[0]))
+            ]
+            with open(pathlib.Path(folder) / str(jax.process_index()), "a") as file:
+                file.write(json.dumps(digests) + "\n")
+        return _to_global(batch, layout)
+
+    patch(sharding, "to_global", to_global)
+
+
+def share_programs(patch=setattr):
+    """Programs for as many devices are compiled once, whichever processes the devices belong to.
+
+    The code of a CPU program does not depend on that; jax leaves it out of the cache's key for GPUs only.
+    """
+    options = cache_key._hash_serialized_compile_options
+    patch(cache_key, "_hash_accelerator_config", lambda hash_obj, devices: None)
+    patch(
+        cache_key,
+        "_hash_serialized_compile_options",
+        lambda hash_obj, compile_options, strip_device_assignment=False: options(hash_obj, compile_options, True),
+    )
+
+
 if __name__ == "__main__":
-    train.require_finite = faulty
+    share_programs()
+    record_batches(os.environ["BATCHES"])
+    train.require_finite = with_faults
     app.run(main.main, flags_parser=main.parse)
