@@ -37,8 +37,9 @@ def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
             depth = kernel.size // features // math.prod(parameters["lhs_dilation"])
             total[_kind(equation)] += 2 * math.prod(out.shape) * depth
         elif name == "cond":
-            branches = [count(branch) for branch in parameters["branches"]]
-            total += max(branches, key=lambda flops: sum(flops.values()))
+            branches: list[Flops] = [count(branch) for branch in parameters["branches"]]
+            sizes = [flops.total() for flops in branches]
+            total += branches[sizes.index(max(sizes))]
         else:
             times = 1
             if name == "scan":
