@@ -199,6 +199,5 @@ def test_a_killed_process_ends_the_other_and_a_restart_resumes(stopped, one_proc
     together = json.loads((workdir / "results.json").read_text())
     evaluate.evaluate(config, workdir)
     alone = json.loads((workdir / "results.json").read_text())
-    assert together["protocols"].keys() == alone["protocols"].keys() != set()
-    for name, figures in alone["protocols"].items():
-        assert together["protocols"][name] == pytest.approx(figures, rel=1e-6), name
+    assert all(figures["queries"] for figures in together["protocols"].values())
+    assert together["protocols"] == alone["protocols"] != {}
