@@ -38,7 +38,8 @@ def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
             total[_kind(equation)] += 2 * math.prod(out.shape) * depth
         elif name == "cond":
             branches = [count(branch) for branch in parameters["branches"]]
-            total += max(branches, key=lambda flops: sum(flops.values()))
+            sizes = [sum(branch.values()) for branch in branches]
+            total += branches[sizes.index(max(sizes))]
         else:
             times = 1
             if name == "scan":
