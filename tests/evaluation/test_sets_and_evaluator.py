@@ -85,6 +85,9 @@ class Eyes:
         self.batch_size, self.mesh = 8, Mesh(np.array(jax.devices()[:1]), ("data",))
         self.batches = 0
 
+    def between_batches(self) -> None:
+        return None
+
     def local_rows(self) -> list[int]:
         return list(range(self.batch_size))
 
