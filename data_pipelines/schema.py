@@ -24,10 +24,11 @@ class Record:
     """One image of one person, with the instruction that belongs to it.
 
     `image` is JPEG or PNG bytes as delivered. `person` is a global name, `namespace/pid`: the same name in two data
-    sets is the same person. `camera` counts from 0 within the data set's namespace; unknown is -1 for a query and -2
-    for a gallery image, so that camera junk never fires. `clothes` numbers outfits: same person and same number is the
-    same outfit. `attributes` is what the person wears here (slot values). The `instruction_*` fields say what the
-    instruction of this record asks for: for a training or gallery image its own outfit, for a query the wanted one.
+    sets is the same person. `camera` counts from 0 within the data set's namespace (or the person's, see Manifest);
+    unknown is -1 for a query and -2 for a gallery image, so that camera junk never fires. `clothes` numbers outfits:
+    same person and same number is the same outfit. `attributes` is what the person wears here (slot values). The
+    `instruction_*` fields say what the instruction of this record asks for: for a training or gallery image its own
+    outfit, for a query the wanted one.
     `sentences` are paraphrases of one instruction (li) or captions (t2i); `instruction_images` are alternatives of
     one visual instruction (ctcc, optionally cc). Constant sentences of a task are not stored.
     """
@@ -86,7 +87,8 @@ class Manifest:
 
     `people` are all person names of all splits, sorted; `splits` maps a split to its counts and shard files
     ({"records", "identities", "cameras", "shards": [{"file", "records", "bytes", "sha256"}]}). `source` says where the
-    images and instructions come from; `content_hash` is over the shards' hashes.
+    images and instructions come from, and in `cameras_of` of which namespaces' people the cameras are numbered by that
+    namespace, because their pictures are borrowed from it; `content_hash` is over the shards' hashes.
     """
 
     name: str

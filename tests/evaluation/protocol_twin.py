@@ -53,7 +53,7 @@ def relation(name: str, q: Record, g: Record) -> str:
         return "good" if same else "bad"
     if not same:
         return "bad"
-    if name in ("cuhk_pedes", "own_t2i"):
+    if name in ("cuhk_pedes", "cuhk_pedes_part", "own_t2i"):
         return "good"
     same_camera = q["camera"] == g["camera"]
     if name in ("ltcc_cc", "ltcc_sc"):
