@@ -59,6 +59,9 @@ def main(argv: Sequence[str]) -> None:
     except _user_errors() as error:
         logging.error("%s", error)
         sys.exit(2)
+    except _passing_errors() as error:
+        logging.error("%s", error)
+        sys.exit(1)  # which launchers take for worth another start
 
 
 def _compare(argv: Sequence[str]) -> None:
@@ -110,6 +113,11 @@ def _compile(config: ConfigDict, workdir: epath.Path) -> None:
 
 def _user_errors() -> tuple[type[BaseException], ...]:
     return (config_check.ConfigError, RecipeError, *_late_errors())
+
+
+def _passing_errors() -> tuple[type[BaseException], ...]:
+    module = sys.modules.get("irm_jax.processes")
+    return (module.ProcessesLost,) if module else ()
 
 
 def _late_errors() -> tuple[type[BaseException], ...]:

@@ -41,6 +41,10 @@ class ProcessesError(ValueError):
     """The environment does not say which process this is; the message names the variables."""
 
 
+class ProcessesLost(RuntimeError):
+    """The processes did not find each other in time. Another start may be luckier: no mistake in the configuration."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """This process among all: `coordinator` HOST:PORT, `count` >= 2, 0 <= `index` < `count`."""
@@ -79,7 +83,7 @@ def place(environ: Mapping[str, str]) -> Place | None:
 def start(environ: Mapping[str, str] = os.environ) -> None:
     """Joins the processes that the environment tells of; nothing if this one is alone.
 
-    Call it before anything asks JAX for a device. Raises ProcessesError.
+    Call it before anything asks JAX for a device. Raises ProcessesError, and ProcessesLost if the others do not answer.
     """
     here = place(environ)
     if here is not None:
@@ -101,7 +105,7 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN)
     except RuntimeError as error:
         where = f"process {here.index} of {here.count}, coordinator {here.coordinator}" if here else "the cluster"
-        raise ProcessesError(
+        raise ProcessesLost(
             f"the processes did not find each other ({where}): {str(error).splitlines()[0]}. Do all of them run, can "
             f"they reach the coordinator, and is its port free?"
         ) from error

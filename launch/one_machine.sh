@@ -31,9 +31,8 @@ grace=30 # seconds in which the others end by themselves once one has died
 command -v "$python" >/dev/null || { echo "$0: no $python; install as README.md says, or set PYTHON" >&2; exit 2; }
 [[ $processes =~ ^[1-9][0-9]*$ ]] || { echo "$0: PROCESSES=$processes is no number of processes" >&2; exit 2; }
 
-newest_checkpoint() { # highest step saved; nothing if there is none
-    find "$workdir/checkpoints" -mindepth 1 -maxdepth 1 -name '[0-9]*' -printf '%f\n' 2>/dev/null | sort -n | tail -n 1
-}
+# shellcheck source=launch/newest_checkpoint.sh
+source launch/newest_checkpoint.sh
 
 # Each process gets a process group of its own (set -m): Ctrl-C reaches this script alone, which passes it on once.
 set -m

@@ -46,15 +46,8 @@ if [[ ! -e irm_jax/main.py ]]; then
 fi
 command -v "$python" >/dev/null || { echo "launch/slurm.sh: no $python; install it, or set PYTHON" >&2; exit 2; }
 
-newest_checkpoint() { # highest step saved; nothing if there is none
-    if [[ $workdir == *://* ]]; then
-        "$python" -c 'import sys; from irm_jax.checkpoint import saved_steps; print(*saved_steps(sys.argv[1])[-1:])' \
-            "$workdir/checkpoints"
-    else
-        find "$workdir/checkpoints" -mindepth 1 -maxdepth 1 -regex '.*/[0-9]+' -printf '%f\n' 2>/dev/null |
-            sort -n | tail -n 1
-    fi
-}
+# shellcheck source=launch/newest_checkpoint.sh
+source launch/newest_checkpoint.sh
 
 # What the processes need to find each other; irm_jax/processes.py reads it.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -17,7 +17,7 @@ import pytest
 from conftest import few_optimizations
 from faulty_main import record_batches, share_programs
 
-from irm_jax import checkpoint, evaluate, processes, train
+from irm_jax import checkpoint, evaluate, main, processes, train
 from irm_jax.processes import ProcessesError, place
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +50,17 @@ def test_half_of_an_answer_is_an_error(environ, message):
 def test_an_address_needs_a_cluster_that_tells_the_rest():
     with pytest.raises(ProcessesError, match="no cluster"):
         processes.start(ADDRESS)
+
+
+def test_processes_that_do_not_answer_are_worth_another_start(monkeypatch):
+    def initialize(**_):
+        raise RuntimeError("DEADLINE_EXCEEDED: nobody is there\nand more")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    three = {**ADDRESS, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    with pytest.raises(main._passing_errors(), match=r"process 1 of 2, coordinator 10.0.0.2:8476.*nobody is there. Do"):
+        processes.start(three)
+    assert not issubclass(processes.ProcessesLost, main._user_errors())  # status 2, which no launcher tries again
 
 
 def test_a_cluster_of_one_process_is_left_alone(monkeypatch):
