@@ -157,7 +157,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
                 arguments = (sharding.to_global(batch, layout), constants, key)
                 if step == start + 1 and not processes.alone():
                     step_function.lower(train_state, *arguments).compile()
-                    processes.barrier("compiled")  # on CPUs, who comes half a minute late to a collective is given up
+                    processes.barrier("compiled")  # on CPUs, who is half a minute late to the first collective is lost
                 train_state, metrics = step_function(train_state, *arguments)
                 vote = votes.cast()
                 # The metrics of the step before are fetched while this one runs: logging never stalls the device.

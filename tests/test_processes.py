@@ -47,7 +47,8 @@ def test_half_of_an_answer_is_an_error(environ, message):
         place(environ)
 
 
-def test_an_address_needs_a_cluster_that_tells_the_rest():
+def test_an_address_needs_a_cluster_that_tells_the_rest(monkeypatch):
+    monkeypatch.setattr(processes, "_cluster", lambda: None)
     with pytest.raises(ProcessesError, match="no cluster"):
         processes.start(ADDRESS)
 
@@ -80,6 +81,31 @@ def test_alone_a_wish_counts_at_once():
     wish.append(1)
     assert votes.stop
     assert votes.decide()
+
+
+def test_the_launcher_says_who_died_and_starts_all_again(tmp_path):
+    python, log, again = tmp_path / "python", tmp_path / "log", tmp_path / "again"
+    python.write_text(
+        f"""#!/bin/sh
+        if [ "$1" = -c ]; then echo 4242; exit; fi
+        echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS: $*" >> {log}
+        if [ -e {again} ]; then exit 0; fi
+        if [ "$JAX_PROCESS_ID" = 1 ]; then kill -9 $$; fi
+        sleep 1; touch {again}; exit 3
+        """
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "launch/one_machine.sh", "c.py", tmp_path / "run", "--config.seed=1"], capture_output=True, text=True,
+        env={**os.environ, "PYTHON": str(python), "PROCESSES": "3"}, timeout=60, check=True,
+    )  # fmt: skip
+    said = [line.partition(": ")[2] for line in done.stderr.splitlines() if "one_machine.sh: p" in line]
+    assert said[0] == "process 1 of 3 ended by SIGKILL"
+    assert sorted(said[1:]) == [f"process {number} of 3 ended with status 3" for number in (0, 2)]
+    assert "the run ended with status 137; starting it again" in done.stderr
+    arguments = f"-m irm_jax.main --config c.py --workdir {tmp_path / 'run'} --config.seed=1"
+    expected = [f"{number} of 3 at 127.0.0.1:4242: {arguments}" for number in (0, 1, 2)]
+    assert sorted(log.read_text().splitlines()) == sorted(2 * expected)
 
 
 @pytest.fixture(scope="module")
