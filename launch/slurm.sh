@@ -85,11 +85,9 @@ while true; do
         "$python" -m irm_jax.main --config "$config" --workdir "$workdir" "$@" </dev/null &
     child=$!
     if [[ -n $stopping ]]; then scancel --signal=TERM "$SLURM_JOB_ID" || true; fi # the signal came before there was a child
-    status=0
-    while true; do # a signal to this script ends `wait` early: wait again until the run is over
-        wait "$child" && status=0 || status=$?
-        kill -0 "$child" 2>/dev/null || break
-    done
+    # A signal to this script ends `wait` early, with a status of its own.
+    while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
+    wait "$child" && status=0 || status=$?
     child=''
     if ((status == 0 || status == 2)) || [[ $stopping == end ]]; then exit "$status"; fi
     if [[ $stopping == requeue ]]; then

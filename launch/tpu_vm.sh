@@ -112,10 +112,9 @@ while true; do
         on_all "$command" &
         child=$!
         set +m
-        while true; do # a signal to this script ends `wait` early: wait again until the run is over
-            wait "$child" && status=0 || status=$?
-            kill -0 "$child" 2>/dev/null || break
-        done
+        # A signal to this script ends `wait` early, with a status of its own.
+        while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
+        wait "$child" && status=0 || status=$?
         child=''
     fi
     if ((status == 0 || status == 2)) || [[ -n $stopping ]]; then exit "$status"; fi
