@@ -180,4 +180,4 @@ def test_command_line_rejects_a_wrong_type():
 def test_help_explains_the_modes():
     result = run("--help")
     said = " ".join((result.stdout + result.stderr).split())
-    assert "train, evaluate a checkpoint, embed a folder, or compare two runs" in said
+    assert "train, evaluate a checkpoint, embed a folder, compare two runs, or compile for chips that are not" in said
