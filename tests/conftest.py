@@ -6,7 +6,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 import jax
 import pytest
 from absl import flags
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from quick_compilation import few_optimizations
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -128,19 +127,6 @@ def trained_run(
     with few_optimizations():
         train(make_run_config(), workdir)
     return workdir
-
-
-@contextlib.contextmanager
-def few_optimizations() -> Iterator[None]:
-    """XLA compiles faster, to slower programs; afterwards nothing is read from the folder of compiled programs."""
-    reset_cache()  # jax decides once a process whether it keeps programs
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-        jax.config.update("jax_compilation_cache_dir", None)
-        reset_cache()
 
 
 @pytest.fixture

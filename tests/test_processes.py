@@ -14,8 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import few_optimizations
 from faulty_main import record_batches, share_programs
+from quick_compilation import few_optimizations
 
 from irm_jax import checkpoint, evaluate, main, processes, train
 from irm_jax.processes import ProcessesError, place

@@ -9,8 +9,8 @@ to the others of its slice or node, one way, over all of its links; its share of
     GPU     NVIDIA's data sheets of the A100 80GB SXM and the H100 SXM (no sparsity). A default product of f32 numbers
             is TF32's. Nodes: NVLink within; 200 (A100) and 400 (H100) Gbit/s of InfiniBand a GPU between them.
 
-The usable memory of a TPU is a little less than the published one; `memory_bytes` is what the compiler of libtpu allows
-(found from its refusals), for GPUs the published size.
+The usable memory of a TPU is a little less than the published one: of v5e `memory_bytes` is what the compiler of libtpu
+allowed in its refusals, of the other TPUs the published size less the same share; of GPUs the published size.
 """
 
 from __future__ import annotations

@@ -7,30 +7,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick_compilation import few_optimizations
 
 from irm_jax import experiment
 from irm_jax.models import presets, transformer
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.sharding import path_string
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 
 def variables_of(model, length):
-    return model.init(jax.random.key(0), jnp.ones((1, length), jnp.int32), method=initialise)
+    return jax.jit(lambda key: model.init(key, jnp.ones((1, length), jnp.int32), method=initialise))(jax.random.key(0))
 
 
-@pytest.fixture
-def prepared(micro_config):
-    data = experiment.open_training(micro_config)
-    model = experiment.make_model(micro_config, data)
+def apply(model, variables, *arrays, **options):
+    """As one program: operation by operation it takes much longer to compile."""
+    return jax.jit(lambda variables, *arrays: model.apply(variables, *arrays, **options))(variables, *arrays)
+
+
+@pytest.fixture(scope="module")
+def prepared(make_micro_config):
+    config = make_micro_config()
+    data = experiment.open_training(config)
+    model = experiment.make_model(config, data)
     with data.stream(0, 1, range(data.plan.batch_blocks), workers=0, threads=0, prefetch=1) as stream:
         batch = jax.tree.map(jnp.asarray, next(stream)[1])
-    return model, variables_of(model, model.config.max_length), batch, data
+    with few_optimizations():
+        return model, variables_of(model, model.config.max_length), batch, data
 
 
 def test_outputs_have_the_documented_shapes(prepared):
     model, variables, batch, data = prepared
-    output, _ = model.apply(
-        variables, batch, jnp.asarray(data.plan.constant_tokens), train=True, mutable=["batch_stats"],
+    output, _ = apply(
+        model, variables, batch, jnp.asarray(data.plan.constant_tokens), train=True, mutable=["batch_stats"],
         rngs={"dropout": jax.random.key(0)},
     )  # fmt: skip
     blocks, width = data.plan.batch_blocks, model.config.width
@@ -75,7 +85,7 @@ def test_training_and_evaluation_paths_agree(prepared):
     """The features of a row in a joint batch equal those of the same image and instruction embedded alone."""
     model, variables, batch, data = prepared
     constants = jnp.asarray(data.plan.constant_tokens)
-    output = model.apply(variables, batch, constants, train=False)
+    output = apply(model, variables, batch, constants, train=False)
 
     def alone(m, image, tokens):
         return m.embed(m.encode_images(image), m.encode_sentences(tokens))
@@ -136,14 +146,14 @@ def test_scan_and_remat_equal_the_plain_stack(norm_first):
     def loss(stack, params):
         return jnp.sum(stack.apply({"params": params}, x, mask, deterministic=True) ** 3)
 
-    expected, gradient = jax.value_and_grad(lambda p: loss(plain, p))(params)
+    expected, gradient = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(params)
     for stack in (
         transformer.Stack(config, 3, remat=True),
         transformer.Stack(config, 3, scan_layers=True),
         transformer.Stack(config, 3, scan_layers=True, remat=True),
     ):
         own = stacked if stack.scan_layers else params
-        value, found = jax.value_and_grad(lambda p, s=stack: loss(s, p))(own)
+        value, found = jax.jit(jax.value_and_grad(lambda p, s=stack: loss(s, p)))(own)
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         if stack.scan_layers:
             found = {f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], found["layers"]["block"]) for i in range(3)}
@@ -224,10 +234,10 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters(prepared):
         own = variables_of(half, half.config.max_length)
     assert {x.dtype for x in jax.tree.leaves(own["params"])} == {jnp.dtype(jnp.float32)}
     constants = jnp.asarray(data.plan.constant_tokens)
-    exact = model.apply(variables, batch, constants, train=False)
+    exact = apply(model, variables, batch, constants, train=False)
     with jax.numpy_dtype_promotion("standard"):  # flax's norms promote bf16 with f32
-        rounded = half.apply(variables, batch, constants, train=False)
-        assert half.apply(variables, constants, method="encode_sentences").tokens.dtype == jnp.bfloat16
+        rounded = apply(half, variables, batch, constants, train=False)
+        assert apply(half, variables, constants, method="encode_sentences").tokens.dtype == jnp.bfloat16
     assert rounded.edited.person.dtype == jnp.float32
     np.testing.assert_allclose(rounded.edited.person, exact.edited.person, atol=0.25)
     assert not np.array_equal(rounded.edited.person, exact.edited.person)
@@ -259,15 +269,17 @@ def test_parameter_tree_does_not_depend_on_the_mix(prepared):
     }  # fmt: skip
 
 
-@pytest.fixture
-def fusing(micro_config):
+@pytest.fixture(scope="module")
+def fusing(make_micro_config):
     """A model with two layers in which captions read images, two captions and two images' tokens."""
-    sizes = dataclasses.replace(presets.from_options(micro_config.model.to_dict(), vocab_size=40), fusion_depth=2)
+    sizes = presets.from_options(make_micro_config().model.to_dict(), vocab_size=40)
+    sizes = dataclasses.replace(sizes, fusion_depth=2)
     model = IRM(sizes)
-    variables = variables_of(model, sizes.max_length)
     tokens = np.zeros((2, sizes.max_length), np.int32)
     tokens[0, :5], tokens[1, :9] = range(2, 7), range(2, 11)
-    captions = model.apply(variables, jnp.asarray(tokens), method="encode_captions")
+    with few_optimizations():
+        variables = variables_of(model, sizes.max_length)
+        captions = apply(model, variables, jnp.asarray(tokens), method="encode_captions")
     images = jax.random.normal(jax.random.key(1), (2, 9, sizes.width))
     return model, variables, captions, images
 
