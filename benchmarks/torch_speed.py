@@ -62,7 +62,7 @@ def vit(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
 
     sizes = {"width": 768, "heads": HEADS, "grid": (SIZE[0] // PATCH, SIZE[1] // PATCH)}
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    params = unflatten_dict(take(names.RULES, tensors, sizes)[0], sep="/")
+    params = unflatten_dict(take(names.TIMM, tensors, sizes)[0], sep="/")
     encoder = ImageEncoder(BlockConfig(width=768, heads=HEADS), DEPTH, SIZE, PATCH, PATCH, part_tokens=0)
     forward = jax.jit(lambda params, image: encoder.apply({"params": params}, image, train=False).cls)
     optimizer = optax.adamw(RATE, weight_decay=DECAY)
@@ -231,7 +231,7 @@ def torch_step(model: Any, loss_of: Callable[[Any], Callable[[], Any]], compiled
             value.backward()
             rule.step()
             model.eval()
-            return float(value)
+            return float(value.detach())
 
         return call
 
