@@ -1,4 +1,6 @@
-"""IRM in PyTorch, a plain transcription of method sections 2 to 5 for rows with sentences, to be measured against.
+"""IRM in PyTorch, a plain transcription of method sections 2 to 5 for rows with sentences.
+
+The speed benchmark measures against it (`torch_speed.py`), the parity tests compare with it (`tests/parity`).
 
 Modules are named as in the released model (hwz-zju/Instruct-ReID), so that weights come here through the converter.
 Every row's sentence is encoded, padding included, and every token passes every block, as in that model.
@@ -7,13 +9,21 @@ Every row's sentence is encoded, padding included, and every token passes every 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from timm.models import vision_transformer
 from torch import nn
+
+from data_pipelines.tasks import TaskSpec
+from irm_jax.convert import bert, irm_release, pass_vit
+from irm_jax.convert.rules import take
+from irm_jax.loss_options import CaptionOptions, LossOptions
+from irm_jax.losses.words import Vocabulary
 
 MEAN, STD = (torch.tensor(x) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 SPECIAL = [("cls_token", "cls_pos"), *((f"part_token{i}", f"part{i}_pos") for i in (1, 2, 3))]
@@ -134,3 +144,31 @@ def triplet(features: torch.Tensor, identity: torch.Tensor, rho: torch.Tensor, m
         elif beta < other:
             total = total + 0.1 * (distance[second] - distance[first] + margin * (other - beta)).relu()
     return total / len(features)
+
+
+def our_arrays(tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> dict[str, np.ndarray]:
+    """Tensors by their names in `Model` -> f32 arrays by our paths, as the converter lays them out."""
+    arrays = {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+    grid = (sizes.image_size[0] // sizes.patch, sizes.image_size[1] // sizes.patch)
+    tower_sizes = {"width": sizes.width, "heads": sizes.heads, "grid": grid}
+    found: dict[str, np.ndarray] = {}
+    for rules, prefix, tower in (
+        (pass_vit.RULES, "visual_encoder.", "image_encoder/"), (bert.RULES, "text_encoder.bert.", "text_encoder/"),
+        (irm_release.EDITING, "", "editing_transformer/"), (irm_release.REST, "", ""),
+    ):  # fmt: skip
+        found |= take(rules, arrays, tower_sizes, prefix=prefix, tower=tower)[0]
+    return found
+
+
+def our_options(task: TaskSpec, sizes: Sizes, *, alpha: float, margin: float) -> LossOptions:
+    """What our training step is told so that it computes `Model.loss`, for rows of one data set."""
+    captions = CaptionOptions(
+        contrastive_weight=0.0, matching_weight=0.0, masked_weight=0.0, replaced_weight=0.0, queue=False,
+        soft_weight=0.0, soft_ramp_steps=1, masked_probability=0.0, replaced_probability=0.0, release_mlm_axis=False,
+        release_mask_sep=False, vocabulary=Vocabulary(sizes.vocabulary, 0, 1, 2, 3),
+    )  # fmt: skip
+    return LossOptions(
+        tasks=(task,), composed_tasks=(), data_set_weight=(1.0,), alpha=alpha, triplet_unit="feature", margin=margin,
+        rank_weight=0.1, instruction_similarity="raw", instruction_mean_momentum=0.99, momentum=0.0,
+        composed_weight=1.0, captions=captions,
+    )  # fmt: skip

@@ -7,7 +7,7 @@ Usage: python -m benchmarks.torch_speed --case vit|irm [--rows 8] [--pairs 5] [-
 real train step. Both sides start from the same weights, and the outputs are compared before anything is timed; both
 update with AdamW (torch's fused one). Without dropout and stochastic depth on either side. The sides take turns within
 one process; a ratio above 1 says that ours is faster. Needs torch and timm (`pip install -e '.[parity]'`);
-`--compile` adds torch.compile, which needs a C++ compiler.
+`--compile` adds torch.compile, which needs a C++ compiler (of case irm to the forward pass: the loss loops over rows).
 """
 
 from __future__ import annotations
@@ -96,10 +96,6 @@ def irm(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
     from data_pipelines import tasks
     from data_pipelines.tokenizer import Tokenizer
     from irm_jax import optimizer, sharding, state
-    from irm_jax.convert import bert, irm_release, pass_vit
-    from irm_jax.convert.rules import take
-    from irm_jax.loss_options import CaptionOptions, LossOptions
-    from irm_jax.losses.words import Vocabulary
     from irm_jax.models import presets
     from irm_jax.models.irm import IRM
     from irm_jax.train_step import make_train_step
@@ -124,18 +120,12 @@ def irm(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
         clip_norm=0.0,
     )  # fmt: skip
     start = state.create_state(model, rule, tokens, 0, mesh)
-    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    tower = {"width": sizes.width, "heads": sizes.heads, "grid": (SIZE[0] // PATCH, SIZE[1] // PATCH)}
     params, stats = (flatten_dict(tree, sep="/") for tree in (start.params, start.batch_stats))
-    for rules, prefix, path in (
-        (pass_vit.RULES, "visual_encoder.", "image_encoder/"), (bert.RULES, "text_encoder.bert.", "text_encoder/"),
-        (irm_release.EDITING, "", "editing_transformer/"), (irm_release.REST, "", ""),
-    ):  # fmt: skip
-        for name, array in take(rules, tensors, tower, prefix=prefix, tower=path)[0].items():
-            target = stats if name.startswith("batch_stats/") else params
-            name = name.removeprefix("batch_stats/")
-            assert target[name].shape == array.shape, (name, target[name].shape, array.shape)
-            target[name] = jnp.asarray(array)
+    for name, array in torch_irm.our_arrays(theirs.state_dict(), sizes).items():
+        target = stats if name.startswith("batch_stats/") else params
+        name = name.removeprefix("batch_stats/")
+        assert target[name].shape == array.shape, (name, target[name].shape, array.shape)
+        target[name] = jnp.asarray(array)
     start = start.replace(params=unflatten_dict(params, sep="/"), batch_stats=unflatten_dict(stats, sep="/"))
 
     blank, none = jnp.zeros((1, rows), jnp.int32), jnp.zeros((1, 0), jnp.int32)
@@ -146,16 +136,7 @@ def irm(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
         "attributes": blank, "valid": jnp.ones((1, rows), bool), "instruction_key": blank - 1, "composed_row": none,
         "composed_instruction": none,
     }  # fmt: skip
-    off = CaptionOptions(
-        contrastive_weight=0.0, matching_weight=0.0, masked_weight=0.0, replaced_weight=0.0, queue=False,
-        soft_weight=0.0, soft_ramp_steps=0, masked_probability=0.0, replaced_probability=0.0, release_mlm_axis=False,
-        release_mask_sep=False, vocabulary=Vocabulary(sizes.vocabulary, 0, 1, 2, 3),
-    )  # fmt: skip
-    options = LossOptions(
-        tasks=(tasks.task("trad"),), composed_tasks=(), data_set_weight=(1.0,), alpha=ALPHA, triplet_unit="feature",
-        margin=MARGIN, rank_weight=0.1, instruction_similarity="raw", instruction_mean_momentum=0.99, momentum=0.0,
-        composed_weight=0.0, captions=off,
-    )  # fmt: skip
+    options = torch_irm.our_options(tasks.task("trad"), sizes, alpha=ALPHA, margin=MARGIN)
     members = jnp.ones((1, sizes.identities), bool)
     step = make_train_step(model, rule, options, members, mesh)
     constants, key = jnp.asarray(tokens), jax.random.key(0)

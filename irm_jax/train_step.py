@@ -42,7 +42,7 @@ class Keys:
 
 def make_train_step(
     model: IRM, optimizer: optax.GradientTransformation, options: LossOptions, head_members: Array, mesh: Mesh
-) -> Any:
+) -> jax.stages.Wrapped:
     """Returns the jitted `step(state, batch, constant_tokens, key) -> (state, metrics)`; the state is donated.
 
     `head_members` bool[data sets, identities]: the identities among which a row is classified. Arrays of `batch` may

@@ -42,7 +42,7 @@ class Program:
     def lower(self, **options: Any) -> Any:
         """The program as jax.stages.Lowered; `options`, such as lowering_platforms, go to jax."""
         with jax.set_mesh(self.mesh):
-            return self.function.trace(*self.arguments, **self.static).lower(**options)
+            return self.trace().lower(**options)
 
 
 def abstract_batch(config: ConfigDict, data: JointData, mesh: Mesh) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:

@@ -1,11 +1,11 @@
-"""Editing transformer, necks, losses, gradients and optimizer against short torch transcriptions of method.md.
+"""Editing transformer, necks, losses, gradients and optimizer against torch (benchmarks/torch_irm.py).
 
-The torch model is named as the released one, so that its weights, and its gradients, come here through the converter.
+That model is named as the released one, so that its weights, and its gradients, come here through the converter.
 """
 
 import copy
 import dataclasses
-from functools import partial
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,14 @@ from parity import check, scramble, torch
 
 from data_pipelines import tasks
 from irm_jax import optimizer
-from irm_jax.convert import bert, irm_release, pass_vit
-from irm_jax.convert.rules import take
-from irm_jax.loss_options import CaptionOptions, LossOptions
 from irm_jax.losses.instruction_similarity import init_mean
-from irm_jax.losses.words import Vocabulary
 from irm_jax.models import presets
 from irm_jax.models.instruction_encoder import Instruction
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.train_step import edited_loss
 
-timm_vit = pytest.importorskip("timm.models.vision_transformer")
-transformers = pytest.importorskip("transformers")
-nn = torch.nn
+pytest.importorskip("timm", reason="parity tests need timm: pip install -e '.[dev,parity]'")
+torch_irm = importlib.import_module("benchmarks.torch_irm")  # what is wrong with it is an error, not a skip
 
 CONFIG = presets.preset(
     "small", width=24, image_size=(32, 16), image_depth=2, image_heads=3, patch=8, stride=8, part_tokens=3,
@@ -37,126 +32,18 @@ CONFIG = presets.preset(
     template_patch=8, projection_width=8, mlp_ratio=2.0, drop_path=0.0, editing_drop_path=0.0, vocab_size=40,
     num_identities=6, mask_instruction_padding=False,
 )  # fmt: skip
-NO_CAPTIONS = CaptionOptions(
-    contrastive_weight=0.0, matching_weight=0.0, masked_weight=0.0, replaced_weight=0.0, queue=False, soft_weight=0.0,
-    soft_ramp_steps=1, masked_probability=0.0, replaced_probability=0.0, release_mlm_axis=False, release_mask_sep=False,
-    vocabulary=Vocabulary(40, 0, 1, 2, 3),
+SIZES = torch_irm.Sizes(
+    width=24, heads=3, mlp_ratio=2.0, image_size=(32, 16), image_depth=2, patch=8, text_depth=2, max_length=12,
+    vocabulary=40, identities=6,
 )  # fmt: skip
 ROWS, ALPHA, MARGIN = 8, 3.0, 0.3
-MEAN, STD = (torch.tensor(x) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-
-
-class Image(nn.Module):
-    """Method section 2: [cls, parts, patches] with positions, pre-norm blocks, final norm."""
-
-    def __init__(self):
-        super().__init__()
-        for i in ("cls", 1, 2, 3):
-            token, position = ("cls_token", "cls_pos") if i == "cls" else (f"part_token{i}", f"part{i}_pos")
-            setattr(self, token, nn.Parameter(torch.randn(1, 1, 24)))
-            setattr(self, position, nn.Parameter(torch.randn(1, 1, 24)))
-        self.pos_embed = nn.Parameter(torch.randn(1, 8, 24))
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, 24, 8, 8)})
-        self.blocks = nn.ModuleList(block() for _ in range(2))
-        self.norm = nn.LayerNorm(24, eps=1e-6)
-
-    def forward(self, image):
-        mean, std = MEAN.to(self.pos_embed.dtype), STD.to(self.pos_embed.dtype)
-        x = self.patch_embed["proj"](((image / 255 - mean) / std).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
-        parts = [getattr(self, f"part_token{i}") + getattr(self, f"part{i}_pos") for i in (1, 2, 3)]
-        special = torch.cat([self.cls_token + self.cls_pos, *parts], 1).expand(len(x), -1, -1)
-        x = torch.cat([special, x + self.pos_embed], 1)
-        for layer in self.blocks:
-            x = layer(x)
-        x = self.norm(x)
-        return x[:, 0], x[:, 4:]
-
-
-class Model(nn.Module):
-    """Method sections 2 to 5 for rows with sentences."""
-
-    def __init__(self):
-        super().__init__()
-        self.visual_encoder = Image()
-        words = transformers.BertConfig(
-            vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48,
-            max_position_embeddings=12, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-            attn_implementation="eager",
-        )  # fmt: skip
-        self.text_encoder = nn.ModuleDict({"bert": transformers.BertModel(words, add_pooling_layer=False)})
-        # Hugging Face's row of [PAD] never learns; ours does, where padding is attended to.
-        self.text_encoder["bert"].embeddings.word_embeddings.padding_idx = None
-        self.fusion = nn.ModuleList(block() for _ in range(2))
-        self.feat_bn, self.fusion_feat_bn = nn.BatchNorm1d(24), nn.BatchNorm1d(24)
-        for name in ("classifier", "classifier_f", "classifier_c"):
-            setattr(self, name, nn.Linear(24, 6, bias=False))
-
-    def edit(self, cls, patches, tokens, mask=None):
-        """Section 4: both streams through the same blocks; token 0 of each."""
-        person, guided = torch.cat([cls[:, None], tokens[:, 1:]], 1), torch.cat([tokens[:, :1], patches], 1)
-        if mask is not None:
-            mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], 1)[:, None, None]
-        for layer in self.fusion:
-            person, guided = layer(person, attn_mask=mask), layer(guided)
-        return person[:, 0], guided[:, 0]
-
-    def forward(self, image, sentences):
-        cls, patches = self.visual_encoder(image)
-        tokens = self.text_encoder["bert"](sentences, attention_mask=(sentences != 0).long()).last_hidden_state
-        person, guided = self.edit(cls, patches, tokens)
-        return cls, self.feat_bn(cls), self.fusion_feat_bn(person), self.fusion_feat_bn(guided), tokens[:, 0]
-
-    def loss(self, image, sentences, identity):
-        """L_IRM of section 5."""
-        cls, cls_neck, person, guided, feature = self(image, sentences)
-        unit = nn.functional.normalize(feature.detach())
-        rho = torch.where((sentences[:, None] == sentences[None]).all(2), 1.0, unit @ unit.T)
-        ce = nn.functional.cross_entropy
-        identities = 0.5 * (ce(self.classifier_f(person), identity) + ce(self.classifier_c(guided), identity))
-        identities = identities + ce(self.classifier(cls_neck), identity)
-        triplets = 0.5 * (triplet(person, identity, rho) + triplet(guided, identity, rho)) + triplet(cls, identity, rho)
-        return identities + ALPHA * triplets
-
-
-def block():
-    return timm_vit.Block(24, 3, mlp_ratio=2.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
-
-
-def triplet(features, identity, rho):
-    """Section 5, one anchor after the other."""
-    total = 0.0
-    for i in range(len(features)):
-        distance = ((features[i] - features) ** 2).sum(1).clamp(min=1e-12).sqrt()
-        same = (identity == identity[i]).nonzero()[:, 0]
-        first, second = same[distance[same].argsort(descending=True, stable=True)[:2]]
-        nearest = torch.where(identity == identity[i], torch.inf, distance).argmin()
-        beta, other = rho[i, first], rho[i, second]
-        total = total + (distance[first] - distance[nearest] + MARGIN * beta).relu()
-        if beta > other:
-            total = total + 0.1 * (distance[first] - distance[second] + MARGIN * (beta - other)).relu()
-        elif beta < other:
-            total = total + 0.1 * (distance[second] - distance[first] + MARGIN * (other - beta)).relu()
-    return total / len(features)
-
-
-def ours(tensors):
-    """Tensors by their released names -> arrays by our paths, as the converter lays them out."""
-    tensors = {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
-    image, text = {"width": 24, "heads": 3, "grid": (4, 2)}, {"width": 24, "heads": 3}
-    found = {}
-    for rules, prefix, tower in (
-        (pass_vit.RULES, "visual_encoder.", "image_encoder/"), (bert.RULES, "text_encoder.bert.", "text_encoder/"),
-        (irm_release.EDITING, "", "editing_transformer/"), (irm_release.REST, "", ""),
-    ):  # fmt: skip
-        found |= take(rules, tensors, image if tower != "text_encoder/" else text, prefix=prefix, tower=tower)[0]
-    return found
 
 
 @pytest.fixture(scope="module")
 def pair():
     """The torch model, and ours with the same weights (0 where torch has none)."""
     torch.manual_seed(0)
-    theirs = scramble(Model())
+    theirs = scramble(torch_irm.Model(SIZES, attention="eager"))
     with torch.no_grad():
         for neck in (theirs.feat_bn, theirs.fusion_feat_bn):
             neck.bias.zero_()
@@ -165,7 +52,7 @@ def pair():
     shapes = jax.eval_shape(lambda: model.init(key, words, method=initialise))
     variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     params, stats = (flatten_dict(variables[part], sep="/") for part in ("params", "batch_stats"))
-    converted = ours(theirs.state_dict())
+    converted = torch_irm.our_arrays(theirs.state_dict(), SIZES)
     assert {p for p in params if p not in converted and not p.startswith("template_encoder")} == {
         "image_projection/kernel", "image_projection/bias", "text_projection/kernel", "text_projection/bias",
         "temperature",
@@ -219,11 +106,7 @@ def loss_of(model, image, sentences, identity):
         "valid": np.ones((1, ROWS), bool), "instruction_key": slot[None], "composed_row": none,
     }  # fmt: skip
     batch = {"text": {name: jnp.asarray(array) for name, array in group.items()}}
-    options = LossOptions(
-        tasks=(tasks.task("li"),), composed_tasks=(), data_set_weight=(1.0,), alpha=ALPHA, triplet_unit="feature",
-        margin=MARGIN, rank_weight=0.1, instruction_similarity="raw", instruction_mean_momentum=0.99, momentum=0.0,
-        composed_weight=1.0, captions=NO_CAPTIONS,
-    )  # fmt: skip
+    options = torch_irm.our_options(tasks.task("li"), SIZES, alpha=ALPHA, margin=MARGIN)
 
     def loss(params, stats):
         output, changed = model.apply(
@@ -250,11 +133,16 @@ def gradients(pair, double):
     theirs = copy.deepcopy(theirs).train()
     theirs = theirs.double() if double else theirs
     images = torch.tensor(image).to(theirs.visual_encoder.pos_embed.dtype)
-    loss = theirs.loss(images, torch.tensor(sentences).long(), torch.tensor(identity).long())
+    words, people = (torch.tensor(x).long() for x in (sentences, identity))
+    loss = theirs.loss(images, words, people, alpha=ALPHA, margin=MARGIN)
     loss.backward()
     named = {name: p.grad for name, p in theirs.named_parameters() if not name.endswith("_bn.bias")}
     mean = changed["batch_stats"]["cls_neck"]["mean"]
-    return (value, flatten_dict(gradient, sep="/"), mean), (loss, ours(named), theirs.feat_bn.running_mean)
+    return (value, flatten_dict(gradient, sep="/"), mean), (
+        loss,
+        torch_irm.our_arrays(named, SIZES),
+        theirs.feat_bn.running_mean,
+    )
 
 
 @pytest.mark.usefixtures("quick_programs")
@@ -278,13 +166,14 @@ def test_two_steps_of_the_optimizer(pair):
     theirs = copy.deepcopy(pair[0])
     for parameter in theirs.parameters():
         parameter.grad = torch.randn_like(parameter)
-    expected = ours({n: p.grad for n, p in theirs.named_parameters() if not n.endswith("_bn.bias")})
+    gradients = {n: p.grad for n, p in theirs.named_parameters() if not n.endswith("_bn.bias")}
+    expected = torch_irm.our_arrays(gradients, SIZES)
     steps, warmup, rate, decay = 10, 3, 1e-2, 5e-4
     own = optimizer.make_optimizer(
         learning_rate=rate, steps=steps, warmup_steps=warmup, weight_decay=decay, no_decay="", beta1=0.9, beta2=0.999,
         clip_norm=0.0,
     )  # fmt: skip
-    tensors = {path: jnp.asarray(ours(theirs.state_dict())[path]) for path in expected}
+    tensors = {path: jnp.asarray(torch_irm.our_arrays(theirs.state_dict(), SIZES)[path]) for path in expected}
     state = own.init(tensors)
     adamw = torch.optim.AdamW(theirs.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=decay)
     for step in range(2):
@@ -293,6 +182,6 @@ def test_two_steps_of_the_optimizer(pair):
         tensors = optax.apply_updates(tensors, updates)
         adamw.param_groups[0]["lr"] = float(optimizer.schedule(rate, steps, warmup)(step))
         adamw.step()
-    for path, leaf in ours(theirs.state_dict()).items():
+    for path, leaf in torch_irm.our_arrays(theirs.state_dict(), SIZES).items():
         if path in expected:
             check("parameters after two steps", tensors[path], leaf)
