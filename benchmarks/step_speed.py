@@ -28,7 +28,6 @@ def measure(config_file: str, steps: int) -> dict[str, float]:
     from absl import flags
 
     from irm_jax import experiment, sharding, state
-    from irm_jax.train_step import make_train_step
 
     flags.FLAGS.mark_as_parsed()
     config = runpy.run_path(config_file)["get_config"]()
@@ -38,8 +37,7 @@ def measure(config_file: str, steps: int) -> dict[str, float]:
     model, optimizer = experiment.make_model(config, data), experiment.make_optimizer(config)
     memory = experiment.memory_shapes(config, data)
     current = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, memory)
-    members = jnp.asarray(experiment.head_members(data, model))
-    step = make_train_step(model, optimizer, experiment.loss_options(config, data), members, mesh)
+    step = experiment.train_step(config, data, model, mesh)
     constants, key = jnp.asarray(data.plan.constant_tokens), jax.random.key(1)
     blocks = sharding.addressable_blocks(mesh, data.plan.batch_blocks)
     with data.stream(0, 1, blocks, workers=0, threads=1, prefetch=1) as stream:

@@ -168,7 +168,7 @@ def our_options(task: TaskSpec, sizes: Sizes, *, alpha: float, margin: float) ->
         release_mask_sep=False, vocabulary=Vocabulary(sizes.vocabulary, 0, 1, 2, 3),
     )  # fmt: skip
     return LossOptions(
-        tasks=(task,), composed_tasks=(), data_set_weight=(1.0,), alpha=alpha, triplet_unit="feature", margin=margin,
-        rank_weight=0.1, instruction_similarity="raw", instruction_mean_momentum=0.99, momentum=0.0,
-        composed_weight=1.0, captions=captions,
+        tasks=(task,), composed_tasks=(), data_set_weight=(1.0,), caption_weight=(0.0,), alpha=alpha,
+        triplet_unit="feature", margin=margin, rank_weight=0.1, instruction_similarity="raw",
+        instruction_mean_momentum=0.99, momentum=0.0, composed_weight=1.0, captions=captions,
     )  # fmt: skip

@@ -110,7 +110,7 @@ def irm(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
     # Its templates are not used; one block instead of twelve spares our optimizer weights that the other side lacks.
     model = IRM(
         presets.preset(
-            "base", dropout=0.0, drop_path=0.0, editing_drop_path=0.0, vocab_size=sizes.vocabulary,
+            "base", text_dropout=0.0, drop_path=0.0, editing_drop_path=0.0, vocab_size=sizes.vocabulary,
             num_identities=sizes.identities, template_depth=1, mask_instruction_padding=False,
         )
     )  # fmt: skip

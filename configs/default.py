@@ -103,14 +103,14 @@ def get_config() -> ConfigDict:
     config.model.image_size = config_dict.placeholder(tuple)  # height, width in pixels
     config.model.image_depth = config_dict.placeholder(int)  # blocks of the image encoder
     config.model.image_heads = config_dict.placeholder(int)  # its attention heads
-    config.model.patch = config_dict.placeholder(int)  # pixels
+    config.model.patch = config_dict.placeholder(int)  # pixels (of a patch stem)
     config.model.stride = config_dict.placeholder(int)  # pixels
     config.model.stem = config_dict.placeholder(str)  # patch | conv
     config.model.part_tokens = config_dict.placeholder(int)  # of the person encoder (PASS: 3)
     config.model.text_depth = config_dict.placeholder(int)  # text-only BERT layers
     config.model.text_heads = config_dict.placeholder(int)  # its attention heads
     config.model.max_length = config_dict.placeholder(int)  # tokens of a sentence
-    config.model.instruction_tokens = config_dict.placeholder(int)  # of them, read by the editing transformer
+    config.model.instruction_tokens = config_dict.placeholder(int)  # of them, read for editing (a template's at least)
     config.model.instruction_image_size = config_dict.placeholder(tuple)  # height, width in pixels
     config.model.template_depth = config_dict.placeholder(int)  # blocks of the instruction-image encoder
     config.model.template_heads = config_dict.placeholder(int)  # its attention heads
@@ -122,7 +122,7 @@ def get_config() -> ConfigDict:
     config.model.fusion_depth = config_dict.placeholder(int)  # BERT's layers that read an image too (ALBEF: 6)
     config.model.projection_width = config_dict.placeholder(int)  # of the image-caption space
     config.model.mlp_ratio = config_dict.placeholder(float)  # hidden over model width
-    config.model.dropout = config_dict.placeholder(float)  # of all encoders
+    config.model.text_dropout = config_dict.placeholder(float)  # of the text encoder (BERT: 0.1)
     config.model.drop_path = config_dict.placeholder(float)  # stochastic depth of the image encoder's last block
     config.model.temperature = config_dict.placeholder(float)  # start of the learnable contrastive temperature
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines import image_ops, pk_sampling, schema
 from data_pipelines.batch_plan import BatchPlan, TextEncoder, UnitLayout
+from data_pipelines.shard_files import DatasetError
 
 Batch = dict[str, dict[str, np.ndarray]]
 Size = tuple[int, int]  # height, width
@@ -275,11 +276,11 @@ def another_caption(captions: Sequence[str], own: int, share: float) -> str:
 
 
 def decode_record(data: bytes, size: Size, where: str, record: int, file: str) -> np.ndarray:
-    """Decodes a record's image for use at `size`. Raises ValueError naming where it stands, the record and the file."""
+    """Decodes a record's image for use at `size`. Raises DatasetError naming its place, the record and the file."""
     try:
         return image_ops.decode(data, size)
     except ValueError as error:
-        raise ValueError(
+        raise DatasetError(
             f"{where}, record {record}, file {file}: the image does not decode ({error}); rebuild the data set with "
             "bad images skipped, or repair the file"
         ) from error

@@ -40,6 +40,19 @@ def augment_of(config: ConfigDict, unit: str) -> image_ops.Augment:
     return image_ops.Augment(**{**options, **{key: value for key, value in own.items() if value is not None}})
 
 
+def augments_of(config: ConfigDict) -> dict[str, image_ops.Augment]:
+    """The augmentation of each data set. Raises ValueError where entries that share one ask for different ones."""
+    found: dict[str, image_ops.Augment] = {}
+    for name in sorted(config.data.train):
+        data_set, own = config.data.train[name].data_set, augment_of(config, name)
+        if found.setdefault(data_set, own) != own:
+            raise ValueError(
+                f"{name} and another entry read {data_set} with different hue or saturation; a data set has one "
+                "augmentation, give both the same"
+            )
+    return found
+
+
 def needs_keys(config: ConfigDict) -> bool:
     """Whether a momentum model reads the batches too: for the memory bank, or for the text-to-image objectives."""
     loss = config.loss

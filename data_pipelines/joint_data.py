@@ -72,9 +72,7 @@ def open_training(config: ConfigDict, *, image_size: Size, instruction_image_siz
         "second_view": config.momentum.second_view and data_options.needs_keys(config),
         "image_size": image_size,
         "instruction_image_size": instruction_image_size,
-        "augment": {
-            config.data.train[n].data_set: data_options.augment_of(config, n) for n in sorted(config.data.train)
-        },
+        "augment": data_options.augments_of(config),
     }
     return JointData(datasets, plan, IdentitySpace(plan, datasets), tokenizer, options)
 

@@ -14,6 +14,11 @@ from absl import flags
 
 T = TypeVar("T")
 
+
+class StreamError(ValueError):
+    """Batches cannot be read ahead as asked; the message names the cause and the cure."""
+
+
 _MIN_SHARED_BYTES = 1 << 16  # smaller arrays travel faster through the workers' queue than as a shared-memory file each
 
 
@@ -27,11 +32,11 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _check_shared_memory(element_bytes: int, workers: int, prefetch: int, folder: str = "/dev/shm") -> None:
-    """Raises ValueError if the batches that workers hold ready exceed shared memory: they would die by SIGBUS."""
+    """Raises StreamError if the batches that workers hold ready exceed shared memory: they would die by SIGBUS."""
     needed = element_bytes * workers * (prefetch + 2)  # in the queue, waiting for a place in it, and with the consumer
     free = shutil.disk_usage(folder).free if os.path.isdir(folder) else needed
     if needed > free:
-        raise ValueError(
+        raise StreamError(
             f"{workers} workers with prefetch = {prefetch} keep up to {needed / 2**20:,.0f} MiB in {folder}, which has "
             f"{free / 2**20:,.0f} MiB free; lower workers, prefetch or the batch, use threads (workers = 0), "
             "or enlarge it (containers: --shm-size)"

@@ -74,10 +74,10 @@ def bank_loss(
         Rules(jnp.asarray(overlap), captions, o.task_negatives),
         temperature=o.temperature, soft=soft_on,
     )  # fmt: skip
-    soft_share = o.soft_weight * memory_bank.full_share(bank, o.soft_ramp_steps)
+    soft_share = o.soft_weight * memory_bank.full_share(bank, o.soft_ramp_pushes)
     ramp = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(o.ramp_steps, 1), 1.0)
     per_row = o.hard_weight * hard + soft_share.astype(hard.dtype) * soft
-    weight = row_weights(anchor.dataset, valid, options.data_set_weight).astype(hard.dtype)
+    weight = row_weights(anchor.dataset, valid, options.data_set_weight, options.total_weight).astype(hard.dtype)
     measured = {
         "bank_hard_loss": hard,
         "bank_dropped": aux.dropped.astype(hard.dtype),

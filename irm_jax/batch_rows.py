@@ -23,12 +23,12 @@ def join(parts: Sequence[Array]) -> Array:
     return flat(jnp.concatenate([*parts], axis=1))
 
 
-def row_weights(dataset: Array, valid: Array, data_set_weight: Sequence[float]) -> Array:
-    """f32[B]: weight of each row, so that a weighted sum is sum_d w_d * mean over rows of d / sum_d w_d."""
+def row_weights(dataset: Array, valid: Array, data_set_weight: Sequence[float], total: float) -> Array:
+    """f32[B]: weight of each row, so that a weighted sum is sum_d w_d * mean over rows of d / total."""
     weights = jnp.asarray(data_set_weight, jnp.float32)
     member = (dataset[:, None] == jnp.arange(len(data_set_weight))[None]) & valid[:, None]
     rows = jnp.maximum(jnp.sum(member, axis=0).astype(jnp.float32), 1.0)
-    share = weights / (rows * jnp.sum(weights))
+    share = weights / (rows * jnp.float32(total))
     return jnp.sum(jnp.where(member, share[None], 0.0), axis=1)
 
 

@@ -126,6 +126,10 @@ class Checkpointer:
                 write_atomically(_record_file(self.directory, step), json.dumps(record))
         self._scores[step] = _score(record, self.best_metric)
 
+    def metrics(self, step: int) -> dict[str, float]:
+        """A saved step's metrics; empty if it was not given any."""
+        return dict(_read_record(self.directory, step)["metadata"].get("metrics") or {})
+
     def restore(self, abstract_state: Tree, step: StepChoice = None) -> tuple[Tree, dict[str, Any]]:
         """Returns (state, metadata) of a step: a number, "best", or the latest (None).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,6 +96,63 @@ def _check_type(value: Any, reference: ConfigDict, key: str, path: str) -> None:
         raise ConfigError(f"{path} = {value!r} is of type {type(value).__name__}; it must be {expected.__name__}")
 
 
+AT_LEAST = {
+    **dict.fromkeys(
+        (
+            "data.batch_size", "data.batch_blocks", "data.prefetch", "train.steps", "train.log_every",
+            "optimizer.accumulate", "checkpoint.keep", "evaluation.batch_size", "evaluation.top_k", "compare.samples",
+            "model.vocab_multiple", "model.identity_multiple", "model.width", "model.image_depth", "model.image_heads",
+            "model.patch", "model.stride", "model.text_depth", "model.text_heads", "model.instruction_tokens",
+            "model.template_depth", "model.template_heads", "model.template_patch", "model.editing_depth",
+            "model.projection_width",
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            "data.workers", "data.threads", "train.evaluate_every", "checkpoint.every", "optimizer.warmup_steps",
+            "optimizer.weight_decay", "optimizer.clip_norm", "evaluation.query_block", "evaluation.rescore_top",
+            "report.queries", "report.rollouts", "model.part_tokens", "model.fusion_depth", "loss.alpha", "loss.margin",
+            "loss.rank_weight", "loss.composed_weight", "loss.contrastive_weight", "loss.matching_weight",
+            "loss.masked_weight", "loss.replaced_weight", "text_to_image.queue_size", "text_to_image.soft_ramp_steps",
+            "memory_bank.size", "memory_bank.ramp_steps", "memory_bank.soft_ramp_steps", "memory_bank.weight",
+            "memory_bank.hard_weight", "memory_bank.soft_weight",
+        ),
+        0,
+    ),
+    "model.max_length": 3,  # [CLS], a word, [SEP]
+}  # fmt: skip
+POSITIVE = ("model.mlp_ratio", "model.temperature", "optimizer.learning_rate", "memory_bank.temperature")
+SHARES = (
+    "data.instruction_dropout", "text_to_image.soft_weight", "text_to_image.masked_probability",
+    "text_to_image.replaced_probability",
+)  # fmt: skip
+BELOW_ONE = (
+    "model.text_dropout", "model.drop_path", "model.editing_drop_path", "optimizer.beta1", "optimizer.beta2",
+    "momentum.decay", "loss.instruction_mean_momentum",
+)  # fmt: skip
+"""Ranges of numbers, by path below `config`; those left to the preset (None) are not looked at."""
+
+
+def _range_problems(config: ConfigDict) -> Iterator[str]:
+    rules: list[tuple[Iterable[str], Callable[[str, Any], bool], str]] = [
+        (AT_LEAST, lambda key, value: value >= AT_LEAST[key], "must be at least {least}"),
+        (POSITIVE, lambda _, value: value > 0, "must be positive"),
+        (SHARES, lambda _, value: 0 <= value <= 1, "must lie between 0 and 1"),
+        (BELOW_ONE, lambda _, value: 0 <= value < 1, "must be at least 0 and below 1"),
+    ]
+    for keys, fits, words in rules:
+        for path in keys:
+            table, _, key = path.rpartition(".")
+            value = config[table][key]
+            if value is not None and not fits(path, value):
+                yield f"config.{path} = {value} {words.format(least=AT_LEAST.get(path))}"
+    for key in ("image_size", "instruction_image_size"):
+        size = config.model[key]
+        if size is not None and (len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size)):
+            yield f"config.model.{key} = {tuple(size)}; it must be (height, width) in pixels"
+
+
 def _model_problems(config: ConfigDict) -> Iterator[str]:
     m = config.model
     if m.preset not in presets.PRESETS:
@@ -107,9 +164,6 @@ def _model_problems(config: ConfigDict) -> Iterator[str]:
     for key in ("stem", "template_stem"):
         if m[key] not in (None, "patch", "conv"):
             yield f"config.model.{key} = {m[key]!r}; it must be patch or conv"
-    for key in ("vocab_multiple", "identity_multiple"):
-        if m[key] < 1:
-            yield f"config.model.{key} = {m[key]} must be at least 1"
     yield from _refused("config.model", lambda: presets.from_options(m.to_dict()))
 
 
@@ -125,13 +179,8 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
     for axis, size in config.mesh.items():
         if size < 1 and size != -1:
             yield f"config.mesh.{axis} = {size}; it must be a number of devices, or -1 for the rest"
-    for key, least in (("batch_size", 1), ("batch_blocks", 1), ("workers", 0), ("threads", 0), ("prefetch", 1)):
-        if d[key] < least:
-            yield f"config.data.{key} = {d[key]} must be at least {least}"
     if d.leaks not in ("refuse", "warn"):
         yield f"config.data.leaks = {d.leaks!r}; it must be refuse or warn"
-    if not 0 <= d.instruction_dropout <= 1:
-        yield f"config.data.instruction_dropout = {d.instruction_dropout} must lie between 0 and 1"
     yield from _refused("config.data.dir", lambda: storage.require_library(d.dir))
     yield from _refused("config.data.vocab", lambda: Tokenizer(vocab=d.vocab))
     yield from _refused(
@@ -157,22 +206,13 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
             yield f"config.data.train.{name}.loss_weight = {unit.loss_weight} must not be negative"
         yield from _refused(f"config.data.train.{name}", partial(data_options.augment_of, config, name))
     yield from _refused("config.data.train", lambda: data_options.units_of(config))
+    yield from _refused("config.data.train", lambda: data_options.augments_of(config))
     if d.train and not sum(unit.loss_weight for unit in d.train.values()) > 0:
         yield "the loss_weight of every data set in config.data.train is 0; give at least one a positive weight"
 
 
 def _run_problems(config: ConfigDict) -> Iterator[str]:
     o, t, e, loss = config.optimizer, config.train, config.evaluation, config.loss
-    for key, value, least in (
-        ("train.steps", t.steps, 1), ("train.log_every", t.log_every, 1), ("optimizer.accumulate", o.accumulate, 1),
-        ("checkpoint.keep", config.checkpoint.keep, 1), ("evaluation.batch_size", e.batch_size, 1),
-        ("evaluation.top_k", e.top_k, 1), ("checkpoint.every", config.checkpoint.every, 0),
-        ("optimizer.warmup_steps", o.warmup_steps, 0), ("train.evaluate_every", t.evaluate_every, 0),
-    ):  # fmt: skip
-        if value < least:
-            yield f"config.{key} = {value} must be at least {least}"
-    if not o.learning_rate > 0:
-        yield f"config.optimizer.learning_rate = {o.learning_rate} must be positive"
     if loss.instruction_similarity not in ("centered", "raw"):
         yield f"config.loss.instruction_similarity = {loss.instruction_similarity!r}; it must be centered or raw"
     if loss.triplet_unit not in ("feature", "spread"):
@@ -181,14 +221,8 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.evaluation.metric = {e.metric!r}; it must be cosine or euclidean"
     if e.tau_similarity not in ("attributes", "clothes", "model"):
         yield f"config.evaluation.tau_similarity = {e.tau_similarity!r}; it must be attributes, clothes or model"
-    if any(not 0 <= tau <= 1 for tau in e.taus):
+    if any(not isinstance(tau, int | float) or not 0 <= tau <= 1 for tau in e.taus):
         yield f"config.evaluation.taus = {tuple(e.taus)}; each must lie between 0 and 1"
-    for key, value, least in (
-        ("evaluation.query_block", e.query_block, 0), ("report.queries", config.report.queries, 0),
-        ("report.rollouts", config.report.rollouts, 0), ("compare.samples", config.compare.samples, 1),
-    ):  # fmt: skip
-        if value < least:
-            yield f"config.{key} = {value} must be at least {least}"
     try:
         re.compile(o.no_decay)
     except re.error as error:
@@ -208,22 +242,10 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
 
 def _bank_problems(config: ConfigDict) -> Iterator[str]:
     b, here = config.memory_bank, "config.memory_bank"
-    for key, least in (
-        ("size", 0),
-        ("ramp_steps", 0),
-        ("soft_ramp_steps", 0),
-        ("weight", 0),
-        ("hard_weight", 0),
-        ("soft_weight", 0),
-    ):
-        if b[key] < least:
-            yield f"{here}.{key} = {b[key]} must be at least {least}"
     if b.dtype not in ("float32", "bfloat16"):
         yield f"{here}.dtype = {b.dtype!r}; it must be float32 or bfloat16"
     if b.negatives not in ("all", "task"):
         yield f"{here}.negatives = {b.negatives!r}; it must be all or task"
-    if not b.temperature > 0:
-        yield f"{here}.temperature = {b.temperature} must be positive"
     yield from _overlap_problems(b.overlaps, here)
     known = [unit.task for unit in config.data.train.values() if unit.task in tasks.TASKS]
     if b.size and known and not any(tasks.task(name).has_query_image for name in known):
@@ -241,19 +263,11 @@ def _overlap_problems(pairs: Sequence[str], table: str) -> Iterator[str]:
 
 def _caption_problems(config: ConfigDict) -> Iterator[str]:
     t, loss, here = config.text_to_image, config.loss, "config.text_to_image"
-    for key, least in (("queue_size", 0), ("soft_ramp_steps", 0)):
-        if t[key] < least:
-            yield f"{here}.{key} = {t[key]} must be at least {least}"
-    for key in ("soft_weight", "masked_probability", "replaced_probability"):
-        if not 0 <= t[key] <= 1:
-            yield f"{here}.{key} = {t[key]} must lie between 0 and 1"
     if t.queue_size and not t.momentum_contrast:
         yield (
             f"{here}.queue_size = {t.queue_size}, but the queue is read by the momentum contrast only; set "
             f"{here}.momentum_contrast=True, or queue_size to 0"
         )
-    if not 0 <= config.momentum.decay < 1:
-        yield f"config.momentum.decay = {config.momentum.decay} must be at least 0 and below 1"
     asked = [key for key in ("matching_weight", "masked_weight", "replaced_weight") if loss[key] > 0]
     depth = presets.from_options(config.model.to_dict()).fusion_depth
     if asked and depth < 1:
@@ -314,7 +328,10 @@ def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
 
 def check_values(config: ConfigDict) -> None:
     """Settings that contradict each other. Raises ConfigError."""
-    checks = (_model_problems, _data_problems, _init_problems, _run_problems, _bank_problems, _caption_problems)
+    checks = (
+        _range_problems, _model_problems, _data_problems, _init_problems, _run_problems, _bank_problems,
+        _caption_problems,
+    )  # fmt: skip
     for problems in checks:
         for problem in problems(config):
             raise ConfigError(problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -68,9 +69,9 @@ def load(workdir: epath.Path, config: ConfigDict, mesh: Mesh, chosen: Any) -> tu
             "with: name that one"
         )
     heads = checkpoint.array_shapes(directory, step).get("params/head_person")
-    model_config = experiment.model_config(
-        config, vocab_size=tokenizer.vocab_size, num_identities=heads.shape[1] if heads is not None else 1
-    )
+    model_config = experiment.model_config(config, vocab_size=tokenizer.vocab_size)
+    if heads is not None:  # as they are, whatever config.model.identity_multiple is now
+        model_config = dataclasses.replace(model_config, num_identities=heads.shape[1])
     model = IRM(model_config)
     constant = tokenizer.encode([NEUTRAL_SENTENCE])
     abstract = state.abstract_state(model, experiment.make_optimizer(config), constant, mesh)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
@@ -29,9 +30,10 @@ from irm_jax.models.irm import IRM
 from irm_jax.models.presets import IRMConfig
 from irm_jax.rate_factors import Recipe
 from irm_jax.state import BankShape, MemoryShapes
+from irm_jax.train_step import make_train_step
 
 FREE_MODEL_KEYS = (
-    "dtype", "remat", "dropout", "drop_path", "editing_drop_path", "temperature", "identity_multiple",
+    "dtype", "remat", "text_dropout", "drop_path", "editing_drop_path", "temperature", "identity_multiple",
 )  # fmt: skip
 """Keys that may change between a checkpoint and its use: the parameters keep their shapes and their meaning."""
 
@@ -91,22 +93,32 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )  # fmt: skip
 
 
+def train_step(config: ConfigDict, data: JointData, model: IRM, mesh: Mesh) -> jax.stages.Wrapped:
+    """The jitted training step of a run, see `make_train_step`."""
+    members, optimizer = jnp.asarray(head_members(data, model)), make_optimizer(config)
+    return make_train_step(
+        model, optimizer, loss_options(config, data), members, mesh, frozen=config.optimizer.frozen
+    )  # fmt: skip
+
+
 def init_sources(config: ConfigDict) -> Sources:
     """Where a fresh run's weights come from."""
     return Sources(**config.init.to_dict())
 
 
 def loss_options(config: ConfigDict, data: JointData) -> LossOptions:
-    """Losses with each data set's weight, in the plan's order of data sets."""
+    """Losses with each data set's weight, in the plan's order of data sets; units that share one add up."""
     used = {layout.task_id for layout in data.plan.units}
-    weights = [0.0] * len(data.plan.datasets)
+    weights, caption_weights = [0.0] * len(data.plan.datasets), [0.0] * len(data.plan.datasets)
     for layout in data.plan.units:
-        weights[layout.dataset] += layout.unit.loss_weight
+        of = caption_weights if layout.group == "caption" else weights
+        of[layout.dataset] += layout.unit.loss_weight
     loss = config.loss
     return LossOptions(
         tasks=tuple(spec for spec in tasks.TASKS.values() if spec.id in used),
         composed_tasks=tuple(sorted({u.unit.task for u in data.plan.units if u.composed_rows})),
         data_set_weight=tuple(weights),
+        caption_weight=tuple(caption_weights),
         alpha=loss.alpha,
         triplet_unit=loss.triplet_unit,
         margin=loss.margin,
@@ -131,9 +143,9 @@ def bank_options(config: ConfigDict, data: JointData) -> BankOptions:
         )
     numbers = {name: number for number, name in enumerate(data.plan.datasets)}
     return BankOptions(
-        temperature=b.temperature, weight=b.weight, ramp_steps=b.ramp_steps,
-        hard_weight=b.hard_weight,
-        soft_weight=b.soft_weight, soft_ramp_steps=b.soft_ramp_steps, task_negatives=b.negatives == "task",
+        temperature=b.temperature, weight=b.weight, ramp_steps=b.ramp_steps, hard_weight=b.hard_weight,
+        soft_weight=b.soft_weight, soft_ramp_pushes=b.soft_ramp_steps * config.optimizer.accumulate,
+        task_negatives=b.negatives == "task",
         known_overlap=tuple((numbers[one], numbers[other]) for one, other in pairs),
     )  # fmt: skip
 
@@ -201,11 +213,13 @@ def embedding_model(
 
 def evaluate(config: ConfigDict, embedder: EmbeddingModel, sets: list[evaluation_sets.EvaluationSet]) -> Evaluation:
     e = config.evaluation
+    # A head that judges pairs was trained here, or came with a whole model.
+    judges = config.loss.matching_weight > 0 or (config.init.model and embedder.model.config.fusion_depth)
     options = Options(
         metric=e.metric, query_block=e.query_block, top_k=e.top_k, taus=tuple(e.taus), tau_similarity=e.tau_similarity,
         task_free=e.task_free, controls=e.controls, top500=e.top500, flip=e.flip, rerank=e.rerank, open_set=e.open_set,
         overlaps=tuple(tuple(pair.split(":")) for pair in e.overlaps),
-        rescore_top=e.rescore_top if config.loss.matching_weight > 0 else 0,
+        rescore_top=e.rescore_top if judges else 0,
         seed=config.seed, threads=config.data.threads, workers=config.data.workers,
     )  # fmt: skip
     return Evaluator(embedder, sets, options).run()

@@ -11,12 +11,14 @@ from irm_jax.losses.words import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """Weights and margins of method section 5. `data_set_weight` by data-set number; `tasks`: those of the batch;
-    `composed_tasks`: names of those with composed rows."""
+    """Weights and margins of method section 5. `data_set_weight` of rows with an instruction and `caption_weight` of
+    caption rows, by data-set number; `tasks`: those of the batch; `composed_tasks`: names of those with composed rows.
+    """
 
     tasks: tuple[TaskSpec, ...]
     composed_tasks: tuple[str, ...]
     data_set_weight: tuple[float, ...]
+    caption_weight: tuple[float, ...]
     alpha: float
     triplet_unit: Literal["feature", "spread"]  # of the triplets' distances
     margin: float
@@ -28,6 +30,11 @@ class LossOptions:
     captions: CaptionOptions
     bank: BankOptions | None = None  # of IRM++; None: IRM
 
+    @property
+    def total_weight(self) -> float:
+        """What all weights are divided by."""
+        return sum(self.data_set_weight) + sum(self.caption_weight)
+
 
 @dataclasses.dataclass(frozen=True)
 class BankOptions:
@@ -38,7 +45,7 @@ class BankOptions:
     ramp_steps: int  # ... reached over so many steps
     hard_weight: float  # of hard supervision
     soft_weight: float  # lambda, of soft supervision ...
-    soft_ramp_steps: int  # ... reached over so many steps once the bank is full
+    soft_ramp_pushes: int  # ... reached over so many batches once the bank is full
     task_negatives: bool
     known_overlap: tuple[tuple[int, int], ...]
 

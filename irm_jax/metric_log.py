@@ -41,6 +41,10 @@ PACKAGES = (
 """Distributions whose version can change a result, by their registry names."""
 
 
+class MetricLogError(RuntimeError):
+    """The metrics cannot be written, or what is there cannot be read; the message names the file and the cure."""
+
+
 def jsonable(value: Any, path: str = "") -> Any:
     """`value` as strict JSON has it: tuples become lists, keys strings, array scalars numbers, NaN and infinities None.
 
@@ -131,8 +135,8 @@ class MetricLog:
             self._file.flush()
         except OSError as error:
             cure = "free space there and resume" if error.errno == errno.ENOSPC else "make it writable and resume"
-            raise OSError(
-                error.errno, f"metrics cannot be written ({error.strerror}): {cure}", self._file.name
+            raise MetricLogError(
+                f"metrics cannot be written to {self._file.name} ({error.strerror}): {cure}"
             ) from error
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, int(step))
@@ -217,7 +221,9 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             record = json.loads(line)
             record["step"]
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number}, is not a metric record: repair or delete that line") from error
+            raise MetricLogError(
+                f"{path}, line {number}, is not a metric record: repair or delete that line"
+            ) from error
         records.append(record)
     return records
 

@@ -64,6 +64,21 @@ def make_optimizer(
     return optax.chain(scaled(clip, Recipe(frozen=recipe.frozen), gradients=True), scaled(adamw, recipe))
 
 
+def without_gradient(params: Any, frozen: str) -> Any:
+    """The parameters, those that the pattern freezes cut off from the gradient: their backward pass is not computed.
+
+    Layers stacked by `scan_layers` are one array, cut off where all of them are frozen.
+    """
+    if not frozen:
+        return params
+
+    def cut(path: Any, leaf: Any) -> Any:
+        stands = all(re.search(frozen, name) for name in _layers(path_string(path), leaf))
+        return jax.lax.stop_gradient(leaf) if stands else leaf
+
+    return jax.tree_util.tree_map_with_path(cut, params)
+
+
 def factors(params: Any, recipe: Recipe) -> Any:
     """A tree like `params` of f32 factors: a number each, or for layers stacked by `scan_layers` one a layer."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)

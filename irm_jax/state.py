@@ -79,7 +79,9 @@ def create_state(
     `memory` says which momentum model and empty banks it holds.
     """
     init, shardings = _initialiser(model, optimizer, constant_tokens, mesh, memory)
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    # It runs once: XLA:CPU compiles it in half the time at its first level, to the same numbers.
+    options = {"xla_backend_optimization_level": "1"} if mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)(jax.random.key(seed))
 
 
 def abstract_state(

@@ -136,7 +136,7 @@ def caption_loss(
             loss, right = replaced_word_loss(flat(fused.replaced), flat(draws.replaced), word, valid)
             per_row += o.replaced_weight * loss
             measured |= {"replaced_loss": loss, "replaced_accuracy": right}
-    weight = row_weights(dataset, valid, options.data_set_weight).astype(per_row.dtype)
+    weight = row_weights(dataset, valid, options.caption_weight, options.total_weight).astype(per_row.dtype)
     tasks = [t for t in options.tasks if t.group == "caption"]
     metrics |= per_task({**measured, "loss": per_row}, task, valid, tasks)
     return jnp.sum(weight * per_row), metrics

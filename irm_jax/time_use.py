@@ -84,8 +84,9 @@ def process_age() -> float:
 
 
 def ideal_seconds(config: ConfigDict, data: JointData, mesh: Mesh) -> float | None:
-    """Seconds that the products of a step take at the peak of the mesh's chips, nothing computed twice; None where the
-    chip is not in the table of `irm_jax/aot/chips.py`. Traces the step once more."""
+    """Seconds that the products of a step take at the peak of the mesh's chips, without those that `model.remat` would
+    compute twice (a large bank's products are counted as computed, twice); None where the chip is not in the table of
+    `irm_jax/aot/chips.py`. Traces the step once more."""
     from irm_jax.aot import analytic_flops, chips, programs
 
     chip = chips.chip_of(mesh.devices.flat[0].device_kind)

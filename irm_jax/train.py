@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -22,9 +21,7 @@ from irm_jax import checkpoint, experiment, metric_log, processes, sharding, sta
 from irm_jax.config_check import ConfigError
 from irm_jax.convert import warm_start
 from irm_jax.evaluation import finish
-from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation
-from irm_jax.train_step import make_train_step
 
 CHECKPOINTS = "checkpoints"
 
@@ -79,8 +76,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         logging.info("%s parameters on mesh %s; batch %s", f"{parameters:,}", dict(mesh.shape), batch_words(data.plan))
 
         # The step
-        members = jnp.asarray(experiment.head_members(data, model))
-        step_function = make_train_step(model, optimizer, experiment.loss_options(config, data), members, mesh)
+        step_function = experiment.train_step(config, data, model, mesh)
         accumulate = config.optimizer.accumulate
         layout = sharding.batch_sharding(mesh, leading=int(accumulate > 1))
         key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=sharding.replicated(mesh))()
@@ -93,18 +89,31 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         def save(current: state.TrainState) -> None:
             checkpoints.save(int(current.step), current, {"fingerprint": fingerprint, "config": metadata["config"]})
 
-        def evaluated(current: state.TrainState) -> tuple[Evaluation, EmbeddingModel]:
-            variables = {"params": current.params, "batch_stats": current.batch_stats}
-            embedder = experiment.embedding_model(config, model, variables, data.tokenizer, mesh)
+        embedder = experiment.embedding_model(config, model, {}, data.tokenizer, mesh)
+
+        def evaluated(current: state.TrainState) -> Evaluation:
+            embedder.variables = {"params": current.params, "batch_stats": current.batch_stats}
             if processes.alone():
                 with stop.at_once():
-                    return experiment.evaluate(config, embedder, sets), embedder
+                    return experiment.evaluate(config, embedder, sets)
             embedder.between_batches = leave_if_agreed  # all at once: a batch is computed by all of them
-            return experiment.evaluate(config, embedder, sets), embedder
+            return experiment.evaluate(config, embedder, sets)
 
         def leave_if_agreed() -> None:
             if votes.decide():
                 raise Interrupted
+
+        def wants_evaluation(step: int) -> bool:
+            return bool(config.train.evaluate_every) and step < steps and step % config.train.evaluate_every == 0
+
+        def score(current: state.TrainState) -> None:
+            """Gives a saved step the figure by which the best one is chosen, unless a signal comes."""
+            with contextlib.suppress(Interrupted):
+                scores = {best_metric: evaluated(current).score(best_metric)}
+                checkpoints.set_metrics(int(current.step), scores)
+                log.write(int(current.step), scores)
+            if votes.stop:
+                raise stopped(current)
 
         def stopped(current: state.TrainState) -> Stopped:
             save(current)
@@ -140,6 +149,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
                 log.progress(step, steps, values)
                 votes.read(vote)
 
+            if latest is not None and wants_evaluation(start) and not checkpoints.metrics(start):
+                score(train_state)  # the run ended within this evaluation
+                watch.reset(start)
             for step in range(start + 1, steps + 1):
                 profile.before(step, pending)
                 try:
@@ -164,27 +176,21 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
                 if pending is not None:
                     check(*pending)
                 pending = (step, metrics, vote)
-                wants_evaluation = config.train.evaluate_every and step % config.train.evaluate_every == 0
                 wants_save = config.checkpoint.every and step % config.checkpoint.every == 0
-                if step < steps and not (wants_evaluation or wants_save or votes.stop):
+                if step < steps and not (wants_evaluation(step) or wants_save or votes.stop):
                     continue
                 check(*pending)  # nothing is saved that was not seen to be finite
                 pending = None
                 save(train_state)  # before an evaluation, so that whatever ends that loses nothing
                 if votes.stop:
                     raise stopped(train_state)
-                if step < steps and wants_evaluation:
-                    with contextlib.suppress(Interrupted):
-                        scores = {best_metric: evaluated(train_state)[0].score(best_metric)}
-                        checkpoints.set_metrics(step, scores)
-                        log.write(step, scores)
-                    if votes.stop:
-                        raise stopped(train_state)
+                if wants_evaluation(step):
+                    score(train_state)
                 watch.reset(step)
 
         # Evaluation and report
         try:
-            result, embedder = evaluated(train_state)
+            result = evaluated(train_state)
         except Interrupted:
             raise stopped(train_state) from None
         checkpoints.set_metrics(int(train_state.step), {best_metric: result.score(best_metric)})

@@ -23,6 +23,7 @@ from irm_jax.losses.identity import identity_loss
 from irm_jax.losses.instruction_similarity import InstructionMean, current_mean, similarity, update_mean
 from irm_jax.memory_bank import CaptionKeys, Entries
 from irm_jax.models.irm import EDITED_GROUPS, IRM, EditedRows
+from irm_jax.optimizer import without_gradient
 from irm_jax.state import KINDS, TrainState
 from irm_jax.text_to_image import Draws
 
@@ -41,17 +42,25 @@ class Keys:
 
 
 def make_train_step(
-    model: IRM, optimizer: optax.GradientTransformation, options: LossOptions, head_members: Array, mesh: Mesh
+    model: IRM,
+    optimizer: optax.GradientTransformation,
+    options: LossOptions,
+    head_members: Array,
+    mesh: Mesh,
+    *,
+    frozen: str = "",
 ) -> jax.stages.Wrapped:
     """Returns the jitted `step(state, batch, constant_tokens, key) -> (state, metrics)`; the state is donated.
 
-    `head_members` bool[data sets, identities]: the identities among which a row is classified. Arrays of `batch` may
-    carry a leading axis of accumulated batches: each is mined and normalised alone, their gradients are averaged.
+    `head_members` bool[data sets, identities]: the identities among which a row is classified. `frozen`: pattern of the
+    parameters without a gradient (`Recipe.frozen`, which also keeps the optimizer from moving them). Arrays of `batch`
+    may carry a leading axis of accumulated batches: each is mined and normalised alone, their gradients are averaged.
     """
 
     def loss_of(
         params: Any, state: TrainState, batch: Batch, constants: Array, key: Array, keys: Keys, drawn: Draws | None
     ) -> Any:
+        params = without_gradient(params, frozen)
         output, changed = model.apply(
             {"params": params, "batch_stats": state.batch_stats}, batch, constants, train=True,
             rngs={"dropout": key}, mutable=["batch_stats"],
@@ -216,7 +225,7 @@ def edited_loss(
         )
     identity_part = 0.5 * (ce["person"] + ce["guided"]) + ce["cls"]
     triplet_part = 0.5 * (triplet["person"] + triplet["guided"]) + triplet["cls"]
-    weight = row_weights(dataset, valid, options.data_set_weight)
+    weight = row_weights(dataset, valid, options.data_set_weight, options.total_weight)
     per_row = identity_part + options.alpha * triplet_part
     loss = jnp.sum(weight.astype(per_row.dtype) * per_row)
     measured = {
@@ -272,7 +281,7 @@ def _composed_loss(
         triplet.append(loss)
         aux.append(info)
     per_row = 0.5 * (ce[0] + ce[1]) + options.alpha * 0.5 * (triplet[0] + triplet[1])
-    weight = row_weights(dataset, valid, options.data_set_weight).astype(per_row.dtype)
+    weight = row_weights(dataset, valid, options.data_set_weight, options.total_weight).astype(per_row.dtype)
     measured = {
         "composed_loss": per_row,
         "composed_active": aux[0].active.astype(per_row.dtype),

@@ -112,6 +112,19 @@ CASES = {
         lambda c: c.evaluation.update({"overlaps": ("procedural_cc:a",)}), r"overlaps names a, which no test set",
     ),
     "leaks": (lambda c: c.data.update({"leaks": "fix"}), r"data.leaks = 'fix'; it must be refuse or warn"),
+    "width": (lambda c: c.model.update({"width": 0}), r"config.model.width = 0 must be at least 1"),
+    "no head": (lambda c: c.model.update({"image_heads": 0}), r"config.model.image_heads = 0 must be at least 1"),
+    "size of an image": (lambda c: c.model.update({"image_size": (128,)}), r"image_size = \(128,\); it must be \("),
+    "drop path": (lambda c: c.model.update({"drop_path": 1.0}), r"drop_path = 1.0 must be at least 0 and below 1"),
+    "beta": (lambda c: c.optimizer.update({"beta1": 1.0}), r"optimizer.beta1 = 1.0 must be at least 0 and below 1"),
+    "weight of a loss": (lambda c: c.loss.update({"alpha": -1.0}), r"config.loss.alpha = -1.0 must be at least 0"),
+    "tau that is no number": (lambda c: c.evaluation.update({"taus": ("a",)}), r"taus = \('a',\); each must lie"),
+    "two augmentations of one data set": (
+        lambda c: c.data.train.update(
+            {"more": default.train_unit("procedural_trad", "t2i"), "procedural_trad": {"hue": 0.1}}
+        ),
+        r"config.data.train: procedural_trad and another entry read procedural_trad with different hue",
+    ),
     "decay": (lambda c: c.momentum.update({"decay": 1.0}), r"momentum.decay = 1.0 must be at least 0 and below 1"),
     "profile": (lambda c: c.update({"profile": "20:10"}), r"config.profile: '20:10' is not START:STOP"),
     "compiled steps": (lambda c: c.compile.update({"steps": ("train", "query")}), r"compile.steps = .*train, embed"),

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -123,6 +124,16 @@ def test_the_embedder_takes_paths_bytes_and_arrays(trained_run, embedder, people
     np.testing.assert_allclose(embedder(images[:2], "wears a red shirt")[1], sentences[0], atol=1e-6)
     assert embedder([]).shape == (0, 32)
     assert Embedder(trained_run / CHECKPOINTS, step=2).step == 2
+
+
+def test_heads_load_as_they_are_saved(trained_run, make_run_config):
+    config = make_run_config()
+    config.model.identity_multiple = 4096
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
+    _, embedder = evaluate.load(trained_run, config, mesh, None)
+    saved = checkpoint.array_shapes(trained_run / CHECKPOINTS)["params/head_person"]
+    assert embedder.variables["params"]["head_person"].shape == saved.shape
+    assert saved.shape[1] < 4096
 
 
 def test_more_instructions_than_are_encoded_at_a_time(embedder, people, monkeypatch):

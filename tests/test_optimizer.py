@@ -95,6 +95,26 @@ def test_frozen_parameters_stand_still_and_multipliers_scale_the_step():
     assert float(image["final_norm"]["scale"][0]) == pytest.approx(whole / 2, rel=1e-5)
 
 
+def test_frozen_parameters_have_no_gradient_and_no_backward_pass():
+    params = {"image_encoder": tower(2), "head_cls": jnp.ones(2)}
+    stacked = {"layers": {"block": {"kernel": jnp.ones((2, 2))}}}
+    for encoder, frozen in ((tower(2), "encoder/blocks"), ({"blocks": stacked}, "layer_[01]/")):
+        params = {"image_encoder": encoder, "head_cls": jnp.ones(2)}
+
+        def loss(p, frozen=frozen):
+            return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(optimizer.without_gradient(p, frozen)))
+
+        gradient = jax.grad(loss)(params)
+        assert all(np.all(x == 0) for x in jax.tree.leaves(gradient["image_encoder"]["blocks"]))
+        assert np.all(gradient["head_cls"] != 0)
+        trained = len(jax.tree.leaves(params)) - len(jax.tree.leaves(params["image_encoder"]["blocks"]))
+        assert str(jax.make_jaxpr(jax.grad(loss))(params)).count(" = cos ") == trained
+    # Of stacked layers that are not all frozen none is cut off: the optimizer keeps the frozen ones from moving.
+    encoder = {"image_encoder": {"blocks": stacked}}
+    gradient = jax.grad(lambda p: jnp.sum(jax.tree.leaves(optimizer.without_gradient(p, "layer_0/"))[0]))(encoder)
+    assert np.all(jax.tree.leaves(gradient)[0] == 1)
+
+
 def test_recipes_that_cannot_be_meant():
     for recipe, message in (
         (Recipe(multipliers=("0.5",)), "'0.5' is no PATTERN=FACTOR"),

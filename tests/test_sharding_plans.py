@@ -24,7 +24,6 @@ from irm_jax.aot import programs
 from irm_jax.aot.hlo import Module
 from irm_jax.losses.identity import identity_loss
 from irm_jax.models.irm import IRM
-from irm_jax.train_step import make_train_step
 
 GOLDEN = Path(__file__).parent / "sharding_plans.txt"
 PLANS = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "model": (2, 1, 4), "mixed": (2, 2, 2)}
@@ -114,8 +113,7 @@ def one_step(config, data, model, optimizer, batch, before, shape):
     """Loss, Adam's first moment and update of one step from the state `before`; checks the layouts that come out."""
     mesh = mesh_of(*shape)
     start = jax.device_put(before, sharding.shardings(before, mesh))
-    members = jnp.asarray(experiment.head_members(data, model))
-    step = make_train_step(model, optimizer, experiment.loss_options(config, data), members, mesh)
+    step = experiment.train_step(config, data, model, mesh)
     with jax.set_mesh(mesh):
         arrays = sharding.to_global(batch, sharding.batch_sharding(mesh))
         after, metrics = step(start, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1))

@@ -1,8 +1,9 @@
 """Goodput, speed and MFU on a made-up clock; which steps are traced; a training that writes its trace."""
 
+import jax
 import pytest
 
-from irm_jax import config_check, time_use
+from irm_jax import config_check, experiment, sharding, time_use
 from irm_jax.aot import chips
 from irm_jax.time_use import Watch, profiled_steps
 
@@ -60,6 +61,18 @@ def test_a_profile_that_begins_after_the_last_step_is_refused(micro_config):
         config_check.check(micro_config)
 
 
-def test_mfu_needs_a_known_chip(micro_config):
+def test_ideal_seconds_are_the_products_at_the_chips_peak(micro_config, monkeypatch):
+    """Of two chips, half those of one; kept activations or not, the same."""
+    data = experiment.open_training(micro_config)
+    monkeypatch.setattr(chips, "chip_of", lambda _: chips.CHIPS["v5e"])
+    meshes = [sharding.make_mesh({"data": n, "fsdp": 1, "model": 1}, jax.devices()[:n]) for n in (1, 2)]
+    one, two = (time_use.ideal_seconds(micro_config, data, mesh) for mesh in meshes)
+    assert one == pytest.approx(2 * two)
+    assert 0 < one < 1
+    micro_config.model.remat = True
+    assert time_use.ideal_seconds(micro_config, data, meshes[0]) == pytest.approx(one)
+
+
+def test_mfu_needs_a_known_chip():
     assert chips.chip_of("TPU v5 lite") is chips.CHIPS["v5e"]
     assert chips.chip_of("cpu") is None

@@ -136,6 +136,29 @@ def test_an_evaluation_during_training_changes_nothing_and_is_kept(config, train
     assert 0 < saved["metrics"]["mean_mAP"] <= 1
 
 
+def test_an_evaluation_that_never_ended_is_made_up_on_resuming(config, halfway, monkeypatch):
+    config.train.evaluate_every = 2
+    seen = []
+
+    class Scored:
+        def score(self, _):
+            return 0.25
+
+    def evaluate(_, embedder, sets):
+        del sets
+        seen.append(embedder)
+        if len(seen) == 1:
+            return Scored()
+        raise RuntimeError("the last evaluation")
+
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    for _ in range(2):  # once only: the second time step 4 is the newest
+        with pytest.raises(RuntimeError, match="the last evaluation"):
+            train.train(config, halfway)
+    assert len(seen) == 3
+    assert checkpoint.read_metadata(halfway / train.CHECKPOINTS, 2)[1]["metrics"] == {"mean_mAP": 0.25}
+
+
 def test_sigterm_in_the_evaluation_loses_no_training(config, halfway, monkeypatch):
     config.checkpoint.every = 0
 
@@ -162,10 +185,10 @@ def test_a_failing_evaluation_loses_no_training(config, halfway, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, halfway, monkeypatch):
-    make_train_step = train.make_train_step
+    train_step = experiment.train_step
 
     def poisoned(*args):
-        step = make_train_step(*args)
+        step = train_step(*args)
 
         def run(before, *rest):
             if int(before.step) == 2:
@@ -174,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, halfway, monkeypatch):
 
         return run
 
-    monkeypatch.setattr(train, "make_train_step", poisoned)
+    monkeypatch.setattr(experiment, "train_step", poisoned)
     with pytest.raises(train.NonFiniteLoss) as caught:
         train.train(config, halfway)
     message = str(caught.value)

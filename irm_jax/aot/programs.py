@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -18,7 +17,6 @@ from data_pipelines.joint_data import JointData
 from irm_jax import aot, experiment, sharding, state
 from irm_jax.evaluation import counting, ranking
 from irm_jax.evaluation.embed import TABLE_ROWS, EmbeddingModel
-from irm_jax.train_step import make_train_step
 
 RANKED_GALLERY = 82_161
 """Images of the largest gallery among the test sets of the paper: MSMT17's."""
@@ -73,9 +71,7 @@ def training(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:
         jax.ShapeDtypeStruct(constants.shape, constants.dtype, sharding=whole),
         jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
     )
-    members = jnp.asarray(experiment.head_members(data, model))
-    step = make_train_step(model, optimizer, experiment.loss_options(config, data), members, mesh)
-    return [Program("train_step", step, arguments, mesh)]
+    return [Program("train_step", experiment.train_step(config, data, model, mesh), arguments, mesh)]
 
 
 def embedding(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:

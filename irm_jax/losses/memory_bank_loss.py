@@ -31,8 +31,8 @@ class Rules(NamedTuple):
     """Who counts as what.
 
     `known_overlap` bool[sets, sets]: people of these data sets may be the same without being linked: such pairs are
-    neither positive nor negative. `negative_only` i32[n]: tasks whose entries are never positives. `task_negatives`:
-    only entries of the anchor's own task are negatives.
+    never negatives (those who are linked have one identity, and are positives). `negative_only` i32[n]: tasks whose
+    entries are never positives. `task_negatives`: only entries of the anchor's own task are negatives.
     """
 
     known_overlap: jax.Array

@@ -17,11 +17,16 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...], dtype: jnp.dtype) -> Array:
-    """u8[..., H, W, 3] -> dtype[..., H, W, 3] with the channels' mean removed and divided by std (both of [0, 1])."""
-    scale = jnp.asarray([1.0 / (255.0 * s) for s in std], dtype)
-    shift = jnp.asarray([-m / s for m, s in zip(mean, std, strict=True)], dtype)
+    """u8[..., H, W, 3] -> dtype[..., H, W, 3] with the channels' mean removed and divided by std (both of [0, 1]).
+
+    Computed in at least f32 and rounded once: in bf16 neighbouring pixel values would become one.
+    """
+    full = transformer.at_least_f32(dtype)
+    scale = jnp.asarray([1.0 / (255.0 * s) for s in std], full)
+    shift = jnp.asarray([-m / s for m, s in zip(mean, std, strict=True)], full)
     extra = image.ndim - 1
-    return image.astype(dtype) * scale.reshape((1,) * extra + (3,)) + shift.reshape((1,) * extra + (3,))
+    whole = image.astype(full) * scale.reshape((1,) * extra + (3,)) + shift.reshape((1,) * extra + (3,))
+    return whole.astype(dtype)
 
 
 @struct.dataclass
@@ -115,10 +120,9 @@ class ImageEncoder(nn.Module):
         positions = self.param("grid_positions", transformer.EMBEDDING_INIT, (1, *grid, width))
         first = jnp.broadcast_to((tokens + token_positions).astype(dtype), (image.shape[0], special, width))
         patches = patches + positions.reshape(1, -1, width).astype(dtype)
-        x = nn.Dropout(self.block.dropout)(jnp.concatenate([first, patches], axis=1), deterministic=not train)
         x = transformer.Stack(
             self.block, self.depth, transformer.linear_drop_path(self.drop_path, self.depth),
             scan_layers=self.scan_layers, remat=self.remat, name="blocks",
-        )(x, deterministic=not train)  # fmt: skip
+        )(jnp.concatenate([first, patches], axis=1), deterministic=not train)  # fmt: skip
         x = self.block.layer_norm("final_norm")(x)
         return ImageFeatures(cls=x[:, 0], parts=x[:, 1:special], patches=x[:, special:])

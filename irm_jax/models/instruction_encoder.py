@@ -85,5 +85,6 @@ class WordHead(nn.Module):
         x = nn.Dense(self.block.width, kernel_init=transformer.INIT, dtype=dtype, name="transform")(x)
         x = self.block.layer_norm("transform_norm")(transformer.gelu(x))
         bias = self.param("word_bias", nn.initializers.zeros, (table.shape[0],))
-        logits = jnp.einsum("bld,vd->blv", x, table.astype(dtype))
-        return logits.astype(transformer.at_least_f32(dtype)) + bias[None, None, :]
+        full = transformer.at_least_f32(dtype)
+        logits = jnp.einsum("bld,vd->blv", x, table.astype(dtype), preferred_element_type=full)
+        return logits + bias[None, None, :]

@@ -208,9 +208,9 @@ class IRM(nn.Module):
         """The rows of a joint batch as keys: without dropout, necks with the batch's own statistics.
 
         Images and captions are the second views `key_image`, `key_tokens` where the batch has them. Statistics are
-        those of the rows with an instruction, as in training; caption rows, under the neutral sentence (the last
-        constant), follow them. `embeddings`: make those of all rows; `captions`: those of the caption rows, with their
-        projections if there is `contrast` to read them.
+        those of the plain rows with an instruction (in training the composed rows join them, which make no keys);
+        caption rows, under the neutral sentence (the last constant), follow them. `embeddings`: make those of all
+        rows; `captions`: those of the caption rows, with their projections if there is `contrast` to read them.
         """
         groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch and (embeddings or name == "caption")]
         views = [batch[name].get("key_image", batch[name]["image"]) for name in groups]
@@ -482,7 +482,8 @@ def _block(c: IRMConfig, heads: int, *, norm_first: bool = True) -> transformer.
     """Blocks of an image stream (pre-norm, eps 1e-6) or of BERT (post-norm, eps 1e-12)."""
     return transformer.BlockConfig(
         width=c.width, heads=heads, mlp_ratio=c.mlp_ratio, norm_first=norm_first,
-        layer_norm_eps=1e-6 if norm_first else 1e-12, dropout=c.dropout, dtype=jnp.dtype(c.dtype),
+        layer_norm_eps=1e-6 if norm_first else 1e-12, dropout=0.0 if norm_first else c.text_dropout,
+        dtype=jnp.dtype(c.dtype),
     )  # fmt: skip
 
 

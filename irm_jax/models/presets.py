@@ -37,11 +37,11 @@ class IRMConfig:
     vocab_size: int = 30_720  # padded: 30,522 words do not shard
     num_identities: int = 1_024  # padded
     mlp_ratio: float = 4.0
-    dropout: float = 0.0
+    text_dropout: float = 0.0  # of BERT; the image streams have stochastic depth alone
     drop_path: float = 0.1
     temperature: float = 0.07
     mask_instruction_padding: bool = True
-    instruction_tokens: int | None = None  # of a sentence, that the editing transformer reads; None = all
+    instruction_tokens: int | None = None  # that the editing transformer reads, a template's at least; None = all
     dtype: str = "float32"  # of the computation; parameters are float32
     scan_layers: bool = False
     remat: bool = False
@@ -84,7 +84,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stem": "patch", "part_tokens": 3, "text_depth": 6, "text_heads": 12, "max_length": 70,
         "instruction_image_size": (128, 128), "template_depth": 12, "template_heads": 12, "template_patch": 16,
         "template_stem": "patch", "template_statistics": "clip", "editing_depth": 2, "editing_drop_path": 0.1,
-        "projection_width": 256, "drop_path": 0.1, "dropout": 0.1,
+        "projection_width": 256, "drop_path": 0.1, "text_dropout": 0.1,
     },
 }  # fmt: skip
 
@@ -121,7 +121,8 @@ def from_options(options: Mapping[str, Any], *, vocab_size: int = 1, num_identit
 
 
 def token_grid(image_size: tuple[int, int], patch: int, stride: int, stem: str) -> tuple[int, int]:
-    """Rows and columns of patch tokens. Raises ValueError if the image does not give a whole grid."""
+    """Rows and columns of patch tokens. A patch stem leaves out what its last stride does not reach, as a convolution
+    does. Raises ValueError for sizes that give no grid."""
     if stem == "conv":
         if stride % 4 or any(side % stride for side in image_size):
             raise ValueError(

@@ -101,7 +101,7 @@ class Attention(nn.Module):
         c = self.config
         query, key, value = QueryKeyValue(c, name="query_key_value")(x, queries)
         query = query * jnp.asarray((c.width // c.heads) ** -0.5, c.dtype)
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key).astype(at_least_f32(c.dtype))
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=at_least_f32(c.dtype))
         if mask is not None:
             scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1)
@@ -130,7 +130,7 @@ class CrossAttention(nn.Module):
 
         query = project(x, "query") * jnp.asarray(head_width**-0.5, c.dtype)
         key, value = project(context, "key"), project(context, "value")
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key).astype(at_least_f32(c.dtype))
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=at_least_f32(c.dtype))
         weights = nn.Dropout(c.dropout)(jax.nn.softmax(scores, axis=-1).astype(c.dtype), deterministic=deterministic)
         mixed = jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, value), 1, 2)
         return nn.DenseGeneral(c.width, axis=(-2, -1), kernel_init=INIT, dtype=c.dtype, name="output")(mixed)
@@ -173,9 +173,10 @@ class Block(nn.Module):
         def residual(skip: Array, branch: Array) -> Array:
             branch = nn.Dropout(c.dropout)(branch, deterministic=self.deterministic)
             if self.stochastic_depth and not self.deterministic:
-                keep = 1.0 - drop_path.astype(branch.dtype)
-                draw = jax.random.uniform(self.make_rng("dropout"), (branch.shape[0], 1, 1)).astype(branch.dtype)
-                branch = jnp.where(draw < keep, branch / keep, jnp.zeros((), branch.dtype))
+                keep = 1.0 - drop_path  # f32: rounded to bf16, a draw near 1 would drop rows at rate 0 as well
+                draw = jax.random.uniform(self.make_rng("dropout"), (branch.shape[0], 1, 1))
+                kept = branch / keep.astype(branch.dtype)
+                branch = jnp.where(draw < keep, kept, jnp.zeros((), branch.dtype))
             return skip + branch
 
         attended = attention(

@@ -10,7 +10,7 @@ import pytest
 from quick_compilation import few_optimizations
 
 from irm_jax import experiment
-from irm_jax.models import presets, transformer
+from irm_jax.models import image_encoder, presets, transformer
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.sharding import path_string
 
@@ -225,6 +225,25 @@ def test_drop_path_drops_whole_rows_and_keeps_the_mean():
     untouched = np.isclose(np.asarray(noisy), np.asarray(x)).all(axis=(1, 2)).mean()
     assert 0.15 < untouched < 0.35  # both branches dropped: 1/4
     assert not np.allclose(noisy, quiet)
+
+
+def test_a_drop_path_of_nothing_drops_nothing_in_bfloat16():
+    """A draw of .9990 is 1.0 in bfloat16, which is not below 1."""
+    config = transformer.BlockConfig(width=4, heads=2, dtype=jnp.bfloat16)
+    block = transformer.Block(config, stochastic_depth=True, deterministic=False)
+    x = jax.random.normal(jax.random.key(0), (8000, 2, 4), jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):  # flax's norms promote bf16 with f32
+        noisy, variables = block.init_with_output(jax.random.key(1), x, None, jnp.float32(0.0))
+        quiet = block.clone(deterministic=True).apply(variables, x, None, jnp.float32(0.0))
+    np.testing.assert_array_equal(np.asarray(noisy, np.float32), np.asarray(quiet, np.float32))
+
+
+def test_every_pixel_value_stays_apart_in_bfloat16():
+    values = jnp.arange(256, dtype=jnp.uint8)[:, None, None].repeat(3, axis=2)
+    found = image_encoder.normalize(values, image_encoder.IMAGENET_MEAN, image_encoder.IMAGENET_STD, jnp.bfloat16)
+    exact = image_encoder.normalize(values, image_encoder.IMAGENET_MEAN, image_encoder.IMAGENET_STD, jnp.float32)
+    np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(exact.astype(jnp.bfloat16), np.float32))
+    assert [len(np.unique(np.asarray(found[..., c], np.float32))) for c in range(3)] == [256] * 3
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters(prepared):
