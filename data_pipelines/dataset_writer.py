@@ -184,6 +184,8 @@ def _describe(item: Any) -> str:
 
 def _run(jobs: Sequence[ShardJob], workers: int | None, pool: futures.Executor | None, progress: _Progress) -> None:
     """Writes the shards; few jobs are in flight at once, so that descriptors are not all copied to the workers."""
+    if not jobs:  # a build that stopped after its last shard
+        return
     workers = min(workers or _cores(), len(jobs))
     if pool is None and workers <= 1:
         for job in jobs:

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent import futures
 from pathlib import Path
 
 import pytest
 import toy_shards
 
-from data_pipelines import build, dataset_writer, procedural, schema, shards
+from data_pipelines import build, build_folder, dataset_writer, procedural, schema, shards
 from data_pipelines.shards import DatasetError
 
 
@@ -125,6 +126,20 @@ def test_left_over_of_another_plan_is_not_used(tmp_path: Path, uninterrupted: di
     assert json.loads(found["toy/1.0.0/manifest.json"])["source"] == {"kind": "other"}
     shutil.rmtree(tmp_path / "toy")
     toy_shards.build(tmp_path)
+    assert toy_shards.contents(tmp_path) == uninterrupted
+
+
+def test_build_that_stopped_after_its_last_shard_goes_on(
+    tmp_path: Path, uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(build_folder, "complete", stop)
+            toy_shards.build(tmp_path, pool=pool)
+        toy_shards.build(tmp_path, pool=pool)
     assert toy_shards.contents(tmp_path) == uninterrupted
 
 
