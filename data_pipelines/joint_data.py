@@ -93,9 +93,10 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.
     if config.data.build_missing and set(drawn) - set(found):
         logging.info("building the procedural benchmark in %s", folder)
         procedural.build(folder, **options)
-    copied = bool(config.data.cache) and storage.is_remote(folder)
-    places = {name: local_copy.local_copy(folder, name, config.data.cache) if copied else folder for name in wanted}
-    opened = {name: shards.open_dataset(places[name], name) for name in wanted}
+    if config.data.cache and storage.is_remote(folder):
+        opened = {name: local_copy.open_copy(folder, name, config.data.cache) for name in wanted}
+    else:
+        opened = {name: shards.open_dataset(folder, name) for name in wanted}
     source = procedural.Benchmark(**options).source() if drawn else {}
     for name in drawn:
         there = opened[name].manifest.source

@@ -150,15 +150,13 @@ def open_dataset(data_dir: str | os.PathLike[str], name: str, version: str | Non
     Raises DatasetError, with the cure, if the folder is missing, empty, unfinished, of another schema version, or if a
     shard is missing or has another size than when it was written (every shard's size is looked at, no content).
     """
-    folder = _find(epath.Path(data_dir), name, version)
+    folder = version_folder(epath.Path(data_dir), name, version)
     manifest = load_manifest(folder)
-    for split in manifest.splits.values():
-        for shard in split["shards"]:
-            path = folder / shard["file"]
-            size = storage.file_size(path)
-            if size != shard["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes, but {shard['bytes']} were written"
-                raise DatasetError(f"shard {path} {found}: delete the folder {folder} and build the data set again")
+    written = {folder / shard["file"]: shard["bytes"] for split in manifest.splits.values() for shard in split["shards"]}
+    for (path, asked), size in zip(written.items(), storage.file_sizes(list(written)), strict=True):
+        if size != asked:
+            found = "is missing" if size is None else f"has {size} bytes, but {asked} were written"
+            raise DatasetError(f"shard {path} {found}: delete the folder {folder} and build the data set again")
     return Dataset(folder, manifest)
 
 
@@ -175,7 +173,8 @@ def _versions(folder: epath.Path) -> list[str]:
     return sorted(found, key=lambda version: shard_files.version_key(version) or ())
 
 
-def _find(data_dir: epath.Path, name: str, version: str | None) -> epath.Path:
+def version_folder(data_dir: epath.Path, name: str, version: str | None = None) -> epath.Path:
+    """Returns `{data_dir}/{name}/{version}`, the newest version unless one is given. Raises DatasetError if missing."""
     build = f"python -m data_pipelines.build --dataset NAME --out {data_dir}"
     if not data_dir.is_dir():
         raise DatasetError(

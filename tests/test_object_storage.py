@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_a_copy_of_the_data_is_made_once_and_gives_the_same_records(
     # Data that were built again replace the copy.
     manifest = f"bucket/shards/procedural_trad/{there.folder.name}/manifest.json"
     bucket.files[manifest] = bucket.files[manifest].replace(b'"task": "trad"', b'"task": "cc"')
-    local_copy.local_copy("gs://bucket/shards", "procedural_trad", tmp_path / "cache")
+    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path / "cache")
     assert shard.exists()
     assert json.loads((copied.folder / "manifest.json").read_bytes())["task"] == "cc"
 
@@ -158,10 +159,10 @@ def test_a_copy_that_was_cut_short_goes_on(
         copied.append(target.name)
         copy(source, target)
 
-    monkeypatch.setattr(local_copy, "_THREADS", 1)  # in order: some files before the manifest, some not
+    monkeypatch.setattr(storage, "THREADS", 1)  # in order: some files before the manifest, some not
     monkeypatch.setattr(local_copy, "_copy", cut)
     with pytest.raises(OSError, match="connection lost"):
-        local_copy.local_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+        local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     assert not list(tmp_path.rglob("1.*"))  # nothing that could be taken for a data set
     before = set(copied)
 
@@ -170,10 +171,44 @@ def test_a_copy_that_was_cut_short_goes_on(
         copy(source, target)
 
     monkeypatch.setattr(local_copy, "_copy", again)
-    root = local_copy.local_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    dataset = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     assert before
     assert len(copied) == len(set(copied)) > len(before)
-    shards.open_dataset(root, "procedural_trad").verify()
+    dataset.verify()
+
+
+def test_a_withdrawn_version_is_no_longer_opened_from_the_cache(
+    bucket: Bucket, procedural_dir: Path, tmp_path: Path
+) -> None:
+    upload(bucket, procedural_dir / "procedural_trad" / "1.0.0", "bucket/shards/procedural_trad/1.0.0")
+    upload(bucket, procedural_dir / "procedural_trad" / "1.0.0", "bucket/shards/procedural_trad/1.1.0")
+    newest = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    for name in [name for name in bucket.files if "/1.1.0/" in name]:
+        del bucket.files[name]
+    left = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    assert [dataset.folder.name for dataset in (newest, left)] == ["1.1.0", "1.0.0"]
+
+
+def test_a_start_with_a_copy_asks_for_no_size_and_one_without_for_many_at_a_time(
+    bucket: Bucket, procedural_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(bucket, procedural_dir, "bucket/shards")
+    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    threads = set()
+    size = storage._file_size
+
+    def asked(path: epath.Path) -> int | None:
+        if storage.is_remote(path):
+            threads.add(threading.get_ident())
+            together.wait(timeout=10)
+        return size(path)
+
+    monkeypatch.setattr(storage, "_file_size", asked)
+    together = threading.Barrier(3)  # a shard a split: all three are under way before the first is answered
+    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    assert not threads
+    shards.open_dataset("gs://bucket/shards", "procedural_trad")
+    assert len(threads) == 3
 
 
 def test_records_on_gs_are_asked_from_there_and_other_kinds_need_a_copy(
