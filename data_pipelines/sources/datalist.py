@@ -5,6 +5,7 @@
 
 Paths are relative to the raw folder. What the instruction is depends on the task: the file of a picture (cc, ctcc), a
 key of the JSON file of sentences (li; t2i, but not in the gallery, whose rows carry a filler), or nothing (trad, vi).
+The file has a sentence or a list of them for each key; a query of t2i with several becomes one record a sentence.
 A missing camera is 0 in train, -1 for a query and -2 in the gallery, so that no junk rule fires. The clothes number is
 taken both as what is worn and as what the instruction asks for: the lists have one number for the two.
 
@@ -160,5 +161,8 @@ def _pictures(
                     f"{row.where}, column 2: {row.instruction!r} is no key of the JSON file of sentences"
                 )
             item = item._replace(sentences=texts[row.instruction])
-        items.append(item)
+        captioned = split == "query" and not tasks.task(task).has_query_image
+        # A caption is a query of its own; sentences of li are paraphrases of one.
+        texts_of_records = [(text,) for text in item.sentences] if captioned else [item.sentences]
+        items.extend(item._replace(sentences=own) for own in texts_of_records)
     return items

@@ -46,6 +46,18 @@ def test_datalist_of_every_task(task: str, tmp_path: Path) -> None:
     assert dataset.reader("gallery")[0]["sentences"] == (("one", "eins") if task == "li" else ())
 
 
+def test_every_caption_of_a_query_is_a_record(tmp_path: Path) -> None:
+    official_trees.draw(tmp_path, ["a/1.jpg", "a/2.jpg"])
+    official_trees.write(tmp_path, {"q.txt": "a/1.jpg two 7 0\na/2.jpg one 8 0\n", "g.txt": "a/1.jpg filler 7 0\n"})
+    official_trees.write(tmp_path, {"s.json": json.dumps({"one": "eins", "two": ["first", "second"]})})
+    splits = datalist.source("x", "t2i", "x", {"query": "q.txt", "gallery": "g.txt"}, "s.json").scan(tmp_path).splits
+    asked = [(item.file, item.sentences) for item in splits["query"]]
+    assert asked == [("a/1.jpg", ("first",)), ("a/1.jpg", ("second",)), ("a/2.jpg", ("eins",))]
+    assert [item.sentences for item in splits["gallery"]] == [()]
+    train = datalist.source("x", "t2i", "x", {"train": "q.txt"}, "s.json").scan(tmp_path).splits["train"]
+    assert [item.sentences for item in train] == [("first", "second"), ("eins",)]
+
+
 def test_datalist_wrong(tmp_path: Path) -> None:
     official_trees.draw(tmp_path, ["a/1.jpg", "i/1.jpg"])
     official_trees.write(tmp_path, {"l.txt": "a/1.jpg i/1.jpg 7 0\n", "n.txt": "a/1.jpg i/1.jpg 7 -2\n"})
