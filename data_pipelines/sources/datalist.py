@@ -153,8 +153,8 @@ def _pictures(
             parts = {part.lower() for folder in Path(row.image).parts[:-1] for part in folder.split("_")}
             item = item._replace(modality=schema.INFRARED if parts & _INFRARED else schema.VISIBLE)
         if wants_picture and row.instruction:
-            listing.listed_size(raw, row.instruction, row.where)
-            item = item._replace(template=row.instruction)
+            size = listing.listed_size(raw, row.instruction, row.where)
+            item = item._replace(template=row.instruction, template_size=size)
         if wants_text:
             if row.instruction not in texts:
                 raise DatasetError(

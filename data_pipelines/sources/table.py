@@ -130,8 +130,9 @@ def _picture(
     own = dict(row.attributes)
     values = tuple(slots[slot].index(own[slot]) if slot in own else schema.UNKNOWN for slot in slots)
     clothes = outfits.get((row.identity, row.clothes), schema.UNKNOWN)
+    template_size = 0
     if row.instruction_image:
-        listing.listed_size(raw, row.instruction_image, f"{row.where}, column 'instruction_image'")
+        template_size = listing.listed_size(raw, row.instruction_image, f"{row.where}, column 'instruction_image'")
     return Picture(
         file=row.image,
         person=row.identity if "/" in row.identity else person_name(namespace, row.identity),
@@ -144,6 +145,7 @@ def _picture(
         instruction_attributes=values,
         instruction_clothes=clothes if tasks.task(task).composed else schema.UNKNOWN,
         template=row.instruction_image,
+        template_size=template_size,
     )
 
 

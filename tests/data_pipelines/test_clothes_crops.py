@@ -9,7 +9,7 @@ import official_trees
 import pytest
 from official_trees import TREES, built
 
-from data_pipelines import build, clothes_crops
+from data_pipelines import build, clothes_crops, sources
 
 
 def test_real2_templates_and_stand_ins(tmp_path: Path) -> None:
@@ -25,6 +25,14 @@ def test_real2_templates_and_stand_ins(tmp_path: Path) -> None:
     assert dataset.manifest.source["instructions_made"]["split"] == "gallery"
     sentences = built("real2_li", raw, tmp_path / "out").reader("gallery")[2]["sentences"]
     assert sentences == ("a person in a red coat",)
+
+
+def test_a_replaced_instruction_picture_is_another_build(tmp_path: Path) -> None:
+    raw = TREES["real2_ctcc"].make(tmp_path)
+    scan = sources.get_source("real2_ctcc").scan
+    before = scan(raw).splits["query"][0]
+    (raw / before.template).write_bytes((raw / before.template).read_bytes() + b"more")
+    assert repr(scan(raw).splits["query"][0]) != repr(before)
 
 
 def test_upper_clothes_is_the_stated_box() -> None:
