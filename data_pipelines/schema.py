@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 SCHEMA_VERSION = 1
+MAX_CAMERA = 4095
+"""Evaluation keeps this many camera numbers a namespace."""
+MAX_CLOTHES = 2**31 - 1
 VISIBLE, INFRARED = 0, 1
 ATTRIBUTE_SLOTS = 8
 """Width of every attribute array. A slot holds a small non-negative value; -1 is unknown (of an image) or unnamed (of

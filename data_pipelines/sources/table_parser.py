@@ -28,7 +28,6 @@ REQUIRED = ("image", "identity", "camera", "split")
 COLUMNS = (*REQUIRED, "clothes", "modality", "caption", "instruction_image", "attributes")
 SPLITS = ("train", "query", "gallery", "test")
 _MODALITIES = {"": schema.VISIBLE, "visible": schema.VISIBLE, "infrared": schema.INFRARED}
-_MAX_CAMERA = 4095  # evaluation keeps this many camera numbers a namespace
 
 
 class Row(NamedTuple):
@@ -126,8 +125,8 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         return cell(column) or wrong(column, "it is empty")
 
     camera = cell("camera")
-    if camera and not (camera.isdecimal() and camera.isascii() and int(camera) <= _MAX_CAMERA):
-        wrong("camera", f"{camera!r} must be a whole number from 0 to {_MAX_CAMERA}, or empty where it is not known")
+    if camera and not (camera.isdecimal() and camera.isascii() and int(camera) <= schema.MAX_CAMERA):
+        wrong("camera", f"{camera!r} must be a whole number from 0 to {schema.MAX_CAMERA}, or empty where it is not known")
     if cell("split") not in SPLITS:
         wrong("split", f"{cell('split')!r} is none of {', '.join(SPLITS)}")
     if cell("modality").lower() not in _MODALITIES:
