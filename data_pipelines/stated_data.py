@@ -7,18 +7,17 @@ sources are taken, of the procedural ones `data.procedural.train_people`.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import batch_plan, data_options, joint_data, procedural, shards, sources
+from data_pipelines import batch_plan, joint_data, procedural, shards, sources
 from data_pipelines.identity_space import IdentitySpace
 from data_pipelines.joint_data import JointData
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +61,9 @@ def plan_training(config: ConfigDict, *, max_length: int) -> JointData:
 
     Raises DatasetError for a batch that cannot be laid out, or takes more people than a data set has.
     """
-    units = data_options.units_of(config)
-    tokenizer = Tokenizer(vocab=config.data.vocab, max_length=max_length)
-    try:
-        plan = batch_plan.plan_batch(
-            units, config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
-            instruction_dropout=config.data.instruction_dropout, repeat_people=config.data.repeat_people,
-        )  # fmt: skip
-    except ValueError as error:
-        raise DatasetError(f"config.data: {error}") from error
-    folder = Path(config.data.dir).expanduser()
+    tokenizer = joint_data.make_tokenizer(config, max_length)
+    plan = joint_data.plan_of(config, tokenizer)
+    folder = epath.Path(config.data.dir).expanduser()
     built = shards.dataset_names(folder) if folder.is_dir() else []
     known: dict[str, Any] = {name: stated_people(config, name) for name in plan.datasets if name not in built}
     known |= joint_data.open_datasets(config, [name for name in plan.datasets if name in built])

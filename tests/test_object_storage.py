@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event
 
-from data_pipelines import joint_data, local_copy, procedural, shard_files, shards, storage
+from data_pipelines import joint_data, local_copy, procedural, shard_files, shards, stated_data, storage
 from irm_jax import config_check, metric_log
 from irm_jax.evaluation import compare, report
 from irm_jax.evaluation.figures import Ranking
@@ -209,6 +209,17 @@ def test_a_start_with_a_copy_asks_for_no_size_and_one_without_for_many_at_a_time
     assert not threads
     shards.open_dataset("gs://bucket/shards", "procedural_trad")
     assert len(threads) == 3
+
+
+def test_a_plan_without_training_reads_data_on_gs_too(
+    bucket: Bucket, procedural_dir: Path, micro_config: ConfigDict
+) -> None:
+    upload(bucket, procedural_dir, "bucket/shards")
+    micro_config.data.dir = "gs://bucket/shards"
+    assert stated_data.plan_training(micro_config, max_length=40).space.num_head == 5 * 16
+    micro_config.data.procedural.train_people = 99
+    with pytest.raises(shards.DatasetError, match="gs://bucket/shards/procedural_.* was drawn with other options"):
+        stated_data.plan_training(micro_config, max_length=40)
 
 
 def test_records_on_gs_are_asked_from_there_and_other_kinds_need_a_copy(
