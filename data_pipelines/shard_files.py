@@ -72,10 +72,10 @@ def file_sha256(path: Path | epath.Path) -> str:
 
 
 def sha256(lines: Iterable[str]) -> str:
-    """Returns the hash of some lines of text; file names that are no valid UTF-8 are taken as their bytes."""
+    """Returns the hash of some lines of text."""
     digest = hashlib.sha256()
     for line in lines:
-        digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
+        digest.update(line.encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -146,7 +146,7 @@ def _texts(path: Path) -> dict[str, tuple[str, ...]]:
     texts = {}
     for key, value in values.items():
         parts = value if isinstance(value, list) else [value]
-        if not parts or not all(isinstance(part, str) for part in parts):
+        if not parts or not all(isinstance(part, str) and listing.is_utf8(part) for part in parts):
             raise DatasetError(f"{path}, key {key!r}: the value must be a sentence, or a list of sentences")
         texts[key] = tuple(parts)
     return texts

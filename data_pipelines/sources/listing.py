@@ -61,6 +61,23 @@ def record(item: Picture, image: bytes, template: bytes = b"") -> schema.Record:
     )
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text can be stored; what Python made of a file name in another encoding, or of half an escape, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _storable(names: list[str], folder: Path) -> list[str]:
+    """Returns the names. Raises DatasetError for one that is not UTF-8."""
+    for name in names:
+        if not is_utf8(name):
+            raise DatasetError(f"{folder}: the name {os.fsencode(name)!r} is not UTF-8: rename it")
+    return names
+
+
 def check_tree(raw: Path, title: str, needed: Sequence[str]) -> None:
     """Raises DatasetError unless `raw` holds all of `needed`; a name that ends with / is a folder, else a file."""
 
@@ -87,6 +104,7 @@ def files(raw: Path, folder: str, title: str, suffixes: tuple[str, ...] = (".jpg
     if not found:
         what = " or ".join(suffixes)
         raise DatasetError(f"{raw / folder} holds no {what} file: the copy of {title} is incomplete, get it again")
+    _storable([name for name, _ in found], raw / folder)
     prefix = folder.rstrip("/")
     return [(f"{prefix}/{name}", size) for name, size in sorted(found)]
 
@@ -97,7 +115,7 @@ def folders(raw: Path, folder: str, title: str) -> list[str]:
         found = sorted(entry.name for entry in entries if entry.is_dir())
     if not found:
         raise DatasetError(f"{raw / folder} holds no folder: the copy of {title} is incomplete, get it again")
-    return found
+    return _storable(found, raw / folder)
 
 
 def parsed(pattern: re.Pattern[str], file: str, title: str, form: str) -> re.Match[str]:
@@ -162,7 +180,12 @@ def comma_numbers(path: Path) -> list[int]:
 
 
 def listed_size(raw: Path, file: str, where: str) -> int:
-    """Returns the size of a picture that a list names. Raises DatasetError naming the list's line if it is missing."""
+    """Returns the size of a picture that a list names.
+
+    Raises DatasetError naming the list's line if it is missing, or its name not UTF-8.
+    """
+    if not is_utf8(file):
+        raise DatasetError(f"{where}: the picture's name {file!r} is not UTF-8: rename the file, here and on the disk")
     try:
         return os.stat(raw / file).st_size
     except OSError as error:

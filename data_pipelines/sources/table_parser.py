@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from data_pipelines import schema
 from data_pipelines.shard_files import DatasetError
+from data_pipelines.sources.listing import is_utf8
 
 REQUIRED = ("image", "identity", "camera", "split")
 COLUMNS = (*REQUIRED, "clothes", "modality", "caption", "instruction_image", "attributes")
@@ -119,6 +120,8 @@ def _row(where: str, values: dict[str, Any]) -> Row:
             return ""
         if isinstance(value, bool) or not isinstance(value, str | int):
             wrong(column, f"{value!r} must be text")
+        if not is_utf8(str(value)):
+            wrong(column, f"{value!r} holds half a character, which cannot be stored")
         return str(value).strip()
 
     def needed(column: str) -> str:
@@ -133,7 +136,7 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         wrong("modality", f"{cell('modality')!r} is neither visible nor infrared")
     captions = values.get("caption")
     if isinstance(captions, list):
-        if not all(isinstance(text, str) for text in captions):
+        if not all(isinstance(text, str) and is_utf8(text) for text in captions):
             wrong("caption", "it must be text, or a list of texts")
     else:
         captions = cell("caption").split("|")

@@ -1,6 +1,7 @@
 """Every source on a made-up tree in its official layout: scan, build, and each record against the hand-made answer."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import official_trees
 import pytest
 from official_trees import TREES, built, columns
 
-from data_pipelines import leak_check, sources
+from data_pipelines import build, leak_check, sources
 from data_pipelines.shards import DatasetError
-from data_pipelines.sources import table
+from data_pipelines.sources import listing, table
 
 OTHER_TESTS = ("cuhk03_detected", "market1501")  # below, and in test_market1501.py
 
@@ -172,6 +173,18 @@ def test_wrong_list_is_named(name: str, texts: dict[str, str], message: str, tmp
     official_trees.write(raw, texts)
     with pytest.raises(DatasetError, match=message):
         sources.get_source(name).scan(raw)
+
+
+def test_name_that_is_not_utf8_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = TREES["prcc"].make(tmp_path / "raw")
+    picture, latin = raw / "rgb/train/001/A_cropped_rgb001.jpg", os.fsdecode("A_Jörg.jpg".encode("latin-1"))
+    picture.rename(picture.with_name(latin))
+    assert build.main(["--dataset", "prcc", "--raw", str(raw), "--out", str(tmp_path / "out")]) == 2
+    assert r"rgb/train/001: the name b'A_J\xf6rg.jpg' is not UTF-8: rename it" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match=r"l.txt, line 1: the picture's name .* is not UTF-8"):
+        listing.listed_size(picture.parent, latin, "l.txt, line 1")
 
 
 def test_cuhk_pedes_captions_and_people(tmp_path: Path) -> None:

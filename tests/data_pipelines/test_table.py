@@ -129,6 +129,7 @@ def test_what_is_wrong_with_a_csv_is_named(text: str, message: str) -> None:
         ("[]", "t.jsonl, line 2: '[]' is no JSON object"),
         ('{"image": "a", "split": "train"}', "line 2: column 'identity' is missing"),
         ('{"image": "a", "identity": 1, "split": "train", "size": 3}', "line 2: unknown column 'size'"),
+        (r'{"image": "a", "identity": "\ud800", "split": "train"}', "line 2, column 'identity': '\\ud800' holds half"),
         ('{"image": ["a"], "identity": 1, "split": "train"}', "line 2, column 'image': ['a'] must be text"),
         (
             '{"image": "a", "identity": 1, "split": "train", "caption": [1]}',
