@@ -96,7 +96,7 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.
     options = data_options.benchmark_options(config)
     if config.data.build_missing and set(drawn) - set(found):
         logging.info("building the procedural benchmark in %s", folder)
-        procedural.build(folder, **options)
+        procedural.build(folder, **options, wait=True)  # several processes of a host may start at once
     if config.data.cache and storage.is_remote(folder):
         opened = {name: local_copy.open_copy(folder, name, config.data.cache) for name in wanted}
     else:

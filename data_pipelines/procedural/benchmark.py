@@ -225,13 +225,14 @@ def build(
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    wait: bool = False,
 ) -> list[schema.Manifest]:
     """Writes the six data sets `procedural_<task>` as shards under `out_dir`.
 
     Args:
       out_dir: the data folder; a data set goes to `out_dir/procedural_<task>/<version>/`.
       seed, image_size, template_size, train_people, test_people, extras, hard: see `Benchmark`.
-      workers, overwrite, progress: see `shards.write_dataset`; data sets that are there already are kept.
+      workers, overwrite, progress, wait: see `shards.write_dataset`; data sets that are there already are kept.
 
     Returns:
       The manifests, in order of the tasks.
@@ -260,6 +261,7 @@ def build(
                 pool=pool,
                 overwrite=overwrite,
                 progress=progress,
+                wait=wait,
             )
             manifests.append(manifest)
     return manifests

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from concurrent import futures
 from pathlib import Path
 
@@ -159,6 +160,28 @@ def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="another process is building"):
             toy_shards.build(tmp_path)
     toy_shards.build(tmp_path)
+
+
+def test_builds_at_once_that_wait_build_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts, meet = [], threading.Barrier(4)
+
+    def build_at_once(_: int) -> schema.Manifest:
+        meet.wait()
+        return toy_shards.build(tmp_path, wait=True)
+
+    prepare = build_folder.prepare
+    monkeypatch.setattr(build_folder, "prepare", lambda *given: (starts.append(given), prepare(*given)))
+    with futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(build_at_once, range(4)))
+    assert found == [shards.open_dataset(tmp_path, "toy").manifest] * 4
+    assert len(starts) == 1
+    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match=r"cannot write .*file/toy/\.1\.0\.0\.building .*build into another folder"):
+        toy_shards.build(tmp_path / "file")
 
 
 @pytest.mark.parametrize("what", ["image", "instruction"])
