@@ -38,7 +38,18 @@ class Picture(NamedTuple):
 
 def load(raw: Path, item: Any) -> schema.Record:
     """Returns the Record of a Picture; its bytes go in as they are."""
-    return record(item, (raw / item.file).read_bytes(), (raw / item.template).read_bytes() if item.template else b"")
+    return record(item, read(raw / item.file), read(raw / item.template) if item.template else b"")
+
+
+def read(path: Path) -> bytes:
+    """Returns the bytes of a picture. Raises DatasetError if it can no longer be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(
+            f"{path} was there when the folder was listed, and cannot be read now ({error.strerror}): put it back, and "
+            f"run the same build again; finished shards are kept"
+        ) from error
 
 
 def record(item: Picture, image: bytes, template: bytes = b"") -> schema.Record:

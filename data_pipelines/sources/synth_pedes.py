@@ -91,7 +91,7 @@ def load(raw: Path, item: Any) -> schema.Record:
     entry = json.loads(data)
     file = entry["file_path"]
     return schema.Record(
-        image=(raw / file).read_bytes(),
+        image=listing.read(raw / file),
         file=file,
         person=person_name(NAMESPACE, pid),
         camera=0,

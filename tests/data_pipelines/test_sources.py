@@ -187,6 +187,15 @@ def test_name_that_is_not_utf8_is_refused_before_anything_is_written(
         listing.listed_size(picture.parent, latin, "l.txt, line 1")
 
 
+def test_picture_that_vanished_during_the_build_is_named(tmp_path: Path) -> None:
+    raw = TREES["ltcc"].make(tmp_path)
+    source = sources.get_source("ltcc")
+    item = source.scan(raw).splits["train"][0]
+    (raw / item.file).unlink()
+    with pytest.raises(DatasetError, match=r"000_1_c10_000001\.png was there .*No such file.* put it back"):
+        source.load(raw, item)
+
+
 def test_cuhk_pedes_captions_and_people(tmp_path: Path) -> None:
     raw = TREES["cuhk_pedes"].make(tmp_path / "raw")
     dataset = built("cuhk_pedes", raw, tmp_path / "out")
