@@ -143,7 +143,23 @@ def test_wrong_file_is_named(name: str, file: str, message: str, tmp_path: Path)
             {"reid_raw.json": '[{"split": "test", "id": 1, "captions": "x", "file_path": "x"}]'},
             "captions must be a list",
         ),
+        (
+            "cuhk_pedes",
+            {"reid_raw.json": '[{"split": "test", "id": "x7", "captions": ["x"], "file_path": "x"}]'},
+            "entry 1: id 'x7' is no number",
+        ),
+        (
+            "cuhk_pedes",
+            {"reid_raw.json": '[{"split": "test", "id": 7, "captions": ["x"], "file_path": ["x"]}]'},
+            r"entry 1: file_path \['x'\] is no text",
+        ),
+        (
+            "cuhk_pedes",
+            {"reid_raw.json": '[{"split": ["test"], "id": 7, "captions": ["x"], "file_path": "x"}]'},
+            r"split \['test'\] is none of",
+        ),
         ("synth_pedes", {"synthpedes_dataset.json": '[{"id": 3}]'}, "byte 1 lacks file_path"),
+        ("synth_pedes", {"synthpedes_dataset.json": '[{"id": "3", "file_path": "x"}]'}, "byte 1: id '3' is no number"),
         (
             "synth_pedes",
             {"synthpedes_dataset.json": '[{"id": 3, "file_path": "Part1/3/0.jpg"}, '},
