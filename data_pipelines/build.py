@@ -77,7 +77,8 @@ def build(
     if raw is None and options.table is not None:
         raw = str(Path(options.table).parent)
     if raw is None:
-        raise DatasetError(f"{dataset} is built from its official files: give their folder with --raw")
+        what = "the folder in which the lists' paths begin" if dataset == source_choice.DATALIST else "its official folder"
+        raise DatasetError(f"{dataset} is built from pictures that lie here: give {what} with --raw")
     scan = source.scan(Path(raw))
     table, differences = count_table(scan.found, source.expected)
     print(f"{dataset} in {raw}\n{table}")
