@@ -78,7 +78,7 @@ def build(
         raw = str(Path(options.table).parent)
     if raw is None:
         what = "the folder in which the lists' paths begin" if dataset == source_choice.DATALIST else "its official folder"
-        raise DatasetError(f"{dataset} is built from pictures that lie here: give {what} with --raw")
+        raise DatasetError(f"{dataset} is built from its pictures: give {what} with --raw")
     scan = source.scan(Path(raw))
     table, differences = count_table(scan.found, source.expected)
     print(f"{dataset} in {raw}\n{table}")

@@ -10,9 +10,10 @@ import dataclasses
 import itertools
 import os
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
@@ -31,6 +32,7 @@ __all__ = [
     "write_dataset",
 ]
 
+_Rows = TypeVar("_Rows", np.ndarray, schema.Index)
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access: no read-ahead, no threads of its own
 _MAX_OPEN = 256  # shards a reader keeps open, well below the usual limit of 1,024 files a process
 
@@ -116,14 +118,21 @@ class Dataset:
 
     def index(self, split: str) -> schema.Index:
         """Returns the small fields of every record of the split. Raises DatasetError for an unknown split."""
+        return self._of_all_records(split, shard_files.load_index)
+
+    def identities(self, split: str) -> np.ndarray:
+        """Returns column `identity` of the index, i32[N], and reads no other. Raises as `index`."""
+        return self._of_all_records(split, shard_files.load_identities)
+
+    def _of_all_records(self, split: str, load: Callable[[epath.Path], _Rows]) -> _Rows:
         records = self._split(split)["records"]
-        index = shard_files.load_index(self.folder / shard_files.index_name(split))
-        if len(index) != records:
+        rows = load(self.folder / shard_files.index_name(split))
+        if len(rows) != records:
             raise DatasetError(
-                f"the index of {self.name}/{split} has {len(index)} rows, the manifest {records} records: delete the "
+                f"the index of {self.name}/{split} has {len(rows)} rows, the manifest {records} records: delete the "
                 f"folder {self.folder} and build the data set again"
             )
-        return index
+        return rows
 
     def reader(self, split: str, fields: Sequence[str] = record_format.FIELDS) -> ShardReader:
         return ShardReader(str(self.folder), self._split(split)["shards"], fields)

@@ -25,21 +25,17 @@ class _Manifest:
     people: list[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Index:
-    identity: np.ndarray  # i32[people]
-
-
 class StatedPeople:
     """What `IdentitySpace` reads of a data set: `count` people of a namespace, all of them in the train split."""
 
     def __init__(self, namespace: str, count: int) -> None:
         self.manifest = _Manifest([person_name(namespace, number) for number in range(count)])
-        self._index = _Index(np.arange(count, dtype=np.int32))
+        self._identities = np.arange(count, dtype=np.int32)
 
-    def index(self, split: str) -> _Index:
+    def identities(self, split: str) -> np.ndarray:
+        """i32[count], whatever the split."""
         del split
-        return self._index
+        return self._identities
 
 
 def stated_people(config: ConfigDict, name: str) -> StatedPeople:
@@ -70,7 +66,7 @@ def plan_training(config: ConfigDict, *, max_length: int) -> JointData:
     try:
         for name, data in known.items():
             batch_plan.check_people(
-                plan, f"data set {name!r}", len(np.unique(data.index("train").identity)),
+                plan, f"data set {name!r}", len(np.unique(data.identities("train"))),
                 plan.identities_per_batch(name),
             )  # fmt: skip
     except ValueError as error:

@@ -61,6 +61,7 @@ def test_index_agrees_with_records(built: Path) -> None:
             assert index.instruction_key[i] == (zlib.crc32(first[0]) if first else 0)
             assert int(index.content[i]) == int.from_bytes(hashlib.sha256(record["image"]).digest()[:8], "big")
             assert (index.shard[i], index.offset[i]) == divmod(i, 8)
+        np.testing.assert_array_equal(dataset.identities(split), index.identity)
     dtypes = {
         field.name: getattr(dataset.index("train"), field.name).dtype for field in dataclasses.fields(schema.Index)
     }
@@ -235,8 +236,9 @@ def test_damaged_index(copy: Path) -> None:
     with pytest.raises(DatasetError, match=r"index-train\.npz is damaged .*build the data set again"):
         dataset.index("train")
     path.write_bytes((copy / "index-query.npz").read_bytes())
-    with pytest.raises(DatasetError, match="the index of toy/train has 5 rows, the manifest 40 records"):
-        dataset.index("train")
+    for read in (dataset.index, dataset.identities):
+        with pytest.raises(DatasetError, match="the index of toy/train has 5 rows, the manifest 40 records"):
+            read("train")
     path.unlink()
     with pytest.raises(DatasetError, match=r"index-train\.npz is missing"):
         dataset.index("train")
