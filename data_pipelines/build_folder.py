@@ -157,8 +157,10 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan
         people=list(people),
         splits=splits,
         source=plan["source"],
+        # Shards number people; who they are decides which people of several data sets are one.
         content_hash=shard_files.sha256(
-            f"{shard['file']} {shard['sha256']}" for split in sorted(splits) for shard in splits[split]["shards"]
+            [f"{shard['file']} {shard['sha256']}" for split in sorted(splits) for shard in splits[split]["shards"]]
+            + [f"{shard_files.PEOPLE} {shard_files.sha256(people)}"]
         ),
     )
     shard_files.write_json(folder / shard_files.MANIFEST, dataclasses.asdict(manifest))

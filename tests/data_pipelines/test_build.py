@@ -1,5 +1,6 @@
 """Building: killed builds go on where they stopped, bad input is named, nothing unfinished looks finished."""
 
+import dataclasses
 import fcntl
 import functools
 import json
@@ -90,6 +91,19 @@ def test_finished_build_is_returned_as_it_is(tmp_path: Path) -> None:
     manifest = toy_shards.build(tmp_path)
     assert toy_shards.build(tmp_path, load=refuse) == manifest
     assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
+
+
+def test_same_pictures_of_other_people_are_other_content(tmp_path: Path) -> None:
+    def load_of_others(i: int) -> schema.Record:
+        record = toy_shards.load(i)
+        return dataclasses.replace(record, person=record.person.replace("toy", "others"))
+
+    mine = toy_shards.build(tmp_path / "mine")
+    others = [person.replace("toy", "others") for person in toy_shards.PEOPLE]
+    theirs = toy_shards.build(tmp_path / "theirs", people=others, load=load_of_others)
+    assert [part["shards"] for part in mine.splits.values()] == [part["shards"] for part in theirs.splits.values()]
+    assert mine.content_hash != theirs.content_hash
+    assert toy_shards.build(tmp_path / "again").content_hash == mine.content_hash
 
 
 def test_other_content_under_the_same_version(tmp_path: Path) -> None:
