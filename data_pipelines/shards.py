@@ -137,16 +137,6 @@ class Dataset:
     def reader(self, split: str, fields: Sequence[str] = record_format.FIELDS) -> ShardReader:
         return ShardReader(str(self.folder), self._split(split)["shards"], fields)
 
-    def verify(self) -> None:
-        """Reads every shard and compares its hash. Raises DatasetError naming the first that differs."""
-        for split in self.splits:
-            for shard in self._split(split)["shards"]:
-                if shard_files.file_sha256(self.folder / shard["file"]) != shard["sha256"]:
-                    raise DatasetError(
-                        f"shard {self.folder / shard['file']} changed since it was written: delete the folder "
-                        f"{self.folder} and build the data set again"
-                    )
-
     def _split(self, split: str) -> dict[str, Any]:
         if split not in self.manifest.splits:
             raise DatasetError(f"{self.name} has no split {split!r}; it has {', '.join(self.manifest.splits)}")

@@ -112,6 +112,11 @@ def upload(bucket: Bucket, folder: Path, prefix: str) -> None:
             bucket.files[f"{prefix}/{path.relative_to(folder)}"] = path.read_bytes()
 
 
+def same_files(copy: shards.Dataset, original: shards.Dataset) -> bool:
+    found = [{file.name: file.read_bytes() for file in dataset.folder.iterdir()} for dataset in (copy, original)]
+    return found[0] == found[1]
+
+
 def test_a_copy_of_the_data_is_made_once_and_gives_the_same_records(
     bucket: Bucket,
     procedural_dir: Path,
@@ -125,7 +130,7 @@ def test_a_copy_of_the_data_is_made_once_and_gives_the_same_records(
     [copied] = joint_data.open_datasets(config, ["procedural_trad"]).values()
     there = shards.open_dataset(procedural_dir, "procedural_trad")
     assert copied.folder == epath.Path(tmp_path, "cache/gs/bucket/shards/procedural_trad", there.folder.name)
-    copied.verify()
+    assert same_files(copied, there)
     for split in there.splits:
         reader, original = copied.reader(split), there.reader(split)
         assert len(reader) == len(original) > 0
@@ -174,7 +179,7 @@ def test_a_copy_that_was_cut_short_goes_on(
     dataset = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     assert before
     assert len(copied) == len(set(copied)) > len(before)
-    dataset.verify()
+    assert same_files(dataset, shards.open_dataset(procedural_dir, "procedural_trad"))
 
 
 def test_a_withdrawn_version_is_no_longer_opened_from_the_cache(

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -148,12 +147,6 @@ class Benchmark:
             instruction_clothes=schema.UNKNOWN if row.wanted is None else self.wardrobe.number(row.wanted),
             instruction_attributes=row.named,
         )
-
-    def records(self, task: str) -> Iterator[tuple[str, schema.Record]]:
-        """Yields (split, record) for every record of a task's data set, in final order."""
-        for split, shots in self.shots(task).items():
-            for shot in shots:
-                yield split, self.load(shot)
 
     def _key(self, *numbers: int) -> tuple[int, ...]:
         return (self.seed, *(int(part) for part in VERSION.split(".")), *numbers)
