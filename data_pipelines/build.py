@@ -77,8 +77,9 @@ def build(
     if raw is None and options.table is not None:
         raw = str(Path(options.table).parent)
     if raw is None:
-        what = "the folder in which the lists' paths begin" if dataset == source_choice.DATALIST else "its official folder"
-        raise DatasetError(f"{dataset} is built from its pictures: give {what} with --raw")
+        if dataset == source_choice.DATALIST:
+            raise DatasetError("--dataset datalist needs --raw: the folder in which the lists' paths begin")
+        raise DatasetError(f"{dataset} is built from its official files: give their folder with --raw")
     scan = source.scan(Path(raw))
     table, differences = count_table(scan.found, source.expected)
     print(f"{dataset} in {raw}\n{table}")

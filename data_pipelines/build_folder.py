@@ -46,6 +46,10 @@ def _hold(work: Path, wait: bool) -> TextIO | None:
         file = open(work / "lock", "w")  # noqa: SIM115 (the lock lives as long as the file is open)
     except FileNotFoundError:
         return None
+    except FileExistsError:  # from mkdir: there a moment ago, or no folder
+        if work.is_file():
+            raise
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

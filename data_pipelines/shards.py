@@ -151,7 +151,9 @@ def open_dataset(data_dir: str | os.PathLike[str], name: str, version: str | Non
     """
     folder = version_folder(epath.Path(data_dir), name, version)
     manifest = load_manifest(folder)
-    written = {folder / shard["file"]: shard["bytes"] for split in manifest.splits.values() for shard in split["shards"]}
+    written = {
+        folder / shard["file"]: shard["bytes"] for split in manifest.splits.values() for shard in split["shards"]
+    }
     for (path, asked), size in zip(written.items(), storage.file_sizes(list(written)), strict=True):
         if size != asked:
             found = "is missing" if size is None else f"has {size} bytes, but {asked} were written"

@@ -167,7 +167,9 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.", lock_config=True)
-    _STEP = flags.DEFINE_integer("step", 0, "Step whose batch is drawn, the first of them if it accumulates several.", lower_bound=0)
+    _STEP = flags.DEFINE_integer(
+        "step", 0, "Step whose batch is drawn, the first of them if it accumulates several.", lower_bound=0
+    )
     _OUT = flags.DEFINE_string("out", "batch.png", "Picture to write.")
     flags.mark_flag_as_required("config")
     app.run(main)

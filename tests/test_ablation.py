@@ -17,11 +17,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import ablation, paired
+from configs import quickstart
 from data_pipelines import tasks
 from irm_jax import config_check
 
 SVG = "{http://www.w3.org/2000/svg}"
-CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
 def finish(
@@ -156,6 +156,7 @@ def test_a_run_that_another_process_is_at_is_passed_over(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(("study", "variant"), [(s, v) for s, variants in ablation.STUDIES.items() for v in variants])
 def test_every_variant_is_a_configuration_that_can_be_run(study: str, variant: str) -> None:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    values(["main", "--config", str(CONFIG), *ablation.STUDIES[study][variant]])
+    arguments = ["main", *ablation.STUDIES[study][variant]]
+    config_flags.DEFINE_config_dict("config", quickstart.get_config(), flag_values=values, sys_argv=arguments)
+    values(arguments)
     config_check.check(values["config"].value)

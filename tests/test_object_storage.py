@@ -223,7 +223,7 @@ def test_a_plan_without_training_reads_data_on_gs_too(
     micro_config.data.dir = "gs://bucket/shards"
     assert stated_data.plan_training(micro_config, max_length=40).space.num_head == 5 * 16
     micro_config.data.procedural.train_people = 99
-    with pytest.raises(shards.DatasetError, match="gs://bucket/shards/procedural_.* was drawn with other options"):
+    with pytest.raises(shards.DatasetError, match=r"gs://bucket/shards/procedural_.* was drawn with other options"):
         stated_data.plan_training(micro_config, max_length=40)
 
 

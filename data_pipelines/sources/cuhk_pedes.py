@@ -78,8 +78,7 @@ def read_annotations(path: Path, keys: Sequence[str]) -> list[tuple[str, dict[st
 
 
 def check_annotation(entry: Any, keys: Sequence[str], where: str) -> None:
-    """Raises DatasetError unless the entry has the keys, and `id` a number, `file_path` text, `captions` texts, if asked
-    for."""
+    """Raises DatasetError unless the entry has the keys: `id` must be a number, `file_path` text, `captions` texts."""
     missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
     if missing:
         raise DatasetError(f"{where} lacks {', '.join(missing)}: it is not the official list, get it again")

@@ -113,8 +113,8 @@ def _row(where: str, line: str, instruction: Literal["picture", "key", "ignored"
     bare = len(cells) == 4 and _is_number(cells[1]) and instruction != "key"
     if bare and instruction == "ignored":
         raise DatasetError(
-            f"{where}: {' '.join(cells[1:])!r} may be <instruction> <pid> <clothes> or <pid> <clothes> <cam>: write all "
-            f"five columns (any word for an instruction; for a camera that is not known -1, in a gallery -2)"
+            f"{where}: {' '.join(cells[1:])!r} may be <instruction> <pid> <clothes> or <pid> <clothes> <cam>: write "
+            f"all five columns (any word for an instruction; for a camera that is not known -1, in a gallery -2)"
         )
     numbers = []
     first = 1 if bare else 2
@@ -157,7 +157,7 @@ def _pictures(
 ) -> list[Picture]:
     wants_picture = task == "ctcc" or (task == "cc" and bool(rows) and (raw / rows[0].instruction).is_file())
     wants_text = _instruction(task, split) == "key"
-    items = []
+    items: list[Picture] = []
     for row in rows:
         item = Picture(
             file=row.image,

@@ -17,8 +17,8 @@ class Picture(NamedTuple):
     """A descriptor of `shards.write_dataset`: one record but for the pixels.
 
     `file` is relative to the raw folder; `size` in bytes makes a replaced picture visible to a resumed build.
-    `template` is the file of the instruction image, `template_size` its bytes; only the upper clothes of it are taken if
-    `crop`. The other fields are those of schema.Record.
+    `template` is the file of the instruction image and `template_size` its size; only the upper clothes of it are taken
+    if `crop`. The other fields are those of schema.Record.
     """
 
     file: str

@@ -129,7 +129,9 @@ def _row(where: str, values: dict[str, Any]) -> Row:
 
     camera = cell("camera")
     if camera and not (camera.isdecimal() and camera.isascii() and int(camera) <= schema.MAX_CAMERA):
-        wrong("camera", f"{camera!r} must be a whole number from 0 to {schema.MAX_CAMERA}, or empty where it is not known")
+        wrong(
+            "camera", f"{camera!r} must be a whole number from 0 to {schema.MAX_CAMERA}, or empty where it is not known"
+        )
     if cell("split") not in SPLITS:
         wrong("split", f"{cell('split')!r} is none of {', '.join(SPLITS)}")
     if cell("modality").lower() not in _MODALITIES:

@@ -67,9 +67,11 @@ def test_a_number_as_instruction_is_no_person(tmp_path: Path) -> None:
         return item.person, item.clothes, item.camera
 
     for task in ("trad", "vi"):
-        with pytest.raises(DatasetError, match=r"l.txt, line 1: '17 4 2' may be <instruction> .* or <pid> .*five columns"):
+        with pytest.raises(
+            DatasetError, match=r"l.txt, line 1: '17 4 2' may be <instruction> .* or <pid> .*five columns"
+        ):
             scanned(task, "l.txt")
-    with pytest.raises(DatasetError, match="l.txt, line 1: '17 4 2' may be <instruction>"):
+    with pytest.raises(DatasetError, match=r"l\.txt, line 1: '17 4 2' may be <instruction>"):
         datalist.source("x", "t2i", "x", {"query": "long.txt", "gallery": "l.txt"}, "s.json").scan(tmp_path)
     assert scanned("trad", "long.txt") == ("x/0004", 2, 1)
     assert scanned("li", "l.txt", "s.json") == scanned("t2i", "l.txt", "s.json") == ("x/0004", 2, 0)  # 17 is the key

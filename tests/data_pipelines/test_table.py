@@ -209,7 +209,9 @@ def test_outfits_of_one_person_differ_however_the_person_is_written(tmp_path: Pa
     assert {item.person for item in items} == {"mine/ann"}
     assert [item.clothes for item in items] == [outfit("red"), outfit("blue"), outfit("red"), 7]
     (tmp_path / "t.csv").write_text("image,identity,camera,split,clothes\na.jpg,ann,,train,7\na.jpg,ann,,train,007\n")
-    with pytest.raises(DatasetError, match=r"t.csv, column 'clothes': outfits '007' and '7' of mine/ann get one number"):
+    with pytest.raises(
+        DatasetError, match=r"t.csv, column 'clothes': outfits '007' and '7' of mine/ann get one number"
+    ):
         table.source("x", "trad", "mine", str(tmp_path / "t.csv")).scan(tmp_path)
 
 
@@ -239,7 +241,9 @@ def test_table_as_ctcc_li_t2i_vi(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert li.index("gallery").sentences.tolist() == [1]
     assert li.index("gallery").attributes[:, :2].tolist() == [[-1, 1]]  # bag not named, red
     assert li.index("train").instruction_clothes.tolist() == [outfit("red coat"), outfit("grey suit")]
-    assert li.index("query").instruction_clothes.tolist() == [outfit("b")]  # by its template; nothing is known of what it wears
+    assert li.index("query").instruction_clothes.tolist() == [
+        outfit("b")
+    ]  # by its template; nothing is known of what it wears
     assert li.index("query").attributes.tolist() == [[-1] * 8]
     assert li.manifest.source["sentences"] == "of 2 rows made from attributes by templates, seeded by file name"
     # t2i: line 3 has no caption.
