@@ -71,39 +71,39 @@ def differences(found: Found, base: str, variant: str, figure: str) -> np.ndarra
 
 
 def table(found: Found, variants: Sequence[str]) -> str:
-    """The figures as Markdown: a column a variant, mean over its seeds (mean difference to the first, 95% interval)."""
+    """Both settings as Markdown: a row a variant, means over its seeds (mean difference to the first, 95% interval)."""
     base = variants[0]
     seeds = {variant: sorted(seed for name, seed in found if name == variant) for variant in variants}
-    lines = [
-        "| mAP | " + " | ".join(variants) + " |",
-        "|---" * (len(variants) + 1) + "|",
-        "| seeds | " + " | ".join(str(len(seeds[variant])) for variant in variants) + " |",
-    ]
-    names = [f"{setting}{name}" for setting in ("", FREE) for name in ("mean", *_protocols())]
-    rescored = sorted({name for value in found.values() for name in value if name.endswith(RESCORED)})
-    for figure in (*names, *rescored):
-        cells = []
+    rescored = {name for value in found.values() for name in value if name.endswith(RESCORED)}
+    plain = [f"procedural_{task}" for task in tasks.TASK_NAMES]
+
+    def cell(variant: str, figure: str) -> str:
+        own = [found[variant, seed][figure] for seed in seeds[variant] if figure in found[variant, seed]]
+        apart = differences(found, base, variant, figure)
+        words = f"{np.mean(own):.3f}" if own else ""
+        if len(apart) and (variant != base or figure in rescored):
+            mean, half = interval(apart)
+            words += f" ({mean:+.3f}{f' ± {half:.3f}' if math.isfinite(half) else ''})"
+        return words
+
+    def step_time(variant: str) -> str:
+        both = [seed for seed in seeds[variant] if seed in seeds[base]]
+        ratios = [found[base, seed][SPEED] / found[variant, seed][SPEED] for seed in both]
+        return f"{np.median(ratios):.2f}" if ratios else ""
+
+    lines = []
+    for setting, title in (("", "task-specific"), (FREE, "task-free")):
+        names = ["mean", *plain, *(name + RESCORED for name in plain if setting + name + RESCORED in rescored)]
+        heads = [f"mAP, {title}", "seeds", *(name.removeprefix("procedural_") for name in names), "step time"]
+        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for variant in variants:
-            own = [found[variant, seed][figure] for seed in seeds[variant] if figure in found[variant, seed]]
-            cell = f"{np.mean(own):.3f}" if own else ""
-            apart = differences(found, base, variant, figure)
-            if len(apart) and (variant != base or figure in rescored):
-                mean, half = interval(apart)
-                cell += f" ({mean:+.3f}{f' ± {half:.3f}' if math.isfinite(half) else ''})"
-            cells.append(cell)
-        lines.append(f"| {figure} | " + " | ".join(cells) + " |")
-    ratios = [
-        [found[base, s][SPEED] / found[variant, s][SPEED] for s in seeds[variant] if s in seeds[base]]
-        for variant in variants
-    ]
-    lines.append("| time of a step, ratio | " + " | ".join(f"{np.median(r):.2f}" if r else "" for r in ratios) + " |")
+            cells = [variant, str(len(seeds[variant])), *(cell(variant, setting + name) for name in names)]
+            lines.append("| " + " | ".join([*cells, step_time(variant)]) + " |")
+        lines.append("")
+    lines.append(f"In brackets: the mean difference to `{base}` over paired seeds and its 95% interval (Student's t).")
     if rescored:
-        lines.append(f"\n`{RESCORED}`: the difference is to the plain ranking of `{base}`.")
+        lines.append(f"Of `{RESCORED}` the difference is to the plain ranking of `{base}`.")
     return "\n".join(lines)
-
-
-def _protocols() -> list[str]:
-    return [f"procedural_{task}" for task in tasks.TASK_NAMES]
 
 
 def revisions(study: Path, found: Found) -> str:

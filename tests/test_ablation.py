@@ -65,16 +65,20 @@ def test_table_and_chart_of_hand_made_runs(tmp_path: Path) -> None:
     words = paired.write(tmp_path, "s", ["irm", "hard", "soft", "both"], 9)
     assert (tmp_path / "s.md").read_text() == words + "\n"
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in words.split("\n") if line.startswith("| ")]
-    rows = {name: cells for name, *cells in lines}
-    assert rows["seeds"] == ["3", "3", "2", "0"]
+    own, free = lines[:5], lines[5:]
+    heads = ["seeds", "mean", *tasks.TASK_NAMES, "t2i+rescored", "step time"]
+    assert own[0] == ["mAP, task-specific", *heads]
+    assert free[0] == ["mAP, task-free", *(head for head in heads if head != "t2i+rescored")]
+    irm, hard, soft, both = (dict(zip(heads, row[1:], strict=True)) for row in own[1:])
+    assert [row["seeds"] for row in (irm, hard, soft, both)] == ["3", "3", "2", "0"]
     # The mean over tasks of .4 is .4 - .1 + .5 / 6; differences .02, .04, .06: .04 +- 4.303 * .02 / sqrt(3).
-    assert rows["mean"] == ["0.397", "0.437 (+0.040 ± 0.050)", "0.603 (-0.100)", ""]
-    assert rows["task_free/mean"][1] == "0.218 (+0.020 ± 0.025)"
-    assert rows["procedural_trad"][:2] == ["0.813", "0.853 (+0.040 ± 0.050)"]
-    assert rows["procedural_cc"][0] == "0.313"
+    assert [row["mean"] for row in (irm, hard, soft, both)] == ["0.397", "0.437 (+0.040 ± 0.050)", "0.603 (-0.100)", ""]
+    assert free[2][:3] == ["hard", "3", "0.218 (+0.020 ± 0.025)"]
+    assert [row["trad"] for row in (irm, hard)] == ["0.813", "0.853 (+0.040 ± 0.050)"]
+    assert irm["cc"] == "0.313"
     # Rescored t2i beside the first variant's plain one: .42, .48, .46 less .30, .34, .30.
-    assert rows["procedural_t2i+rescored"] == ["", "0.453 (+0.140 ± 0.050)", "", ""]
-    assert rows["time of a step, ratio"] == ["1.00", "1.25", "2.00", ""]
+    assert [row["t2i+rescored"] for row in (irm, hard, soft)] == ["", "0.453 (+0.140 ± 0.050)", ""]
+    assert [row["step time"] for row in (irm, hard, soft, both)] == ["1.00", "1.25", "2.00", ""]
     assert words.endswith("Code: aaaaaaa (7 runs), bbbbbbb (1 runs).")
 
     drawn = ElementTree.parse(tmp_path / "s.svg").getroot()
