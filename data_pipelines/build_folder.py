@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -29,26 +29,53 @@ from data_pipelines.shard_writer import ShardJob, bad_images
 
 
 @contextlib.contextmanager
-def locked(work: Path) -> Iterator[None]:
-    """Creates and holds the building folder. Raises DatasetError if another process holds it."""
-    while True:
+def locked(work: Path, wait: bool = False) -> Iterator[None]:
+    """Creates and holds the building folder. While another process holds it: waits if told so, else DatasetError."""
+    file = None
+    while file is None:
+        with shard_files.writing(work):
+            file = _hold(work, wait)
+    with file:  # closing it frees the lock
+        yield
+
+
+def _hold(work: Path, wait: bool) -> TextIO | None:
+    """Returns the locked file; None if the build that held the folder removed it just now."""
+    try:
         work.mkdir(parents=True, exist_ok=True)
-        try:
-            file = open(work / "lock", "w")  # noqa: SIM115 (closed below; the lock lives as long as the file)
-        except FileNotFoundError:
-            continue  # the build that held the folder removed it just now
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DatasetError(f"another process is building {work}: wait until it ends, or end it") from error
-            try:
-                held = os.path.samestat(os.fstat(file.fileno()), os.stat(work / "lock"))
-            except FileNotFoundError:
-                held = False  # finished and removed between open and flock
-            if held:
-                yield
-                return
+        file = open(work / "lock", "w")  # noqa: SIM115 (the lock lives as long as the file is open)
+    except FileNotFoundError:
+        return None
+    except FileExistsError:  # from mkdir: there a moment ago, or no folder
+        if work.is_file():
+            raise
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        if not wait:
+            file.close()
+            raise DatasetError(f"another process is building {work}: wait until it ends, or end it") from error
+        logging.info("waiting for the process that builds %s", work)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(work / "lock")):
+            return file
+    file.close()
+    return None
+
+
+def remove(work: Path) -> None:
+    """Removes the held folder. The lock goes last: once it is gone, a process that waited may hold a new one there."""
+    with shard_files.writing(work):
+        for path in work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+        (work / "lock").unlink()
+    with contextlib.suppress(OSError):
+        work.rmdir()
 
 
 def finished(final: Path, plan: dict[str, Any], on_bad_image: str, overwrite: bool) -> schema.Manifest | None:
@@ -134,8 +161,10 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan
         people=list(people),
         splits=splits,
         source=plan["source"],
+        # Shards number people; who they are decides which people of several data sets are one.
         content_hash=shard_files.sha256(
-            f"{shard['file']} {shard['sha256']}" for split in sorted(splits) for shard in splits[split]["shards"]
+            [f"{shard['file']} {shard['sha256']}" for split in sorted(splits) for shard in splits[split]["shards"]]
+            + [f"{shard_files.PEOPLE} {shard_files.sha256(people)}"]
         ),
     )
     shard_files.write_json(folder / shard_files.MANIFEST, dataclasses.asdict(manifest))
@@ -173,4 +202,4 @@ def move_into_place(work: Path, final: Path) -> None:
     directory = os.open(final.parent, os.O_RDONLY)
     os.fsync(directory)
     os.close(directory)
-    shutil.rmtree(work)
+    remove(work)

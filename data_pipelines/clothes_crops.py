@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 import cv2
-import numpy as np
+
+from data_pipelines import image_ops
 
 Kind = Literal["own", "outfit"]
 UPPER_CLOTHES_BOX = (0.16, 0.52, 0.12, 0.88)
@@ -41,14 +42,16 @@ def describe(kind: Kind) -> dict[str, object]:
 
 def upper_clothes(picture: bytes) -> bytes:
     """Returns the upper clothes of an encoded picture as JPEG. Raises ValueError if it does not decode."""
-    pixels = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR) if picture else None
-    if pixels is None:
-        raise ValueError("the picture to cut clothes from does not decode")
+    try:
+        pixels = image_ops.decode(picture)  # as pictures of records are: EXIF orientation is ignored
+    except ValueError as error:
+        raise ValueError(f"the picture to cut clothes from does not decode: {error}") from error
     height, width = pixels.shape[:2]
     top, bottom, left, right = UPPER_CLOTHES_BOX
     rows = slice(int(top * height), max(int(bottom * height), int(top * height) + 1))
     columns = slice(int(left * width), max(int(right * width), int(left * width) + 1))
-    encoded, data = cv2.imencode(".jpg", pixels[rows, columns], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    crop = cv2.cvtColor(pixels[rows, columns], cv2.COLOR_RGB2BGR)
+    encoded, data = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not encoded:
         raise ValueError("the cut-out clothes could not be compressed")
     return data.tobytes()

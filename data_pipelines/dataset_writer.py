@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +46,7 @@ def write_dataset(
     on_bad_image: OnBadImage = "error",
     overwrite: bool = False,
     progress: bool = True,
+    wait: bool = False,
 ) -> schema.Manifest:
     """Builds `{out_dir}/{name}/{version}/`, or finishes a build that was killed; returns its manifest.
 
@@ -60,7 +60,8 @@ def write_dataset(
     `worker_pool` to use instead, which saves its start when several data sets are built in a row.
     `on_bad_image`: "error" refuses the build and names each picture of the shard that does not decode; "skip" leaves
     them out, counted in the log and listed in the manifest. `overwrite` replaces a finished data set of the same
-    version but other content, which is an error otherwise.
+    version but other content, which is an error otherwise. `wait`: where another process builds this version, wait for
+    it (and find its work) instead of refusing.
 
     Raises DatasetError (cause and cure in the message); whatever `load` raises comes through with the record named.
     """
@@ -87,10 +88,10 @@ def write_dataset(
     }
     final = Path(out_dir, name, version)
     work = shard_files.building_folder(out_dir, name, version)
-    with build_folder.locked(work):
+    with build_folder.locked(work, wait):
         manifest = build_folder.finished(final, plan, on_bad_image, overwrite)
         if manifest is not None:
-            shutil.rmtree(work)
+            build_folder.remove(work)
             return manifest
         with shard_files.writing(work):
             build_folder.prepare(work, plan, people)
@@ -184,6 +185,8 @@ def _describe(item: Any) -> str:
 
 def _run(jobs: Sequence[ShardJob], workers: int | None, pool: futures.Executor | None, progress: _Progress) -> None:
     """Writes the shards; few jobs are in flight at once, so that descriptors are not all copied to the workers."""
+    if not jobs:  # a build that stopped after its last shard
+        return
     workers = min(workers or _cores(), len(jobs))
     if pool is None and workers <= 1:
         for job in jobs:

@@ -28,7 +28,7 @@ class IdentitySpace:
     def __init__(self, plan: BatchPlan, datasets: Mapping[str, Dataset]) -> None:
         """Reads the people of each data set and which of them its train split holds."""
         people = {name: datasets[name].manifest.people for name in plan.datasets}
-        present = {name: np.unique(datasets[name].index("train").identity) for name in plan.datasets}
+        present = {name: np.unique(datasets[name].identities("train")) for name in plan.datasets}
         head = [layout.dataset for layout in plan.units if layout.group != "caption"]
         order = [plan.datasets[d] for d in dict.fromkeys([*head, *range(len(plan.datasets))])]
         number: dict[str, int] = {}

@@ -47,21 +47,25 @@ def make_tokenizer(config: ConfigDict, max_length: int) -> Tokenizer:
     return Tokenizer(vocab=config.data.vocab, max_length=max_length)
 
 
+def plan_of(config: ConfigDict, tokenizer: Tokenizer) -> BatchPlan:
+    """The layout of the batches. Raises DatasetError if they cannot be laid out so."""
+    try:
+        return plan_batch(
+            data_options.units_of(config), config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
+            instruction_dropout=config.data.instruction_dropout, repeat_people=config.data.repeat_people,
+        )  # fmt: skip
+    except ValueError as error:
+        raise shards.DatasetError(f"config.data: {error}") from error
+
+
 def open_training(config: ConfigDict, *, image_size: Size, instruction_image_size: Size, max_length: int) -> JointData:
     """Opens (and, if procedural and allowed, builds) the training sets and lays out their batches.
 
     Raises DatasetError or ValueError naming what is missing and what to run or change.
     """
-    units = data_options.units_of(config)
     tokenizer = make_tokenizer(config, max_length)
-    try:
-        plan = plan_batch(
-            units, config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
-            instruction_dropout=config.data.instruction_dropout, repeat_people=config.data.repeat_people,
-        )  # fmt: skip
-    except ValueError as error:
-        raise shards.DatasetError(f"config.data: {error}") from error
-    datasets = open_datasets(config, [unit.dataset for unit in units])
+    plan = plan_of(config, tokenizer)
+    datasets = open_datasets(config, plan.datasets)
     try:
         pk_sampling.people_of(plan, {name: datasets[name].index("train") for name in plan.datasets})
     except ValueError as error:
@@ -90,10 +94,11 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.
     options = data_options.benchmark_options(config)
     if config.data.build_missing and set(drawn) - set(found):
         logging.info("building the procedural benchmark in %s", folder)
-        procedural.build(folder, **options)
-    copied = bool(config.data.cache) and storage.is_remote(folder)
-    places = {name: local_copy.local_copy(folder, name, config.data.cache) if copied else folder for name in wanted}
-    opened = {name: shards.open_dataset(places[name], name) for name in wanted}
+        procedural.build(folder, **options, wait=True)  # several processes of a host may start at once
+    if config.data.cache and storage.is_remote(folder):
+        opened = {name: local_copy.open_copy(folder, name, config.data.cache) for name in wanted}
+    else:
+        opened = {name: shards.open_dataset(folder, name) for name in wanted}
     source = procedural.Benchmark(**options).source() if drawn else {}
     for name in drawn:
         there = opened[name].manifest.source

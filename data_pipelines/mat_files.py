@@ -46,9 +46,9 @@ def _hdf5(path: str, _: int) -> Any:
 
 
 class PictureCells:
-    """A variable of a 7.3 .mat file: a 1 x N cell array of P x K cell arrays of H x W x 3 pictures, u8, RGB.
+    """A variable of a 7.3 .mat file: an N x 1 cell array of P x K cell arrays of H x W x 3 pictures, u8, RGB.
 
-    HDF5 holds MATLAB's arrays with their axes reversed: (N, 1), (K, P), (3, W, H).
+    HDF5 holds MATLAB's arrays with their axes reversed: (1, N), (K, P), (3, W, H).
     """
 
     def __init__(self, path: Path, variable: str) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 SCHEMA_VERSION = 1
+MAX_CAMERA = 4095
+"""Evaluation keeps this many camera numbers a namespace."""
+MAX_CLOTHES = 2**31 - 1
 VISIBLE, INFRARED = 0, 1
 ATTRIBUTE_SLOTS = 8
 """Width of every attribute array. A slot holds a small non-negative value; -1 is unknown (of an image) or unnamed (of
@@ -88,7 +91,8 @@ class Manifest:
     `people` are all person names of all splits, sorted; `splits` maps a split to its counts and shard files
     ({"records", "identities", "cameras", "shards": [{"file", "records", "bytes", "sha256"}]}). `source` says where the
     images and instructions come from, and in `cameras_of` of which namespaces' people the cameras are numbered by that
-    namespace, because their pictures are borrowed from it; `content_hash` is over the shards' hashes.
+    namespace, because their pictures are borrowed from it; `content_hash` is over the shards' hashes and `people` (of
+    older builds over the shards alone).
     """
 
     name: str

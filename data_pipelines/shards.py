@@ -10,9 +10,10 @@ import dataclasses
 import itertools
 import os
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
@@ -31,6 +32,7 @@ __all__ = [
     "write_dataset",
 ]
 
+_Rows = TypeVar("_Rows", np.ndarray, schema.Index)
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access: no read-ahead, no threads of its own
 _MAX_OPEN = 256  # shards a reader keeps open, well below the usual limit of 1,024 files a process
 
@@ -116,27 +118,24 @@ class Dataset:
 
     def index(self, split: str) -> schema.Index:
         """Returns the small fields of every record of the split. Raises DatasetError for an unknown split."""
+        return self._of_all_records(split, shard_files.load_index)
+
+    def identities(self, split: str) -> np.ndarray:
+        """Returns column `identity` of the index, i32[N], and reads no other. Raises as `index`."""
+        return self._of_all_records(split, shard_files.load_identities)
+
+    def _of_all_records(self, split: str, load: Callable[[epath.Path], _Rows]) -> _Rows:
         records = self._split(split)["records"]
-        index = shard_files.load_index(self.folder / shard_files.index_name(split))
-        if len(index) != records:
+        rows = load(self.folder / shard_files.index_name(split))
+        if len(rows) != records:
             raise DatasetError(
-                f"the index of {self.name}/{split} has {len(index)} rows, the manifest {records} records: delete the "
+                f"the index of {self.name}/{split} has {len(rows)} rows, the manifest {records} records: delete the "
                 f"folder {self.folder} and build the data set again"
             )
-        return index
+        return rows
 
     def reader(self, split: str, fields: Sequence[str] = record_format.FIELDS) -> ShardReader:
         return ShardReader(str(self.folder), self._split(split)["shards"], fields)
-
-    def verify(self) -> None:
-        """Reads every shard and compares its hash. Raises DatasetError naming the first that differs."""
-        for split in self.splits:
-            for shard in self._split(split)["shards"]:
-                if shard_files.file_sha256(self.folder / shard["file"]) != shard["sha256"]:
-                    raise DatasetError(
-                        f"shard {self.folder / shard['file']} changed since it was written: delete the folder "
-                        f"{self.folder} and build the data set again"
-                    )
 
     def _split(self, split: str) -> dict[str, Any]:
         if split not in self.manifest.splits:
@@ -150,15 +149,15 @@ def open_dataset(data_dir: str | os.PathLike[str], name: str, version: str | Non
     Raises DatasetError, with the cure, if the folder is missing, empty, unfinished, of another schema version, or if a
     shard is missing or has another size than when it was written (every shard's size is looked at, no content).
     """
-    folder = _find(epath.Path(data_dir), name, version)
+    folder = version_folder(epath.Path(data_dir), name, version)
     manifest = load_manifest(folder)
-    for split in manifest.splits.values():
-        for shard in split["shards"]:
-            path = folder / shard["file"]
-            size = storage.file_size(path)
-            if size != shard["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes, but {shard['bytes']} were written"
-                raise DatasetError(f"shard {path} {found}: delete the folder {folder} and build the data set again")
+    written = {
+        folder / shard["file"]: shard["bytes"] for split in manifest.splits.values() for shard in split["shards"]
+    }
+    for (path, asked), size in zip(written.items(), storage.file_sizes(list(written)), strict=True):
+        if size != asked:
+            found = "is missing" if size is None else f"has {size} bytes, but {asked} were written"
+            raise DatasetError(f"shard {path} {found}: delete the folder {folder} and build the data set again")
     return Dataset(folder, manifest)
 
 
@@ -175,7 +174,8 @@ def _versions(folder: epath.Path) -> list[str]:
     return sorted(found, key=lambda version: shard_files.version_key(version) or ())
 
 
-def _find(data_dir: epath.Path, name: str, version: str | None) -> epath.Path:
+def version_folder(data_dir: epath.Path, name: str, version: str | None = None) -> epath.Path:
+    """Returns `{data_dir}/{name}/{version}`, the newest version unless one is given. Raises DatasetError if missing."""
     build = f"python -m data_pipelines.build --dataset NAME --out {data_dir}"
     if not data_dir.is_dir():
         raise DatasetError(

@@ -150,6 +150,7 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     changes = {key: config.model[key] for key in ("image_size", "instruction_image_size", "max_length")}
     model = presets.preset(config.model.preset, **{key: value for key, value in changes.items() if value is not None})
+    first = _STEP.value * config.optimizer.accumulate
     config.optimizer.accumulate = 1
     data = joint_data.open_training(
         config,
@@ -158,7 +159,7 @@ def main(argv: list[str]) -> None:
         max_length=model.max_length,
     )
     blocks = range(data.plan.batch_blocks)
-    with data.stream(_STEP.value, 1, blocks, workers=0, threads=0, prefetch=1) as stream:
+    with data.stream(first, 1, blocks, workers=0, threads=0, prefetch=1) as stream:
         _, batch = next(stream)
     save_png(_OUT.value, draw_batch(batch, data.plan, data.tokenizer))
     logging.info("step %d drawn to %s", _STEP.value, _OUT.value)
@@ -166,7 +167,9 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.", lock_config=True)
-    _STEP = flags.DEFINE_integer("step", 0, "Step whose batch is drawn.", lower_bound=0)
+    _STEP = flags.DEFINE_integer(
+        "step", 0, "Step whose batch is drawn, the first of them if it accumulates several.", lower_bound=0
+    )
     _OUT = flags.DEFINE_string("out", "batch.png", "Picture to write.")
     flags.mark_flag_as_required("config")
     app.run(main)

@@ -7,18 +7,17 @@ sources are taken, of the procedural ones `data.procedural.train_people`.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import batch_plan, data_options, joint_data, procedural, shards, sources
+from data_pipelines import batch_plan, joint_data, procedural, shards, sources
 from data_pipelines.identity_space import IdentitySpace
 from data_pipelines.joint_data import JointData
 from data_pipelines.person_names import person_name
 from data_pipelines.shard_files import DatasetError
-from data_pipelines.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,21 +25,17 @@ class _Manifest:
     people: list[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Index:
-    identity: np.ndarray  # i32[people]
-
-
 class StatedPeople:
     """What `IdentitySpace` reads of a data set: `count` people of a namespace, all of them in the train split."""
 
     def __init__(self, namespace: str, count: int) -> None:
         self.manifest = _Manifest([person_name(namespace, number) for number in range(count)])
-        self._index = _Index(np.arange(count, dtype=np.int32))
+        self._identities = np.arange(count, dtype=np.int32)
 
-    def index(self, split: str) -> _Index:
+    def identities(self, split: str) -> np.ndarray:
+        """i32[count], whatever the split."""
         del split
-        return self._index
+        return self._identities
 
 
 def stated_people(config: ConfigDict, name: str) -> StatedPeople:
@@ -62,23 +57,16 @@ def plan_training(config: ConfigDict, *, max_length: int) -> JointData:
 
     Raises DatasetError for a batch that cannot be laid out, or takes more people than a data set has.
     """
-    units = data_options.units_of(config)
-    tokenizer = Tokenizer(vocab=config.data.vocab, max_length=max_length)
-    try:
-        plan = batch_plan.plan_batch(
-            units, config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
-            instruction_dropout=config.data.instruction_dropout, repeat_people=config.data.repeat_people,
-        )  # fmt: skip
-    except ValueError as error:
-        raise DatasetError(f"config.data: {error}") from error
-    folder = Path(config.data.dir).expanduser()
+    tokenizer = joint_data.make_tokenizer(config, max_length)
+    plan = joint_data.plan_of(config, tokenizer)
+    folder = epath.Path(config.data.dir).expanduser()
     built = shards.dataset_names(folder) if folder.is_dir() else []
     known: dict[str, Any] = {name: stated_people(config, name) for name in plan.datasets if name not in built}
     known |= joint_data.open_datasets(config, [name for name in plan.datasets if name in built])
     try:
         for name, data in known.items():
             batch_plan.check_people(
-                plan, f"data set {name!r}", len(np.unique(data.index("train").identity)),
+                plan, f"data set {name!r}", len(np.unique(data.identities("train"))),
                 plan.identities_per_batch(name),
             )  # fmt: skip
     except ValueError as error:

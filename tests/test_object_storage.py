@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event
 
-from data_pipelines import joint_data, local_copy, procedural, shard_files, shards, storage
+from data_pipelines import joint_data, local_copy, procedural, shard_files, shards, stated_data, storage
 from irm_jax import config_check, metric_log
 from irm_jax.evaluation import compare, report
 from irm_jax.evaluation.figures import Ranking
@@ -111,6 +112,11 @@ def upload(bucket: Bucket, folder: Path, prefix: str) -> None:
             bucket.files[f"{prefix}/{path.relative_to(folder)}"] = path.read_bytes()
 
 
+def same_files(copy: shards.Dataset, original: shards.Dataset) -> bool:
+    found = [{file.name: file.read_bytes() for file in dataset.folder.iterdir()} for dataset in (copy, original)]
+    return found[0] == found[1]
+
+
 def test_a_copy_of_the_data_is_made_once_and_gives_the_same_records(
     bucket: Bucket,
     procedural_dir: Path,
@@ -124,7 +130,7 @@ def test_a_copy_of_the_data_is_made_once_and_gives_the_same_records(
     [copied] = joint_data.open_datasets(config, ["procedural_trad"]).values()
     there = shards.open_dataset(procedural_dir, "procedural_trad")
     assert copied.folder == epath.Path(tmp_path, "cache/gs/bucket/shards/procedural_trad", there.folder.name)
-    copied.verify()
+    assert same_files(copied, there)
     for split in there.splits:
         reader, original = copied.reader(split), there.reader(split)
         assert len(reader) == len(original) > 0
@@ -138,7 +144,7 @@ def test_a_copy_of_the_data_is_made_once_and_gives_the_same_records(
     # Data that were built again replace the copy.
     manifest = f"bucket/shards/procedural_trad/{there.folder.name}/manifest.json"
     bucket.files[manifest] = bucket.files[manifest].replace(b'"task": "trad"', b'"task": "cc"')
-    local_copy.local_copy("gs://bucket/shards", "procedural_trad", tmp_path / "cache")
+    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path / "cache")
     assert shard.exists()
     assert json.loads((copied.folder / "manifest.json").read_bytes())["task"] == "cc"
 
@@ -158,10 +164,10 @@ def test_a_copy_that_was_cut_short_goes_on(
         copied.append(target.name)
         copy(source, target)
 
-    monkeypatch.setattr(local_copy, "_THREADS", 1)  # in order: some files before the manifest, some not
+    monkeypatch.setattr(storage, "THREADS", 1)  # in order: some files before the manifest, some not
     monkeypatch.setattr(local_copy, "_copy", cut)
     with pytest.raises(OSError, match="connection lost"):
-        local_copy.local_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+        local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     assert not list(tmp_path.rglob("1.*"))  # nothing that could be taken for a data set
     before = set(copied)
 
@@ -170,10 +176,55 @@ def test_a_copy_that_was_cut_short_goes_on(
         copy(source, target)
 
     monkeypatch.setattr(local_copy, "_copy", again)
-    root = local_copy.local_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    dataset = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     assert before
     assert len(copied) == len(set(copied)) > len(before)
-    shards.open_dataset(root, "procedural_trad").verify()
+    assert same_files(dataset, shards.open_dataset(procedural_dir, "procedural_trad"))
+
+
+def test_a_withdrawn_version_is_no_longer_opened_from_the_cache(
+    bucket: Bucket, procedural_dir: Path, tmp_path: Path
+) -> None:
+    upload(bucket, procedural_dir / "procedural_trad" / "1.0.0", "bucket/shards/procedural_trad/1.0.0")
+    upload(bucket, procedural_dir / "procedural_trad" / "1.0.0", "bucket/shards/procedural_trad/1.1.0")
+    newest = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    for name in [name for name in bucket.files if "/1.1.0/" in name]:
+        del bucket.files[name]
+    left = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    assert [dataset.folder.name for dataset in (newest, left)] == ["1.1.0", "1.0.0"]
+
+
+def test_a_start_with_a_copy_asks_for_no_size_and_one_without_for_many_at_a_time(
+    bucket: Bucket, procedural_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(bucket, procedural_dir, "bucket/shards")
+    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    threads = set()
+    size = storage._file_size
+
+    def asked(path: epath.Path) -> int | None:
+        if storage.is_remote(path):
+            threads.add(threading.get_ident())
+            together.wait(timeout=10)
+        return size(path)
+
+    monkeypatch.setattr(storage, "_file_size", asked)
+    together = threading.Barrier(3)  # a shard a split: all three are under way before the first is answered
+    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    assert not threads
+    shards.open_dataset("gs://bucket/shards", "procedural_trad")
+    assert len(threads) == 3
+
+
+def test_a_plan_without_training_reads_data_on_gs_too(
+    bucket: Bucket, procedural_dir: Path, micro_config: ConfigDict
+) -> None:
+    upload(bucket, procedural_dir, "bucket/shards")
+    micro_config.data.dir = "gs://bucket/shards"
+    assert stated_data.plan_training(micro_config, max_length=40).space.num_head == 5 * 16
+    micro_config.data.procedural.train_people = 99
+    with pytest.raises(shards.DatasetError, match=r"gs://bucket/shards/procedural_.* was drawn with other options"):
+        stated_data.plan_training(micro_config, max_length=40)
 
 
 def test_records_on_gs_are_asked_from_there_and_other_kinds_need_a_copy(

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -149,12 +148,6 @@ class Benchmark:
             instruction_attributes=row.named,
         )
 
-    def records(self, task: str) -> Iterator[tuple[str, schema.Record]]:
-        """Yields (split, record) for every record of a task's data set, in final order."""
-        for split, shots in self.shots(task).items():
-            for shot in shots:
-                yield split, self.load(shot)
-
     def _key(self, *numbers: int) -> tuple[int, ...]:
         return (self.seed, *(int(part) for part in VERSION.split(".")), *numbers)
 
@@ -225,13 +218,14 @@ def build(
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    wait: bool = False,
 ) -> list[schema.Manifest]:
     """Writes the six data sets `procedural_<task>` as shards under `out_dir`.
 
     Args:
       out_dir: the data folder; a data set goes to `out_dir/procedural_<task>/<version>/`.
       seed, image_size, template_size, train_people, test_people, extras, hard: see `Benchmark`.
-      workers, overwrite, progress: see `shards.write_dataset`; data sets that are there already are kept.
+      workers, overwrite, progress, wait: see `shards.write_dataset`; data sets that are there already are kept.
 
     Returns:
       The manifests, in order of the tasks.
@@ -260,6 +254,7 @@ def build(
                 pool=pool,
                 overwrite=overwrite,
                 progress=progress,
+                wait=wait,
             )
             manifests.append(manifest)
     return manifests

@@ -49,8 +49,9 @@ class Scan:
 class Source:
     """One raw data set: `scan(raw)` lists it, `load(raw, descriptor)` makes a Record.
 
-    `expected` maps a split to the counts its authors publish; what is not known, or not verified, is left out. `load`
-    is a module's function, or a functools.partial of one, so that worker processes can be given it.
+    `expected` maps a split to the counts its authors publish; what is not known is left out. Counts that nobody here
+    has verified on the real files stand too (their module says so): a build with --strict goes by the authors' word.
+    `load` is a module's function, or a functools.partial of one, so that worker processes can be given it.
     """
 
     name: str

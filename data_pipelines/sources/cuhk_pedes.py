@@ -41,7 +41,7 @@ def scan(raw: Path) -> Scan:
     listing.check_tree(raw, TITLE, ["imgs/", _LIST])
     entries: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
     for where, entry in read_annotations(raw / _LIST, ("split", "captions", "file_path", "id")):
-        if entry["split"] not in entries:
+        if entry["split"] not in _SPLITS:  # any JSON value may stand there
             raise DatasetError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}: get the list again")
         entries[entry["split"]].append({**entry, "where": where})
     _check_identities(entries)
@@ -78,10 +78,14 @@ def read_annotations(path: Path, keys: Sequence[str]) -> list[tuple[str, dict[st
 
 
 def check_annotation(entry: Any, keys: Sequence[str], where: str) -> None:
-    """Raises DatasetError unless the entry has the keys; `captions`, if asked for, must be a list of text."""
+    """Raises DatasetError unless the entry has the keys: `id` must be a number, `file_path` text, `captions` texts."""
     missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
     if missing:
         raise DatasetError(f"{where} lacks {', '.join(missing)}: it is not the official list, get it again")
+    if "id" in keys and (isinstance(entry["id"], bool) or not isinstance(entry["id"], int)):
+        raise DatasetError(f"{where}: id {entry['id']!r} is no number: get the official list again")
+    if "file_path" in keys and not isinstance(entry["file_path"], str):
+        raise DatasetError(f"{where}: file_path {entry['file_path']!r} is no text: get the official list again")
     captions = entry["captions"] if "captions" in keys else [""]
     if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
         raise DatasetError(f"{where}: captions must be a list of at least one text: get the list again")
@@ -107,7 +111,7 @@ def pictures(
     found = []
     for entry in sorted(entries, key=lambda entry: (entry["id"], entry["file_path"])):
         file = entry["file_path"]
-        person = known_person(file) or person_name(NAMESPACE, int(entry["id"]))
+        person = known_person(file) or person_name(NAMESPACE, entry["id"])
         camera = known_camera(file)
         size = listing.listed_size(raw, place(file), entry["where"])
         sentences = tuple(entry["captions"])

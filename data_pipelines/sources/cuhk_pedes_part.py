@@ -73,7 +73,7 @@ def place(file: str) -> str:
 
 def load(raw: Path, item: Any) -> schema.Record:
     """Returns the Record of a Picture."""
-    return listing.record(item, (raw / place(item.file)).read_bytes())
+    return listing.record(item, listing.read(raw / place(item.file)))
 
 
 SOURCES = {

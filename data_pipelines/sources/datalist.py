@@ -1,10 +1,11 @@
 """The datalists of the Instruct-ReID authors (OmniReID), read as they are, for all six tasks.
 
     <image> <instruction> <pid> <clothes_id> [<camera>]       one line a picture, separated by spaces
-    <image> <pid> <clothes_id> <camera>                       the same without an instruction
+    <image> <pid> <clothes_id> <camera>                       cc, ctcc: the same without an instruction
 
 Paths are relative to the raw folder. What the instruction is depends on the task: the file of a picture (cc, ctcc), a
 key of the JSON file of sentences (li; t2i, but not in the gallery, whose rows carry a filler), or nothing (trad, vi).
+The file has a sentence or a list of them for each key; a query of t2i with several becomes one record a sentence.
 A missing camera is 0 in train, -1 for a query and -2 in the gallery, so that no junk rule fires. The clothes number is
 taken both as what is worn and as what the instruction asks for: the lists have one number for the two.
 
@@ -19,7 +20,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from data_pipelines import clothes_crops, schema, tasks
 from data_pipelines.person_names import person_name
@@ -74,7 +75,10 @@ def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str,
             else f"{name}: task {task} has no sentences of its own: leave --sentences out"
         )
     texts = _texts(raw / sentences) if sentences is not None else {}
-    rows = {split: [_row(*line) for line in listing.lines(raw / file)] for split, file in lists.items()}
+    rows = {
+        split: [_row(*line, _instruction(task, split)) for line in listing.lines(raw / file)]
+        for split, file in lists.items()
+    }
     splits = {split: _pictures(raw, task, namespace, split, rows[split], texts) for split in rows}
     made: dict[str, object] = {} if sentences is None else {"sentences": Path(sentences).name}
     if any(item.template for items in splits.values() for item in items):
@@ -92,13 +96,26 @@ def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str,
     return scanning.scan_of(splits, name, task, {"layout": "datalist", "lists": files, **made})
 
 
-def _row(where: str, line: str) -> _Row:
+def _instruction(task: str, split: str) -> Literal["picture", "key", "ignored"]:
+    """What the instruction column of a list is."""
+    if task in ("cc", "ctcc"):
+        return "picture"
+    return "key" if task in _SENTENCE_TASKS and (tasks.task(task).has_query_image or split != "gallery") else "ignored"
+
+
+def _row(where: str, line: str, instruction: Literal["picture", "key", "ignored"]) -> _Row:
     cells = line.split()
     if not 4 <= len(cells) <= 5:
         raise DatasetError(
             f"{where}: {len(cells)} columns, but a line is <image> <instruction> <pid> <clothes> [<cam>]"
         )
-    bare = len(cells) == 4 and _is_number(cells[1])  # <image> <pid> <clothes> <camera>
+    # <image> <pid> <clothes> <camera>: a number is no picture, but may be a key.
+    bare = len(cells) == 4 and _is_number(cells[1]) and instruction != "key"
+    if bare and instruction == "ignored":
+        raise DatasetError(
+            f"{where}: {' '.join(cells[1:])!r} may be <instruction> <pid> <clothes> or <pid> <clothes> <cam>: write "
+            f"all five columns (any word for an instruction; for a camera that is not known -1, in a gallery -2)"
+        )
     numbers = []
     first = 1 if bare else 2
     for column, cell in enumerate(cells[first:], first + 1):
@@ -106,13 +123,15 @@ def _row(where: str, line: str) -> _Row:
             raise DatasetError(f"{where}, column {column}: {cell!r} must be a whole number")
         numbers.append(int(cell))
     pid, clothes, *camera = numbers
-    if clothes < schema.UNKNOWN or (camera and camera[0] < -2):
-        raise DatasetError(f"{where}: clothes {clothes} and camera {camera} count from 0 (-1, -2: not known)")
+    if not schema.UNKNOWN <= clothes <= schema.MAX_CLOTHES:
+        raise DatasetError(f"{where}: clothes {clothes} must be from 0 to {schema.MAX_CLOTHES} (-1: not known)")
+    if camera and not -2 <= camera[0] <= schema.MAX_CAMERA:
+        raise DatasetError(f"{where}: camera {camera[0]} must be from 0 to {schema.MAX_CAMERA} (-1, -2: not known)")
     return _Row(where, cells[0], "" if bare else cells[1], pid, clothes, camera[0] if camera else None)
 
 
 def _is_number(cell: str) -> bool:
-    return cell.removeprefix("-").isdecimal()
+    return cell.isascii() and cell.removeprefix("-").isdecimal() and len(cell) < 20
 
 
 def _texts(path: Path) -> dict[str, tuple[str, ...]]:
@@ -127,7 +146,7 @@ def _texts(path: Path) -> dict[str, tuple[str, ...]]:
     texts = {}
     for key, value in values.items():
         parts = value if isinstance(value, list) else [value]
-        if not parts or not all(isinstance(part, str) for part in parts):
+        if not parts or not all(isinstance(part, str) and listing.is_utf8(part) for part in parts):
             raise DatasetError(f"{path}, key {key!r}: the value must be a sentence, or a list of sentences")
         texts[key] = tuple(parts)
     return texts
@@ -137,8 +156,8 @@ def _pictures(
     raw: Path, task: str, namespace: str, split: str, rows: list[_Row], texts: Mapping[str, tuple[str, ...]]
 ) -> list[Picture]:
     wants_picture = task == "ctcc" or (task == "cc" and bool(rows) and (raw / rows[0].instruction).is_file())
-    wants_text = bool(texts) and (tasks.task(task).has_query_image or split != "gallery")
-    items = []
+    wants_text = _instruction(task, split) == "key"
+    items: list[Picture] = []
     for row in rows:
         item = Picture(
             file=row.image,
@@ -152,13 +171,16 @@ def _pictures(
             parts = {part.lower() for folder in Path(row.image).parts[:-1] for part in folder.split("_")}
             item = item._replace(modality=schema.INFRARED if parts & _INFRARED else schema.VISIBLE)
         if wants_picture and row.instruction:
-            listing.listed_size(raw, row.instruction, row.where)
-            item = item._replace(template=row.instruction)
+            size = listing.listed_size(raw, row.instruction, row.where)
+            item = item._replace(template=row.instruction, template_size=size)
         if wants_text:
             if row.instruction not in texts:
                 raise DatasetError(
                     f"{row.where}, column 2: {row.instruction!r} is no key of the JSON file of sentences"
                 )
             item = item._replace(sentences=texts[row.instruction])
-        items.append(item)
+        captioned = split == "query" and not tasks.task(task).has_query_image
+        # A caption is a query of its own; sentences of li are paraphrases of one.
+        texts_of_records = [(text,) for text in item.sentences] if captioned else [item.sentences]
+        items.extend(item._replace(sentences=own) for own in texts_of_records)
     return items

@@ -17,8 +17,8 @@ class Picture(NamedTuple):
     """A descriptor of `shards.write_dataset`: one record but for the pixels.
 
     `file` is relative to the raw folder; `size` in bytes makes a replaced picture visible to a resumed build.
-    `template` is the file of the instruction image, of which only the upper clothes are taken if `crop`. The other
-    fields are those of schema.Record.
+    `template` is the file of the instruction image and `template_size` its size; only the upper clothes of it are taken
+    if `crop`. The other fields are those of schema.Record.
     """
 
     file: str
@@ -32,12 +32,24 @@ class Picture(NamedTuple):
     instruction_attributes: tuple[int, ...] = ()
     instruction_clothes: int = schema.UNKNOWN
     template: str = ""
+    template_size: int = 0
     crop: bool = False
 
 
 def load(raw: Path, item: Any) -> schema.Record:
     """Returns the Record of a Picture; its bytes go in as they are."""
-    return record(item, (raw / item.file).read_bytes(), (raw / item.template).read_bytes() if item.template else b"")
+    return record(item, read(raw / item.file), read(raw / item.template) if item.template else b"")
+
+
+def read(path: Path) -> bytes:
+    """Returns the bytes of a picture. Raises DatasetError if it can no longer be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(
+            f"{path} was there when the folder was listed, and cannot be read now ({error.strerror}): put it back, and "
+            f"run the same build again; finished shards are kept"
+        ) from error
 
 
 def record(item: Picture, image: bytes, template: bytes = b"") -> schema.Record:
@@ -58,6 +70,23 @@ def record(item: Picture, image: bytes, template: bytes = b"") -> schema.Record:
         instruction_clothes=item.instruction_clothes,
         instruction_attributes=item.instruction_attributes,
     )
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text can be stored; what Python made of a file name in another encoding, or of half an escape, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _storable(names: list[str], folder: Path) -> list[str]:
+    """Returns the names. Raises DatasetError for one that is not UTF-8."""
+    for name in names:
+        if not is_utf8(name):
+            raise DatasetError(f"{folder}: the name {os.fsencode(name)!r} is not UTF-8: rename it")
+    return names
 
 
 def check_tree(raw: Path, title: str, needed: Sequence[str]) -> None:
@@ -86,6 +115,7 @@ def files(raw: Path, folder: str, title: str, suffixes: tuple[str, ...] = (".jpg
     if not found:
         what = " or ".join(suffixes)
         raise DatasetError(f"{raw / folder} holds no {what} file: the copy of {title} is incomplete, get it again")
+    _storable([name for name, _ in found], raw / folder)
     prefix = folder.rstrip("/")
     return [(f"{prefix}/{name}", size) for name, size in sorted(found)]
 
@@ -96,7 +126,7 @@ def folders(raw: Path, folder: str, title: str) -> list[str]:
         found = sorted(entry.name for entry in entries if entry.is_dir())
     if not found:
         raise DatasetError(f"{raw / folder} holds no folder: the copy of {title} is incomplete, get it again")
-    return found
+    return _storable(found, raw / folder)
 
 
 def parsed(pattern: re.Pattern[str], file: str, title: str, form: str) -> re.Match[str]:
@@ -161,7 +191,12 @@ def comma_numbers(path: Path) -> list[int]:
 
 
 def listed_size(raw: Path, file: str, where: str) -> int:
-    """Returns the size of a picture that a list names. Raises DatasetError naming the list's line if it is missing."""
+    """Returns the size of a picture that a list names.
+
+    Raises DatasetError naming the list's line if it is missing, or its name not UTF-8.
+    """
+    if not is_utf8(file):
+        raise DatasetError(f"{where}: the picture's name {file!r} is not UTF-8: rename the file, here and on the disk")
     try:
         return os.stat(raw / file).st_size
     except OSError as error:

@@ -85,7 +85,12 @@ def with_crops(splits: Pictures, kind: clothes_crops.Kind, title: str) -> dict[s
         cropped[split] = [
             item
             if item.template
-            else item._replace(template=items[at].file, crop=True, instruction_clothes=item.clothes)
+            else item._replace(
+                template=items[at].file,
+                template_size=items[at].size,
+                crop=True,
+                instruction_clothes=item.clothes,
+            )
             for item, at in zip(items, partner, strict=True)
         ]
     return cropped

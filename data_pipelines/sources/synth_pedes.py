@@ -45,8 +45,6 @@ def scan(raw: Path) -> Scan:
     for offset, data, entry in json_stream.objects(raw / _LIST):
         where = f"{raw / _LIST}, byte {offset}"
         check_annotation(entry, ("id", "file_path"), where)
-        if not isinstance(entry["id"], int):
-            raise DatasetError(f"{where}: id {entry['id']!r} is no number: get the official list again")
         sentences += len(_sentences(entry, where))
         size = listing.listed_size(raw, json_stream.text(entry["file_path"]), where)
         for name, value in zip(columns, (entry["id"], offset, len(data), zlib.crc32(data), size), strict=True):
@@ -91,7 +89,7 @@ def load(raw: Path, item: Any) -> schema.Record:
     entry = json.loads(data)
     file = entry["file_path"]
     return schema.Record(
-        image=(raw / file).read_bytes(),
+        image=listing.read(raw / file),
         file=file,
         person=person_name(NAMESPACE, pid),
         camera=0,

@@ -4,13 +4,15 @@ What a task needs: cc clothes; vi pictures of both modalities; ctcc an instructi
 clothes_crops); li a caption or attributes; t2i a caption in train and query. Of t2i a query row with several captions
 becomes one record a caption. What a query of ctcc or li asks for is not what it wears: its attributes are those of the
 instruction, and the outfit it asks for is the one that has the same template in train or gallery. Several tables, or
-one table under several tasks, share people by a common namespace.
+one table under several tasks, share people by a common namespace, and a person's outfits by their labels. Slots of
+attributes are numbered by what one table holds, and compare only within it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +52,8 @@ def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | Non
         raise DatasetError(f"{table} is not text in UTF-8 ({error}): save it as such") from error
     rows = table_parser.parse(text, str(table), json_lines=table.suffix == ".jsonl")
     _check_task(rows, task, table, crops)
-    outfits = _numbers((row.identity, row.clothes) for row in rows if row.clothes)
+    people = {row.identity: _full_name(row.identity, namespace) for row in rows}
+    outfits = _numbers({(people[row.identity], row.clothes) for row in rows if row.clothes}, table)
     slots: dict[str, list[str]] = {}
     for slot, value in sorted({pair for row in rows for pair in row.attributes}):
         slots.setdefault(slot, []).append(value)
@@ -60,16 +63,17 @@ def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | Non
             f"{schema.ATTRIBUTE_SLOTS} at most: leave some out"
         )
     templates = {
-        (row.identity, row.instruction_image): row.clothes
+        (people[row.identity], row.instruction_image): row.clothes
         for row in rows
         if row.instruction_image and row.split != "query"
     }
     splits: dict[str, list[Picture]] = {}
     for row in rows:
-        item = _picture(raw, row, task, namespace, outfits, slots)
+        person = people[row.identity]
+        item = _picture(raw, row, task, person, outfits, slots)
         if row.split == "query" and tasks.task(task).composed:  # it asks for what is not worn: its template's outfit
-            wanted = templates.get((row.identity, row.instruction_image), "")
-            wanted_outfit = outfits.get((row.identity, wanted), schema.UNKNOWN)
+            wanted = templates.get((person, row.instruction_image), "")
+            wanted_outfit = outfits.get((person, wanted), schema.UNKNOWN)
             item = item._replace(attributes=(), instruction_clothes=wanted_outfit)
         captioned = row.split == "query" and not tasks.task(task).has_query_image
         texts = [(text,) for text in item.sentences] if captioned else [item.sentences]
@@ -85,12 +89,27 @@ def _is_made(row: Row, task: str) -> bool:
     return task == "li" and not row.captions
 
 
-def _numbers(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    """(person, label of an outfit) -> number, from 0 for each person, in order of the labels."""
+def _full_name(identity: str, namespace: str) -> str:
+    return identity if "/" in identity else person_name(namespace, identity)
+
+
+def _numbers(pairs: set[tuple[str, str]], table: Path) -> dict[tuple[str, str], int]:
+    """(person's full name, label of an outfit) -> number, which depends on the label alone: tables agree on it.
+
+    A label that is a number is that number; of others it is a checksum. Raises DatasetError if two outfits of a person
+    get one number.
+    """
     numbers: dict[tuple[str, str], int] = {}
-    count: dict[str, int] = {}
-    for person, label in sorted(set(pairs)):
-        numbers[person, label] = count[person] = count.get(person, -1) + 1
+    taken: dict[tuple[str, int], str] = {}
+    for person, label in sorted(pairs):
+        number = int(label) if label.isascii() and label.isdecimal() and len(label) < 10 else zlib.crc32(label.encode())
+        number &= schema.MAX_CLOTHES
+        other = taken.setdefault((person, number), label)
+        if other != label:
+            raise DatasetError(
+                f"{table}, column 'clothes': outfits {other!r} and {label!r} of {person} get one number: rename one"
+            )
+        numbers[person, label] = number
     return numbers
 
 
@@ -123,18 +142,19 @@ def _picture(
     raw: Path,
     row: Row,
     task: str,
-    namespace: str,
+    person: str,
     outfits: dict[tuple[str, str], int],
     slots: dict[str, list[str]],
 ) -> Picture:
     own = dict(row.attributes)
     values = tuple(slots[slot].index(own[slot]) if slot in own else schema.UNKNOWN for slot in slots)
-    clothes = outfits.get((row.identity, row.clothes), schema.UNKNOWN)
+    clothes = outfits.get((person, row.clothes), schema.UNKNOWN)
+    template_size = 0
     if row.instruction_image:
-        listing.listed_size(raw, row.instruction_image, f"{row.where}, column 'instruction_image'")
+        template_size = listing.listed_size(raw, row.instruction_image, f"{row.where}, column 'instruction_image'")
     return Picture(
         file=row.image,
-        person=row.identity if "/" in row.identity else person_name(namespace, row.identity),
+        person=person,
         camera=UNKNOWN_CAMERA.get(row.split, -2) if row.camera is None else row.camera,
         size=listing.listed_size(raw, row.image, f"{row.where}, column 'image'"),
         clothes=clothes,
@@ -144,6 +164,7 @@ def _picture(
         instruction_attributes=values,
         instruction_clothes=clothes if tasks.task(task).composed else schema.UNKNOWN,
         template=row.instruction_image,
+        template_size=template_size,
     )
 
 

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple, NoReturn
 
 from data_pipelines import schema
 from data_pipelines.shard_files import DatasetError
+from data_pipelines.sources.listing import is_utf8
 
 REQUIRED = ("image", "identity", "camera", "split")
 COLUMNS = (*REQUIRED, "clothes", "modality", "caption", "instruction_image", "attributes")
 SPLITS = ("train", "query", "gallery", "test")
 _MODALITIES = {"": schema.VISIBLE, "visible": schema.VISIBLE, "infrared": schema.INFRARED}
-_MAX_CAMERA = 4095  # evaluation keeps this many camera numbers a namespace
 
 
 class Row(NamedTuple):
@@ -120,21 +120,25 @@ def _row(where: str, values: dict[str, Any]) -> Row:
             return ""
         if isinstance(value, bool) or not isinstance(value, str | int):
             wrong(column, f"{value!r} must be text")
+        if not is_utf8(str(value)):
+            wrong(column, f"{value!r} holds half a character, which cannot be stored")
         return str(value).strip()
 
     def needed(column: str) -> str:
         return cell(column) or wrong(column, "it is empty")
 
     camera = cell("camera")
-    if camera and not (camera.isdecimal() and camera.isascii() and int(camera) <= _MAX_CAMERA):
-        wrong("camera", f"{camera!r} must be a whole number from 0 to {_MAX_CAMERA}, or empty where it is not known")
+    if camera and not (camera.isdecimal() and camera.isascii() and int(camera) <= schema.MAX_CAMERA):
+        wrong(
+            "camera", f"{camera!r} must be a whole number from 0 to {schema.MAX_CAMERA}, or empty where it is not known"
+        )
     if cell("split") not in SPLITS:
         wrong("split", f"{cell('split')!r} is none of {', '.join(SPLITS)}")
     if cell("modality").lower() not in _MODALITIES:
         wrong("modality", f"{cell('modality')!r} is neither visible nor infrared")
     captions = values.get("caption")
     if isinstance(captions, list):
-        if not all(isinstance(text, str) for text in captions):
+        if not all(isinstance(text, str) and is_utf8(text) for text in captions):
             wrong("caption", "it must be text, or a list of texts")
     else:
         captions = cell("caption").split("|")

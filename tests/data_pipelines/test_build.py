@@ -1,5 +1,6 @@
 """Building: killed builds go on where they stopped, bad input is named, nothing unfinished looks finished."""
 
+import dataclasses
 import fcntl
 import functools
 import json
@@ -8,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent import futures
 from pathlib import Path
 
 import pytest
 import toy_shards
 
-from data_pipelines import build, dataset_writer, procedural, schema, shards
+from data_pipelines import build, build_folder, dataset_writer, procedural, schema, shards
 from data_pipelines.shards import DatasetError
 
 
@@ -90,6 +93,19 @@ def test_finished_build_is_returned_as_it_is(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
 
 
+def test_same_pictures_of_other_people_are_other_content(tmp_path: Path) -> None:
+    def load_of_others(i: int) -> schema.Record:
+        record = toy_shards.load(i)
+        return dataclasses.replace(record, person=record.person.replace("toy", "others"))
+
+    mine = toy_shards.build(tmp_path / "mine")
+    others = [person.replace("toy", "others") for person in toy_shards.PEOPLE]
+    theirs = toy_shards.build(tmp_path / "theirs", people=others, load=load_of_others)
+    assert [part["shards"] for part in mine.splits.values()] == [part["shards"] for part in theirs.splits.values()]
+    assert mine.content_hash != theirs.content_hash
+    assert toy_shards.build(tmp_path / "again").content_hash == mine.content_hash
+
+
 def test_other_content_under_the_same_version(tmp_path: Path) -> None:
     toy_shards.build(tmp_path)
     other = {**toy_shards.SPLITS, "query": range(100, 103)}
@@ -128,6 +144,21 @@ def test_left_over_of_another_plan_is_not_used(tmp_path: Path, uninterrupted: di
     assert toy_shards.contents(tmp_path) == uninterrupted
 
 
+def test_build_that_stopped_after_its_last_shard_goes_on(
+    tmp_path: Path, uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(build_folder, "complete", stop)
+            with pytest.raises(KeyboardInterrupt):
+                toy_shards.build(tmp_path, pool=pool)
+        toy_shards.build(tmp_path, pool=pool)
+    assert toy_shards.contents(tmp_path) == uninterrupted
+
+
 def test_damaged_left_over_is_written_again(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     work = leave_unfinished(tmp_path)
     shard = work / "data" / "toy-train.array_record-00001-of-00005"
@@ -144,6 +175,28 @@ def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match="another process is building"):
             toy_shards.build(tmp_path)
     toy_shards.build(tmp_path)
+
+
+def test_builds_at_once_that_wait_build_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts, meet = [], threading.Barrier(4)
+
+    def build_at_once(_: int) -> schema.Manifest:
+        meet.wait()
+        return toy_shards.build(tmp_path, wait=True)
+
+    prepare = build_folder.prepare
+    monkeypatch.setattr(build_folder, "prepare", lambda *given: (starts.append(given), prepare(*given)))
+    with futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(build_at_once, range(4)))
+    assert found == [shards.open_dataset(tmp_path, "toy").manifest] * 4
+    assert len(starts) == 1
+    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match=r"cannot write .*file/toy/\.1\.0\.0\.building .*build into another folder"):
+        toy_shards.build(tmp_path / "file")
 
 
 @pytest.mark.parametrize("what", ["image", "instruction"])

@@ -9,7 +9,7 @@ import official_trees
 import pytest
 from official_trees import TREES, built
 
-from data_pipelines import build, clothes_crops
+from data_pipelines import build, clothes_crops, sources
 
 
 def test_real2_templates_and_stand_ins(tmp_path: Path) -> None:
@@ -27,6 +27,14 @@ def test_real2_templates_and_stand_ins(tmp_path: Path) -> None:
     assert sentences == ("a person in a red coat",)
 
 
+def test_a_replaced_instruction_picture_is_another_build(tmp_path: Path) -> None:
+    raw = TREES["real2_ctcc"].make(tmp_path)
+    scan = sources.get_source("real2_ctcc").scan
+    before = scan(raw).splits["query"][0]
+    (raw / before.template).write_bytes((raw / before.template).read_bytes() + b"more")
+    assert repr(scan(raw).splits["query"][0]) != repr(before)
+
+
 def test_upper_clothes_is_the_stated_box() -> None:
     pixels = np.zeros((100, 50, 3), np.uint8)
     top, bottom, left, right = clothes_crops.UPPER_CLOTHES_BOX
@@ -38,6 +46,20 @@ def test_upper_clothes_is_the_stated_box() -> None:
     assert clothes_crops.upper_clothes(cv2.imencode(".png", pixels[:1, :1])[1].tobytes())
     with pytest.raises(ValueError, match="does not decode"):
         clothes_crops.upper_clothes(b"x")
+
+
+def test_crop_of_a_turned_picture_is_of_the_pixels_that_records_show() -> None:
+    pixels = np.zeros((100, 50, 3), np.uint8)
+    pixels[:50] = (0, 0, 255)
+    jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
+    # EXIF of one entry, tag 0x0112 (orientation) = 6: to be shown turned by 90 degrees.
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    turned = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (50, 100, 3)
+    assert clothes_crops.upper_clothes(turned) == clothes_crops.upper_clothes(jpeg)
+    crop = cv2.imdecode(np.frombuffer(clothes_crops.upper_clothes(jpeg), np.uint8), cv2.IMREAD_COLOR)
+    assert crop.shape == (36, 38, 3)
+    assert (np.abs(crop[2:30].astype(int) - (0, 0, 255)) < 8).all()
 
 
 def test_same_outfit_partners() -> None:
@@ -79,6 +101,10 @@ def test_clothes_crops_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ),
         (["--dataset", "datalist", "--name", "x", "--task", "cc", "--query_list", "q"], "needs --train_list"),
         (["--dataset", "datalist", "--name", "x", "--task", "cc", "--table", "t"], "--table does not belong to"),
+        (
+            ["--dataset", "datalist", "--name", "x", "--task", "cc", "--train_list", "t"],
+            "--dataset datalist needs --raw: the folder in which the lists' paths begin",
+        ),
         (["--dataset", "ltcc", "--sentences", "t"], "--sentences does not belong to --dataset ltcc"),
         (["--dataset", "ltcc", "--task", "ctcc"], "ltcc is of task cc: leave --task out"),
         (["--dataset", "procedural", "--name", "x"], "the procedural benchmark takes no options"),

@@ -21,9 +21,9 @@ class FakeSet:
         self.manifest = types.SimpleNamespace(people=people)
         self._identity = np.array([people.index(name) for name in train])
 
-    def index(self, split: str) -> types.SimpleNamespace:
+    def identities(self, split: str) -> np.ndarray:
         assert split == "train"
-        return types.SimpleNamespace(identity=self._identity)
+        return self._identity
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """From a configuration to open data sets: what is missing is built, what is other than asked is an error."""
 
+import fcntl
+from concurrent import futures
+
 import pytest
 
-from data_pipelines import joint_data
+from data_pipelines import joint_data, procedural
 from data_pipelines.shards import DatasetError
 
 
@@ -42,5 +45,13 @@ def test_missing_data_are_built_only_if_allowed(micro_config, tmp_path):
     assert not (tmp_path / "new").exists()
     micro_config.data.build_missing = True
     micro_config.data.procedural.update({"train_people": 2, "test_people": 4, "extras": ("hat",)})
-    opened = joint_data.open_datasets(micro_config, ["procedural_trad"])
+    work = tmp_path / "new" / "procedural_trad" / f".{procedural.VERSION}.building"
+    work.mkdir(parents=True)
+    with futures.ThreadPoolExecutor(1) as pool:
+        with open(work / "lock", "w") as lock:  # as another process of this host would hold it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            waiting = pool.submit(joint_data.open_datasets, micro_config, ["procedural_trad"])
+            with pytest.raises(futures.TimeoutError):
+                waiting.result(timeout=0.3)
+        opened = waiting.result()
     assert "hat" in opened["procedural_trad"].manifest.source["slots"]

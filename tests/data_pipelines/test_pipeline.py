@@ -253,6 +253,9 @@ class Altered:
     def index(self, split):
         return self._dataset.index(split)
 
+    def identities(self, split):
+        return self._dataset.identities(split)
+
     def reader(self, split, fields):
         return AlteredReader(self._dataset.reader(split, fields), self._change)
 

@@ -371,7 +371,7 @@ def test_build_writes_all_six_data_sets(tmp_path):
     benchmark = Benchmark(**sizes)
     dataset = shards.open_dataset(tmp_path, "procedural_li")
     index, reader = dataset.index("query"), dataset.reader("query")
-    expected = [record for split, record in benchmark.records("li") if split == "query"]
+    expected = [benchmark.load(shot) for shot in benchmark.shots("li")["query"]]
     assert [dataset.manifest.people[i] for i in index.identity] == [record.person for record in expected]
     assert index.instruction_attributes[:, :ATTRIBUTES].tolist() == [list(r.instruction_attributes) for r in expected]
     assert [reader[i]["image"] for i in range(len(reader))] == [record.image for record in expected]

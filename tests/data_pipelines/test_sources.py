@@ -1,6 +1,7 @@
 """Every source on a made-up tree in its official layout: scan, build, and each record against the hand-made answer."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import official_trees
 import pytest
 from official_trees import TREES, built, columns
 
-from data_pipelines import leak_check, sources
+from data_pipelines import build, leak_check, sources
 from data_pipelines.shards import DatasetError
-from data_pipelines.sources import table
+from data_pipelines.sources import listing, table
 
 OTHER_TESTS = ("cuhk03_detected", "market1501")  # below, and in test_market1501.py
 
@@ -142,7 +143,23 @@ def test_wrong_file_is_named(name: str, file: str, message: str, tmp_path: Path)
             {"reid_raw.json": '[{"split": "test", "id": 1, "captions": "x", "file_path": "x"}]'},
             "captions must be a list",
         ),
+        (
+            "cuhk_pedes",
+            {"reid_raw.json": '[{"split": "test", "id": "x7", "captions": ["x"], "file_path": "x"}]'},
+            "entry 1: id 'x7' is no number",
+        ),
+        (
+            "cuhk_pedes",
+            {"reid_raw.json": '[{"split": "test", "id": 7, "captions": ["x"], "file_path": ["x"]}]'},
+            r"entry 1: file_path \['x'\] is no text",
+        ),
+        (
+            "cuhk_pedes",
+            {"reid_raw.json": '[{"split": ["test"], "id": 7, "captions": ["x"], "file_path": "x"}]'},
+            r"split \['test'\] is none of",
+        ),
         ("synth_pedes", {"synthpedes_dataset.json": '[{"id": 3}]'}, "byte 1 lacks file_path"),
+        ("synth_pedes", {"synthpedes_dataset.json": '[{"id": "3", "file_path": "x"}]'}, "byte 1: id '3' is no number"),
         (
             "synth_pedes",
             {"synthpedes_dataset.json": '[{"id": 3, "file_path": "Part1/3/0.jpg"}, '},
@@ -172,6 +189,27 @@ def test_wrong_list_is_named(name: str, texts: dict[str, str], message: str, tmp
     official_trees.write(raw, texts)
     with pytest.raises(DatasetError, match=message):
         sources.get_source(name).scan(raw)
+
+
+def test_name_that_is_not_utf8_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = TREES["prcc"].make(tmp_path / "raw")
+    picture, latin = raw / "rgb/train/001/A_cropped_rgb001.jpg", os.fsdecode("A_Jörg.jpg".encode("latin-1"))
+    picture.rename(picture.with_name(latin))
+    assert build.main(["--dataset", "prcc", "--raw", str(raw), "--out", str(tmp_path / "out")]) == 2
+    assert r"rgb/train/001: the name b'A_J\xf6rg.jpg' is not UTF-8: rename it" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match=r"l.txt, line 1: the picture's name .* is not UTF-8"):
+        listing.listed_size(picture.parent, latin, "l.txt, line 1")
+
+
+def test_picture_that_vanished_during_the_build_is_named(tmp_path: Path) -> None:
+    raw = TREES["ltcc"].make(tmp_path)
+    source = sources.get_source("ltcc")
+    item = source.scan(raw).splits["train"][0]
+    (raw / item.file).unlink()
+    with pytest.raises(DatasetError, match=r"000_1_c10_000001\.png was there .*No such file.* put it back"):
+        source.load(raw, item)
 
 
 def test_cuhk_pedes_captions_and_people(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import zlib
 from pathlib import Path
 
 import official_trees
@@ -14,7 +15,7 @@ from official_trees import built, columns
 
 from data_pipelines import build, clothes_crops, shards
 from data_pipelines.shards import DatasetError
-from data_pipelines.sources import table_parser
+from data_pipelines.sources import table, table_parser
 from data_pipelines.sources.table_parser import Row, parse
 
 # Text of a cell: what a spreadsheet may write, without the marks that separate values inside a cell.
@@ -129,6 +130,7 @@ def test_what_is_wrong_with_a_csv_is_named(text: str, message: str) -> None:
         ("[]", "t.jsonl, line 2: '[]' is no JSON object"),
         ('{"image": "a", "split": "train"}', "line 2: column 'identity' is missing"),
         ('{"image": "a", "identity": 1, "split": "train", "size": 3}', "line 2: unknown column 'size'"),
+        (r'{"image": "a", "identity": "\ud800", "split": "train"}', "line 2, column 'identity': '\\ud800' holds half"),
         ('{"image": ["a"], "identity": 1, "split": "train"}', "line 2, column 'image': ['a'] must be text"),
         (
             '{"image": "a", "identity": 1, "split": "train", "caption": [1]}',
@@ -178,21 +180,39 @@ def test_table_as_cc(tmp_path: Path) -> None:
     options = ["--table", str(path), "--task", "cc", "--name", "mine", "--namespace", "office"]
     dataset = built("table", path.parent, tmp_path / "out", *options)
     assert dataset.manifest.namespace == "office"
-    assert columns(dataset, "train") == [  # outfits are numbered for each person, in order of their labels
-        ("a/1.jpg", "office/ann", 0, 1, 0),
-        ("a/2.jpg", "office/ann", 1, 0, 1),
-        (
-            "a/3.jpg",
-            "market1501/0002",
-            0,
-            0,
-            0,
-        ),  # a name with / is a person's full name; a camera unknown in train is 0
+    assert columns(dataset, "train") == [
+        ("a/1.jpg", "office/ann", 0, outfit("red coat"), 0),
+        ("a/2.jpg", "office/ann", 1, outfit("grey suit"), 1),
+        # A name with / is a person's full name; a camera unknown in train is 0.
+        ("a/3.jpg", "market1501/0002", 0, outfit("x"), 0),
     ]
-    assert columns(dataset, "query") == [("a/4.jpg", "office/bob", 0, 0, 0)]
-    assert columns(dataset, "gallery") == [("a/5.jpg", "office/bob", 1, 1, 1), ("a/6.jpg", "office/cy", -2, 0, 0)]
+    assert columns(dataset, "query") == [("a/4.jpg", "office/bob", 0, outfit("a"), 0)]
+    assert columns(dataset, "gallery") == [
+        ("a/5.jpg", "office/bob", 1, outfit("b"), 1),
+        ("a/6.jpg", "office/cy", -2, outfit("b"), 0),
+    ]
     assert dataset.index("gallery").attributes[:, :2].tolist() == [[-1, 1], [-1, -1]]
     assert dataset.manifest.source["slots"] == {"bag": ["none"], "upper colour": ["grey", "red"]}
+
+
+def outfit(label: str) -> int:
+    """A label's number, which is the same in every table."""
+    return zlib.crc32(label.encode()) & 0x7FFFFFFF
+
+
+def test_outfits_of_one_person_differ_however_the_person_is_written(tmp_path: Path) -> None:
+    official_trees.draw(tmp_path, ["a.jpg"])
+    rows = [("ann", "red"), ("mine/ann", "blue"), ("mine/ann", "red"), ("ann", "7")]
+    lines = [f"a.jpg,{person},,train,{label}" for person, label in rows]
+    (tmp_path / "t.csv").write_text("image,identity,camera,split,clothes\n" + "\n".join(lines))
+    items = table.source("x", "trad", "mine", str(tmp_path / "t.csv")).scan(tmp_path).splits["train"]
+    assert {item.person for item in items} == {"mine/ann"}
+    assert [item.clothes for item in items] == [outfit("red"), outfit("blue"), outfit("red"), 7]
+    (tmp_path / "t.csv").write_text("image,identity,camera,split,clothes\na.jpg,ann,,train,7\na.jpg,ann,,train,007\n")
+    with pytest.raises(
+        DatasetError, match=r"t.csv, column 'clothes': outfits '007' and '7' of mine/ann get one number"
+    ):
+        table.source("x", "trad", "mine", str(tmp_path / "t.csv")).scan(tmp_path)
 
 
 def test_table_as_ctcc_li_t2i_vi(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,8 +226,8 @@ def test_table_as_ctcc_li_t2i_vi(tmp_path: Path, capsys: pytest.CaptureFixture[s
     records = [ctcc.reader("train")[i]["instruction_images"][0] for i in range(3)]
     pictures = [(path.parent / file).read_bytes() for file in ("t/1.jpg", "t/2.jpg", "a/3.jpg")]
     assert records == [*pictures[:2], clothes_crops.upper_clothes(pictures[2])]
-    # The query shows bob's outfit a (0) and asks by t/1.jpg, which is bob's outfit b (1) in the gallery.
-    assert ctcc.index("query").instruction_clothes.tolist() == [1]
+    # The query shows bob's outfit a and asks by t/1.jpg, which is bob's outfit b in the gallery.
+    assert ctcc.index("query").instruction_clothes.tolist() == [outfit("b")]
     # li: line 4 has neither caption nor attributes.
     assert build_table(path, tmp_path / "out", "li") == 2
     assert "line 4, column 'caption': it is empty, but task li needs it" in capsys.readouterr().err
@@ -220,8 +240,10 @@ def test_table_as_ctcc_li_t2i_vi(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all("grey" in text for text in made)
     assert li.index("gallery").sentences.tolist() == [1]
     assert li.index("gallery").attributes[:, :2].tolist() == [[-1, 1]]  # bag not named, red
-    assert li.index("train").instruction_clothes.tolist() == [1, 0]
-    assert li.index("query").instruction_clothes.tolist() == [1]  # by its template; nothing is known of what it wears
+    assert li.index("train").instruction_clothes.tolist() == [outfit("red coat"), outfit("grey suit")]
+    assert li.index("query").instruction_clothes.tolist() == [
+        outfit("b")
+    ]  # by its template; nothing is known of what it wears
     assert li.index("query").attributes.tolist() == [[-1] * 8]
     assert li.manifest.source["sentences"] == "of 2 rows made from attributes by templates, seeded by file name"
     # t2i: line 3 has no caption.

@@ -1,0 +1,190 @@
+"""What a study of variants x seeds found: paired differences to the first variant, as Markdown and as an SVG chart.
+
+A study is a folder with a run in each VARIANT/SEED. Runs of one seed are a pair: they saw the same batches. Of the
+differences between pairs stand the mean and its 95% interval (Student's t over seeds); with nine variants and fourteen
+figures a few intervals leave out 0 by chance.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from data_pipelines import tasks
+from irm_jax import time_use
+from irm_jax.evaluation import report_figures
+
+Found = dict[tuple[str, int], dict[str, float]]
+"""Figures by (variant, seed), of the runs that are finished."""
+
+FREE = "task_free/"
+RESCORED = "+rescored"
+MEANS = {"mean": "task-specific, mean of the tasks", f"{FREE}mean": "task-free, mean of the tasks"}
+SPEED = time_use.IMAGES_PER_SECOND
+# Two-sided 95% quantiles of Student's t by degrees of freedom, 1 to 9; beyond, the last is a little too wide.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def figures(run: Path) -> dict[str, float]:
+    """mAP by protocol of a finished run, means over the tasks, and images a second of its training (median)."""
+    protocols = json.loads((run / "results.json").read_text("utf-8"))["protocols"]
+    found = {}
+    for setting in ("", FREE):
+        names = [f"{setting}procedural_{task}" for task in tasks.TASK_NAMES]
+        found |= {name: protocols[name]["mAP"] for name in names}
+        found[f"{setting}mean"] = float(np.mean([protocols[name]["mAP"] for name in names]))
+    found |= {
+        name + RESCORED: protocols[name + RESCORED]["mAP"] for name in list(found) if name + RESCORED in protocols
+    }
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    found[SPEED] = float(np.median([line[SPEED] for line in lines if SPEED in line]))
+    return found
+
+
+def collect(study: Path, variants: Sequence[str], seeds: int) -> Found:
+    """Reads the runs of seeds 0 .. seeds - 1 that are finished."""
+    runs = {(variant, seed): study / variant / str(seed) for variant in variants for seed in range(seeds)}
+    return {key: figures(run) for key, run in runs.items() if (run / "results.json").is_file()}
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """Mean and half width of its 95% interval; the half width of one difference is infinite."""
+    count = len(differences)
+    if count < 2:
+        return float(differences.mean()), math.inf
+    half = T_95[min(count - 2, len(T_95) - 1)] * float(differences.std(ddof=1)) / math.sqrt(count)
+    return float(differences.mean()), half
+
+
+def differences(found: Found, base: str, variant: str, figure: str) -> np.ndarray:
+    """A variant's figure less the first one's, f64[seeds that both have]; of a rescored one, less its plain ranking."""
+    plain = figure.removesuffix(RESCORED)
+    seeds = sorted(seed for name, seed in found if name == variant and (base, seed) in found)
+    pairs = [(found[variant, seed].get(figure), found[base, seed][plain]) for seed in seeds]
+    return np.array([own - other for own, other in pairs if own is not None])
+
+
+def table(found: Found, variants: Sequence[str]) -> str:
+    """Both settings as Markdown: a row a variant, means over its seeds (mean difference to the first, 95% interval)."""
+    base = variants[0]
+    seeds = {variant: sorted(seed for name, seed in found if name == variant) for variant in variants}
+    rescored = {name for value in found.values() for name in value if name.endswith(RESCORED)}
+    plain = [f"procedural_{task}" for task in tasks.TASK_NAMES]
+
+    def cell(variant: str, figure: str) -> str:
+        own = [found[variant, seed][figure] for seed in seeds[variant] if figure in found[variant, seed]]
+        apart = differences(found, base, variant, figure)
+        words = f"{np.mean(own):.3f}" if own else ""
+        if len(apart) and (variant != base or figure in rescored):
+            mean, half = interval(apart)
+            words += f" ({mean:+.3f}{f' ± {half:.3f}' if math.isfinite(half) else ''})"
+        return words
+
+    def step_time(variant: str) -> str:
+        both = [seed for seed in seeds[variant] if seed in seeds[base]]
+        ratios = [found[base, seed][SPEED] / found[variant, seed][SPEED] for seed in both]
+        return f"{np.median(ratios):.2f}" if ratios else ""
+
+    lines = []
+    for setting, title in (("", "task-specific"), (FREE, "task-free")):
+        names = ["mean", *plain, *(name + RESCORED for name in plain if setting + name + RESCORED in rescored)]
+        heads = [f"mAP, {title}", "seeds", *(name.removeprefix("procedural_") for name in names), "step time"]
+        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for variant in variants:
+            cells = [variant, str(len(seeds[variant])), *(cell(variant, setting + name) for name in names)]
+            lines.append("| " + " | ".join([*cells, step_time(variant)]) + " |")
+        lines.append("")
+    lines.append(f"In brackets: the mean difference to `{base}` over paired seeds and its 95% interval (Student's t).")
+    if rescored:
+        lines.append(f"Of `{RESCORED}` the difference is to the plain ranking of `{base}`.")
+    return "\n".join(lines)
+
+
+def revisions(study: Path, found: Found) -> str:
+    """Which code the finished runs are of, as one line: a study that goes on for days may mix revisions."""
+    count: collections.Counter[str] = collections.Counter()
+    for variant, seed in found:
+        git = json.loads((study / variant / str(seed) / "run.json").read_text("utf-8"))[-1]["git"]
+        count[git["revision"][:7] + (" with changes" if git["dirty"] else "") if git else "unknown"] += 1
+    return "Code: " + ", ".join(f"{name} ({runs} runs)" for name, runs in count.most_common()) + "."
+
+
+WIDTH, LEFT, GAP, TOP, ROW = 760, 140, 30, 46, 26
+_INK, _GRID, _BLUE = "#222", "#ccc", "#1f5fa8"
+
+
+def chart(found: Found, variants: Sequence[str]) -> str:
+    """The paired differences of both means as one SVG file: a row a variant, a panel a mean, dots with 95% intervals.
+
+    A dot is filled where its interval leaves out 0; a single pair has no interval. "" where there is no pair yet.
+    """
+    base, *others = variants
+    rows = {
+        (figure, variant): interval(apart)
+        for figure in MEANS
+        for variant in others
+        if len(apart := differences(found, base, variant, figure))
+    }
+    if not rows:
+        return ""
+    shown = [mean + side * half for mean, half in rows.values() for side in (-1, 1) if math.isfinite(half)]
+    shown += [0.0, *(mean for mean, _ in rows.values())]
+    low, high = min(shown), max(shown)
+    low, high = (low - 0.005, high + 0.005) if high - low < 1e-6 else (low, high)
+    panel = (WIDTH - LEFT - GAP * len(MEANS)) / len(MEANS)
+    bottom = TOP + ROW * len(others)
+    parts = [f'<rect width="{WIDTH}" height="{bottom + 40}" fill="#fff"/>']
+
+    def text(x: float, y: float, words: str, anchor: str, extra: str = "") -> str:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{_INK}"{extra}>{escape(words)}</text>'
+
+    for row, variant in enumerate(others):
+        parts.append(text(LEFT - 10, TOP + ROW * (row + 0.5) + 4, variant, "end"))
+    for number, (figure, title) in enumerate(MEANS.items()):
+        start = LEFT + number * (panel + GAP)
+
+        def at(value: float, start: float = start) -> float:
+            return start + 8 + (value - low) / (high - low) * (panel - 16)
+
+        parts.append(text(start + panel / 2, TOP - 22, title, "middle", ' font-weight="bold"'))
+        for tick in report_figures.ticks(low, high, 4):
+            parts.append(f'<path stroke="{_GRID}" d="M{at(tick):.1f} {TOP}V{bottom}"/>')
+            parts.append(text(at(tick), bottom + 16, f"{tick:+g}" if tick else "0", "middle"))
+        parts.append(f'<path stroke="{_INK}" d="M{at(0):.1f} {TOP}V{bottom}"/>')
+        for row, variant in enumerate(others):
+            if (figure, variant) not in rows:
+                continue
+            mean, half = rows[figure, variant]
+            y, clear = TOP + ROW * (row + 0.5), math.isfinite(half) and abs(mean) > half
+            if math.isfinite(half):
+                ends = f"M{at(mean - half):.1f} {y:.1f}H{at(mean + half):.1f}"
+                parts.append(f'<path class="interval" stroke="{_BLUE}" stroke-width="2" d="{ends}"/>')
+            fill = _BLUE if clear else "#fff"
+            parts.append(
+                f'<circle cx="{at(mean):.1f}" cy="{y:.1f}" r="4.5" fill="{fill}" stroke="{_BLUE}" stroke-width="2"/>'
+            )
+    words = f"mAP less that of {base}: mean over paired seeds, 95% interval; filled: it leaves out 0"
+    parts.append(text(WIDTH / 2, bottom + 33, words, "middle"))
+    title = f"Paired differences in mAP to {base}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 40}" font-family="sans-serif" '
+        f'font-size="12" role="img"><title>{escape(title)}</title>{"".join(parts)}</svg>\n'
+    )
+
+
+def write(workdir: Path, study: str, variants: Sequence[str], seeds: int) -> str:
+    """Writes WORKDIR/STUDY.md and, once there are pairs, WORKDIR/STUDY.svg from the runs so far; returns the table."""
+    found = collect(workdir / study, variants, seeds)
+    if not found:
+        return f"no run of {study} in {workdir} is finished yet"
+    words = f"{table(found, variants)}\n\n{revisions(workdir / study, found)}"
+    (workdir / f"{study}.md").write_text(words + "\n", "utf-8")
+    if drawn := chart(found, variants):
+        (workdir / f"{study}.svg").write_text(drawn, "utf-8")
+    return words
