@@ -35,8 +35,6 @@ SUFFIXES = {
     "own": "gallery under its own instructions, which reveal the source",
     "source": "domain control: the query's own source only",
     "labeled": "boxes drawn by hand",
-    "multi_shot": "gallery: all images of camera A",
-    "single_shot": "gallery: one random image a person, mean of the trials",
     "released": "compat: the LLCM authors' code, infrared queries against all visible images",
     "distractors": "gallery with the distractors",
     "flip": "embeddings averaged over image and mirror",
@@ -44,6 +42,9 @@ SUFFIXES = {
     "rerank": "k-reciprocal re-ranking",
     "top500": "compat: AP cut at 500 as in the released code, which inflates it",
 }
+"""What a variant adds to the protocol that it stands under; a head is described by its own words."""
+PROCESSED = {"flip", "rerank", "rescored"}
+"""Suffixes that never make a protocol of their own, whatever they stand behind; nor does any with an @."""
 SETTING_TITLES = {"task_specific": "Task-specific", "task_free": "Task-free"}
 
 
@@ -85,17 +86,26 @@ def figure_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def _head(name: str, protocols: dict[str, Any]) -> str:
+    """The protocol that a name stands under: its shortest beginning (up to a + or @) that is one itself.
+
+    `prcc_cross+multi_shot` and `cuhk03_np+labeled` are heads where nothing shorter was ranked.
+    """
+    ends = (match.start() for match in re.finditer(r"[+@]", name))
+    return next((name[:end] for end in ends if name[:end] in protocols), name)
+
+
 def _protocol_rows(protocols: dict[str, Any], setting: str) -> list[dict[str, Any]]:
     """Returns the rows of a metrics table: by task, each protocol followed by its variants."""
     rows = []
     for name, entry in protocols.items():
-        base, *suffixes = re.split(r"[+@]", name)
         if entry["setting"] == setting:
-            parent = bool(suffixes) and base in protocols
-            notes = [SUFFIXES[s] for s in suffixes if s in SUFFIXES]
+            base = _head(name, protocols)
+            variant = base != name or "@" in name or not PROCESSED.isdisjoint(name.split("+"))
+            notes = [SUFFIXES[s] for s in re.split(r"[+@]", name[len(base) :]) if s in SUFFIXES]
             if entry.get("overlap_junk"):
                 notes.append(f"{entry['overlap_junk']} images left out: people who may be the same, not linked")
-            rows.append({"name": name, "base": base, "entry": entry, "variant": parent, "note": "; ".join(notes)})
+            rows.append({"name": name, "base": base, "entry": entry, "variant": variant, "note": "; ".join(notes)})
     order = {base: i for i, base in reversed(list(enumerate(row["base"] for row in rows)))}
     return sorted(rows, key=lambda row: (TASKS[row["entry"]["task"]].id, order[row["base"]], row["variant"]))
 
