@@ -120,7 +120,7 @@ def _overview(rows: list[dict[str, Any]], baselines: dict[str, Any], setting: st
     lines = []
     for row, label in zip(heads, labels, strict=True):
         cells = [row["entry"], *(baselines[b].get(row["name"], {}) for b in used)]
-        text = label if labels.count(label) == 1 else row["name"]
+        text = label if labels.count(label) == 1 else row["name"].removeprefix("task_free/")
         lines.append((text, [math.nan if c.get("mAP") is None else c["mAP"] for c in cells]))
     names = ["IRM (this run)", *(CONTROLS.get(b, b.replace("_", " ")) for b in used)]
     return dot_chart(f"mAP, {SETTING_TITLES[setting].lower()}", lines, names)
