@@ -152,6 +152,17 @@ def _open_set(results: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Marku
     return rows, [line_chart("ROC of the best score: TPR over FPR", lines, x_label="FPR", percent=True)] if rows else []
 
 
+def _every_figure(results: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Returns (path, value) of all figures but the points of the ROC curves; a threshold, which is no share, as text."""
+    figures = {key: results[key] for key in ("protocols", "baselines", "swapped_instructions")}
+    found = [(path, value) for path, value in flatten(figures) if isinstance(value, (int, float)) or value is None]
+    for name, entry in results["open_set"].items():
+        shares = {key: value for key, value in entry.items() if key not in ("roc", "threshold")}
+        found += flatten(shares, f"open_set.{name}")
+        found += [(f"open_set.{name}.threshold.{fpr}", f"{score:.3f}") for fpr, score in entry["threshold"].items()]
+    return found
+
+
 def _image(picture: Picture, alt: str, max_height: int = 192) -> Markup:
     uri, width, height = thumbnail(picture, max_height)
     return Markup('<img src="{}" width="{}" height="{}" alt="{}" loading="lazy">').format(uri, width, height, alt)
@@ -178,7 +189,6 @@ def render(results: dict[str, Any], data: ReportData, curves: dict[str, list[Ser
     baselines = {b: results["baselines"][b] for b in CONTROLS if b in results["baselines"]}
     baselines |= results["baselines"]
     rows = {setting: _protocol_rows(protocols, setting) for setting in SETTINGS}
-    figures = {key: results[key] for key in ("protocols", "baselines", "swapped_instructions")}
     run = results["run"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -207,7 +217,7 @@ def render(results: dict[str, Any], data: ReportData, curves: dict[str, list[Ser
         open_set=_open_set(results),
         main_charts=[chart for metric, chart in chart_of.items() if is_main(metric)],
         other_charts=[chart for metric, chart in chart_of.items() if not is_main(metric)],
-        every_figure=[(p, v) for p, v in flatten(figures) if isinstance(v, (int, float)) or v is None],
+        every_figure=_every_figure(results),
         run_fields=[(k, v) for k, v in flatten({k: v for k, v in run.items() if k != "config"})],
         config=json.dumps(run["config"], indent=2),
         image=_image,
