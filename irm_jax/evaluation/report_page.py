@@ -20,20 +20,17 @@ from irm_jax.evaluation.report_figures import Series, dot_chart, line_chart, ove
 CONTROLS = {
     "random": "Random (expected)",
     "color_histogram": "Colour histogram",
-    "colour_histogram": "Colour histogram",
-    "histogram": "Colour histogram",
     "image_only": "Image only",
     "instruction_only": "Instruction only",
     "perfect_identity": "Perfect identity",
     "oracle": "Oracle",
-    "domain_control": "Own source only",
 }
 """Titles of the known baselines, in the order of the columns; others follow under their own names."""
 SUFFIXES = {
     "identity": "identity alone counts, the outfit does not",
     "clothes": "identity and clothes must both match",
     "own": "gallery under its own instructions, which reveal the source",
-    "source": "domain control: the query's own source only",
+    "test_set": "domain control: the gallery of the query's own test set only",
     "labeled": "boxes drawn by hand",
     "released": "compat: the LLCM authors' code, infrared queries against all visible images",
     "distractors": "gallery with the distractors",

@@ -168,7 +168,7 @@ def test_figures_carry_their_names(evaluated):
     expected |= {"llcm_v2n@top500", "market1501@top500"}
     free = ["llcm_v2n", "llcm_n2v", "market1501", "market1501+distractors", "cuhk_pedes"]
     expected |= {f"task_free/{name}" for name in free}
-    expected |= {f"task_free/{name}@source" for name in ("llcm_v2n", "market1501", "cuhk_pedes")}
+    expected |= {f"task_free/{name}@test_set" for name in ("llcm_v2n", "market1501", "cuhk_pedes")}
     expected |= {f"task_free/{name}@own" for name in ("llcm_v2n", "market1501")}
     assert set(protocols) == expected
     sizes = {name: (protocols[name]["queries"], protocols[name]["gallery"]) for name in free}
@@ -242,7 +242,7 @@ def test_people_known_to_overlap_but_not_linked_are_junk_in_the_union(folder):
     ranked = found["all"].ranked["task_free/cuhk_pedes"]
     shown = {found["all"].sets[number].name for number in ranked.source[:, 0].tolist()}
     assert shown == {"night", "street", "words"}
-    assert figures["all"]["task_free/market1501@source"]["gallery"] == 15  # the domain control is one source's own
+    assert figures["all"]["task_free/market1501@test_set"]["gallery"] == 15  # the domain control is one test set's own
 
 
 def test_rankings_know_their_records(evaluated):
@@ -251,7 +251,7 @@ def test_rankings_know_their_records(evaluated):
     night = evaluation.sets[0]
     np.testing.assert_array_equal(night.query.index.content[ranked.record], ranked.query["content"])
     assert (night.query.index.modality[ranked.record] == schema.INFRARED).all()
-    for name in ("llcm_v2n", "market1501+distractors", "task_free/cuhk_pedes@source"):
+    for name in ("llcm_v2n", "market1501+distractors", "task_free/cuhk_pedes@test_set"):
         ranked = evaluation.ranked[name]
         for (number, record), content in zip(ranked.source.tolist(), ranked.gallery["content"], strict=True):
             part, place = evaluation.sets[number].gallery_record(record)
