@@ -13,21 +13,28 @@ from irm_jax.evaluation.rerank import KReciprocal
 from irm_jax.evaluation.rescoring import Rescored
 from irm_jax.evaluation.selection import Selection
 from irm_jax.evaluation.set_features import FLIP
+from irm_jax.evaluation.tau_similarity import similarity_of
 from irm_jax.evaluation.trials import Scorer, taken
 
 
 def rank_task_specific(run: Rankings, test: EvaluationSet) -> None:
-    """The set under its protocols, as it is and processed (`_processed`); the open set; `@top500`."""
+    """The set under its protocols, as it is and processed (`_processed`); the open set; `@top500`.
+
+    Where mAP_tau would say nothing it is null, and `tau_missing` says why.
+    """
     features, source = run.features[test.name], run.source(test)
     query, gallery = dict(test.query.columns), dict(test.gallery_columns)
     if run.options.tau_similarity == "model" and test.task.group != "caption":
         query["instruction_feature"] = features.query.instruction["own"]
         gallery["instruction_feature"] = features.gallery.instruction["own"]
     follow = test.task.sentence is None
+    no_tau = None if test.task.group == "caption" else similarity_of(run.options.tau_similarity).missing(query, gallery)
     for name in test.protocols:
         protocol = protocols.protocol_of(name)
-        ranked = run.rank(features.pair("own", "own"), query, gallery, protocol, taus=True, follow=follow)
+        ranked = run.rank(features.pair("own", "own"), query, gallery, protocol, taus=not no_tau, follow=follow)
         run.keep(protocol, ranked, query, gallery, source)
+        if no_tau:
+            run.results["protocols"][name]["tau_missing"] = no_tau
         for label, words, variant, scorer in _processed(run, test):
             processed = named(protocol, label, words)
             ranked = run.rank(features.pair(variant, variant), query, gallery, processed, scorer=scorer)
