@@ -11,18 +11,21 @@ from irm_jax.evaluation import controls, protocols
 from irm_jax.evaluation.evaluation_sets import Columns, EvaluationSet
 from irm_jax.evaluation.figures import METRICS, summarize
 from irm_jax.evaluation.rankings import Rankings
-from irm_jax.evaluation.trials import taken
+from irm_jax.evaluation.trials import Scorer, taken
 
 
 def rank_controls(run: Rankings, test: EvaluationSet) -> None:
     """Every control under each of the set's protocols; in colours, and of parts of the query, where it has an image."""
     o = run.options
     query, gallery, features = dict(test.query.columns), dict(test.gallery_columns), run.features[test.name]
-    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {
-        "perfect_identity": controls.perfect_identity(query, gallery, o.seed, query_is_image=test.task.has_query_image),
+    image = test.task.has_query_image
+    judges = {
+        "perfect_identity": controls.perfect_identity(query, gallery, o.seed, query_is_image=image),
         "oracle": controls.perfect_oracle(query, gallery),
     }
-    if test.task.has_query_image:
+    nothing = np.zeros((len(test.query), 1), np.float32), np.zeros((len(gallery["identity"]), 1), np.float32)
+    pairs = dict.fromkeys(judges, nothing)
+    if image:
         sides = [
             [controls.color_histogram(part.dataset, part.split, threads=o.threads) for part in parts]
             for parts in ([test.query], test.parts)
@@ -36,10 +39,15 @@ def rank_controls(run: Rankings, test: EvaluationSet) -> None:
         table = run.results["baselines"].setdefault(baseline, {})
         for name in test.protocols:
             metric = None if baseline in ("image_only", "instruction_only") else "cosine"
-            ranking, _ = run.rank(pair, query, gallery, protocols.protocol_of(name), metric=metric)
+            scorer = _scorer(judges[baseline]) if baseline in judges else None
+            ranking, _ = run.rank(pair, query, gallery, protocols.protocol_of(name), metric=metric, scorer=scorer)
             table[name] = _short(summarize(ranking))
     if test.task.sentence is None:
         _swapped(run, test, query, gallery)
+
+
+def _scorer(judge: controls.Judge) -> Scorer:
+    return lambda _query, _gallery, trial: lambda block: judge(trial.query[block], trial.gallery)
 
 
 def _swapped(run: Rankings, test: EvaluationSet, query: Columns, gallery: Columns) -> None:
