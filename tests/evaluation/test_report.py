@@ -120,6 +120,9 @@ def test_metrics_stand_in_the_tables(written: tuple[Page, str, dict]) -> None:
     assert tables["protocols.procedural_ctcc.mAP"] == {"76.4"}
     assert tables["protocols.procedural_li.dropped.no_positive"] == {"2"}
     assert tables["swapped_instructions.procedural_li.follow_rate"] == {"84.4"}
+    assert tables["swapped_instructions.procedural_li.mAP_own"] == {"71.0"}
+    assert tables["swapped_instructions.procedural_li.queries"] == {"117"}
+    assert f"{0.7104 / 0.0881:.1f}×" in text
 
 
 def test_rankings_checks_leaks_and_run(written: tuple[Page, str, dict]) -> None:
@@ -226,6 +229,7 @@ def edit(path: str, value: object) -> dict:
         ("baselines|random|market", {"mAP": 0.1}, "baselines.random names the protocol 'market'"),
         ("swapped_instructions|procedural_li", {"follow_rate": 0.1}, "swapped_instructions.procedural_li lacks mAP"),
         ("swapped_instructions|procedural_li", {"mAP": 0.1, "follow_rate": 84.0}, "follow_rate is 84.0"),
+        ("swapped_instructions|procedural_li|mAP_own", 71.0, "mAP_own is 71.0"),
         ("protocols|procedural_vi|std|mAP", 1.2, r"protocols.procedural_vi.std.mAP is 1.2"),
         ("open_set|procedural_trad|auc", 99.0, r"open_set.procedural_trad.auc is 99.0"),
         ("open_set|procedural_trad|tpr|0.01", -1, r"open_set.procedural_trad.tpr.0.01 is -1"),
