@@ -153,8 +153,19 @@ class Embedder:
             raise ValueError(f"{len(images)} images but {len(instructions)} instructions; give one each")
         if not len(images):
             return np.zeros((0, self._model.model.config.embedding_width), np.float32)
-        asks: list[Ask] = [a if isinstance(a, str) else _pixels(a) for a in instructions]
-        return self._model.embed(lambda i: _pixels(images[i]), asks)
+        return self._model.embed(lambda i: _pixels(images[i]), _asks(instructions))
+
+
+def _asks(instructions: Sequence[Picture]) -> list[Ask]:
+    """Pictures decoded, each distinct path, bytes or array once."""
+    decoded: dict[Any, Ask] = {}
+    asks = []
+    for given in instructions:
+        key = id(given) if isinstance(given, np.ndarray) else given
+        if key not in decoded:
+            decoded[key] = given if isinstance(given, str) else _pixels(given)
+        asks.append(decoded[key])
+    return asks
 
 
 def _pixels(picture: Picture) -> np.ndarray:

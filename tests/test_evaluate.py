@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -123,6 +124,19 @@ def test_the_embedder_takes_paths_bytes_and_arrays(trained_run, embedder, people
     np.testing.assert_allclose(embedder(images[:2], "wears a red shirt")[1], sentences[0], atol=1e-6)
     assert embedder([]).shape == (0, 32)
     assert Embedder(trained_run / CHECKPOINTS, step=2).step == 2
+
+
+def test_an_instruction_picture_for_many_images_is_decoded_once(embedder, people, tmp_path, monkeypatch):
+    _, pictures, templates = people
+    path, decoded = tmp_path / "template.png", []
+    assert cv2.imwrite(str(path), cv2.cvtColor(templates[0], cv2.COLOR_RGB2BGR))
+    encoded, images = path.read_bytes(), [image_ops.decode(p) for p in pictures[:6]]
+    expected = embedder(images, [templates[0]] * 6)
+    decode = image_ops.decode
+    monkeypatch.setattr(image_ops, "decode", lambda data: decoded.append(1) or decode(data))
+    found = embedder(images, [path, encoded, Path(str(path)), bytes(bytearray(encoded)), templates[0], path])
+    assert len(decoded) == 2
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_more_instructions_than_are_encoded_at_a_time(embedder, people, monkeypatch):

@@ -295,15 +295,17 @@ def _encode_segment(
 def _distinct(asks: Sequence[Ask]) -> tuple[list[Ask], list[int]]:
     """Equal instructions of different variants become one row."""
     seen: dict[Any, int] = {}
+    known: dict[int, int] = {}  # by object: one picture for all images is looked at once
     kept: list[Ask] = []
-    remap = []
     for ask in asks:
+        if id(ask) in known:
+            continue
         key = ask if isinstance(ask, str) else (ask.shape, ask.tobytes())
         if key not in seen:
             seen[key] = len(kept)
             kept.append(ask)
-        remap.append(seen[key])
-    return kept, remap
+        known[id(ask)] = seen[key]
+    return kept, [known[id(ask)] for ask in asks]
 
 
 def _bucket(x: np.ndarray) -> np.ndarray:
