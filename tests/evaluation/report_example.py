@@ -114,6 +114,32 @@ def fake_results() -> dict:
     }
 
 
+def two_sets_a_task() -> dict:
+    """Figures of published sets as the evaluator names them: two of `trad`, CUHK03's labeled boxes, PRCC's shots (the
+    union is ranked once for both), LLCM's compat mode; their variants. mAP is the line's number in percent."""
+    specific = {
+        "trad": ["market1501", "market1501@top500", "cuhk01", "cuhk01+flip", "cuhk01+flip+rerank", "cuhk03_np+labeled",
+                 "cuhk03_np+labeled@top500", "cuhk03_np+labeled+rerank"],
+        "cc": ["prcc_cross+multi_shot", "prcc_cross+multi_shot+flip", "prcc_cross+multi_shot@top500",
+               "prcc_cross+single_shot"],
+        "vi": ["llcm_n2v", "llcm_v2n@released"],
+    }  # fmt: skip
+    free = {
+        "trad": ["market1501", "market1501@own", "market1501@test_set", "cuhk01", "cuhk01@own", "cuhk03_np+labeled",
+                 "cuhk03_np+labeled@own"],
+        "cc": ["prcc_cross+multi_shot", "prcc_cross+multi_shot@own", "prcc_cross+multi_shot@test_set"],
+        "vi": ["llcm_n2v"],
+    }  # fmt: skip
+    protocols: dict = {}
+    for setting, prefix, tables in (("task_specific", "", specific), ("task_free", "task_free/", free)):
+        for task, names in tables.items():
+            for name in names:
+                entry = {"task": task, "setting": setting, **metrics((len(protocols) + 1) / 100), "mAP_tau": None}
+                words = "the rule; against the union" if prefix else "the rule"
+                protocols[prefix + name] = {**entry, "queries": 5, "dropped": {}, "description": f"{words} of {name}"}
+    return {"protocols": protocols}
+
+
 SENTENCE = "wears a red striped top and blue trousers, carries <b>no</b> bag & walks away from the camera"
 
 
