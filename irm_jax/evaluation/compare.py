@@ -136,7 +136,8 @@ def compare_runs(
         logging.warning("not compared: %s", message)
     if unchecked:
         logging.warning(
-            "files of an earlier version do not say which gallery was searched: not checked for %s", ", ".join(unchecked)
+            "files of an earlier version do not say which gallery was searched: not checked for %s",
+            ", ".join(unchecked),
         )
     return rows
 

@@ -136,13 +136,11 @@ class EmbeddingModel:
         return of_length_one(np.concatenate(pieces))
 
     def project(self, load: Callable[[int], np.ndarray], count: int) -> np.ndarray:
-        """Images load(0..count-1) (u8, any size) -> f32[count, P], rows of length 1, for the comparison with captions."""
+        """Images load(0..count-1) (u8, any size) -> f32[count, P], rows of length 1, to compare with captions."""
         pieces = [self.project_images(features)[:kept] for _, kept, features in self._loaded(load, count)]
         return of_length_one(np.concatenate(pieces))
 
-    def _loaded(
-        self, load: Callable[[int], np.ndarray], count: int
-    ) -> Iterator[tuple[np.ndarray, int, ImageFeatures]]:
+    def _loaded(self, load: Callable[[int], np.ndarray], count: int) -> Iterator[tuple[np.ndarray, int, ImageFeatures]]:
         """(image numbers i[batch_size], how many of them are no padding, features) of each batch of `count` images."""
         size = self.model.config.image_size
         for start in range(0, count, self.batch_size):

@@ -83,7 +83,8 @@ class Rankings:
             *embeddings, query, gallery, protocol,
             metric=metric or ("cosine" if caption else o.metric), scorer=scorer,
             mesh=self.embedder.mesh, query_block=o.query_block or None, top_k=o.top_k,
-            taus=o.taus if taus else (), tau_similarity=similarity_of(o.tau_similarity) if taus else None, follow=follow,
+            taus=o.taus if taus else (), follow=follow,
+            tau_similarity=similarity_of(o.tau_similarity) if taus else None,
         )  # fmt: skip
 
     def keep(

@@ -105,7 +105,9 @@ def fake_results() -> dict:
     scores = rng.normal(0.7, 0.1, 300), rng.random(300) < 0.8, rng.normal(0.4, 0.1, 200)
     open_figures = {"procedural_trad": open_set.figures(*scores)}
     swapped = {
-        f"procedural_{task}": {"mAP": 0.0881, "mAP_own": 0.7104, "queries": 117, "follow_rate": 0.8437} for task in ("ctcc", "li")}
+        f"procedural_{task}": {"mAP": 0.0881, "mAP_own": 0.7104, "queries": 117, "follow_rate": 0.8437}
+        for task in ("ctcc", "li")
+    }
     return {
         "protocols": protocols,
         "baselines": baselines,

@@ -140,7 +140,7 @@ def test_knowing_people_ranks_as_embeddings_of_one_column_a_person_do(query_is_i
         sides.append(np.concatenate([people, outfits, 0.01 * noise], axis=1))
     found = figures(controls.perfect_identity(query, gallery, 9, query_is_image=query_is_image), query, gallery)
     assert found == summarize(rank(*sides, query, gallery, protocol_of("procedural_ctcc")))
-    assert 0.2 < found["mAP"] < 0.9
+    assert 0.1 < found["mAP"] < 0.9
 
 
 def judged(judge, query, gallery):

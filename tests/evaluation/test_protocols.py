@@ -198,8 +198,11 @@ def test_clothes_similarity():
 
 @pytest.mark.parametrize(
     ("similarity", "column", "known"),
-    [(tau_similarity.ATTRIBUTES, "instruction_attributes", named(-1, 3)), (tau_similarity.CLOTHES, "instruction_clothes", 1)],
-)  # fmt: skip
+    [
+        (tau_similarity.ATTRIBUTES, "instruction_attributes", named(-1, 3)),
+        (tau_similarity.CLOTHES, "instruction_clothes", 1),
+    ],
+)
 def test_instructions_that_tell_nothing_have_no_map_tau(similarity, column, known):
     """Unless there is one instruction for all, under which mAP_tau = mAP."""
     unknown = {

@@ -293,8 +293,8 @@ def test_the_open_set_leaves_people_out(evaluated):
 
 
 def test_a_swapped_instruction_is_set_against_the_own_one_of_the_same_queries(folder):
-    """Eyes do not read: what people 0 and 1 get under another outfit's sentence is what they got. Person 2, whose one
-    image is the worst found, has no other outfit to be asked by, and counts on neither side."""
+    """Eyes do not read: what people 0 and 1 get under another outfit's sentence is what they got. Person 2, whose
+    figures are others, has no other outfit to be asked by, and counts on neither side."""
     plain = dataclasses.replace(OPTIONS, flip=False, rerank=False, task_free=False, open_set=False)
     found = Evaluator(Eyes(), load_sets(folder, [("shop", "li", ("real2_li+clothes",), "query", "gallery", ())]), plain)
     evaluation = found.run()
