@@ -221,6 +221,7 @@ def get_config() -> ConfigDict:
     config.embed = ConfigDict()
     config.embed.images = ""  # folder of images for --mode embed
     config.embed.instruction = ""  # sentence, or path of an instruction image ('' = the neutral sentence)
+    config.embed.text_to_image = False  # as a text-to-image gallery, beside the instruction as its query
     config.embed.output = "embeddings.npz"  # in the workdir
 
     config.compile = ConfigDict()  # --mode compile

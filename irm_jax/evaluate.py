@@ -23,7 +23,7 @@ from irm_jax import checkpoint, experiment, metric_log, sharding, state
 from irm_jax.config_check import ConfigError
 from irm_jax.convert import warm_start
 from irm_jax.evaluation import finish
-from irm_jax.evaluation.embed import Ask, EmbeddingModel
+from irm_jax.evaluation.embed import Ask, EmbeddingModel, of_length_one
 from irm_jax.models.irm import IRM
 from irm_jax.train import CHECKPOINTS
 
@@ -94,7 +94,9 @@ def converted(config: ConfigDict, mesh: Mesh) -> EmbeddingModel:
 def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
     """Embeds every image below `config.embed.images` under one instruction -> .npz with `files` and `embeddings`.
 
-    Raises ConfigError if there are no images, ImageError naming the first one that cannot be read.
+    With `config.embed.text_to_image` they are embedded as the gallery of a text-to-image search, and `query` [P] is the
+    sentence: `embeddings @ query` ranks the folder. Raises ConfigError if there are no images, or then no sentence,
+    ImageError naming the first image that cannot be read.
     """
     folder = Path(config.embed.images).expanduser()
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if config.embed.images else []
@@ -105,19 +107,30 @@ def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
         )
     ask = config.embed.instruction or NEUTRAL_SENTENCE
     instruction: Picture = Path(ask) if Path(ask).suffix.lower() in IMAGE_SUFFIXES else ask
+    search = config.embed.text_to_image
+    if search and not (config.embed.instruction and isinstance(instruction, str)):
+        raise ConfigError(
+            f"config.embed.text_to_image searches by a sentence, but config.embed.instruction = {str(ask)!r}"
+            if config.embed.instruction
+            else "config.embed.text_to_image searches by a sentence: give it as config.embed.instruction"
+        )
     embedder = Embedder(workdir, step=_chosen(config))
-    embeddings = embedder(files, [instruction] * len(files))
+    embeddings = embedder.project_images(files) if search else embedder(files, [instruction] * len(files))
+    query = {"query": embedder.project_sentences([ask])[0]} if search else {}
     target = workdir / config.embed.output
     target.parent.mkdir(parents=True, exist_ok=True)
     names = np.array([str(p.relative_to(folder)) for p in files])
     content = io.BytesIO()
-    np.savez_compressed(content, files=names, embeddings=embeddings, instruction=np.array(str(ask)))
+    np.savez_compressed(content, files=names, embeddings=embeddings, instruction=np.array(str(ask)), **query)
     target.write_bytes(content.getvalue())
     logging.info("%d embeddings of %d floats in %s", *embeddings.shape, target)
 
 
 class Embedder:
     """A trained model in one line: `irm_jax.Embedder("runs/quickstart")(images, instructions)`.
+
+    Called, it gives embeddings of images under instructions; text-to-image search, whose queries are sentences alone,
+    compares `project_sentences` with `project_images`.
 
     `checkpoint`: the workdir of a run; its saved configuration says how to build the model. `step`: a number, "best",
     or None for the latest.
@@ -154,8 +167,37 @@ class Embedder:
             raise ValueError(f"{len(images)} images but {len(instructions)} instructions; give one each")
         if not len(images):
             return np.zeros((0, self._model.model.config.embedding_width), np.float32)
-        asks: list[Ask] = [a if isinstance(a, str) else _pixels(a) for a in instructions]
-        return self._model.embed(lambda i: _pixels(images[i]), asks)
+        return self._model.embed(lambda i: _pixels(images[i]), _asks(instructions))
+
+    def project_sentences(self, sentences: Sequence[str]) -> np.ndarray:
+        """Queries of text-to-image search -> f32[n, P], rows of length 1: compare them with `project_images`.
+
+        sentences: descriptions of people, no instructions; there is no query image.
+        """
+        if not len(sentences):
+            return np.zeros((0, self._model.model.config.projection_width), np.float32)
+        return of_length_one(self._model.project_sentences(sentences))
+
+    def project_images(self, images: Sequence[Picture]) -> np.ndarray:
+        """The gallery of text-to-image search -> f32[n, P], rows of length 1: compare them with `project_sentences`.
+
+        images: paths, encoded bytes or u8[H, W, 3] RGB arrays.
+        """
+        if not len(images):
+            return np.zeros((0, self._model.model.config.projection_width), np.float32)
+        return self._model.project(lambda i: _pixels(images[i]), len(images))
+
+
+def _asks(instructions: Sequence[Picture]) -> list[Ask]:
+    """Pictures decoded, each distinct path, bytes or array once."""
+    decoded: dict[Any, Ask] = {}
+    asks = []
+    for given in instructions:
+        key = id(given) if isinstance(given, np.ndarray) else given
+        if key not in decoded:
+            decoded[key] = given if isinstance(given, str) else _pixels(given)
+        asks.append(decoded[key])
+    return asks
 
 
 def _pixels(picture: Picture) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import jax
@@ -26,6 +27,13 @@ def config(make_run_config):
 @pytest.fixture(scope="module")
 def embedder(trained_run):
     return Embedder(trained_run, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def model(make_run_config, trained_run, first_devices):
+    """The same checkpoint as the evaluator uses it."""
+    config = make_run_config()
+    return evaluate.load(trained_run, config, sharding.make_mesh(config.mesh), None)[1]
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +102,8 @@ def test_evaluating_needs_no_training_data(config, trained_run, procedural_dir, 
     assert (workdir / "per_query" / "procedural_trad.npz").exists()
 
 
-def test_the_embedder_gives_the_evaluators_embeddings(config, trained_run, embedder, people, tmp_path):
+def test_the_embedder_gives_the_evaluators_embeddings(model, embedder, people):
     query, pictures, templates = people
-    _, model = evaluate.load(trained_run, config, sharding.make_mesh(config.mesh), None)
     options = {"workers": 0, "threads": 1}
     expected = embed_split(model, query.dataset, "query", [query.variant()], **options).embedding["own"]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -106,6 +113,29 @@ def test_the_embedder_gives_the_evaluators_embeddings(config, trained_run, embed
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(expected[0] - expected[1]).max() > 1e-3
+
+
+def test_text_to_image_search_gives_the_evaluators_scores(make_micro_config, model, embedder):
+    """Every caption of the test set against its whole gallery: the evaluator's best images and their cosines."""
+    config = make_micro_config()
+    with config.unlocked():
+        for name in set(config.evaluation.sets) - {"procedural_t2i"}:
+            del config.evaluation.sets[name]
+    config.evaluation.update({"controls": False, "task_free": False, "open_set": False, "rescore_top": 0})
+    sets = experiment.open_evaluation_sets(config)
+    ranking = experiment.evaluate(config, model, sets).ranked["procedural_t2i"].ranking
+    query, gallery = sets[0].query, sets[0].gallery
+    reader = gallery.dataset.reader("gallery", ("image",))
+    sentences = embedder.project_sentences([query.asks[i] for i in query.own])
+    images = embedder.project_images([bytes(reader[i]["image"]) for i in range(len(gallery))])
+    assert (sentences.shape, images.shape) == ((len(query), 8), (len(gallery), 8))
+    for rows in (sentences, images):
+        assert rows.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    scores = sentences @ images.T
+    np.testing.assert_allclose(np.take_along_axis(scores, ranking.top_ids, axis=1), ranking.top_scores, atol=1e-5)
+    assert len(np.unique(ranking.top_ids[:, 0])) > 1
+    assert embedder.project_sentences([]).shape == embedder.project_images([]).shape == (0, 8)
 
 
 def test_the_embedder_takes_paths_bytes_and_arrays(trained_run, embedder, people, tmp_path):
@@ -134,6 +164,19 @@ def test_heads_load_as_they_are_saved(trained_run, make_run_config):
     saved = checkpoint.array_shapes(trained_run / CHECKPOINTS)["params/head_person"]
     assert embedder.variables["params"]["head_person"].shape == saved.shape
     assert saved.shape[1] < 4096
+
+
+def test_an_instruction_picture_for_many_images_is_decoded_once(embedder, people, tmp_path, monkeypatch):
+    _, pictures, templates = people
+    path, decoded = tmp_path / "template.png", []
+    assert cv2.imwrite(str(path), cv2.cvtColor(templates[0], cv2.COLOR_RGB2BGR))
+    encoded, images = path.read_bytes(), [image_ops.decode(p) for p in pictures[:6]]
+    expected = embedder(images, [templates[0]] * 6)
+    decode = image_ops.decode
+    monkeypatch.setattr(image_ops, "decode", lambda data: decoded.append(1) or decode(data))
+    found = embedder(images, [path, encoded, Path(str(path)), bytes(bytearray(encoded)), templates[0], path])
+    assert len(decoded) == 2
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_more_instructions_than_are_encoded_at_a_time(embedder, people, monkeypatch):
@@ -176,6 +219,17 @@ def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, peopl
         assert str(file["instruction"]) == "wears a red shirt"
         expected = embedder([pictures[1], pictures[2], pictures[0]], "wears a red shirt")
         np.testing.assert_allclose(file["embeddings"], expected, atol=1e-5)
+    config.embed.text_to_image = True
+    evaluate.embed_folder(config, workdir)
+    with np.load(workdir / "embeddings.npz") as file:
+        np.testing.assert_allclose(file["query"], embedder.project_sentences(["wears a red shirt"])[0], atol=1e-5)
+        expected = embedder.project_images([pictures[1], pictures[2], pictures[0]])
+        np.testing.assert_allclose(file["embeddings"], expected, atol=1e-5)
+    for wrong in ("", "template.png"):
+        config.embed.instruction = wrong
+        with pytest.raises(config_check.ConfigError, match=r"text_to_image searches by a sentence"):
+            evaluate.embed_folder(config, workdir)
+    config.embed.text_to_image = False
     (folder / "b" / "cut.jpg").write_bytes(pictures[0][:300])
     with pytest.raises(ImageError, match=r"b/cut\.jpg is no readable image"):
         evaluate.embed_folder(config, workdir)

@@ -84,7 +84,7 @@ def test_report_and_comparison(bucket: Bucket, tmp_path: Path) -> None:
     for workdir in where:
         report.write_report(workdir, results, data)
         for protocol, ap in (("p", [0.5, 1.0]), ("p/of_before", [0.0, 0.0]), ("p/sub", [0.25, 0.75])):
-            compare.save_per_query(workdir, ranking(protocol, ap), [7, 8])
+            compare.save_per_query(workdir, ranking(protocol, ap), [7, 8], range(4))
         kept = {epath.Path(workdir) / "per_query" / name for name in ("p.npz", "p/sub.npz")}
         compare.remove_other_results(workdir, kept)
     local = {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -43,15 +44,23 @@ class Comparison:
         return self.low > 0 or self.high < 0
 
 
+class _NotComparable(ValueError):
+    """One protocol of two runs cannot be paired; the message names it and says why."""
+
+
 def save_per_query(
-    workdir: str | os.PathLike[str], ranking: Ranking, query_id: Sequence[int] | np.ndarray
+    workdir: str | os.PathLike[str],
+    ranking: Ranking,
+    query_id: Sequence[int] | np.ndarray,
+    gallery_content: Sequence[int] | np.ndarray,
 ) -> epath.Path:
     """Writes `workdir/per_query/<protocol>.npz` and returns its path.
 
-    `query_id` [Q], numbers or strings, each once: what pairs the queries of two runs (the record index, say). The file
-    holds ap, inp, rank1, first_positive_rank, num_positives, drop_cause, top_ids, top_scores and query_id, as in
-    `Ranking`: of a protocol with trials a query has one row, with its means of ap, inp and rank1, so that a comparison
-    draws queries, not trials.
+    `query_id` [Q], numbers or strings, each once: what pairs the queries of two runs (the record index, say).
+    `gallery_content` u64[G]: the column `content` of the images that are searched. The file holds ap, inp, rank1,
+    first_positive_rank, num_positives, drop_cause, top_ids, top_scores and query_id, as in `Ranking`: of a protocol
+    with trials a query has one row, with its means of ap, inp and rank1, so that a comparison draws queries, not
+    trials. And `gallery`, how many images these are, and `gallery_content`, the fingerprint of them in any order.
     """
     ids = np.asarray(query_id)
     if ids.shape != ranking.ap.shape or len(np.unique(ids)) != len(ids):
@@ -60,7 +69,12 @@ def save_per_query(
     path.parent.mkdir(parents=True, exist_ok=True)
     names = ("ap", "inp", "rank1", "first_positive_rank", "num_positives", "drop_cause", "top_ids", "top_scores")
     content = io.BytesIO()
-    np.savez_compressed(content, query_id=ids, **{name: getattr(ranking, name) for name in names})
+    images = np.sort(np.asarray(gallery_content).astype("<u8"))
+    np.savez_compressed(
+        content, query_id=ids, gallery=np.array(len(images)),
+        gallery_content=np.array(hashlib.blake2b(images.tobytes(), digest_size=8).hexdigest()),
+        **{name: getattr(ranking, name) for name in names},
+    )  # fmt: skip
     # On object storage a file is there whole or not at all.
     unfinished = path if storage.is_remote(path) else path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_bytes(content.getvalue())
@@ -90,8 +104,9 @@ def compare_runs(
 ) -> list[Comparison]:
     """Compares the protocols that both runs have evaluated, mAP and rank-1 each, in alphabetical order.
 
-    Raises ValueError if a run has no per-query files, if they share no protocol or no query, or if a query has another
-    number of positives in one run than in the other (they ranked different galleries).
+    A protocol is left out, with a warning, if the runs share no query of it or ranked different galleries (other
+    images, or a query has another number of positives). Raises ValueError if a run has no per-query files, or if no
+    protocol is left.
     """
     files = []
     for directory in (dir_a, dir_b):
@@ -107,19 +122,46 @@ def compare_runs(
         raise ValueError(f"{dir_a} and {dir_b} share no protocol: {sorted(files[0])} against {sorted(files[1])}")
     if left_out := sorted(files[0].keys() ^ files[1].keys()):
         logging.warning("only one of the runs has %s: not compared", ", ".join(left_out))
-    return [row for name in shared for row in _compare(name, files[0][name], files[1][name], samples, seed)]
+    rows: list[Comparison] = []
+    refused: list[str] = []
+    unchecked: list[str] = []
+    for name in shared:
+        try:
+            rows += _compare(name, files[0][name], files[1][name], samples, seed, unchecked)
+        except _NotComparable as error:
+            refused.append(str(error))
+    if not rows:
+        raise ValueError("; ".join(refused))
+    for message in refused:
+        logging.warning("not compared: %s", message)
+    if unchecked:
+        logging.warning(
+            "files of an earlier version do not say which gallery was searched: not checked for %s",
+            ", ".join(unchecked),
+        )
+    return rows
 
 
-def _compare(protocol: str, path_a: epath.Path, path_b: epath.Path, samples: int, seed: int) -> list[Comparison]:
+def _compare(
+    protocol: str, path_a: epath.Path, path_b: epath.Path, samples: int, seed: int, unchecked: list[str]
+) -> list[Comparison]:
+    """Both metrics of a protocol; its name joins `unchecked` if a file does not say which gallery was searched."""
     with path_a.open("rb") as file_a, path_b.open("rb") as file_b, np.load(file_a) as a, np.load(file_b) as b:
         if a["query_id"].dtype.kind != b["query_id"].dtype.kind:
             types = a["query_id"].dtype, b["query_id"].dtype
-            raise ValueError(f"{protocol}: query_id is {types[0]} in {path_a} and {types[1]} in {path_b}")
+            raise _NotComparable(f"{protocol}: query_id is {types[0]} in {path_a} and {types[1]} in {path_b}")
+        if "gallery_content" not in a or "gallery_content" not in b:
+            unchecked.append(protocol)
+        elif a["gallery_content"] != b["gallery_content"]:
+            raise _NotComparable(
+                f"{protocol}: {path_a} ranked {a['gallery']} gallery images and {path_b} {b['gallery']}, not the same "
+                "ones: evaluate both runs on the same test data"
+            )
         ids, at_a, at_b = np.intersect1d(a["query_id"], b["query_id"], return_indices=True)
         other = np.flatnonzero(a["num_positives"][at_a] != b["num_positives"][at_b])
         if len(other):
             positives = a["num_positives"][at_a[other[0]]], b["num_positives"][at_b[other[0]]]
-            raise ValueError(
+            raise _NotComparable(
                 f"{protocol}: query {ids[other[0]]} (and {len(other) - 1} more) has {positives[0]} positives in "
                 f"{path_a} and {positives[1]} in {path_b}: the runs ranked different galleries and cannot be paired"
             )
@@ -132,7 +174,7 @@ def _compare(protocol: str, path_a: epath.Path, path_b: epath.Path, samples: int
     both = ~np.isnan(values[0][:, 0]) & ~np.isnan(values[1][:, 0])
     a_values, b_values = values[0][both], values[1][both]
     if not len(a_values):
-        raise ValueError(f"{protocol}: no query was ranked in both {path_a} and {path_b}")
+        raise _NotComparable(f"{protocol}: no query was ranked in both {path_a} and {path_b}")
     interval = bootstrap_interval(b_values - a_values, samples=samples, seed=seed)
     mean_a, mean_b = a_values.mean(axis=0), b_values.mean(axis=0)
     return [

@@ -11,18 +11,21 @@ from irm_jax.evaluation import controls, protocols
 from irm_jax.evaluation.evaluation_sets import Columns, EvaluationSet
 from irm_jax.evaluation.figures import METRICS, summarize
 from irm_jax.evaluation.rankings import Rankings
-from irm_jax.evaluation.trials import taken
+from irm_jax.evaluation.trials import Scorer, taken
 
 
 def rank_controls(run: Rankings, test: EvaluationSet) -> None:
     """Every control under each of the set's protocols; in colours, and of parts of the query, where it has an image."""
     o = run.options
     query, gallery, features = dict(test.query.columns), dict(test.gallery_columns), run.features[test.name]
-    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {
-        "perfect_identity": controls.perfect_identity(query, gallery, o.seed, query_is_image=test.task.has_query_image),
+    image = test.task.has_query_image
+    judges = {
+        "perfect_identity": controls.perfect_identity(query, gallery, o.seed, query_is_image=image),
         "oracle": controls.perfect_oracle(query, gallery),
     }
-    if test.task.has_query_image:
+    nothing = np.zeros((len(test.query), 1), np.float32), np.zeros((len(gallery["identity"]), 1), np.float32)
+    pairs = dict.fromkeys(judges, nothing)
+    if image:
         sides = [
             [controls.color_histogram(part.dataset, part.split, threads=o.threads) for part in parts]
             for parts in ([test.query], test.parts)
@@ -36,41 +39,42 @@ def rank_controls(run: Rankings, test: EvaluationSet) -> None:
         table = run.results["baselines"].setdefault(baseline, {})
         for name in test.protocols:
             metric = None if baseline in ("image_only", "instruction_only") else "cosine"
-            ranking, _ = run.rank(pair, query, gallery, protocols.protocol_of(name), metric=metric)
+            scorer = _scorer(judges[baseline]) if baseline in judges else None
+            ranking, _ = run.rank(pair, query, gallery, protocols.protocol_of(name), metric=metric, scorer=scorer)
             table[name] = _short(summarize(ranking))
     if test.task.sentence is None:
         _swapped(run, test, query, gallery)
 
 
+def _scorer(judge: controls.Judge) -> Scorer:
+    return lambda _query, _gallery, trial: lambda block: judge(trial.query[block], trial.gallery)
+
+
 def _swapped(run: Rankings, test: EvaluationSet, query: Columns, gallery: Columns) -> None:
-    """The same targets under a wrong instruction; the follow rate looks for what that instruction asks."""
-    name = test.protocols[0]
+    """The same targets under a wrong instruction; the follow rate looks for what that instruction asks.
+
+    `mAP_own`: of the same queries, those that have another instruction to be asked by, under their own one.
+    """
+    name, caption = test.protocols[0], test.task.group == "caption"
     protocol, features = protocols.protocol_of(name), run.features[test.name]
-    if test.task.group == "caption":
-        other = controls.another_person(query["identity"])
-        keep = np.flatnonzero(other >= 0)
-        if not len(keep):
-            return
-        asking, searched = features.pair("own", "own")
-        ranking, _ = run.rank((asking[other[keep]], searched), taken(query, keep), gallery, protocol)
-        entry = {"mAP": summarize(ranking)["mAP"], "follow_rate": None, "by": "another person's caption"}
+    other = controls.another_person(query["identity"]) if caption else features.swaps
+    if other is None or (other < 0).all():  # nobody owns a second outfit
+        return
+    keep = np.flatnonzero(other >= 0)
+    own, searched = features.pair("own", "own")
+    wrong = own[other[keep]] if caption else features.asking("swapped")[keep]
+    asking = taken(query, keep)
+    before, after = (
+        summarize(run.rank((embedding, searched), asking, gallery, protocol)[0]) for embedding in (own[keep], wrong)
+    )
+    entry = {"mAP": after["mAP"], "mAP_own": before["mAP"], "queries": after["queries"]}
+    if caption:
+        entry |= {"follow_rate": None, "by": "another person's caption"}
     else:
-        chosen = features.swaps if features.swaps is not None else np.full(len(test.query), -1)
-        keep = np.flatnonzero(chosen >= 0)
-        if not len(keep):  # nobody owns a second outfit
-            return
-        asking, searched = features.pair("swapped", "own")
-        pair = asking[keep], searched
-        ranking, _ = run.rank(pair, taken(query, keep), gallery, protocol)
-        asked = taken(query, keep)
         for key in ("instruction_clothes", "instruction_attributes", "instruction_key"):
-            asked[key] = gallery[key][chosen[keep]]
-        followed, _ = run.rank(pair, asked, gallery, protocol, follow=True)
-        entry = {
-            "mAP": summarize(ranking)["mAP"],
-            "follow_rate": summarize(followed)["follow_rate"],
-            "by": "another outfit of the same person",
-        }
+            asking[key] = gallery[key][other[keep]]
+        followed, _ = run.rank((wrong, searched), asking, gallery, protocol, follow=True)
+        entry |= {"follow_rate": summarize(followed)["follow_rate"], "by": "another outfit of the same person"}
     run.results["swapped_instructions"][name] = entry
 
 

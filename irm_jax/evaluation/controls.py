@@ -1,9 +1,12 @@
 """What any system would score without the model's help, or with perfect help: printed beside every figure.
 
-Each control is a pair of embeddings, ranked by the same code as the model's; only chance is computed in closed form.
+Each control is a pair of embeddings or a `Judge` of pairs, ranked by the same code as the model's; only chance is
+computed in closed form.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -15,6 +18,8 @@ from irm_jax.evaluation.protocols import Columns, Protocol
 from irm_jax.evaluation.related_pairs import RelatedPairs
 from irm_jax.evaluation.trials import taken
 
+Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(query records i[n], gallery records i[m]) -> f32[n, m], larger for images that it thinks right."""
 HISTOGRAM_BINS = 8
 HISTOGRAM_SIZE = (64, 32)
 
@@ -73,53 +78,54 @@ def color_histogram(dataset: shards.Dataset, split: str, *, threads: int) -> np.
     return out
 
 
-def perfect_identity(
-    query: Columns, gallery: Columns, seed: int, *, query_is_image: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """Knows every person and ignores the instruction -> a pair of embeddings.
+def perfect_identity(query: Columns, gallery: Columns, seed: int, *, query_is_image: bool = True) -> Judge:
+    """Knows every person and ignores the instruction.
 
     Among the images of the person, those in the clothes of the query image come first, as they would for any system
     that compares looks (where the query has an image and its outfit is known); the rest is a guess (seeded noise).
+
+    The cosine of embeddings (one of V people, 0.3 times one of C outfits, 0.01 times noise), which would take
+    [G, V + C]; a query's own length does not change its order.
     """
-    people = _one_hots(query["identity"], gallery["identity"])
-    worn = query["clothes"] if query_is_image else np.full(len(query["clothes"]), -1)
-    clothes = _one_hots(worn, gallery["clothes"])
-    pair = []
-    for number in (0, 1):
-        noise = np.random.default_rng(seed + number).standard_normal((len(people[number]), 16)).astype(np.float32)
-        pair.append(np.concatenate([people[number], 0.3 * clothes[number], 0.01 * noise], axis=1))
-    return pair[0], pair[1]
+    noise = [
+        0.01 * np.random.default_rng(seed + number).standard_normal((len(side["identity"]), 16)).astype(np.float32)
+        for number, side in enumerate((query, gallery))
+    ]
+    worn = query["clothes"] if query_is_image else np.full_like(query["clothes"], -1)
+    told = (gallery["identity"] >= 0) + 0.09 * (gallery["clothes"] >= 0)
+    length = np.sqrt(told + (noise[1] ** 2).sum(axis=1)).astype(np.float32)
+
+    def judge(asking: np.ndarray, shown: np.ndarray) -> np.ndarray:
+        score = noise[0][asking] @ noise[1][shown].T
+        score += _agree(query["identity"][asking], gallery["identity"][shown])
+        score += np.float32(0.09) * _agree(worn[asking], gallery["clothes"][shown])
+        return score / length[shown]
+
+    return judge
 
 
-def _one_hots(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of values of both sides, f32[Q, V] and f32[G, V]; a row of zeros for an unknown (negative) value."""
-    values = np.unique(np.concatenate([query, gallery]))
-    values = values[values >= 0]
-    return (
-        (query[:, None] == values[None]).astype(np.float32),
-        (gallery[:, None] == values[None]).astype(np.float32),
-    )
+def _agree(asked: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """f32[n, m] of values [n] and [m]: 1 where they are equal and known (not negative), else 0."""
+    return ((asked[:, None] == shown) & (asked >= 0)[:, None]).astype(np.float32)
 
 
-def perfect_oracle(query: Columns, gallery: Columns) -> tuple[np.ndarray, np.ndarray]:
+def perfect_oracle(query: Columns, gallery: Columns) -> Judge:
     """Knows every person and what each image shows; ranks the person's images by the share of what was asked.
 
     Score = 2 * (same person) + share of the asked slots (outfit and attributes) that the image shows.
     """
-    people = _one_hots(query["identity"], gallery["identity"])
-    pieces_q, pieces_g = [2.0 * people[0]], [people[1]]
     asked = np.concatenate([query["instruction_clothes"][:, None], query["instruction_attributes"]], axis=1)
-    shown = np.concatenate([gallery["clothes"][:, None], gallery["attributes"]], axis=1)
+    worn = np.concatenate([gallery["clothes"][:, None], gallery["attributes"]], axis=1)
     named = np.maximum((asked >= 0).sum(axis=1, keepdims=True), 1).astype(np.float32)
-    for slot in range(asked.shape[1]):
-        wanted, worn = _one_hots(asked[:, slot], shown[:, slot])
-        pieces_q.append(wanted / named)
-        pieces_g.append(worn)
-    # Cosine ranking divides a gallery row by its length: pad all rows to one length, so that scores stay as built.
-    query_rows, gallery_rows = np.concatenate(pieces_q, axis=1), np.concatenate(pieces_g, axis=1)
-    squared = (gallery_rows**2).sum(axis=1)
-    slack = np.sqrt(squared.max() - squared)[:, None]
-    return np.pad(query_rows, ((0, 0), (0, 1))), np.concatenate([gallery_rows, slack], axis=1).astype(np.float32)
+    used = np.flatnonzero((asked >= 0).any(axis=0))
+
+    def judge(asking: np.ndarray, shown: np.ndarray) -> np.ndarray:
+        score = 2 * _agree(query["identity"][asking], gallery["identity"][shown])
+        if len(used):
+            score += sum(_agree(asked[asking, slot], worn[shown, slot]) for slot in used) / named[asking]
+        return score
+
+    return judge
 
 
 def swapped_instruction(query: Columns, gallery: Columns, protocol: Protocol) -> np.ndarray:

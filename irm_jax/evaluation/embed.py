@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -124,23 +124,31 @@ class EmbeddingModel:
         """Images load(0..n-1) (u8, any size) under asks[0..n-1] -> f32[n, 2D], rows of length 1."""
         distinct, remap = _distinct(asks)
         which = np.asarray(remap)
-        size = self.model.config.image_size
         whole_table = self.instructions(distinct) if len(distinct) <= TABLE_ROWS else None
         pieces = []
-        for start in range(0, len(asks), self.batch_size):
-            chunk = np.arange(start, min(start + self.batch_size, len(asks)))
-            rows = np.resize(chunk, self.batch_size)
+        for rows, kept, features in self._loaded(load, len(asks)):
             if whole_table is not None:
                 table, local = whole_table, which[rows]
             else:
                 used, local = np.unique(which[rows], return_inverse=True)
                 table = self.instructions([distinct[i] for i in used])
+            pieces.append(np.asarray(self.edit(features, table, local).embedding)[:kept])
+        return of_length_one(np.concatenate(pieces))
+
+    def project(self, load: Callable[[int], np.ndarray], count: int) -> np.ndarray:
+        """Images load(0..count-1) (u8, any size) -> f32[count, P], rows of length 1, to compare with captions."""
+        pieces = [self.project_images(features)[:kept] for _, kept, features in self._loaded(load, count)]
+        return of_length_one(np.concatenate(pieces))
+
+    def _loaded(self, load: Callable[[int], np.ndarray], count: int) -> Iterator[tuple[np.ndarray, int, ImageFeatures]]:
+        """(image numbers i[batch_size], how many of them are no padding, features) of each batch of `count` images."""
+        size = self.model.config.image_size
+        for start in range(0, count, self.batch_size):
+            chunk = np.arange(start, min(start + self.batch_size, count))
+            rows = np.resize(chunk, self.batch_size)
             here = rows[self.local_rows()]
             images = {i: image_ops.resize(load(i), size) for i in np.unique(here).tolist()}
-            features = self.image_features(np.stack([images[i] for i in here.tolist()]))
-            pieces.append(np.asarray(self.edit(features, table, local).embedding)[: len(chunk)])
-        whole = np.concatenate(pieces)
-        return whole / np.maximum(np.linalg.norm(whole, axis=1, keepdims=True), 1e-12)
+            yield rows, len(chunk), self.image_features(np.stack([images[i] for i in here.tolist()]))
 
     def local_rows(self) -> list[int]:
         """The rows of a batch whose images this host has to read."""
@@ -295,15 +303,22 @@ def _encode_segment(
 def _distinct(asks: Sequence[Ask]) -> tuple[list[Ask], list[int]]:
     """Equal instructions of different variants become one row."""
     seen: dict[Any, int] = {}
+    known: dict[int, int] = {}  # by object: one picture for all images is looked at once
     kept: list[Ask] = []
-    remap = []
     for ask in asks:
+        if id(ask) in known:
+            continue
         key = ask if isinstance(ask, str) else (ask.shape, ask.tobytes())
         if key not in seen:
             seen[key] = len(kept)
             kept.append(ask)
-        remap.append(seen[key])
-    return kept, remap
+        known[id(ask)] = seen[key]
+    return kept, [known[id(ask)] for ask in asks]
+
+
+def of_length_one(rows: np.ndarray) -> np.ndarray:
+    """f32[n, d] -> the same rows, each divided by its length (zeros stay)."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _bucket(x: np.ndarray) -> np.ndarray:

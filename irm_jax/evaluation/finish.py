@@ -62,7 +62,7 @@ def _write(
         # Place and content: queries of other data are never taken for the same ones.
         asking = zip(ranked.record.tolist(), ranked.query["content"].tolist(), strict=True)
         ids = np.array([f"{record}:{content:016x}" for record, content in asking])
-        written.add(save_per_query(workdir, ranked.ranking, ids))
+        written.add(save_per_query(workdir, ranked.ranking, ids, ranked.gallery["content"]))
     remove_other_results(workdir, written)
     names = [config.data.train[n].data_set for n in config.data.train]
     names += [split.dataset.name for test in evaluation.sets for split in (test.query, *test.parts)]

@@ -1,20 +1,16 @@
 """Open-set figures: can the score of the best match tell that a query's person is not in the gallery at all?
 
-Half of the queries' people, drawn with a seed, are taken out of the gallery (leave-identity-out). A query of theirs
-should be turned away, a query of the other half should be answered. ROC: over thresholds on the score of the best
-match, FPR is the share of the former that are answered, TPR the share of the latter that are.
+Half of the queries' people, drawn with a seed, are taken out of the gallery, for all queries (leave-identity-out). A
+query of theirs should be turned away, a query of the other half should be answered. ROC: over thresholds on the score
+of the best match, FPR is the share of the former that are answered, TPR the share of the latter that are.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-from irm_jax.evaluation.protocols import Columns, Protocol
-from irm_jax.evaluation.rules import same_identity
 
 FPRS = (0.01, 0.001)
 ROC_POINTS = 200
@@ -24,16 +20,6 @@ def people_left_out(identity: np.ndarray, seed: int) -> np.ndarray:
     """bool[Q]: queries of the half of the people (rounded down) that is taken out of the gallery."""
     people = np.random.default_rng(seed).permutation(np.unique(identity))
     return np.isin(identity, people[: len(people) // 2])
-
-
-def without_mates(protocol: Protocol) -> Protocol:
-    """The same protocol with every image of the query's own person taken out: nothing is positive."""
-
-    def relate(q: Columns, g: Columns) -> tuple[Any, Any]:
-        positive, junk = protocol.relate(q, g)
-        return positive & ~positive, junk | same_identity(q, g)
-
-    return dataclasses.replace(protocol, relate=relate)
 
 
 def figures(

@@ -95,7 +95,7 @@ def task_free(protocol: Protocol) -> Protocol:
             return positive & ~copy, junk | copy
 
         relate, linked_by = relate_union, (*linked_by, "content") if linked_by else ()
-    whole = " (all images)" if protocol.draw else ""
+    whole = ", all images once: nothing is drawn" if protocol.draw else ""
     return dataclasses.replace(
         protocol,
         name=f"task_free/{protocol.name}",

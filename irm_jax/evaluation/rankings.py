@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from irm_jax.evaluation import controls, protocols, tau_similarity
+from irm_jax.evaluation import controls, protocols
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluation_sets import Columns, EvaluationSet
 from irm_jax.evaluation.figures import Ranking, summarize
 from irm_jax.evaluation.selection import Selection
 from irm_jax.evaluation.set_features import SetFeatures
+from irm_jax.evaluation.tau_similarity import similarity_of
 from irm_jax.evaluation.trials import Scorer, rank_trials, taken
 
 
@@ -82,7 +83,8 @@ class Rankings:
             *embeddings, query, gallery, protocol,
             metric=metric or ("cosine" if caption else o.metric), scorer=scorer,
             mesh=self.embedder.mesh, query_block=o.query_block or None, top_k=o.top_k,
-            taus=o.taus if taus else (), tau_similarity=_similarity(o.tau_similarity) if taus else None, follow=follow,
+            taus=o.taus if taus else (), follow=follow,
+            tau_similarity=similarity_of(o.tau_similarity) if taus else None,
         )  # fmt: skip
 
     def keep(
@@ -120,8 +122,3 @@ class Rankings:
 def named(protocol: protocols.Protocol, label: str, words: str) -> protocols.Protocol:
     """The same rule over another gallery or other scores, as NAME and the label."""
     return dataclasses.replace(protocol, name=f"{protocol.name}{label}", description=f"{protocol.description}; {words}")
-
-
-def _similarity(source: str) -> tau_similarity.InstructionSimilarity:
-    table = {"attributes": tau_similarity.ATTRIBUTES, "clothes": tau_similarity.CLOTHES}
-    return table[source] if source in table else tau_similarity.feature_similarity(source)

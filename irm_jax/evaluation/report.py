@@ -41,7 +41,8 @@ def write_report(workdir: str | os.PathLike[str], results: Mapping[str, Any], da
 
     `results` is {"protocols": {NAME: {"task", "setting", "mAP", "rank1", "rank5", "rank10", "mINP", "mAP_tau",
     "queries", "dropped"}}, "baselines": {BASELINE: {NAME: {"mAP", ...}}}, "swapped_instructions": {NAME: {"mAP",
-    "follow_rate"}}}; fractions in [0, 1], NaN is written as null. A NAME may carry variants (`name+identity`,
+    "mAP_own", "queries", "follow_rate"}}}, where "mAP_own" is that of the same queries under their own instructions;
+    fractions in [0, 1], NaN is written as null. A NAME may carry variants (`name+identity`,
     `name@top500`), shown under `name`. A protocol entry may hold whatever else `ranking.summarize` returns, and a
     "description". The JSON file also gets "run", "benchmark_checks", "leaks", "training_curves" and "rank_lists" from
     `data`, "compile" if the folder holds a compile.json, and what else `results` holds. Each file is complete or

@@ -154,7 +154,7 @@ def _count(value: Any, path: str) -> None:
 
 def _check_metrics(entry: dict[str, Any], path: str) -> None:
     """Checks whatever metrics `entry` holds; which of them must be there is the caller's matter."""
-    for key in (*METRICS, "follow_rate"):
+    for key in (*METRICS, "mAP_own", "follow_rate"):
         if key in entry:
             _fraction(entry, key, path)
     for key in TAU_TABLES:

@@ -21,6 +21,7 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2", "12 4")
 MARKS = ("circle", "square", "triangle", "diamond", "plus", "cross", "bar", "down")
 WIDTH = 400  # viewBox units; text of 12 units then stays legible on a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 38
+CHARACTER = 7  # width of a letter of a label, in the widest of the page's fonts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +153,7 @@ def dot_chart(title: str, rows: Sequence[tuple[str, Sequence[float]]], names: Se
 
     The first name is the model: a filled mark with its value written above it; the others are outlines.
     """
-    left, row_height, top = 52, 36, 12
+    left, row_height, top = max(52, 12 + CHARACTER * max((len(name) for name, _ in rows), default=0)), 36, 12
     bottom = top + row_height * len(rows)
 
     def at(value: float) -> float:

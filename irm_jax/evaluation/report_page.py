@@ -20,23 +20,18 @@ from irm_jax.evaluation.report_figures import Series, dot_chart, line_chart, ove
 CONTROLS = {
     "random": "Random (expected)",
     "color_histogram": "Colour histogram",
-    "colour_histogram": "Colour histogram",
-    "histogram": "Colour histogram",
     "image_only": "Image only",
     "instruction_only": "Instruction only",
     "perfect_identity": "Perfect identity",
     "oracle": "Oracle",
-    "domain_control": "Own source only",
 }
 """Titles of the known baselines, in the order of the columns; others follow under their own names."""
 SUFFIXES = {
     "identity": "identity alone counts, the outfit does not",
     "clothes": "identity and clothes must both match",
     "own": "gallery under its own instructions, which reveal the source",
-    "source": "domain control: the query's own source only",
+    "test_set": "domain control: the gallery of the query's own test set only",
     "labeled": "boxes drawn by hand",
-    "multi_shot": "gallery: all images of camera A",
-    "single_shot": "gallery: one random image a person, mean of the trials",
     "released": "compat: the LLCM authors' code, infrared queries against all visible images",
     "distractors": "gallery with the distractors",
     "flip": "embeddings averaged over image and mirror",
@@ -44,6 +39,9 @@ SUFFIXES = {
     "rerank": "k-reciprocal re-ranking",
     "top500": "compat: AP cut at 500 as in the released code, which inflates it",
 }
+"""What a variant adds to the protocol that it stands under; a head is described by its own words."""
+PROCESSED = {"flip", "rerank", "rescored"}
+"""Suffixes that never make a protocol of their own, whatever they stand behind; nor does any with an @."""
 SETTING_TITLES = {"task_specific": "Task-specific", "task_free": "Task-free"}
 
 
@@ -85,17 +83,26 @@ def figure_text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def _head(name: str, protocols: dict[str, Any]) -> str:
+    """The protocol that a name stands under: its shortest beginning (up to a + or @) that is one itself.
+
+    `prcc_cross+multi_shot` and `cuhk03_np+labeled` are heads where nothing shorter was ranked.
+    """
+    ends = (match.start() for match in re.finditer(r"[+@]", name))
+    return next((name[:end] for end in ends if name[:end] in protocols), name)
+
+
 def _protocol_rows(protocols: dict[str, Any], setting: str) -> list[dict[str, Any]]:
     """Returns the rows of a metrics table: by task, each protocol followed by its variants."""
     rows = []
     for name, entry in protocols.items():
-        base, *suffixes = re.split(r"[+@]", name)
         if entry["setting"] == setting:
-            parent = bool(suffixes) and base in protocols
-            notes = [SUFFIXES[s] for s in suffixes if s in SUFFIXES]
+            base = _head(name, protocols)
+            variant = base != name or "@" in name or not PROCESSED.isdisjoint(name.split("+"))
+            notes = [SUFFIXES[s] for s in re.split(r"[+@]", name[len(base) :]) if s in SUFFIXES]
             if entry.get("overlap_junk"):
                 notes.append(f"{entry['overlap_junk']} images left out: people who may be the same, not linked")
-            rows.append({"name": name, "base": base, "entry": entry, "variant": parent, "note": "; ".join(notes)})
+            rows.append({"name": name, "base": base, "entry": entry, "variant": variant, "note": "; ".join(notes)})
     order = {base: i for i, base in reversed(list(enumerate(row["base"] for row in rows)))}
     return sorted(rows, key=lambda row: (TASKS[row["entry"]["task"]].id, order[row["base"]], row["variant"]))
 
@@ -110,7 +117,7 @@ def _overview(rows: list[dict[str, Any]], baselines: dict[str, Any], setting: st
     lines = []
     for row, label in zip(heads, labels, strict=True):
         cells = [row["entry"], *(baselines[b].get(row["name"], {}) for b in used)]
-        text = label if labels.count(label) == 1 else row["name"]
+        text = label if labels.count(label) == 1 else row["name"].removeprefix("task_free/")
         lines.append((text, [math.nan if c.get("mAP") is None else c["mAP"] for c in cells]))
     names = ["IRM (this run)", *(CONTROLS.get(b, b.replace("_", " ")) for b in used)]
     return dot_chart(f"mAP, {SETTING_TITLES[setting].lower()}", lines, names)
@@ -142,6 +149,17 @@ def _open_set(results: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Marku
     return rows, [line_chart("ROC of the best score: TPR over FPR", lines, x_label="FPR", percent=True)] if rows else []
 
 
+def _every_figure(results: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Returns (path, value) of all figures but the ROC curves' points; a threshold, which is no share, as text."""
+    figures = {key: results[key] for key in ("protocols", "baselines", "swapped_instructions")}
+    found = [(path, value) for path, value in flatten(figures) if isinstance(value, (int, float)) or value is None]
+    for name, entry in results["open_set"].items():
+        shares = {key: value for key, value in entry.items() if key not in ("roc", "threshold")}
+        found += flatten(shares, f"open_set.{name}")
+        found += [(f"open_set.{name}.threshold.{fpr}", f"{score:.3f}") for fpr, score in entry["threshold"].items()]
+    return found
+
+
 def _image(picture: Picture, alt: str, max_height: int = 192) -> Markup:
     uri, width, height = thumbnail(picture, max_height)
     return Markup('<img src="{}" width="{}" height="{}" alt="{}" loading="lazy">').format(uri, width, height, alt)
@@ -168,7 +186,6 @@ def render(results: dict[str, Any], data: ReportData, curves: dict[str, list[Ser
     baselines = {b: results["baselines"][b] for b in CONTROLS if b in results["baselines"]}
     baselines |= results["baselines"]
     rows = {setting: _protocol_rows(protocols, setting) for setting in SETTINGS}
-    figures = {key: results[key] for key in ("protocols", "baselines", "swapped_instructions")}
     run = results["run"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -197,7 +214,7 @@ def render(results: dict[str, Any], data: ReportData, curves: dict[str, list[Ser
         open_set=_open_set(results),
         main_charts=[chart for metric, chart in chart_of.items() if is_main(metric)],
         other_charts=[chart for metric, chart in chart_of.items() if not is_main(metric)],
-        every_figure=[(p, v) for p, v in flatten(figures) if isinstance(v, (int, float)) or v is None],
+        every_figure=_every_figure(results),
         run_fields=[(k, v) for k, v in flatten({k: v for k, v in run.items() if k != "config"})],
         config=json.dumps(run["config"], indent=2),
         image=_image,

@@ -16,8 +16,10 @@ from irm_jax.evaluation.trials import taken
 def rank_task_free(run: Rankings) -> None:
     """Every set's queries against the union of all galleries, gallery images under the neutral sentence.
 
-    `@own`: gallery images under their own instructions (they reveal the source). `@source`: the domain control,
-    the same neutral gallery of the query's own source. Protocols that differ in what they draw only are one here.
+    `@own`: gallery images under their own instructions (they reveal the source). `@test_set`: the domain control, the
+    neutral gallery of the query's own test set alone: what the other galleries cost. (Not all images of one namespace:
+    several test sets may show the same people, as the procedural ones do.) Protocols that differ in what they draw only
+    are one here.
     Images of people who may be the query's own, but are not linked, are junk: they leave the union (`overlap_junk`
     counts them).
     """
@@ -55,7 +57,7 @@ def rank_task_free(run: Rankings) -> None:
                 everything, shown = _union(run, sets, test, "own", own), taken(columns, own)
                 ranked = run.rank((asking, everything), query, shown, variant)
                 run.keep(variant, ranked, query, shown, source[own])
-            variant = named(protocol, "@source", "domain control: only the gallery of the query's own source")
+            variant = named(protocol, "@test_set", "domain control: only the gallery of the query's own test set")
             alone = run.features[test.name].pair("own", "neutral")
             ranked = run.rank(alone, query, test.gallery_columns, variant)
             run.keep(variant, ranked, query, test.gallery_columns, run.source(test))

@@ -6,34 +6,41 @@ import dataclasses
 
 import numpy as np
 
-from irm_jax.evaluation import open_set, protocols
+from irm_jax.evaluation import open_set, protocols, selection
 from irm_jax.evaluation.evaluation_sets import Columns, EvaluationSet
 from irm_jax.evaluation.rankings import Rankings, named
 from irm_jax.evaluation.rerank import KReciprocal
 from irm_jax.evaluation.rescoring import Rescored
 from irm_jax.evaluation.selection import Selection
 from irm_jax.evaluation.set_features import FLIP
+from irm_jax.evaluation.tau_similarity import similarity_of
 from irm_jax.evaluation.trials import Scorer, taken
 
 
 def rank_task_specific(run: Rankings, test: EvaluationSet) -> None:
-    """The set under its protocols, as it is and processed (`_processed`); the open set; `@top500`."""
+    """The set under its protocols, as it is and processed (`_processed`); the open set; `@top500`.
+
+    Where mAP_tau would say nothing it is null, and `tau_missing` says why.
+    """
     features, source = run.features[test.name], run.source(test)
     query, gallery = dict(test.query.columns), dict(test.gallery_columns)
     if run.options.tau_similarity == "model" and test.task.group != "caption":
         query["instruction_feature"] = features.query.instruction["own"]
         gallery["instruction_feature"] = features.gallery.instruction["own"]
     follow = test.task.sentence is None
+    no_tau = None if test.task.group == "caption" else similarity_of(run.options.tau_similarity).missing(query, gallery)
     for name in test.protocols:
         protocol = protocols.protocol_of(name)
-        ranked = run.rank(features.pair("own", "own"), query, gallery, protocol, taus=True, follow=follow)
+        ranked = run.rank(features.pair("own", "own"), query, gallery, protocol, taus=not no_tau, follow=follow)
         run.keep(protocol, ranked, query, gallery, source)
+        if no_tau:
+            run.results["protocols"][name]["tau_missing"] = no_tau
         for label, words, variant, scorer in _processed(run, test):
             processed = named(protocol, label, words)
             ranked = run.rank(features.pair(variant, variant), query, gallery, processed, scorer=scorer)
             run.keep(processed, ranked, query, gallery, source)
     if run.options.open_set:
-        _open_set(run, test, query, gallery)
+        rank_open_set(run, test, query, gallery)
     if run.options.top500 and test.task.has_query_image:  # there identity alone counts
         name = next((name for name in test.protocols if name.endswith("+identity")), test.protocols[0])
         protocol = protocols.cut(protocols.protocol_of(name))
@@ -68,22 +75,22 @@ def _processed(run: Rankings, test: EvaluationSet) -> list[tuple[str, str, str, 
     return processed
 
 
-def _open_set(run: Rankings, test: EvaluationSet, query: Columns, gallery: Columns) -> None:
-    """Under the set's first protocol; where that draws, its first trial."""
+def rank_open_set(run: Rankings, test: EvaluationSet, query: Columns, gallery: Columns) -> None:
+    """Under the set's first protocol; where that draws, what its first trial draws."""
     protocol = protocols.protocol_of(test.protocols[0])
-    known = run.ranked[protocol.name]
-    ranking, valid = known.ranking, known.ranking.valid
-    away = valid & open_set.people_left_out(known.query["identity"], run.options.seed)
-    if not away.any():
+    first = selection.trials(protocol, query, gallery)[0]
+    person = query["identity"][first.query]
+    away = open_set.people_left_out(person, run.options.seed)
+    images = first.gallery[~np.isin(gallery["identity"][first.gallery], person[away])]
+    if not away.any() or not len(images):
         return
-    present = valid & ~away
     asking, searched = run.features[test.name].pair("own", "own")
-    records = known.record[away]
-    alone = dataclasses.replace(open_set.without_mates(protocol), trials=1)
-    ranked, _ = run.rank((asking[records], searched), taken(query, records), gallery, alone)
-    absent = ranked.top_scores[:, 0]
-    found = open_set.figures(
-        ranking.top_scores[present, 0], ranking.first_positive_rank[present] == 1, absent[np.isfinite(absent)]
-    )
+    ranking, _ = run.rank(
+        (asking[first.query], searched[images]), taken(query, first.query), taken(gallery, images),
+        dataclasses.replace(protocol, draw=(), trials=1),
+    )  # fmt: skip
+    best, present = ranking.top_scores[:, 0], ranking.valid & ~away
+    absent = best[away & np.isfinite(best)]  # of a query without any image that is not junk there is no score
+    found = open_set.figures(best[present], ranking.first_positive_rank[present] == 1, absent)
     if found is not None:
         run.results["open_set"][protocol.name] = found

@@ -15,14 +15,28 @@ class InstructionSimilarity:
     """rho(query, gallery) for mAP_tau, with the name of its source, which is printed with the figure.
 
     `function` computes on columns as a rule does. Equal instructions (`instruction_key`) have similarity 1,
-    as in training: under constant sentences mAP_tau = mAP.
+    as in training: under constant sentences mAP_tau = mAP. `column`: what the instructions must tell (-1: unknown).
     """
 
     source: str
     function: Test
+    column: str | None = None
 
     def __call__(self, q: Columns, g: Columns) -> Any:
         return np.where(q["instruction_key"] == g["instruction_key"], 1.0, self.function(q, g))
+
+    def missing(self, query: Columns, gallery: Columns) -> str | None:
+        """Why mAP_tau under this similarity would say nothing about a test set, or None if it does.
+
+        Instructions that differ while no query tells the column are all equally unlike: every tau would give one value.
+        """
+        keys = np.concatenate([query["instruction_key"], gallery["instruction_key"]])
+        if self.column is None or (query[self.column] >= 0).any() or (keys == keys[0]).all():
+            return None
+        return (
+            f"no query's instruction tells its {self.source}; another config.evaluation.tau_similarity may know these "
+            "instructions apart"
+        )
 
 
 def _attribute_agreement(q: Columns, g: Columns) -> Any:
@@ -38,8 +52,14 @@ def _clothes_agreement(q: Columns, g: Columns) -> Any:
     return 1.0 * ((asked >= 0) & (asked == g["instruction_clothes"]))
 
 
-ATTRIBUTES = InstructionSimilarity("attributes", _attribute_agreement)
-CLOTHES = InstructionSimilarity("clothes", _clothes_agreement)
+ATTRIBUTES = InstructionSimilarity("attributes", _attribute_agreement, "instruction_attributes")
+CLOTHES = InstructionSimilarity("clothes", _clothes_agreement, "instruction_clothes")
+
+
+def similarity_of(source: str) -> InstructionSimilarity:
+    """By the name that the configuration gives it."""
+    table = {"attributes": ATTRIBUTES, "clothes": CLOTHES}
+    return table[source] if source in table else feature_similarity(source)
 
 
 def feature_similarity(source: str, column: str = "instruction_feature") -> InstructionSimilarity:

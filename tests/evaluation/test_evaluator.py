@@ -38,7 +38,7 @@ def test_every_protocol_has_its_figures(results):
     for name in STRICT:
         image_query = TASKS[name.removeprefix("procedural_")].has_query_image
         expected |= {name, f"{name}+identity", f"task_free/{name}", f"task_free/{name}+identity"}
-        expected |= {f"task_free/{name}@source"}
+        expected |= {f"task_free/{name}@test_set"}
         only_images = {f"{name}+identity@top500", f"task_free/{name}@own"}
         expected |= only_images if image_query else {f"{name}+rescored", f"{name}+identity+rescored"}
     assert set(results["protocols"]) == expected
@@ -49,7 +49,7 @@ def test_every_protocol_has_its_figures(results):
             assert 0 <= entry[key] <= 1
         assert entry["queries"] == 12  # two of each of six people
         assert entry["dropped"]["no_positive"] == entry["dropped"]["all_junk"] == 0
-        assert entry["gallery"] == (48 if not name.startswith("task_free/") or name.endswith("@source") else 6 * 48)
+        assert entry["gallery"] == (48 if not name.startswith("task_free/") or name.endswith("@test_set") else 6 * 48)
         assert entry["description"]
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import types
+
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from irm_jax.evaluation import open_set, protocols
-from irm_jax.evaluation.trials import rank_trials
+from irm_jax.evaluation import open_set
+from irm_jax.evaluation.rankings import Options, Rankings
+from irm_jax.evaluation.task_specific import rank_open_set
+
+SEED = 12
+"""Under which people 1 and 2 of 0, 1, 2, 3 and 9 leave."""
 
 
 def test_figures_by_hand():
@@ -60,12 +68,46 @@ def test_half_of_the_people_leave_with_all_their_queries():
     assert any((open_set.people_left_out(identity, seed) != away).any() for seed in range(2, 9))
 
 
-def test_without_mates_the_best_match_is_a_stranger():
-    """Query of person 1; nearest are its own image of the same camera, its other image, then a stranger."""
-    columns = {"identity": np.array([1, 1, 2]), "camera": np.array([0, 1, 1])}
-    query = {"identity": np.array([1]), "camera": np.array([0])}
-    rule = open_set.without_mates(protocols.protocol_of("market1501"))
-    ranking, _ = rank_trials(np.float32([[0.0]]), np.float32([[1], [2], [3]]), query, columns, rule, metric="euclidean")
-    assert ranking.top_ids[0].tolist() == [2, -1, -1]
-    assert ranking.top_scores[0, 0] == -3
-    assert ranking.drop_cause.tolist() == ["no_positive"]
+@pytest.fixture
+def circle():
+    """(run, test, query, gallery): people 0 to 3 stand at 0, 40, 80 and 120 degrees, and person 4, who never asks, at
+    300. The queries of 0 to 3 stand at 25, 45, 70 and 118 degrees; one of person 9 is nobody in the gallery."""
+
+    def at(*degrees):
+        turns = np.deg2rad(degrees)
+        return np.stack([np.cos(turns), np.sin(turns)], axis=1).astype(np.float32)
+
+    def columns(identity, camera):
+        return {"identity": np.array(identity, np.int32), "camera": np.full(len(identity), camera, np.int32)}
+
+    options = Options(
+        metric="cosine", query_block=8, top_k=3, taus=(), tau_similarity="attributes", task_free=False, overlaps=(),
+        controls=False, top500=False, flip=False, rerank=False, rescore_top=0, open_set=True, seed=SEED, threads=1,
+        workers=0,
+    )  # fmt: skip
+    run = Rankings(types.SimpleNamespace(mesh=Mesh(np.array(jax.devices()[:1]), ("data",))), [], options)
+    pair = at(25, 45, 70, 118, 210), at(0, 40, 80, 120, 300)
+    run.features["circle"] = types.SimpleNamespace(pair=lambda *_: pair)
+    test = types.SimpleNamespace(name="circle", protocols=("market1501",))
+    return run, test, columns([0, 1, 2, 3, 9], 0), columns(range(5), 1)
+
+
+def test_left_out_people_are_in_nobodys_gallery(circle):
+    """People 1 and 2 leave. Query 0 then finds its own image 25 degrees away, not that of person 1, who stands nearer;
+    query 1 finds person 0 at 45 degrees and query 2 person 3 at 50, not each other's images at 35 and 30. Person 9 is
+    neither left out nor there: it counts on no side."""
+    run, test, query, gallery = circle
+    assert open_set.people_left_out(query["identity"], SEED).tolist() == [False, True, True, False, False]
+    rank_open_set(run, test, query, gallery)
+    found = run.results["open_set"]["market1501"]
+    assert (found["present"], found["absent"]) == (2, 2)
+    assert found["threshold"]["0.01"] == pytest.approx(np.cos(np.deg2rad(45)))
+    assert (found["tpr"]["0.01"], found["identified"]["0.01"], found["auc"]) == (1, 1, 1)
+
+
+def test_no_open_set_where_nobody_is_left(circle):
+    run, test, query, gallery = circle
+    one = {name: column[:1] for name, column in query.items()}
+    rank_open_set(run, test, one, gallery)  # half of one person is nobody
+    rank_open_set(run, test, query, {name: column[1:3] for name, column in gallery.items()})
+    assert run.results["open_set"] == {}

@@ -196,6 +196,28 @@ def test_clothes_similarity():
     assert tau_similarity.CLOTHES(query, gallery).tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("similarity", "column", "known"),
+    [
+        (tau_similarity.ATTRIBUTES, "instruction_attributes", named(-1, 3)),
+        (tau_similarity.CLOTHES, "instruction_clothes", 1),
+    ],
+)
+def test_instructions_that_tell_nothing_have_no_map_tau(similarity, column, known):
+    """Unless there is one instruction for all, under which mAP_tau = mAP."""
+    unknown = {
+        "instruction_attributes": np.array([named(), named()]), "instruction_clothes": np.array([-1, -1]),
+        "instruction_key": np.array([1, 2]),
+    }  # fmt: skip
+    assert f"no query's instruction tells its {similarity.source}" in similarity.missing(unknown, unknown)
+    told = {**unknown, column: np.array([unknown[column][0], known])}
+    assert similarity.missing(told, unknown) is None
+    assert similarity.missing(unknown, told) is not None
+    constant = {**unknown, "instruction_key": np.array([1, 1])}
+    assert similarity.missing(constant, constant) is None
+    assert tau_similarity.similarity_of("model").missing(unknown, unknown) is None
+
+
 def test_feature_similarity_is_the_cosine():
     similarity = tau_similarity.feature_similarity("frozen_encoder")
     query = {"instruction_feature": np.float32([[3, 4], [1, 0], [0, 0]]), "instruction_key": np.array([1, 1, 1])}

@@ -266,7 +266,7 @@ def test_trials_are_compared_query_by_query(tmp_path):
     for run_name in "ab":
         q, g = (generator.standard_normal((n, 3)) for n in (40, 150))
         ranking, chosen = rank_trials(q, g, columns(queries), columns(gallery), protocol_of("llcm_n2v"), mesh=ONE)
-        compare.save_per_query(tmp_path / run_name, ranking, chosen.query)
+        compare.save_per_query(tmp_path / run_name, ranking, chosen.query, chosen.gallery)
     rows = compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=50)
     assert [row.metric for row in rows] == ["mAP", "rank1"]
     assert rows[0].queries == ranking.valid.sum() < 40
@@ -303,7 +303,7 @@ def test_in_the_union_a_protocol_chooses_among_its_own_source():
     assert ranking.ap.tolist() == [1.0]  # the copy of the query's own file lies nearest, and is left out
     whole = task_free(protocol_of("llcm_v2n"))
     assert (whole.draw, whole.trials, whole.distinct_identities) == ((), 1, True)
-    assert "(all images)" in whole.description
+    assert "nothing is drawn" in whole.description
 
 
 @pytest.mark.parametrize(

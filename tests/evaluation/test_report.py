@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from etils import epath
-from report_example import fake_data, fake_results, metrics
+from report_example import fake_data, fake_results, metrics, two_sets_a_task
 
 from data_pipelines.tasks import TASKS
 from irm_jax.evaluation import report, report_page
@@ -93,11 +93,16 @@ def test_every_figure_is_shown(written: tuple[Page, str, dict]) -> None:
     page, _, results = written
     leaves = {
         path: value
-        for group in ("protocols", "baselines", "swapped_instructions")
+        for group in ("protocols", "baselines", "swapped_instructions", "open_set")
         for path, value in report_page.flatten(results[group], group)
-        if isinstance(value, (int, float)) or value is None
+        if (isinstance(value, (int, float)) or value is None) and ".roc." not in path
     }
     assert len(leaves) > 500
+    scores = {path: value for path, value in leaves.items() if ".threshold." in path}
+    assert len(scores) == 2
+    for path, value in scores.items():
+        assert page.figures[path] == {f"{value:.3f}"}  # no share: not in percent
+        del leaves[path]
     for path, value in leaves.items():
         expected = "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{100 * value:.1f}"
         assert page.figures[path] == {expected}, path
@@ -120,6 +125,9 @@ def test_metrics_stand_in_the_tables(written: tuple[Page, str, dict]) -> None:
     assert tables["protocols.procedural_ctcc.mAP"] == {"76.4"}
     assert tables["protocols.procedural_li.dropped.no_positive"] == {"2"}
     assert tables["swapped_instructions.procedural_li.follow_rate"] == {"84.4"}
+    assert tables["swapped_instructions.procedural_li.mAP_own"] == {"71.0"}
+    assert tables["swapped_instructions.procedural_li.queries"] == {"117"}
+    assert f"{0.7104 / 0.0881:.1f}×" in text
 
 
 def test_rankings_checks_leaks_and_run(written: tuple[Page, str, dict]) -> None:
@@ -226,6 +234,7 @@ def edit(path: str, value: object) -> dict:
         ("baselines|random|market", {"mAP": 0.1}, "baselines.random names the protocol 'market'"),
         ("swapped_instructions|procedural_li", {"follow_rate": 0.1}, "swapped_instructions.procedural_li lacks mAP"),
         ("swapped_instructions|procedural_li", {"mAP": 0.1, "follow_rate": 84.0}, "follow_rate is 84.0"),
+        ("swapped_instructions|procedural_li|mAP_own", 71.0, "mAP_own is 71.0"),
         ("protocols|procedural_vi|std|mAP", 1.2, r"protocols.procedural_vi.std.mAP is 1.2"),
         ("open_set|procedural_trad|auc", 99.0, r"open_set.procedural_trad.auc is 99.0"),
         ("open_set|procedural_trad|tpr|0.01", -1, r"open_set.procedural_trad.tpr.0.01 is -1"),
@@ -261,6 +270,69 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
         report.write_report(tmp_path, fake_results(), report.ReportData(fake_data(0).run))
     assert (tmp_path / "report.html").read_text() == "old page"
     assert (tmp_path / "results.json").read_text() == "old figures"
+
+
+HEADS = ["cuhk01", "cuhk03_np+labeled", "market1501", "prcc_cross+multi_shot", "prcc_cross+single_shot", "llcm_n2v"]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("published")
+    return report.write_report(path, two_sets_a_task(), report.ReportData(fake_data(0).run)).read_text()
+
+
+def test_every_head_has_a_card_with_its_own_task_free_figure(published: str) -> None:
+    found = {}
+    for card in re.findall(r'<div class="card">(.*?)</dl>', published, re.DOTALL):
+        words = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", card))
+        name, value = re.search(r"(\S+) ([\d.]+)% mAP", words).groups()
+        free = re.search(r"task-free ([\d.]+)%", words)
+        found[name] = float(value), free and float(free[1])
+    assert sorted(found) == sorted(HEADS)
+    protocols = two_sets_a_task()["protocols"]
+    for name, figures in found.items():
+        expected = [protocols[n]["mAP"] if n in protocols else None for n in (name, f"task_free/{name}")]
+        assert figures == (pytest.approx(100 * expected[0]), expected[1] and pytest.approx(100 * expected[1])), name
+    assert found["prcc_cross+single_shot"][1] is None
+
+
+def test_variants_stand_under_the_shortest_protocol_of_their_name() -> None:
+    protocols = two_sets_a_task()["protocols"]
+    rows = report_page._protocol_rows(protocols, "task_specific")
+    assert [row["name"] for row in rows if not row["variant"]] == [
+        "market1501", "cuhk01", "cuhk03_np+labeled", "prcc_cross+multi_shot", "prcc_cross+single_shot", "llcm_n2v",
+    ]  # fmt: skip
+    heads = ""
+    for row in rows:  # each right below its head; one whose head was not ranked is a variant all the same
+        heads = heads if row["variant"] else row["name"]
+        assert row["name"].startswith(heads) or row["name"] == "llcm_v2n@released"
+    free = report_page._protocol_rows(protocols, "task_free")
+    assert [row["name"] for row in free if row["variant"]] == [
+        f"task_free/{name}" for name in (
+            "market1501@own", "market1501@test_set", "cuhk01@own", "cuhk03_np+labeled@own",
+            "prcc_cross+multi_shot@own", "prcc_cross+multi_shot@test_set",
+        )
+    ]  # fmt: skip
+    # Were CUHK03 ranked under its plain name as well, the labeled boxes would be its variant.
+    both = {"cuhk03_np": protocols["market1501"], **protocols}
+    rows = {row["name"]: row for row in report_page._protocol_rows(both, "task_specific")}
+    assert rows["cuhk03_np+labeled"]["variant"]
+    assert rows["cuhk03_np+labeled+rerank"]["note"] == "boxes drawn by hand; k-reciprocal re-ranking"
+
+
+def test_the_union_is_not_described_as_drawn(published: str) -> None:
+    cell = re.search(r"<code>task_free/prcc_cross\+multi_shot</code></span>\s*<small>(.*?)</small>", published)
+    assert cell[1] == "the rule; against the union of prcc_cross+multi_shot"
+    assert "one random image" not in published
+
+
+def test_labels_of_the_overview_are_whole_and_distinct(published: str) -> None:
+    labels = re.findall(r'<text class="row" x="(\d+)"[^>]*>([^<]*)</text>', published)
+    specific = [name for _, name in labels][: len(HEADS)]
+    assert sorted(specific) == sorted([*HEADS[:-1], "vi"])
+    assert [name for _, name in labels][len(HEADS) :] == ["market1501", "cuhk01", "cuhk03_np+labeled", "cc", "vi"]
+    for x, name in labels:
+        assert int(x) >= 6.5 * len(name)
 
 
 def test_a_bare_evaluation_is_enough(tmp_path: Path) -> None:
