@@ -68,6 +68,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
                 "delete the folder to start again"
             )
         if latest is None:
+            experiment.check_words(config, data)
             train_state = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, memory)
             train_state = warm_start.warm_start(train_state, model.config, experiment.init_sources(config))
         else:
