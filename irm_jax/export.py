@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (config_check.ConfigError, CheckpointError, OSError) as error:
         logging.error("%s", error)
         return 2
-    logging.info("%s: %.1f MiB, for %s", options.out, len(data) / 2**20, where)
+    print(f"{out}: {len(data) / 2**20:.1f} MiB, for {where}")
     return 0
 
 

@@ -92,7 +92,7 @@ def test_a_refusal_of_the_compiler_is_read():
 
 
 def test_a_program_that_does_not_fit_keeps_its_compute_time():
-    """What did not compile has products, which are counted before, and neither traffic nor collectives, which are not."""
+    """What did not compile has products, which are counted before, and neither traffic nor collectives."""
     topology = parse_topology("v5e:2x2")
     second = {"bf16": 4 * CHIPS["v5e"].bf16}  # of the four chips
     traffic = Traffic((Collective("all-reduce", 1 << 20, (), 1),), 1 << 20, 0)
