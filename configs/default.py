@@ -27,7 +27,8 @@ def train_unit(data_set: str, task: str) -> ConfigDict:
 
 
 def evaluation_set(data_set: str, task: str, protocols: tuple[str, ...]) -> ConfigDict:
-    """One test set; `config.evaluation.sets.<name>`. The first protocol is the one that task-free reports use."""
+    """One test set; `config.evaluation.sets.<name>`. The first protocol is its headline: it counts in mean_mAP, and its
+    task-free figure has the controls `@own` and `@source` beside it."""
     return ConfigDict(
         {
             "data_set": data_set,  # folder under data.dir
@@ -64,7 +65,7 @@ def get_config() -> ConfigDict:
     config.data.batch_blocks = 4  # R: blocks a batch is laid out in, a multiple of mesh.data * mesh.fsdp
     config.data.repeat_people = False  # [ours] show people several times in a batch that takes more than a set has
     config.data.instruction_dropout = 0.2  # [ours] share of rows put under the neutral sentence
-    config.data.vocab = "builtin"  # WordPiece vocabulary: builtin, or a folder with vocab.txt
+    config.data.vocab = "builtin"  # words: builtin (those of the drawn benchmark), or a folder with vocab.txt
     config.data.workers = 0  # reader processes (0 = threads of this one)
     config.data.threads = 2  # reader threads (per process)
     config.data.prefetch = 4  # batches read ahead
@@ -200,7 +201,7 @@ def get_config() -> ConfigDict:
     config.evaluation.sets = ConfigDict()  # name -> evaluation_set(...)
     config.evaluation.batch_size = 128  # images embedded at a time
     config.evaluation.metric = "cosine"  # cosine | euclidean (on embeddings that are not normalised, as released)
-    config.evaluation.query_block = 256  # queries scored at a time
+    config.evaluation.query_block = 256  # queries scored at a time (0 = as many as fit 256 MiB a device, at most 256)
     config.evaluation.top_k = 10  # ranked ids kept a query
     config.evaluation.taus = (0.5, 0.7, 0.9)  # thresholds of mAP_tau
     config.evaluation.tau_similarity = "attributes"  # attributes | clothes | model

@@ -1,7 +1,8 @@
 """One small model for three tasks on real people: Market-1501 and CUHK01 (trad), attributes (li), captions (t2i).
 
-docs/real_check.md says how the four data sets are got and built; no person of their training parts is tested in any of
-them. From scratch, about 40 minutes at the 150 to 190 images a second of two cores.
+docs/real_check.md says how the four data sets are got and built, and the vocabulary of their captions; no person of
+their training parts is tested in any of them. From scratch, about 40 minutes at the 150 to 190 images a second of two
+cores.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import tokenizers
 from etils import epath
 
 BUILTIN_VOCABULARY = pathlib.Path(__file__).parent / "vocab" / "procedural.txt"
+VOCABULARY = "vocab.txt"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORDS = 50
 _DELETED = str.maketrans("", "", ",.'!?\"()*#:;~")
@@ -38,7 +39,7 @@ def read_vocabulary(vocab: str | pathlib.Path) -> list[str]:
       FileNotFoundError: there is no such file.
       ValueError: an entry stands twice, a special token is missing, or [PAD] is not entry 0.
     """
-    path = epath.Path(BUILTIN_VOCABULARY if str(vocab) == "builtin" else epath.Path(vocab) / "vocab.txt")
+    path = epath.Path(BUILTIN_VOCABULARY if str(vocab) == "builtin" else epath.Path(vocab) / VOCABULARY)
     if not path.is_file():
         raise FileNotFoundError(f"no vocabulary at {path}: pass 'builtin' or a directory that holds vocab.txt")
     entries = path.read_text(encoding="utf-8").split("\n")
@@ -99,9 +100,18 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return len(self.entries)
 
-    def _ids(self, sentence: str) -> np.ndarray:
+    def words(self, sentence: str) -> list[str]:
+        """The words of a sentence that are looked up in the vocabulary, as they stand there."""
+        text = self._pieces.normalizer.normalize_str(clean_text(sentence))
+        return [word for word, _ in self._pieces.pre_tokenizer.pre_tokenize_str(text)]
+
+    def pieces(self, sentence: str) -> list[int]:
+        """The ids of all pieces of a sentence, however long it is, without [CLS] and [SEP]."""
         # One sentence at a time: encode_batch starts threads, which do not survive a fork of the input workers.
-        pieces = self._pieces.encode(clean_text(sentence)).ids[: self.max_length - 2]
+        return list(self._pieces.encode(clean_text(sentence)).ids)
+
+    def _ids(self, sentence: str) -> np.ndarray:
+        pieces = self.pieces(sentence)[: self.max_length - 2]
         row = np.full(self.max_length, self.pad_id, np.int32)
         row[: len(pieces) + 2] = [self.cls_id, *pieces, self.sep_id]
         return row

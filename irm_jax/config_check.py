@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict, FieldReference
 
 from configs import default
-from data_pipelines import data_options, procedural, storage, tasks
+from data_pipelines import batch_plan, data_options, procedural, storage, tasks
 from data_pipelines.tokenizer import Tokenizer
 from irm_jax import aot, rate_factors, time_use
 from irm_jax.convert import manifest
@@ -186,12 +186,6 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
     yield from _refused(
         "config.data.procedural", lambda: procedural.Benchmark(**data_options.benchmark_options(config))
     )
-    sharded = max(config.mesh.data, 1) * max(config.mesh.fsdp, 1)
-    if d.batch_blocks % sharded:
-        yield (
-            f"config.data.batch_blocks = {d.batch_blocks} is not a multiple of mesh.data * mesh.fsdp = {sharded}; "
-            f"set it to {sharded * max(1, round(d.batch_blocks / sharded))}"
-        )
     for name, unit in d.train.items():
         if unit.task not in tasks.TASKS:
             yield f"config.data.train.{name}.task = {unit.task!r}; the tasks are {', '.join(tasks.TASKS)}"
@@ -207,8 +201,30 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
         yield from _refused(f"config.data.train.{name}", partial(data_options.augment_of, config, name))
     yield from _refused("config.data.train", lambda: data_options.units_of(config))
     yield from _refused("config.data.train", lambda: data_options.augments_of(config))
+    if d.train and (problem := block_problem(config, max(config.mesh.data, 1) * max(config.mesh.fsdp, 1))):
+        yield problem
     if d.train and not sum(unit.loss_weight for unit in d.train.values()) > 0:
         yield "the loss_weight of every data set in config.data.train is 0; give at least one a positive weight"
+
+
+def block_problem(config: ConfigDict, pieces: int) -> str | None:
+    """What is wrong with the batch's blocks where rows are cut into `pieces`, with the two keys that mend it."""
+    d = config.data
+    if d.batch_blocks % pieces == 0:
+        return None
+    blocks, size = fitting_batch(config, pieces)
+    return (
+        f"config.data.batch_blocks = {d.batch_blocks} does not divide over the {pieces} devices of mesh.data * "
+        f"mesh.fsdp; set --config.data.batch_blocks={blocks} --config.data.batch_size={size} (a step had "
+        f"{d.batch_size} rows; a block holds whole people of every data set), or use fewer devices"
+    )
+
+
+def fitting_batch(config: ConfigDict, pieces: int) -> tuple[int, int]:
+    """(batch_blocks, batch_size) nearest to the configuration's that rows cut into `pieces` allow; no fewer rows."""
+    d = config.data
+    blocks = pieces * max(1, round(d.batch_blocks / pieces))
+    return blocks, batch_plan.next_batch_size(data_options.units_of(config), d.batch_size, blocks)
 
 
 def _run_problems(config: ConfigDict) -> Iterator[str]:

@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import joint_data, tasks, tested_people
+from data_pipelines import caption_vocabulary, joint_data, tasks, tested_people
 from data_pipelines.joint_data import JointData
 from irm_jax import checkpoint, processes
 from irm_jax import optimizer as optimizers
@@ -78,6 +78,22 @@ def check_leaks(config: ConfigDict, data: JointData, sets: Sequence[evaluation_s
         )
     if found:
         logging.warning("%s", tested_people.refusal(found))
+
+
+def check_words(config: ConfigDict, data: JointData) -> None:
+    """Raises ConfigError if the built-in vocabulary is not that of the training sentences; of another one it warns."""
+    found = caption_vocabulary.misfits([data.datasets[name] for name in data.plan.datasets], data.tokenizer)
+    if not found:
+        return
+    words = f"config.data.vocab = {config.data.vocab!r} does not suit the training data. {'; '.join(found)}"
+    if config.data.vocab != "builtin":
+        logging.warning("%s", words)
+        return
+    raise ConfigError(
+        f"{words}. It holds the words of the drawn benchmark: give the folder of another, --config.data.vocab=FOLDER. "
+        f"`python -m data_pipelines.caption_vocabulary --data_dir {config.data.dir} --out FOLDER` makes one of the "
+        "training captions; BERT's comes with its weights (README, 'Pretrained weights')"
+    )
 
 
 def make_model(config: ConfigDict, data: JointData) -> IRM:

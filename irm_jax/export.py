@@ -23,7 +23,6 @@ import io
 import logging as python_logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -125,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--instruction", choices=("text", "image"), default="text", help="what the function reads beside it")
     p.add_argument("--format", choices=tuple(MISSING), default="stablehlo", help="what to write (see the README)")
     options = p.parse_args(arguments)
+    from irm_jax import config_check
     from irm_jax.checkpoint import CheckpointError
     from irm_jax.evaluate import Embedder
 
@@ -135,19 +135,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.error("--format %s is written with %s: %s (%s)", options.format, package, cure, error)
         return 2
     try:
-        embedder = Embedder(options.workdir)
-    except CheckpointError as error:
+        workdir, out = config_check.folder(options.workdir, "--workdir"), config_check.folder(options.out, "--out")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        embedder = Embedder(workdir)
+        whole = jax.device_get(dict(embedder.variables))
+        if options.format == "onnx":
+            data = export_onnx(embedder.model, whole, options.instruction).SerializeToString()
+            where = "wherever ONNX runs"
+        else:
+            data = bytes(export_embedding(embedder.model, whole, options.instruction).serialize())
+            where = ", ".join(PLATFORMS)
+        out.write_bytes(data)
+    except (config_check.ConfigError, CheckpointError, OSError) as error:
         logging.error("%s", error)
         return 2
-    whole = jax.device_get(dict(embedder.variables))
-    if options.format == "onnx":
-        data = export_onnx(embedder.model, whole, options.instruction).SerializeToString()
-        where = "wherever ONNX runs"
-    else:
-        data = bytes(export_embedding(embedder.model, whole, options.instruction).serialize())
-        where = ", ".join(PLATFORMS)
-    Path(options.out).write_bytes(data)
-    logging.info("%s: %.1f MiB, for %s", options.out, len(data) / 2**20, where)
+    print(f"{out}: {len(data) / 2**20:.1f} MiB, for {where}")
     return 0
 
 

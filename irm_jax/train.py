@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from irm_jax import checkpoint, experiment, metric_log, processes, sharding, state, time_use
-from irm_jax.config_check import ConfigError
+from irm_jax.config_check import ConfigError, block_problem
 from irm_jax.convert import warm_start
 from irm_jax.evaluation import finish
 from irm_jax.evaluation.evaluator import Evaluation
@@ -65,6 +65,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
                 "delete the folder to start again"
             )
         if latest is None:
+            experiment.check_words(config, data)
             train_state = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, memory)
             train_state = warm_start.warm_start(train_state, model.config, experiment.init_sources(config))
         else:
@@ -199,13 +200,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def check_blocks(config: ConfigDict, mesh: Mesh) -> None:
-    """Batch blocks must divide over the mesh that is really there. Raises ConfigError with a size that does."""
-    pieces, blocks = sharding.row_shards(mesh), config.data.batch_blocks
-    if blocks % pieces:
-        raise ConfigError(
-            f"config.data.batch_blocks = {blocks} does not divide over the {pieces} devices of mesh axes data and "
-            f"fsdp; set it to a multiple of {pieces}"
-        )
+    """Batch blocks must divide over the mesh that is really there. Raises ConfigError with the sizes that do."""
+    if problem := block_problem(config, sharding.row_shards(mesh)):
+        raise ConfigError(problem)
 
 
 def restore(

@@ -3,7 +3,9 @@
 #
 #   [VARIABLE=VALUE ...] launch/gke.sh CONFIG WORKDIR [--config.KEY=VALUE ...]
 #   CLUSTER=irm TPU_TYPE=v5litepod-256 SLICES=2 IMAGE=... launch/gke.sh configs/irm_pp.py gs://BUCKET/runs/a \
-#       --config.data.dir=gs://BUCKET/shards --config.data.cache=/tmp/shards
+#       --config.data.dir=gs://BUCKET/shards --config.data.cache=/tmp/shards \
+#       --config.data.vocab=gs://BUCKET/bert --config.model.dtype=bfloat16 \
+#       --config.data.batch_blocks=512 --config.data.batch_size=19456
 #   ACCELERATOR=tpu-v5-lite-podslice TOPOLOGY=4x4 HOSTS=4 CHIPS=4 IMAGE=... launch/gke.sh ...
 #
 # It returns once the workload is queued: follow it with `xpk workload list` or `kubectl get jobsets`. The processes find

@@ -14,7 +14,9 @@
 # Trains on the GPUs of several nodes under Slurm, past the time limit, preemptions, lost nodes and crashes.
 #
 #   sbatch [--partition=... --account=... OPTIONS] launch/slurm.sh CONFIG WORKDIR [--config.KEY=VALUE ...]
-#   sbatch --nodes=4 launch/slurm.sh configs/irm_pp.py /shared/runs/a --config.data.dir=/shared/shards
+#   sbatch --nodes=4 launch/slurm.sh configs/irm_pp.py /shared/runs/a --config.data.dir=/shared/shards \
+#       --config.data.vocab=/shared/bert --config.model.dtype=bfloat16 \
+#       --config.data.batch_blocks=32 --config.data.batch_size=1344
 #
 # Submit it from the root of the checkout, which every node must see under the same path, like WORKDIR (or gs://...) and
 # the data. Options of sbatch go before the others and replace the lines above:

@@ -3,7 +3,9 @@
 #
 #   TPU=NAME ZONE=ZONE [VARIABLE=VALUE ...] launch/tpu_vm.sh CONFIG WORKDIR [--config.KEY=VALUE ...]
 #   TPU=irm ZONE=us-west4-a ACCELERATOR=v5litepod-256 RUNTIME=v2-alpha-tpuv5-lite SPOT=1 launch/tpu_vm.sh \
-#       configs/irm_pp.py gs://BUCKET/runs/a --config.data.dir=gs://BUCKET/shards --config.data.cache=/tmp/shards
+#       configs/irm_pp.py gs://BUCKET/runs/a --config.data.dir=gs://BUCKET/shards --config.data.cache=/tmp/shards \
+#       --config.data.vocab=gs://BUCKET/bert --config.model.dtype=bfloat16 \
+#       --config.data.batch_blocks=256 --config.data.batch_size=9728
 #
 # It runs where gcloud is, say on a small VM in tmux, for as long as the training runs. It sends this checkout (the files
 # that git knows) to every host, installs it there, and runs the same command on all; they find each other by themselves.

@@ -63,7 +63,9 @@ CASES = {
     "one image an identity": (
         lambda c: c.data.train.procedural_cc.update({"images_per_identity": 1}), r"needs at least 2 images",
     ),
-    "blocks and mesh": (lambda c: c.mesh.update({"data": 3}), r"batch_blocks = 4 is not a multiple.*= 3; set it to 3"),
+    "blocks and mesh": (
+        lambda c: c.mesh.update({"data": 3}), r"batch_blocks = 4 does not .*batch_blocks=3 --config.data.batch_size=96",
+    ),
     "no data": (lambda c: setattr(c.data, "train", ConfigDict()), r"data.train is empty"),
     "tau": (lambda c: c.evaluation.update({"taus": (0.5, 1.5)}), r"taus.*between 0 and 1"),
     "task": (lambda c: c.data.train.procedural_cc.update({"task": "clothes"}), r"'clothes'; the tasks are trad, cc"),

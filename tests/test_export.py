@@ -1,6 +1,7 @@
 """The exported embedding function gives what the model gives, for any number of rows."""
 
 import importlib.util
+import types
 
 import jax
 import jax.export
@@ -53,6 +54,21 @@ def test_an_instruction_can_be_an_image(trained):
     exported = export_embedding(*trained, "image")
     assert [aval.shape[1:] for aval in exported.in_avals] == [(32, 16, 3), (32, 32, 3)]
     assert exported.out_avals[0].shape[1:] == (32,)
+
+
+def test_files_that_cannot_be_reached_are_one_message(trained, tmp_path, monkeypatch, caplog):
+    """A bucket of an unknown kind, and a place that is no folder."""
+    monkeypatch.setitem(export.MISSING, "stablehlo", ("jax", ""))
+    monkeypatch.setattr(evaluate, "Embedder", lambda workdir: types.SimpleNamespace(model=trained[0], variables={}))
+    monkeypatch.setattr(export, "export_embedding", lambda *_: types.SimpleNamespace(serialize=lambda: b"function"))
+    for name in ("workdir", "out"):
+        places = {"workdir": str(tmp_path), "out": str(tmp_path / "f"), name: "ftp://bucket/x"}
+        assert export.main(["--workdir", places["workdir"], "--out", places["out"]]) == 2
+        assert f"--{name}: 'ftp://bucket/x' is on no known kind of storage" in caplog.text
+    (tmp_path / "file").touch()
+    assert export.main(["--workdir", str(tmp_path), "--out", str(tmp_path / "file" / "f")]) == 2
+    assert export.main(["--workdir", str(tmp_path), "--out", str(tmp_path / "new" / "f")]) == 0
+    assert (tmp_path / "new" / "f").read_bytes() == b"function"
 
 
 def test_what_is_missing_is_said(monkeypatch, tmp_path, caplog):

@@ -1,49 +1,121 @@
-"""README.md says nothing that is not there: paths, modules, configuration keys."""
+"""README.md and docs/ say nothing that is not there: paths, modules, configuration keys; and their pod commands fit."""
 
+import importlib
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import default
+from data_pipelines import batch_plan, data_options
+from irm_jax import config_check
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-FILE_MAP = README.split("## File map")[1].split("\n## ")[0]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+FILE_MAP = TEXTS["README.md"].split("## File map")[1].split("\n## ")[0]
+SCRIPTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in sorted(ROOT.glob("launch/*.sh"))}
+TABLES = "|".join(default.get_config())
 
 
-def paths() -> list[str]:
-    """Everything that README names as a path of the checkout."""
-    mapped = [
-        path for row in re.findall(r"^\| (`.*?) \|", FILE_MAP, re.MULTILINE) for path in re.findall(r"`(.*?)`", row)
-    ]
-    mentioned = re.findall(r"\b(?:configs|tests|launch|benchmarks|irm_jax|data_pipelines)/[\w/]+\.(?:py|sh)\b", README)
-    return sorted({*mapped, *mentioned})
+def found(pattern: str) -> list[tuple[str, str]]:
+    """(file, match) of everything that README.md and docs/ have of a pattern, each once."""
+    return sorted({(name, match) for name, text in TEXTS.items() for match in re.findall(pattern, text)})
 
 
-@pytest.mark.parametrize("path", paths())
-def test_path_exists(path: str) -> None:
+def paths() -> list[tuple[str, str]]:
+    """Everything that is named as a path of the checkout."""
+    rows = re.findall(r"^\| (`.*?) \|", FILE_MAP, re.MULTILINE)
+    mapped = [("README.md", path) for row in rows for path in re.findall(r"`(.*?)`", row)]
+    top = "configs|docs|tests|launch|benchmarks|irm_jax|data_pipelines"
+    return [*mapped, *found(rf"(?<![\w/-])(?:{top})/[\w/]*(?:\w\.(?:py|sh|txt|md)\b|(?=`))")]
+
+
+@pytest.mark.parametrize(("file", "path"), paths())
+def test_path_exists(file: str, path: str) -> None:
     assert (ROOT / path).exists()
 
 
-@pytest.mark.parametrize(
-    "module", sorted(set(re.findall(r"python -m ((?:irm_jax|data_pipelines|benchmarks)[\w.]+)", README)))
-)
-def test_module_can_be_run(module: str) -> None:
+@pytest.mark.parametrize(("file", "module"), found(r"python -m\s+((?:irm_jax|data_pipelines|benchmarks)[\w.]+)"))
+def test_module_can_be_run(file: str, module: str) -> None:
     assert importlib.util.find_spec(module) is not None
 
 
-@pytest.mark.parametrize(
-    "key",
-    sorted(
-        {*re.findall(r"--config\.([a-z][\w.]*\w)", README)} - {"a.b"}
-        | {*re.findall(r"`((?:data|loss|model|evaluation)\.\w+)[=`]", README)}
-    ),
-)
-def test_configuration_key_exists(key: str) -> None:
+def keys() -> list[tuple[str, str]]:
+    """Everything that is named as a key of the configuration."""
+    named = {*found(r"\bconfig\.([a-z]\w*(?:\.\w+)*)"), *found(rf"`((?:{TABLES})(?:\.[a-z]\w*)+)[=`]")}
+    named -= {("README.md", "a.b")}
+    return sorted((name, key) for name, key in named if not key.endswith((".py", ".json", ".html")))
+
+
+@pytest.mark.parametrize(("file", "key"), keys())
+def test_configuration_key_exists(file: str, key: str) -> None:
     entry = default.get_config()
     *tables, last = key.split(".")
     for table in tables:
         entry = entry[table]
     assert last in entry
+
+
+def commands() -> list[tuple[str, str]]:
+    """(file, command) of every training that is started on a pod or cluster; comments of a script are commands too."""
+    lines = []
+    for name, text in (TEXTS | SCRIPTS).items():
+        plain = re.sub(r"^#  ?", "", text, flags=re.MULTILINE) if name.startswith("launch/") else text
+        for line in plain.replace("\\\n", " ").splitlines():
+            if re.search(r"launch/(?:tpu_vm|gke|slurm)\.sh +configs/", line):
+                lines.append((name, re.sub(r" +", " ", line.split(" # ")[0].strip())))
+    return lines
+
+
+def chips(words: dict[str, str]) -> int:
+    """Devices that a command's own variables and options name."""
+    if "--nodes" in words:
+        each = re.search(r"#SBATCH --gpus-per-node=(\d+)", SCRIPTS["launch/slurm.sh"])
+        assert each is not None
+        return int(words["--nodes"]) * int(words.get("--gpus-per-node", each[1]))
+    kind = words.get("ACCELERATOR", words.get("TPU_TYPE", ""))
+    number = re.fullmatch(r"v5litepod-(\d+)", kind)  # other types count cores, or have a topology beside them
+    assert number is not None, kind
+    return int(number[1]) * int(words.get("SLICES", "1"))
+
+
+def configured(command: str) -> ConfigDict:
+    """The configuration of a command; folders, which are somebody's buckets, are left out."""
+    words = shlex.split(command)
+    file = next(word for word in words if word.startswith("configs/"))
+    config: ConfigDict = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config()
+    for word in words:
+        if word.startswith("--config.") and not word.startswith(("--config.data.vocab=", "--config.data.dir=")):
+            key, value = word.removeprefix("--config.").split("=", 1)
+            config.update_from_flattened_dict({key: int(value) if value.isdigit() else value})
+    return config
+
+
+def test_the_pod_commands_are_found() -> None:
+    assert [name for name, _ in commands()] == ["README.md"] * 3 + sorted(SCRIPTS)[:1] + [
+        "launch/slurm.sh", "launch/tpu_vm.sh",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "command"), commands())
+def test_a_pod_command_has_a_batch_for_its_chips(file: str, command: str) -> None:
+    """Blocks divide over the devices, whole people fill the rows, the rest of the configuration stands."""
+    words = dict(word.split("=", 1) for word in shlex.split(command) if "=" in word)
+    config, devices = configured(command), chips(words)
+    assert config_check.block_problem(config, devices) is None
+    units, d = data_options.units_of(config), config.data
+    assert batch_plan.next_batch_size(units, d.batch_size, d.batch_blocks) == d.batch_size
+    assert d.batch_blocks == devices, "a batch of no more rows than it must have"
+    assert config.model.dtype == "bfloat16"
+    assert "--config.data.vocab" in words, "real captions need another vocabulary than the built-in one"
+    config_check.check(config)
+
+
+def test_what_a_pod_command_lacks_is_named() -> None:
+    config = configured("launch/slurm.sh configs/irm_pp.py /shared/a")
+    problem = config_check.block_problem(config, 256)
+    assert problem is not None
+    assert "set --config.data.batch_blocks=256 --config.data.batch_size=9728" in problem

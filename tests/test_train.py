@@ -264,7 +264,7 @@ def test_a_run_is_not_overwritten_without_resume(config, halfway):
 def test_blocks_that_do_not_fit_the_mesh(config):
     config.data.batch_blocks = 6
     mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 1})
-    with pytest.raises(config_check.ConfigError, match=r"batch_blocks = 6 .* multiple of 4"):
+    with pytest.raises(config_check.ConfigError, match=r"batch_blocks = 6 .*batch_blocks=8 --config.data.batch_size="):
         train.check_blocks(config, mesh)
 
 

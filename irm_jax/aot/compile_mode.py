@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import batch_plan, data_options, stated_data
-from irm_jax import experiment, metric_log, sharding
+from irm_jax import config_check, experiment, metric_log, sharding
 from irm_jax.aot import page, programs, roofline, targets
 from irm_jax.aot.chips import GIB, Topology
 from irm_jax.aot.targets import Compiled
@@ -98,13 +98,15 @@ def entry(done: list[Compiled], topology: Topology, groups: list[int]) -> Entry:
     flops: collections.Counter[str] = collections.Counter()
     for one in done:
         flops += one.flops
+        terms: dict[str, float | None] = {"compute": roofline.compute_seconds(one.flops, topology)}
         if one.traffic is None:
-            times |= {"memory": None, "network": None}
-            continue
-        sizes.update(one.traffic.collective_bytes())
-        for term, value in roofline.seconds(one.flops, one.traffic, topology, groups).items():
+            terms |= {"memory": None, "network": None}
+        else:
+            sizes.update(one.traffic.collective_bytes())
+            terms |= roofline.seconds(one.flops, one.traffic, topology, groups)
+        for term, value in terms.items():
             before = times[term]
-            times[term] = None if before is None else before + value
+            times[term] = None if before is None or value is None else before + value
     peak, limit = max(one.peak_bytes for one in done), int(topology.chip.memory_bytes)
     complete = {term: time for term, time in times.items() if time is not None}
     return Entry(
@@ -121,11 +123,10 @@ def entry(done: list[Compiled], topology: Topology, groups: list[int]) -> Entry:
 
 
 def fit_batch(config: ConfigDict, shards: int) -> None:
-    """Lays the configuration's batch out for a mesh that cuts rows into `shards` pieces, if it does not divide: more
+    """Lays the configuration's batch out for a mesh that cuts rows into `shards` pieces, if it does not divide: other
     blocks, and the next batch size that they allow. Logs what a training has to be given for it."""
     data = config.data
-    blocks = -(-data.batch_blocks // shards) * shards
-    size = batch_plan.next_batch_size(data_options.units_of(config), data.batch_size, blocks)
+    blocks, size = config_check.fitting_batch(config, shards)
     if (blocks, size) != (data.batch_blocks, data.batch_size):
         logging.warning(
             "the batch of %d rows in %d blocks does not divide over %d pieces; this table is for "

@@ -19,9 +19,9 @@ KINDS = (
 )  # fmt: skip
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "async-done", "async-update", "opt-barrier", "iota",
+    "partition-id", "replica-id", "async-start", "async-done", "async-update", "opt-barrier", "iota",
 }  # fmt: skip
-"""Instructions that move nothing themselves."""
+"""Instructions that move nothing themselves (what an async-start calls does)."""
 WIDTHS = {"pred": 8, "s4": 4, "u4": 4, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
@@ -204,8 +204,8 @@ class Module:
         here = self.computations[computation]
         given = sum(here[name].size for name in instruction.operands if name in here)
         taken = instruction.size
-        if instruction.opcode.endswith("-start") and not instruction.opcode.startswith("all-reduce"):
-            taken -= given  # its result names the operands again
+        if _names_operands(instruction.opcode):
+            taken -= given
         return max(given, taken)
 
     def _memory_bytes(self, computation: str, instruction: Instruction) -> int:
@@ -223,6 +223,8 @@ class Module:
         given = [here[name] for name in instruction.operands if name in here]
         reads = [sum(b.size for b in one.results if b.in_memory) for one in given]
         writes = [b.size if b.in_memory else 0 for b in instruction.results]
+        if _names_operands(opcode):
+            return sum(writes)
         if opcode == "fusion":
             return self._fusion_bytes(_called(instruction)[0], reads, writes)
         return _sliced(opcode, reads, writes, [one.size for one in given])
@@ -259,6 +261,11 @@ class Module:
                 if target.opcode == "parameter" and int(target.arguments) < len(reads):
                     reads[int(target.arguments)] = 0
         return sum(reads) + sum(writes)
+
+
+def _names_operands(opcode: str) -> bool:
+    """Whether the result names the operands again, beside what is written."""
+    return opcode.endswith("-start") and not opcode.startswith("all-reduce")
 
 
 def _sliced(opcode: str, reads: list[int], writes: list[int], sizes: list[int]) -> int:

@@ -104,7 +104,6 @@ def ranked(config: ConfigDict, data: JointData, mesh: Mesh, gallery: int = RANKE
     layout = counting.Layout.of(gallery, line.devices.size)
     columns = layout.width * layout.shards
     rows = config.evaluation.query_block or ranking.default_block(ranking.MOST_ROWS, layout.width)
-    rows = min(rows, ranking.MOST_ROWS)
 
     def array(shape: tuple[int, ...], dtype: Any, spec: P) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(line, spec))

@@ -14,15 +14,20 @@ from irm_jax.aot.hlo import Collective, Traffic
 TERMS = ("compute", "memory", "network")
 
 
+def compute_seconds(flops: Mapping[str, float], topology: Topology) -> float:
+    """Seconds of the products alone. `flops` by kind, of all devices together."""
+    return sum(count / getattr(topology.chip, kind) for kind, count in flops.items()) / topology.devices
+
+
 def seconds(
     flops: Mapping[str, float], traffic: Traffic, topology: Topology, group_of: Sequence[int]
 ) -> dict[str, float]:
     """Seconds of each of TERMS. `flops` by kind, of all devices together; `group_of`: the slice or node of each place
     in the mesh."""
     chip = topology.chip
-    compute = sum(count / getattr(chip, kind) for kind, count in flops.items()) / topology.devices
     network = sum(one.times * network_seconds(one, topology, group_of) for one in traffic.collectives)
-    return {"compute": compute, "memory": traffic.memory_bytes / chip.memory_bandwidth, "network": network}
+    memory = traffic.memory_bytes / chip.memory_bandwidth
+    return {"compute": compute_seconds(flops, topology), "memory": memory, "network": network}
 
 
 def network_seconds(one: Collective, topology: Topology, group_of: Sequence[int]) -> float:

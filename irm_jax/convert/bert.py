@@ -33,3 +33,5 @@ LEFT: Left = (
 )
 ANCHOR = "embeddings.word_embeddings.weight"
 """The tensor by which a BERT is found among others."""
+MEASURED = ("embeddings.position_embeddings.weight", "encoder.layer.0.intermediate.dense.weight")
+"""Beside it, the tensors that its sizes are read off."""

@@ -184,8 +184,9 @@ KINDS: dict[str, Callable[[Source, Options], Conversion]] = {
 
 
 def _add_text(conversion: Conversion, source: Source, prefix: str, heads: int | None) -> None:
-    if f"{prefix}{bert.ANCHOR}" not in source.tensors:
-        raise ConvertError(f"{source.path} holds no {prefix}{bert.ANCHOR}; is it of this --kind?")
+    for name in (bert.ANCHOR, *bert.MEASURED):
+        if prefix + name not in source.tensors:
+            raise ConvertError(f"{source.path} holds no {prefix}{name}; is it of this --kind?")
     sizes = towers.text_sizes(source.tensors, prefix, heads)
     layer = re.compile(re.escape(prefix) + r"encoder\.layer\.(\d+)\..*")
 
@@ -224,14 +225,15 @@ def _add_image(
     """`parts`: part tokens, each special token with a position tensor of its own; without, one tensor holds all."""
     names = {rule.path: prefix + rule.name for rule in reversed(rules)}
     kernel, positions = names["patch_embedding/projection/kernel"], names["grid_positions"]
-    block = next(r.name for r in rules if r.path.endswith("mlp/expand/kernel") and prefix + _layer(r.name) in tensors)
-    missing = [name for name in (kernel, positions) if name not in tensors]
+    blocks = [prefix + rule.name for rule in rules if rule.path.endswith("mlp/expand/kernel")]
+    block = next((name for name in blocks if _layer(name) in tensors), blocks[0])
+    missing = [name for name in (kernel, positions, _layer(block)) if name not in tensors]
     if missing:
         raise ConvertError(f"there is no tensor {missing[0]}; is the file of this --kind? Below {prefix!r} stand "
                            f"{', '.join([n for n in tensors if n.startswith(prefix)][:5])}, ...")  # fmt: skip
     sizes = towers.image_sizes(
-        tensors[kernel], tensors[positions], _depth(tensors, prefix + block.partition("{n}")[0]),
-        tensors[prefix + _layer(block)].shape[0], special=1 + parts, in_grid=0 if parts else 1, heads=heads,
+        tensors[kernel], tensors[positions], _depth(tensors, block.partition("{n}")[0]),
+        tensors[_layer(block)].shape[0], special=1 + parts, in_grid=0 if parts else 1, heads=heads,
         ratio=ratio,
     )  # fmt: skip
     conversion.add(tower, rules, tensors, prefix, sizes, towers.image_shapes(sizes))

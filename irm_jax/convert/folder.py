@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,16 @@ from irm_jax.convert.rules import Taken
 from irm_jax.convert.source import ConvertError, Source
 
 
-def save(conversion: Conversion, source: Source, folder: str | Path) -> Path:
+def save(conversion: Conversion, source: Source, folder: str | os.PathLike[str]) -> epath.Path:
     """Writes the arrays, then the manifest: a folder with a manifest is complete. Raises ConvertError if it has one."""
-    folder = Path(folder).expanduser()
-    if (folder / manifest.FILE).exists():
-        raise ConvertError(f"{folder} holds a conversion already; delete it or choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_arrays(folder / manifest.ARRAYS, unflatten_dict(conversion.arrays, sep="/"))
+    place = epath.Path(folder).expanduser()
+    if (place / manifest.FILE).exists():
+        raise ConvertError(f"{place} holds a conversion already; delete it or choose another --out")
+    place.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_arrays(place / manifest.ARRAYS, unflatten_dict(conversion.arrays, sep="/"))
     entries = source.vocabulary() if "text_encoder" in conversion.towers else None
     if entries is not None and len(entries) == conversion.towers["text_encoder"]["vocab_size"]:
-        (folder / manifest.VOCABULARY).write_text("\n".join(entries) + "\n", "utf-8")
+        (place / manifest.VOCABULARY).write_text("\n".join(entries) + "\n", "utf-8")
     else:
         entries = None
     record = {
@@ -42,11 +42,11 @@ def save(conversion: Conversion, source: Source, folder: str | Path) -> Path:
         "initial": conversion.initial,
         "notes": conversion.notes,
     }
-    (folder / manifest.FILE).write_text(json.dumps(record, indent=1), "utf-8")
-    return folder
+    (place / manifest.FILE).write_text(json.dumps(record, indent=1), "utf-8")
+    return place
 
 
-def load(folder: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(manifest, arrays by path) of a folder that `save` wrote. Raises ManifestError, CheckpointError."""
     record = manifest.read(folder)
     arrays = checkpoint.load_arrays(epath.Path(folder).expanduser() / manifest.ARRAYS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -26,7 +26,7 @@ class ManifestError(ValueError):
     """A folder is no converted one, or not one for this model; the message says what to do."""
 
 
-def read(folder: str | Path) -> dict[str, Any]:
+def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Raises ManifestError if the folder was not written by `python -m irm_jax.convert`, or not completely."""
     path = epath.Path(folder).expanduser() / FILE
     try:

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import deserialize
 
+from data_pipelines import storage
 from irm_jax.convert import onnx_source
 
 FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -38,6 +39,8 @@ class Source:
 
     def __init__(self, path: str | Path) -> None:
         """Raises ConvertError for a file that is missing, of another format, or that holds more than tensors."""
+        if storage.is_remote(path):
+            raise ConvertError(f"{path}: weights are read from a local file; copy it here first")
         self.path = Path(path).expanduser()
         files = _weight_files(self.path)
         digest = hashlib.sha256()

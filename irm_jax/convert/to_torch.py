@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from irm_jax import checkpoint
 from irm_jax.convert import albef, bert, folder, fusion, irm_release, pass_vit, vit
@@ -19,6 +20,7 @@ from irm_jax.convert.source import ConvertError
 from irm_jax.models import presets
 from irm_jax.models.presets import IRMConfig
 
+Place = str | os.PathLike[str]
 Table = Sequence[tuple[str, str, Sequence[Rule]]]
 """What of the model's paths becomes which names: (what a path begins with, what a name begins with, rules)."""
 _FUSED_HEADS: Table = (
@@ -28,11 +30,12 @@ _FUSED_HEADS: Table = (
 )
 KINDS: dict[str, Table] = {
     "bert": (("text_encoder/", "", bert.RULES),),
-    "vit": (("template_encoder/", "", vit.TIMM),),
+    "vit": (("image_encoder/", "", vit.TIMM),),
     "pass": (("image_encoder/", "", pass_vit.RULES),),
     "albef": (
         ("text_encoder/", f"{albef.TEXT_PREFIX}bert.", bert.RULES),
-        ("template_encoder/", albef.IMAGE_PREFIX, vit.TIMM),
+        ("image_encoder/", albef.IMAGE_PREFIX, vit.TIMM),
+        ("", "", albef.PROJECTIONS),
     ),
     "irm_release": (
         ("image_encoder/", irm_release.IMAGE_PREFIX, pass_vit.RULES),
@@ -42,7 +45,8 @@ KINDS: dict[str, Table] = {
         ("", "", irm_release.REST),
     ),
 }
-"""Of each kind, for a model without layers that read captions and images."""
+"""Of each kind, for a model without layers that read captions and images: the towers that a conversion of the kind
+fills."""
 PER_STREAM = "batch_stats/edited_neck/statistics/"
 """Running statistics that a run has for each stream and the released model for both together."""
 
@@ -56,7 +60,7 @@ def table(kind: str, model: IRMConfig) -> Table:
     return (*KINDS[kind], layers, *heads)
 
 
-def export_folder(source: str | Path, file: str | Path) -> tuple[list[str], list[str]]:
+def export_folder(source: Place, file: Place) -> tuple[list[str], list[str]]:
     """A converted folder -> `file`: each tensor that was taken, bit by bit as it was. Returns (written, left)."""
     record, arrays = folder.load(source)
 
@@ -64,18 +68,18 @@ def export_folder(source: str | Path, file: str | Path) -> tuple[list[str], list
         return record["towers"].get(path.partition("/")[0], {})
 
     tensors = give_back(folder.taken(record), arrays, sizes)
-    save_file(tensors, str(file))
+    _write(file, tensors)
     return sorted(tensors), [name for name, _ in record["left"]]
 
 
-def export_run(workdir: str | Path, kind: str, file: str | Path, step: Any = None) -> tuple[list[str], list[str]]:
+def export_run(workdir: Place, kind: str, file: Place, step: Any = None) -> tuple[list[str], list[str]]:
     """The newest checkpoint of a run (or `step`) -> `file`, its tensors named as in a file of `kind`.
 
     The word table keeps the rows that pad it, the identity heads their padded columns.
     Returns (written names, our arrays that such a file has no place for). Raises ConvertError for a model with a
     convolutional stem, or with other part tokens than the kind has.
     """
-    directory = Path(workdir).expanduser() / "checkpoints"
+    directory = epath.Path(workdir).expanduser() / "checkpoints"
     _, saved = checkpoint.read_metadata(directory, step)
     model = presets.from_options(ConfigDict(saved["config"]).model.to_dict())
     saved_arrays = checkpoint.array_shapes(directory, step)
@@ -100,8 +104,12 @@ def export_run(workdir: str | Path, kind: str, file: str | Path, step: Any = Non
         return {"width": model.width, "heads": heads.get(path.partition("_")[0], model.image_heads)}
 
     tensors = give_back(taken, arrays, sizes)
-    save_file(tensors, str(file))
+    _write(file, tensors)
     return sorted(tensors), left
+
+
+def _write(file: Place, tensors: Mapping[str, np.ndarray]) -> None:
+    epath.Path(file).expanduser().write_bytes(save(dict(tensors)))
 
 
 def _pieces(names: Table, path: str, array: np.ndarray) -> list[Taken]:
@@ -125,8 +133,8 @@ def _check_layout(kind: str, arrays: dict[str, np.ndarray]) -> None:
         wanted = sum(rule.path == "special_tokens" for rule in rules)
         if tokens is not None and wanted and tokens.shape[1] != wanted:
             raise ConvertError(
-                f"{tower}special_tokens holds {tokens.shape[1]} tokens, a file of kind {kind} {wanted}: choose another "
-                "--kind"
+                f"{tower}special_tokens holds {tokens.shape[1]} tokens (a class token and the parts'), a file of kind "
+                f"{kind} {wanted}: choose another --kind, or train with config.model.part_tokens={wanted - 1}"
             )
         if any(path.startswith(f"{tower}patch_embedding/conv_") for path in arrays) and tower:
             raise ConvertError(f"{tower} has a convolutional stem, which no file of kind {kind} has")

@@ -1,5 +1,6 @@
 """Compile mode as a whole: for GPUs by simulated devices (CI), for TPUs where their compiler is installed."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -10,9 +11,11 @@ import jax
 import pytest
 
 from data_pipelines import data_options
-from irm_jax.aot import compile_mode, targets
-from irm_jax.aot.chips import GIB, parse_topology
+from irm_jax.aot import compile_mode, page, programs, targets
+from irm_jax.aot.chips import CHIPS, GIB, parse_topology
 from irm_jax.aot.compile_mode import DoesNotFit, Entry, fit_batch, search
+from irm_jax.aot.hlo import Collective, Traffic
+from irm_jax.aot.targets import Compiled
 
 KEYS = {
     "topology", "devices", "peak_bytes", "limit_bytes", "flops", "collective_bytes", "roofline_s", "bound", "compile_s",
@@ -86,6 +89,31 @@ def test_a_refusal_of_the_compiler_is_read():
     )
     assert targets.asked_bytes(text) == int(17.2 * GIB)
     assert targets.asked_bytes("INTERNAL: something else") is None
+
+
+def test_a_program_that_does_not_fit_keeps_its_compute_time():
+    """What did not compile has products, which are counted before, and neither traffic nor collectives."""
+    topology = parse_topology("v5e:2x2")
+    second = {"bf16": 4 * CHIPS["v5e"].bf16}  # of the four chips
+    traffic = Traffic((Collective("all-reduce", 1 << 20, (), 1),), 1 << 20, 0)
+    fitting, failing = Compiled(1, traffic, second, 1.0), Compiled(20 * GIB, None, second, 1.0)
+    for programs_of_step, seconds in (([failing], 1), ([fitting, failing], 2), ([failing, fitting], 2)):
+        found = compile_mode.entry(programs_of_step, topology, [0] * 4)
+        assert found.roofline_s == {"compute": pytest.approx(seconds), "memory": None, "network": None}
+        assert (found.fits, found.bound, found.seconds) == (False, "does not fit", None)
+        (row,) = page.rows({"train": dataclasses.asdict(found)})
+        shown = dict(zip(page.HEAD, row, strict=True))
+        assert (shown["collectives"], shown["compute"], shown["memory"]) == ("–", f"{seconds:.2f} s", "–")
+    (row,) = page.rows({"train": dataclasses.asdict(compile_mode.entry([fitting], topology, [0] * 4))})
+    assert "all-reduce 1 MiB" in row
+
+
+def test_ranking_is_compiled_for_the_block_that_is_asked_for(micro_config):
+    mesh = jax.make_mesh((8, 1, 1), ("data", "fsdp", "model"), devices=jax.devices()[:8])
+    for block, rows in ((4096, 4096), (0, 256)):
+        micro_config.evaluation.query_block = block
+        products = programs.ranked(micro_config, None, mesh)[0]
+        assert products.arguments[0].shape[0] == rows
 
 
 def entry_of(peak, limit=16 * GIB):

@@ -85,6 +85,37 @@ def test_a_noted_trip_count_goes_first_and_an_unknown_one_is_told():
         Module("module {}")
 
 
+ASYNC = """HloModule jit_gather, is_scheduled=true
+
+%gather (p: f32[64]) -> f32[128] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %wide = f32[128]{0} all-gather(%p), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+}
+
+ENTRY %main (x: f32[64]) -> f32[128] {
+  %x = f32[64]{0} parameter(0)
+  %start = ((f32[64]{0}), f32[128]{0}, s32[]) async-start(%x), calls=%gather
+  ROOT %done = f32[128]{0} async-done(%start), calls=%gather
+}
+"""
+STARTED = """HloModule jit_gather, is_scheduled=true
+
+ENTRY %main (x: f32[64]) -> f32[128] {
+  %x = f32[64]{0} parameter(0)
+  %start = (f32[64]{0}, f32[128]{0}) all-gather-start(%x), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+  ROOT %done = f32[128]{0} all-gather-done(%start)
+}
+"""
+
+
+@pytest.mark.parametrize("text", [ASYNC, STARTED])
+def test_a_collective_in_two_parts_moves_its_bytes_once(text):
+    """256 bytes are read and 512 written, however the instruction that starts it names its operand again."""
+    found = Module(text).traffic()
+    assert found.collective_bytes() == {"all-gather": 512}
+    assert found.memory_bytes == 256 + 512
+
+
 def gradient_text(scan, mesh):
     """The compiled gradient of a two-block transformer, its parameters laid out by the rule table."""
     config = transformer.BlockConfig(width=128, heads=4)

@@ -6,8 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import weights
-from safetensors.numpy import load_file, save_file
+from bucket import install
+from safetensors.numpy import load, load_file, save_file
 
+from irm_jax import checkpoint
 from irm_jax.convert import __main__ as command
 from irm_jax.convert import conversion, folder, manifest, to_torch
 from irm_jax.convert.conversion import Options, convert
@@ -119,6 +121,10 @@ WRONG = {
     "a plain ViT as PASS": ("pass", weights.vit(), Options(heads=2), "say --hw_ratio"),
     "no square grid": ("vit", weights.vit() | {"pos_embed": (1, 9, 8)}, Options(heads=2), "8 patch pos.*hw_ratio"),
     "two towers": ("vit", weights.vit("a.") | weights.vit("b."), Options(heads=2), "'a.', 'b.'; name one by --prefix"),
+    "no layers": ("vit", {n: s for n, s in weights.vit().items() if not n.startswith("blocks.")}, Options(heads=2),
+                  r"there is no tensor blocks\.0\.mlp\.fc1\.weight"),
+    "no positions": ("bert", {n: s for n, s in weights.bert().items() if "position" not in n}, Options(heads=2),
+                     r"holds no embeddings\.position_embeddings\.weight"),
     "a layer is missing": (
         "vit", {n: s for n, s in weights.vit(layers=3).items() if not n.startswith("blocks.1.")}, Options(heads=2),
         r"numbered \[0, 2\]",
@@ -241,3 +247,33 @@ def test_the_command_prints_what_became_of_every_tensor(tmp_path, capsys):
     assert command.main(arguments) == 2  # the folder is there already
     assert command.main(["--source", str(tmp_path / "out"), "--to_torch", str(tmp_path / "b.safetensors")]) == 0
     assert "not in it: 3" in capsys.readouterr().out
+
+
+def test_folders_and_files_in_a_bucket(tmp_path, monkeypatch):
+    bucket = install(monkeypatch)
+    _, source, found = converted("vit", tmp_path)
+    places = []
+    monkeypatch.setattr(checkpoint, "save_arrays", lambda place, tree: places.append(str(place)))
+    assert str(folder.save(found, source, "gs://b/weights")) == "gs://b/weights"
+    assert places == ["gs://b/weights/arrays"]
+    assert manifest.read("gs://b/weights")["kind"] == "vit"
+    with pytest.raises(ConvertError, match="gs://b/weights holds a conversion already"):
+        folder.save(found, source, "gs://b/weights")
+    monkeypatch.undo()
+
+    local, bucket = folder.save(found, source, tmp_path / "out"), install(monkeypatch)
+    to_torch.export_folder(local, "gs://b/back.safetensors")
+    assert sorted(load(bucket.files["b/back.safetensors"])) == sorted({piece.name for piece in found.taken})
+    with pytest.raises(checkpoint.CheckpointError, match="gs://b/run/checkpoints"):
+        to_torch.export_run("gs://b/run", "vit", tmp_path / "f")
+    with pytest.raises(ConvertError, match=r"gs://b/w\.pth: weights are read from a local file"):
+        Source("gs://b/w.pth")
+
+
+def test_a_kind_of_storage_that_is_not_known_and_an_export_that_fails_are_one_message(tmp_path, caplog):
+    weights.write(weights.vit(), tmp_path / "w.safetensors")
+    source = ["--source", str(tmp_path / "w.safetensors")]
+    assert command.main(["--kind", "vit", *source, "--out", "ftp://b/out"]) == 2
+    assert "--out: 'ftp://b/out' is on no known kind of storage" in caplog.text
+    assert command.main(["--source", str(tmp_path), "--to_torch", str(tmp_path / "b.safetensors")]) == 2
+    assert "holds no readable manifest.json" in caplog.text

@@ -14,7 +14,7 @@ from irm_jax import checkpoint
 from irm_jax.config_check import ConfigError, check
 from irm_jax.convert import folder, manifest, to_torch
 from irm_jax.convert.conversion import Options, convert
-from irm_jax.convert.source import Source
+from irm_jax.convert.source import ConvertError, Source
 from irm_jax.convert.warm_start import Sources, _scanned, warm_start
 
 CROSS = ("cross_attention", "norm_cross_attention")
@@ -117,23 +117,58 @@ def test_depths_that_do_not_fit_are_found_before_anything_starts(folders):
     check(config)
 
 
-def test_a_run_goes_out_in_released_names_and_comes_back(folders, fresh_fusion, tmp_path):
+CAPTIONS = {
+    "text_encoder", "fusion_encoder", "word_head", "matching_head", "image_projection", "text_projection",
+    "temperature",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(folders, fresh_fusion, tmp_path_factory):
+    """(parameters, folder) of a run by its number of part tokens; no array is like another."""
     model, before = fresh_fusion
     model = dataclasses.replace(model, vocab_size=20)
-    params = warm_start(before, model, Sources(model=folders["irm_release"])).params
-    config = default.get_config()
-    config.model.update({**SIZES, "preset": "small", "text_depth": 2, "fusion_depth": 1})
-    with checkpoint.Checkpointer(tmp_path / "run" / "checkpoints", async_=False) as checkpoints:
-        parts = jax.device_get({"params": params, "batch_stats": before.batch_stats})
-        checkpoints.save(3, parts, {"config": config.to_dict()})
-    file = tmp_path / "out.safetensors"
-    for kind in ("irm_release", "albef", "bert"):
-        written, left = to_torch.export_run(tmp_path / "run", kind, file)
-        assert ("text_encoder.bert.encoder.layer.2.crossattention.self.key.weight" in written) == (kind != "bert")
-        assert ("text_encoder.cls.predictions.decoder.weight" in written) == (kind != "bert")
-        assert ("mrtd_head.weight" in written) == (kind == "irm_release") == ("replaced_head/kernel" not in left)
-    to_torch.export_run(tmp_path / "run", "irm_release", file)
-    back = convert("irm_release", Source(file), Options(heads=2))
+    params = jax.device_get(warm_start(before, model, Sources(model=folders["irm_release"])).params)
+    found = {}
+    for parts in (3, 0):
+        params = {**params, "image_encoder": dict(params["image_encoder"])}
+        for name in ("special_tokens", "special_positions"):
+            params["image_encoder"][name] = params["image_encoder"][name][:, : 1 + parts]
+        config = default.get_config()
+        config.model.update({**SIZES, "preset": "small", "text_depth": 2, "fusion_depth": 1, "part_tokens": parts})
+        folder_ = tmp_path_factory.mktemp(f"run{parts}")
+        with checkpoint.Checkpointer(folder_ / "checkpoints", async_=False) as checkpoints:
+            batch_stats = jax.device_get(before.batch_stats)
+            checkpoints.save(3, {"params": params, "batch_stats": batch_stats}, {"config": config.to_dict()})
+        found[parts] = (flatten_dict(params, sep="/"), folder_)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "holds"),
+    [
+        ("irm_release", 3, None), ("pass", 3, {"image_encoder"}), ("bert", 3, {"text_encoder"}),
+        ("vit", 0, {"image_encoder"}), ("albef", 0, {"image_encoder", *CAPTIONS}),
+    ],
+)  # fmt: skip
+def test_a_run_goes_out_in_the_names_of_a_kind_and_comes_back(runs, tmp_path, kind, parts, holds):
+    """Every number of every tower that the kind has, bit by bit."""
+    params, workdir = runs[parts]
+    written, left = to_torch.export_run(workdir, kind, tmp_path / "out.safetensors")
+    source = Source(tmp_path / "out.safetensors")
+    assert sorted(source.tensors) == written
+    back = convert(kind, source, Options(heads=2, hw_ratio=2))
     assert back.left == []
-    for path, leaf in flatten_dict(params, sep="/").items():
+    holds = holds or {path.split("/")[0] for path in params}
+    expected = {path: leaf for path, leaf in params.items() if path.split("/")[0] in holds}
+    assert {path for path in back.arrays if not path.startswith("batch_stats/")} == set(expected)
+    for path, leaf in expected.items():
         np.testing.assert_array_equal(back.arrays[path], leaf, err_msg=path)
+    assert {path for path in left if not path.startswith("batch_stats/")} == set(params) - set(expected)
+
+
+@pytest.mark.parametrize(("kind", "parts", "other"), [("vit", 3, 0), ("albef", 3, 0), ("pass", 0, 3)])
+def test_part_tokens_that_a_kind_has_no_place_for(runs, tmp_path, kind, parts, other):
+    with pytest.raises(ConvertError, match=rf"image_encoder/special_tokens holds {1 + parts} .*part_tokens={other}"):
+        to_torch.export_run(runs[parts][1], kind, tmp_path / "out.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from data_pipelines.tokenizer import Tokenizer
 from irm_jax import checkpoint, experiment, train
-from irm_jax.config_check import check
+from irm_jax.config_check import ConfigError, check
 from irm_jax.convert import __main__ as command
 from irm_jax.convert import folder, manifest
 
@@ -60,7 +60,9 @@ def first_state(monkeypatch):
     return run
 
 
-def test_a_fresh_run_starts_from_the_converted_weights_and_a_resumed_one_does_not(config, first_state, tmp_path):
+def test_a_fresh_run_starts_from_the_converted_weights_and_a_resumed_one_does_not(
+    config, first_state, tmp_path, monkeypatch
+):
     state = first_state(config, tmp_path / "run")
     assert int(state.step) == 0
     _, arrays = folder.load(config.init.text_encoder)
@@ -74,6 +76,14 @@ def test_a_fresh_run_starts_from_the_converted_weights_and_a_resumed_one_does_no
             np.testing.assert_array_equal(found[: len(array)], array, err_msg=path)
     assert 0.01 < np.abs(params["replaced_head/kernel"]).max() < 2  # not in an ALBEF: drawn as ever
     assert np.ptp(params["image_encoder/special_tokens"]) > 0.01
+
+    # A vocabulary that does not suit ends a fresh run; a resumed one has no choice any more.
+    def refuse(*_):
+        raise ConfigError("other words")
+
+    monkeypatch.setattr(experiment, "check_words", refuse)
+    with pytest.raises(ConfigError, match="other words"):
+        train.train(config, tmp_path / "other")
 
     # The same configuration, now with a checkpoint.
     own = dataclasses.replace(
