@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ class JointData:
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able; equal fingerprints give equal streams."""
         stream = pipeline.data_fingerprint(self.plan, self.datasets, **self.stream_options)
-        return {**stream, "vocabulary": self.tokenizer.fingerprint()}
+        people = hashlib.sha256("\n".join(self.space.names).encode()).hexdigest()[:16]
+        return {**stream, "vocabulary": self.tokenizer.fingerprint(), "people": people}
 
     def stream(
         self, start_step: int, num_steps: int, blocks: Sequence[int], *, workers: int, threads: int, prefetch: int

@@ -226,7 +226,8 @@ def restore(
     if config.data.accept_changes:
         for line in checkpoint.differences(plan, fingerprint):
             logging.warning("resumed with other data: %s", line)
-        plan = {**fingerprint, "vocabulary": plan["vocabulary"]}  # other ids for the same words: never
+        require_same_numbers(plan, fingerprint)
+        plan = fingerprint
     target = state.with_saved_banks(abstract, checkpoint.array_shapes(checkpoints.directory, step))
     try:
         restored, _ = checkpoints.restore(target, step)
@@ -242,6 +243,18 @@ def restore(
         for name, count in kept.items():
             logging.warning("the %s was laid anew for this batch and size: %d keys kept", name.replace("_", " "), count)
     return restored
+
+
+def require_same_numbers(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if words or people have other numbers than in the checkpoint: no option mends that."""
+    for key, rows in (
+        ("vocabulary", "the word table's rows would stand for other words"),
+        ("people", "identity heads, memory bank and caption queue would take people for others"),
+    ):
+        if saved.get(key) != current[key]:
+            raise checkpoint.CheckpointError(
+                f"the {key} of the training data changed since the checkpoint: {rows}. Train in a new workdir"
+            )
 
 
 def batch_words(plan: Any) -> str:

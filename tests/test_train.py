@@ -234,6 +234,17 @@ def test_another_batch_is_another_plan(config, halfway):
         train.train(config, halfway)
 
 
+def test_other_people_are_never_accepted(config, halfway):
+    """Without the first data set the others' people move up in the heads."""
+    config.data.accept_changes = config.data.repeat_people = True
+    with config.unlocked():
+        del config.data.train.procedural_cc
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"the people of the training data changed.*take people for oth"
+    ):
+        train.train(config, halfway)
+
+
 def test_a_checkpoint_of_another_width_is_refused(config, halfway):
     config.model.width = 32
     with pytest.raises(checkpoint.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
