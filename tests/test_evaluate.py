@@ -204,7 +204,7 @@ def test_bad_pictures_are_named(embedder, people, tmp_path):
         embedder(pictures[:2], ["a red shirt"])
 
 
-def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, people, tmp_path):
+def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, people, tmp_path, monkeypatch):
     _, pictures, _ = people
     workdir, folder = tmp_path / "run", tmp_path / "images"
     shutil.copytree(trained_run / CHECKPOINTS, workdir / CHECKPOINTS)
@@ -219,6 +219,7 @@ def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, peopl
         assert str(file["instruction"]) == "wears a red shirt"
         expected = embedder([pictures[1], pictures[2], pictures[0]], "wears a red shirt")
         np.testing.assert_allclose(file["embeddings"], expected, atol=1e-5)
+    monkeypatch.setattr(evaluate, "Embedder", lambda *_, **__: embedder)  # compiled already
     config.embed.text_to_image = True
     evaluate.embed_folder(config, workdir)
     with np.load(workdir / "embeddings.npz") as file:
@@ -229,7 +230,7 @@ def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, peopl
         config.embed.instruction = wrong
         with pytest.raises(config_check.ConfigError, match=r"text_to_image searches by a sentence"):
             evaluate.embed_folder(config, workdir)
-    config.embed.text_to_image = False
+    config.embed.text_to_image, config.embed.instruction = False, ""
     (folder / "b" / "cut.jpg").write_bytes(pictures[0][:300])
     with pytest.raises(ImageError, match=r"b/cut\.jpg is no readable image"):
         evaluate.embed_folder(config, workdir)

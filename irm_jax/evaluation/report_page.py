@@ -152,7 +152,9 @@ def _open_set(results: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Marku
 def _every_figure(results: dict[str, Any]) -> list[tuple[str, Any]]:
     """Returns (path, value) of all figures but the ROC curves' points; a threshold, which is no share, as text."""
     figures = {key: results[key] for key in ("protocols", "baselines", "swapped_instructions")}
-    found = [(path, value) for path, value in flatten(figures) if isinstance(value, (int, float)) or value is None]
+    found: list[tuple[str, Any]] = [
+        (path, value) for path, value in flatten(figures) if isinstance(value, (int, float)) or value is None
+    ]
     for name, entry in results["open_set"].items():
         shares = {key: value for key, value in entry.items() if key not in ("roc", "threshold")}
         found += flatten(shares, f"open_set.{name}")
