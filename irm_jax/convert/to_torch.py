@@ -129,6 +129,8 @@ def _pieces(names: Table, path: str, array: np.ndarray) -> list[Taken]:
 
 def _check_layout(kind: str, arrays: dict[str, np.ndarray]) -> None:
     for tower, _, rules in KINDS[kind]:
+        if any(path.startswith(f"{tower}patch_embedding/conv_") for path in arrays) and tower:
+            raise ConvertError(f"{tower} has a convolutional stem, which no file of kind {kind} has")
         tokens = arrays.get(f"{tower}special_tokens")
         wanted = sum(rule.path == "special_tokens" for rule in rules)
         if tokens is not None and wanted and tokens.shape[1] != wanted:
@@ -136,5 +138,3 @@ def _check_layout(kind: str, arrays: dict[str, np.ndarray]) -> None:
                 f"{tower}special_tokens holds {tokens.shape[1]} tokens (a class token and the parts'), a file of kind "
                 f"{kind} {wanted}: choose another --kind, or train with config.model.part_tokens={wanted - 1}"
             )
-        if any(path.startswith(f"{tower}patch_embedding/conv_") for path in arrays) and tower:
-            raise ConvertError(f"{tower} has a convolutional stem, which no file of kind {kind} has")
