@@ -28,7 +28,7 @@ def train_unit(data_set: str, task: str) -> ConfigDict:
 
 def evaluation_set(data_set: str, task: str, protocols: tuple[str, ...]) -> ConfigDict:
     """One test set; `config.evaluation.sets.<name>`. The first protocol is its headline: it counts in mean_mAP, and its
-    task-free figure has the controls `@own` and `@source` beside it."""
+    task-free figure has the controls `@own` and `@test_set` beside it."""
     return ConfigDict(
         {
             "data_set": data_set,  # folder under data.dir

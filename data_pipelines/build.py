@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--clothes_crops",
         choices=("own", "outfit"),
-        help="own: each picture's upper clothes (cc); outfit: those of another picture of the same outfit (ctcc)",
+        help="the upper clothes of another picture of the same outfit (ctcc), or each picture's own (no task reads them)",
     )
     made.add_argument("--name", help="name of what is built, where it is not the data set's own")
     own = parser.add_argument_group("--dataset table, --dataset datalist (with --name)")
