@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--clothes_crops",
         choices=("own", "outfit"),
-        help="the upper clothes of another picture of the same outfit (ctcc), or each picture's own (no task reads them)",
+        help="the upper clothes of another picture of the same outfit (ctcc), or each picture's own (read by no task)",
     )
     made.add_argument("--name", help="name of what is built, where it is not the data set's own")
     own = parser.add_argument_group("--dataset table, --dataset datalist (with --name)")
