@@ -42,9 +42,8 @@ def rows(table: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     found = []
     for step, entry in table.items():
         times = [_time(entry["roofline_s"][term]) for term in ("compute", "memory", "network")]
-        moved = ", ".join(f"{kind} {_size(size)}" for kind, size in entry["collective_bytes"].items()) or "none"
-        if entry["roofline_s"]["network"] is None:
-            moved = "–"  # it did not compile
+        nothing = "none" if entry["roofline_s"]["network"] is not None else "–"  # the latter: it did not compile
+        moved = ", ".join(f"{kind} {_size(size)}" for kind, size in entry["collective_bytes"].items()) or nothing
         sizes = (_size(entry["peak_bytes"]), _size(entry["limit_bytes"]), f"{entry['flops']:.3g}", moved)
         found.append(
             (

@@ -50,7 +50,7 @@ def first_state(monkeypatch):
     def started(before, *_):
         raise Started(before)
 
-    monkeypatch.setattr(train, "make_train_step", lambda *_: started)
+    monkeypatch.setattr(experiment, "train_step", lambda *_: started)
 
     def run(config, workdir):
         with pytest.raises(Started) as caught:
