@@ -62,7 +62,8 @@ def attention_rollout(
 def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray, tokens: np.ndarray) -> RolloutMaps:
     """What the two features of a text-to-image comparison read: u8[B, H, W, 3] and i32[B, L], each in its encoder."""
     c = model.config
-    collected = _program(model, sharding.everywhere(variables), True, False)(variables, images, tokens)
+    # The program of the other tasks' sentences: to compile one without its editing blocks takes longer than to run them.
+    collected = _program(model, sharding.everywhere(variables), True)(variables, images, tokens)
     kept = jax.tree.map(np.asarray, collected["intermediates"])
     seen = _joined(_layers(kept["image_encoder"], c.image_depth))[:, 0, 1 + c.part_tokens :]
     heard = _joined(_layers(kept["text_encoder"], c.text_depth))[:, 0]
@@ -71,15 +72,14 @@ def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray
 
 
 @functools.lru_cache(maxsize=8)
-def _program(model: IRM, everywhere: NamedSharding | None, sentence: bool, edited: bool = True) -> Any:
+def _program(model: IRM, everywhere: NamedSharding | None, sentence: bool) -> Any:
     """Compiled once for all tasks of a kind: (variables, images, instructions) -> what the layers sowed."""
 
     def forward(variables: Any, images: Any, asked: Any) -> Any:
         def run(m: IRM) -> None:
             features = m.encode_images(images)
             instruction = m.encode_sentences(asked) if sentence else m.encode_templates(asked, m.config.max_length)
-            if edited:
-                m.embed(features, instruction)
+            m.embed(features, instruction)
 
         return model.apply(variables, method=run, mutable=["intermediates"])[1]
 
