@@ -62,7 +62,7 @@ def attention_rollout(
 def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray, tokens: np.ndarray) -> RolloutMaps:
     """What the two features of a text-to-image comparison read: u8[B, H, W, 3] and i32[B, L], each in its encoder."""
     c = model.config
-    # The program of the other tasks' sentences: to compile one without its editing blocks takes longer than to run them.
+    # The program of the other tasks' sentences: compiling one without editing blocks takes longer than running them.
     collected = _program(model, sharding.everywhere(variables), True)(variables, images, tokens)
     kept = jax.tree.map(np.asarray, collected["intermediates"])
     seen = _joined(_layers(kept["image_encoder"], c.image_depth))[:, 0, 1 + c.part_tokens :]
