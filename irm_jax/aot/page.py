@@ -42,8 +42,9 @@ def rows(table: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     found = []
     for step, entry in table.items():
         times = [_time(entry["roofline_s"][term]) for term in ("compute", "memory", "network")]
-        nothing = "none" if entry["roofline_s"]["network"] is not None else "–"  # the latter: it did not compile
-        moved = ", ".join(f"{kind} {_size(size)}" for kind, size in entry["collective_bytes"].items()) or nothing
+        moved = ", ".join(f"{kind} {_size(size)}" for kind, size in entry["collective_bytes"].items()) or "none"
+        if entry["roofline_s"]["memory"] is None:
+            moved = "–"  # a program of it did not compile: what it moves is not known
         sizes = (_size(entry["peak_bytes"]), _size(entry["limit_bytes"]), f"{entry['flops']:.3g}", moved)
         found.append(
             (
