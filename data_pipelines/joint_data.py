@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import data_options, local_copy, pipeline, pk_sampling, procedural, shards, storage
+from data_pipelines import data_options, local_copy, pipeline, pk_sampling, procedural, shard_files, shards, storage
 from data_pipelines.batch_plan import BatchPlan, plan_batch
 from data_pipelines.identity_space import IdentitySpace
 from data_pipelines.tokenizer import Tokenizer
@@ -32,7 +31,7 @@ class JointData:
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able; equal fingerprints give equal streams."""
         stream = pipeline.data_fingerprint(self.plan, self.datasets, **self.stream_options)
-        people = hashlib.sha256("\n".join(self.space.names).encode()).hexdigest()[:16]
+        people = shard_files.sha256(self.space.names)
         return {**stream, "vocabulary": self.tokenizer.fingerprint(), "people": people}
 
     def stream(

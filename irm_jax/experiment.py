@@ -112,9 +112,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def train_step(config: ConfigDict, data: JointData, model: IRM, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted training step of a run, see `make_train_step`."""
     members, optimizer = jnp.asarray(head_members(data, model)), make_optimizer(config)
-    return make_train_step(
-        model, optimizer, loss_options(config, data), members, mesh, frozen=config.optimizer.frozen
-    )  # fmt: skip
+    return make_train_step(model, optimizer, loss_options(config, data), members, mesh, frozen=config.optimizer.frozen)
 
 
 def init_sources(config: ConfigDict) -> Sources:

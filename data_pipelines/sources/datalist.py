@@ -179,8 +179,5 @@ def _pictures(
                     f"{row.where}, column 2: {row.instruction!r} is no key of the JSON file of sentences"
                 )
             item = item._replace(sentences=texts[row.instruction])
-        captioned = split == "query" and not tasks.task(task).has_query_image
-        # A caption is a query of its own; sentences of li are paraphrases of one.
-        texts_of_records = [(text,) for text in item.sentences] if captioned else [item.sentences]
-        items.extend(item._replace(sentences=own) for own in texts_of_records)
+        items.extend(scanning.records_of(item, task, split))
     return items

@@ -69,6 +69,13 @@ def check_queries(splits: Pictures, task: str, title: str) -> None:
         )
 
 
+def records_of(item: Picture, task: str, split: str) -> list[Picture]:
+    """The records of one picture: one a caption where captions ask (queries of t2i); those of li are paraphrases."""
+    if split != "query" or tasks.task(task).has_query_image:
+        return [item]
+    return [item._replace(sentences=(text,)) for text in item.sentences]
+
+
 def with_crops(splits: Pictures, kind: clothes_crops.Kind, title: str) -> dict[str, list[Picture]]:
     """Gives every picture without an instruction image one cut out of the data set's pictures (see clothes_crops)."""
     cropped = {}

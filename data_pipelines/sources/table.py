@@ -75,9 +75,7 @@ def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | Non
             wanted = templates.get((person, row.instruction_image), "")
             wanted_outfit = outfits.get((person, wanted), schema.UNKNOWN)
             item = item._replace(attributes=(), instruction_clothes=wanted_outfit)
-        captioned = row.split == "query" and not tasks.task(task).has_query_image
-        texts = [(text,) for text in item.sentences] if captioned else [item.sentences]
-        splits.setdefault(row.split, []).extend(item._replace(sentences=own) for own in texts)
+        splits.setdefault(row.split, []).extend(scanning.records_of(item, task, row.split))
     ordered = {split: splits[split] for split in table_parser.SPLITS if split in splits}
     source: dict[str, object] = {"layout": "table", "table": table.name, "slots": slots}
     if made := sum(_is_made(row, task) for row in rows):
