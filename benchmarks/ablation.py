@@ -101,7 +101,7 @@ def run(folder: Path, overrides: Sequence[str], seed: int, steps: int, data_dir:
     """
     options = [
         f"--config.seed={seed}", f"--config.train.steps={steps}", "--config.evaluation.controls=False",
-        "--config.evaluation.top500=False", *overrides,
+        "--config.evaluation.top500=False", "--config.report.rollouts=0", *overrides,
     ]  # fmt: skip
     with held(folder) as lock:
         if lock is None:

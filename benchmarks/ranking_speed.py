@@ -95,7 +95,7 @@ def draw(case: Case, queries: int) -> tuple[np.ndarray, np.ndarray, dict[str, np
         columns = {"identity": identity, "camera": random.integers(0, case.cameras, count, dtype=np.int32)}
         if case.taus:  # instructions that name four slots of two values each
             slots = np.pad(random.integers(0, 2, (count, 4), dtype=np.int32), ((0, 0), (0, 4)), constant_values=-1)
-            columns |= {"instruction_attributes": slots, "instruction_key": slots[:, :4] @ np.int32([1, 2, 4, 8])}
+            columns |= {"instruction_outfit": slots, "instruction_key": slots[:, :4] @ np.int32([1, 2, 4, 8])}
         return embedding, columns
 
     # People have unequal numbers of images, as in the real set (2 to 72 a person there).

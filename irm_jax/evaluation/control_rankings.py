@@ -71,7 +71,7 @@ def _swapped(run: Rankings, test: EvaluationSet, query: Columns, gallery: Column
     if caption:
         entry |= {"follow_rate": None, "by": "another person's caption"}
     else:
-        for key in ("instruction_clothes", "instruction_attributes", "instruction_key"):
+        for key in ("instruction_clothes", "instruction_attributes", "instruction_outfit", "instruction_key"):
             asking[key] = gallery[key][other[keep]]
         followed, _ = run.rank((wrong, searched), asking, gallery, protocol, follow=True)
         entry |= {"follow_rate": summarize(followed)["follow_rate"], "by": "another outfit of the same person"}

@@ -154,6 +154,7 @@ def load_set(
     asking = load(*query, "query")
     parts = (load(*gallery, "gallery"), *(load(*part, "gallery", distractor=True) for part in distractors))
     searched = concatenate([part.columns for part in parts])
+    _add_instruction_outfits(asking.columns, searched)
     searched["order"] += np.repeat(np.cumsum([0, *map(len, parts[:-1])]), [len(part) for part in parts])
     for protocol in protocols:
         try:
@@ -161,6 +162,32 @@ def load_set(
         except ValueError as error:
             raise DatasetError(f"test set {name}: {error}") from error
     return EvaluationSet(name, task, tuple(protocols), task_free, asking, parts, searched)
+
+
+def _add_instruction_outfits(query: Columns, gallery: Columns) -> None:
+    """Adds `instruction_outfit` i32[n, ATTRIBUTE_SLOTS]: the attributes of the outfit that each instruction asks for.
+
+    They are the slots that the instruction names and, where it is silent, what the set's images of that person in that
+    outfit show (-1: unknown, or these images disagree).
+    """
+    sides = (query, gallery)
+    # One number a person and outfit; -1 is an outfit that nobody told.
+    worn, asked = (
+        np.concatenate([np.where(c[key] >= 0, (c["identity"].astype(np.int64) << 32) + c[key], -1) for c in sides])
+        for key in ("clothes", "instruction_clothes")
+    )
+    shown, named = (np.concatenate([c[key] for c in sides]) for key in ("attributes", "instruction_attributes"))
+    outfits, image_outfit = np.unique(worn, return_inverse=True)
+    lowest, highest = (
+        np.full((len(outfits), shown.shape[1]), start, np.int32) for start in (np.iinfo(np.int32).max, -1)
+    )
+    np.minimum.at(lowest, image_outfit, np.where(shown >= 0, shown, np.iinfo(np.int32).max))
+    np.maximum.at(highest, image_outfit, shown)
+    at = np.minimum(np.searchsorted(outfits, asked), len(outfits) - 1)
+    found = (asked >= 0) & (outfits[at] == asked)
+    outfit = np.where(found[:, None] & (lowest == highest)[at], highest[at], -1)
+    told = np.where(named >= 0, named, outfit)
+    query["instruction_outfit"], gallery["instruction_outfit"] = np.split(told, [len(query["identity"])])
 
 
 def _own_instructions(

@@ -5,7 +5,7 @@ Columns are dicts of arrays, one entry a record: `identity`, `camera`, `camera_n
 i32[n,8], `content` u64[n], `instruction_key` u32[n]. They are the fields of data_pipelines.schema.Index with people
 (`identity`) and cameras (`camera`) numbered in one space; `camera_number` is the camera's number within its data set,
 from 0, `source` the namespace that it belongs to, `dataset` the test set, and `order` sorts the records by person name,
-camera and file name.
+camera and file name. For mAP_tau a test set adds `instruction_outfit` i32[n,8], see evaluation_sets.
 """
 
 from __future__ import annotations

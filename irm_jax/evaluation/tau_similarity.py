@@ -40,8 +40,11 @@ class InstructionSimilarity:
 
 
 def _attribute_agreement(q: Columns, g: Columns) -> Any:
-    """Share of the slots named by both instructions in which they agree; 0 if they name none in common."""
-    asked, shown = q["instruction_attributes"], g["instruction_attributes"]
+    """Share of the slots in which the outfits that the instructions ask for agree, of those known of both; 0 if none is.
+
+    Of the outfits, not of the words: two sentences about one outfit agree whichever slots they mention.
+    """
+    asked, shown = q["instruction_outfit"], g["instruction_outfit"]
     common = (asked >= 0) & (shown >= 0)
     return (common & (asked == shown)).sum(axis=-1) / np.maximum(common.sum(axis=-1), 1)
 
@@ -52,7 +55,7 @@ def _clothes_agreement(q: Columns, g: Columns) -> Any:
     return 1.0 * ((asked >= 0) & (asked == g["instruction_clothes"]))
 
 
-ATTRIBUTES = InstructionSimilarity("attributes", _attribute_agreement, "instruction_attributes")
+ATTRIBUTES = InstructionSimilarity("attributes", _attribute_agreement, "instruction_outfit")
 CLOTHES = InstructionSimilarity("clothes", _clothes_agreement, "instruction_clothes")
 
 

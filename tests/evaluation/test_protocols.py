@@ -181,11 +181,11 @@ def test_linked_pairs_are_all_related_pairs(seed, queries, images, at_once):
         related_pairs.PAIRS_AT_ONCE = original
 
 
-def test_attribute_similarity_counts_slots_named_by_both():
+def test_attribute_similarity_counts_slots_known_of_both():
     asked = np.array([named(1, 2, 3, 0)] * 5)
     shown = np.array([named(1, 2, 3, 1), named(1, -1, 0, -1), named(-1, -1, -1, -1, 6), named(1, 2, 3, 0), named(0, 0)])
-    query = {"instruction_attributes": asked, "instruction_key": np.array([1, 1, 1, 1, 1])}
-    gallery = {"instruction_attributes": shown, "instruction_key": np.array([2, 2, 2, 2, 1])}
+    query = {"instruction_outfit": asked, "instruction_key": np.array([1, 1, 1, 1, 1])}
+    gallery = {"instruction_outfit": shown, "instruction_key": np.array([2, 2, 2, 2, 1])}
     # The last pair's instructions are the same ones, whatever the slots say.
     assert tau_similarity.ATTRIBUTES(query, gallery).tolist() == [0.75, 0.5, 0.0, 1.0, 1.0]
 
@@ -199,14 +199,14 @@ def test_clothes_similarity():
 @pytest.mark.parametrize(
     ("similarity", "column", "known"),
     [
-        (tau_similarity.ATTRIBUTES, "instruction_attributes", named(-1, 3)),
+        (tau_similarity.ATTRIBUTES, "instruction_outfit", named(-1, 3)),
         (tau_similarity.CLOTHES, "instruction_clothes", 1),
     ],
 )
 def test_instructions_that_tell_nothing_have_no_map_tau(similarity, column, known):
     """Unless there is one instruction for all, under which mAP_tau = mAP."""
     unknown = {
-        "instruction_attributes": np.array([named(), named()]), "instruction_clothes": np.array([-1, -1]),
+        "instruction_outfit": np.array([named(), named()]), "instruction_clothes": np.array([-1, -1]),
         "instruction_key": np.array([1, 2]),
     }  # fmt: skip
     assert f"no query's instruction tells its {similarity.source}" in similarity.missing(unknown, unknown)

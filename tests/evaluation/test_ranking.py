@@ -303,7 +303,7 @@ def test_cut_before_junk_removal():
 def slots(random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
     attributes = np.full((count, 8), -1)
     attributes[:, :4] = random.integers(0, 2, (count, 4))
-    return {"instruction_attributes": attributes, "instruction_key": attributes[:, :4] @ [1, 2, 4, 8]}
+    return {"instruction_outfit": attributes, "instruction_key": attributes[:, :4] @ [1, 2, 4, 8]}
 
 
 def test_tau_turns_positives_into_negatives():
@@ -316,7 +316,7 @@ def test_tau_turns_positives_into_negatives():
         q, g, q_columns, g_columns, MARKET, metric="euclidean", taus=taus, tau_similarity=tau_similarity.ATTRIBUTES
     )
     positive, junk = related(q_columns, g_columns)
-    a, b = q_columns["instruction_attributes"][:, None, :4], g_columns["instruction_attributes"][None, :, :4]
+    a, b = q_columns["instruction_outfit"][:, None, :4], g_columns["instruction_outfit"][None, :, :4]
     similarity = (a == b).mean(axis=-1)
     scores = exact_scores(q, g, "euclidean")
     lost = np.zeros(30, bool)

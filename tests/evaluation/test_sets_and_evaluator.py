@@ -83,6 +83,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_an_outfit_that_is_asked_for_is_known_by_the_pictures_that_show_it():
+    def side(identity: list[int], clothes: list[int], shown: Any, asked: list[int], named: Any) -> dict[str, Any]:
+        return {
+            "identity": np.int32(identity), "clothes": np.int32(clothes), "attributes": np.int32(shown),
+            "instruction_clothes": np.int32(asked), "instruction_attributes": np.int32(named),
+        }  # fmt: skip
+
+    # Columns: person, outfit worn, what the picture shows, outfit asked for, what the instruction names.
+    query = side(
+        [7, 7, 8, 8], [0, 0, -1, -1], [[1, 2, 3]] * 2 + [[-1] * 3] * 2, [1, 2, 1, -1],
+        [[5, -1, -1], [5, -1, -1], [-1, -1, 6], [4, -1, -1]],
+    )  # fmt: skip
+    gallery = side(
+        [7, 7, 8, 9], [1, 1, 1, -1], [[5, 6, 2], [5, 6, 3], [8, -1, 7], [9, 9, 9]], [1, 0, 1, -1],
+        [[-1, 6, -1], [1, -1, -1], [-1] * 3, [-1] * 3],
+    )  # fmt: skip
+    evaluation_sets._add_instruction_outfits(query, gallery)
+    # The two pictures of person 7's outfit 1 disagree in the last slot; nobody shows that person's outfit 2; what an
+    # instruction names stands, whatever the picture shows; another person's outfit 1 is another outfit.
+    assert query["instruction_outfit"].tolist() == [[5, 6, -1], [5, -1, -1], [8, -1, 6], [4, -1, -1]]
+    assert gallery["instruction_outfit"].tolist() == [[5, 6, -1], [1, 2, 3], [8, -1, 7], [-1, -1, -1]]
+
+
 class Eyes:
     """What the evaluator asks of an EmbeddingModel; an embedding is the mean colour of each half of the picture."""
 
