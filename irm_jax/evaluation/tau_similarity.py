@@ -40,7 +40,7 @@ class InstructionSimilarity:
 
 
 def _attribute_agreement(q: Columns, g: Columns) -> Any:
-    """Share of the slots in which the outfits that the instructions ask for agree, of those known of both; 0 if none is.
+    """Share of the slots in which the outfits that the instructions ask for agree, of those known of both (none: 0).
 
     Of the outfits, not of the words: two sentences about one outfit agree whichever slots they mention.
     """
