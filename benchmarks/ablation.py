@@ -4,9 +4,10 @@ Usage: python -m benchmarks.ablation --study bank|captions --workdir runs/ablati
        python -m benchmarks.ablation --study bank --workdir runs/ablation --table   (only write what is there)
 
 Each variant is `configs/quickstart.py` with some keys changed, trained by `python -m irm_jax.main` as a user would,
-with the same steps and seeds for all. WORKDIR/STUDY.md gets the mean over seeds of each variant and the paired
-difference to the first one with its 95% interval, task by task and over tasks, task-specific and task-free, and the
-time of a step as a ratio to the first variant's of the same seed; WORKDIR/STUDY.svg shows the differences.
+with the same steps and seeds for all, in WORKDIR/runs/VARIANT/SEED; the studies share their baseline. WORKDIR/STUDY.md
+gets the mean over seeds of each variant and the paired difference to the first one with its 95% interval, task by task
+and over tasks, task-specific and task-free, and the time of a step as a ratio to the first variant's of the same seed
+(of use where the runs had their cores to themselves); WORKDIR/STUDY.svg shows the differences.
 
 A study can be stopped at any time: finished runs are kept, unfinished ones resume. `--seeds 2`, later `--seeds 5`, or
 `--only hard soft`, run a part of it. Several processes may work on one study, each on a run that no other is at:
@@ -47,7 +48,7 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
         "hard_64k": (*BANK, "--config.memory_bank.size=65536"),
     },
     "captions": {
-        "batch": (),
+        "irm": (),
         "contrast": CONTRAST,
         "matching": (*CAPTIONS, "--config.loss.matching_weight=1"),
         "masked": (*CAPTIONS, "--config.loss.masked_weight=1"),
@@ -125,16 +126,16 @@ def run(folder: Path, overrides: Sequence[str], seed: int, steps: int, data_dir:
 
 
 def run_all(
-    study: Path,
+    folder: Path,
     variants: Mapping[str, Sequence[str]],
     only: Sequence[str] | None,
     seeds: int,
     steps: int,
     data_dir: str,
 ) -> bool:
-    """Runs a study, STUDY/VARIANT/SEED, and goes on after a run that fails; returns whether all is finished."""
+    """Runs a study, FOLDER/VARIANT/SEED, and goes on after a run that fails; returns whether all is finished."""
     runs = [
-        run(study / variant / str(seed), overrides, seed, steps, data_dir)
+        run(folder / variant / str(seed), overrides, seed, steps, data_dir)
         for seed in range(seeds)  # seed by seed, so that a study that is cut short has pairs
         for variant, overrides in variants.items()
         if only is None or variant in only
@@ -144,7 +145,7 @@ def run_all(
 
 def add_options(parser: argparse.ArgumentParser, *, seeds: int, steps: int) -> None:
     """Options that every study has."""
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of all runs: WORKDIR/STUDY/VARIANT/SEED")
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of all runs and of the results")
     parser.add_argument("--seeds", type=int, default=seeds, help="number of seeds, from 0")
     parser.add_argument("--steps", type=int, default=steps, help="training steps of every run")
     parser.add_argument("--data_dir", default="data", help="folder of the procedural benchmark")
@@ -164,8 +165,9 @@ def main() -> None:
     args = parser.parse_args()
     variants = STUDIES[args.study]
     check_names(parser, args.only, variants)
-    done = args.table or run_all(args.workdir / args.study, variants, args.only, args.seeds, args.steps, args.data_dir)
-    print(paired.write(args.workdir, args.study, list(variants), args.seeds))
+    runs = args.workdir / "runs"
+    done = args.table or run_all(runs, variants, args.only, args.seeds, args.steps, args.data_dir)
+    print(paired.write(runs, args.workdir / args.study, list(variants), args.seeds))
     sys.exit(0 if done else "not all runs are finished: run the same command again")
 
 

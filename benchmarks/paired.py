@@ -106,13 +106,19 @@ def table(found: Found, variants: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def revisions(study: Path, found: Found) -> str:
-    """Which code the finished runs are of, as one line: a study that goes on for days may mix revisions."""
-    count: collections.Counter[str] = collections.Counter()
+def origins(study: Path, found: Found) -> str:
+    """Which code and devices the finished runs are of, as one line: a study that goes on for days may mix them."""
+    code: collections.Counter[str] = collections.Counter()
+    devices: collections.Counter[str] = collections.Counter()
     for variant, seed in found:
-        git = json.loads((study / variant / str(seed) / "run.json").read_text("utf-8"))[-1]["git"]
-        count[git["revision"][:7] + (" with changes" if git["dirty"] else "") if git else "unknown"] += 1
-    return "Code: " + ", ".join(f"{name} ({runs} runs)" for name, runs in count.most_common()) + "."
+        run = json.loads((study / variant / str(seed) / "run.json").read_text("utf-8"))[-1]
+        git = run["git"]
+        code[git["revision"][:7] + (" with changes" if git["dirty"] else "") if git else "unknown"] += 1
+        devices[run["devices"]["kind"]] += 1
+    return " ".join(
+        f"{title}: {', '.join(f'{name} ({runs} runs)' for name, runs in count.most_common())}."
+        for title, count in (("Code", code), ("Devices", devices))
+    )
 
 
 WIDTH, LEFT, GAP, TOP, ROW = 760, 140, 30, 46, 26
@@ -178,13 +184,13 @@ def chart(found: Found, variants: Sequence[str]) -> str:
     )
 
 
-def write(workdir: Path, study: str, variants: Sequence[str], seeds: int) -> str:
-    """Writes WORKDIR/STUDY.md and, once there are pairs, WORKDIR/STUDY.svg from the runs so far; returns the table."""
-    found = collect(workdir / study, variants, seeds)
+def write(runs: Path, target: Path, variants: Sequence[str], seeds: int) -> str:
+    """Writes TARGET.md and, once there are pairs, TARGET.svg from the finished runs; returns the table."""
+    found = collect(runs, variants, seeds)
     if not found:
-        return f"no run of {study} in {workdir} is finished yet"
-    words = f"{table(found, variants)}\n\n{revisions(workdir / study, found)}"
-    (workdir / f"{study}.md").write_text(words + "\n", "utf-8")
+        return f"no run of {target.name} in {runs} is finished yet"
+    words = f"{table(found, variants)}\n\n{origins(runs, found)}"
+    target.with_suffix(".md").write_text(words + "\n", "utf-8")
     if drawn := chart(found, variants):
-        (workdir / f"{study}.svg").write_text(drawn, "utf-8")
+        target.with_suffix(".svg").write_text(drawn, "utf-8")
     return words

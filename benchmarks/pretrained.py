@@ -85,7 +85,7 @@ def main() -> None:
             converted(weights / "text", TEXT)
             converted(weights / "image", IMAGE)
         done = ablation.run_all(args.workdir / STUDY, found, args.only, args.seeds, args.steps, args.data_dir)
-    print(paired.write(args.workdir, STUDY, list(found), args.seeds))
+    print(paired.write(args.workdir / STUDY, args.workdir / STUDY, list(found), args.seeds))
     sys.exit(0 if done else "not all runs are finished: run the same command again")
 
 

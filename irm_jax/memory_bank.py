@@ -36,11 +36,13 @@ class Entries:
 @struct.dataclass
 class CaptionKeys:
     """What the queue of the text-to-image contrast keeps of every caption row (method section 6): `image`, `text`
-    [..., P] unit rows of the momentum model's projections, `identity` i32[...], -1 in an empty slot."""
+    [..., P] unit rows of the momentum model's projections, `identity` i32[...], -1 in an empty slot, `clothes` i32[...]
+    the outfit, numbered a person, -1 unknown."""
 
     image: Array
     text: Array
     identity: Array
+    clothes: Array
 
 
 @struct.dataclass
@@ -67,7 +69,8 @@ def entry_spec(key_width: int, instruction_width: int, dtype: jnp.dtype) -> Entr
 
 def caption_spec(width: int, dtype: jnp.dtype) -> CaptionKeys:
     """Shape and dtype of one entry of the caption queue, for `create`."""
-    return CaptionKeys(_leaf((width,), dtype), _leaf((width,), dtype), _leaf((), jnp.int32))
+    number = _leaf((), jnp.int32)
+    return CaptionKeys(_leaf((width,), dtype), _leaf((width,), dtype), number, number)
 
 
 def _leaf(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -25,7 +25,7 @@ Layout = tuple[str | tuple[str, ...] | None, ...]
 # Regular expression on the path -> the layout of the *last* axes (earlier ones, such as scanned layers, are not split).
 RULES: tuple[tuple[str, Layout], ...] = (
     (r"(memory_bank|caption_queue)/entries/(key|instruction|image|text)$", (ROWS, None, None, None)),
-    (r"(memory_bank|caption_queue)/entries/(identity|dataset|task|kind)$", (ROWS, None, None)),
+    (r"(memory_bank|caption_queue)/entries/(identity|clothes|dataset|task|kind)$", (ROWS, None, None)),
     (r"query_key_value/kernel$", ("fsdp", None, "model", None)),
     (r"query_key_value/bias$", (None, "model", None)),
     (r"cross_attention/(query|key|value)/kernel$", ("fsdp", "model", None)),

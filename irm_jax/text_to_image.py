@@ -73,7 +73,7 @@ def replace_words(
 def caption_keys(image: Array, text: Array, group: Mapping[str, Array]) -> CaptionKeys:
     """The momentum model's projections [R, b, P] of the caption rows as unit keys [R*b, P]."""
     identity = jnp.where(join([group["valid"]]), join([group["identity"]]), memory_bank.EMPTY)
-    return CaptionKeys(unit_rows(flat(image)), unit_rows(flat(text)), identity)
+    return CaptionKeys(unit_rows(flat(image)), unit_rows(flat(text)), identity, join([group["clothes"]]))
 
 
 def caption_loss(
@@ -105,7 +105,8 @@ def caption_loss(
         if queue is not None:
             metrics["queue_filled"] = jnp.mean((queue.entries.identity >= 0).astype(jnp.float32))
     else:
-        contrast, aux = contrastive_loss(flat(rows.image), flat(rows.text), identity, valid, temperature)
+        clothes = join([group["clothes"]])
+        contrast, aux = contrastive_loss(flat(rows.image), flat(rows.text), identity, clothes, valid, temperature)
     per_row = o.contrastive_weight * contrast
     measured = {
         "contrastive_loss": contrast,

@@ -43,7 +43,8 @@ def finish(
     ]
     lines.append({"step": 4, "images_per_second": speed})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "run.json").write_text(json.dumps([{"git": None}, {"git": {"revision": revision, "dirty": False}}]))
+    last = {"git": {"revision": revision, "dirty": False}, "devices": {"kind": "H200"}}
+    (run / "run.json").write_text(json.dumps([{"git": None}, last]))
 
 
 def test_interval_is_that_of_students_t() -> None:
@@ -62,7 +63,7 @@ def test_table_and_chart_of_hand_made_runs(tmp_path: Path) -> None:
     finish(study / "soft" / "1", 0.34, speed=50, revision="b" * 40)
     finish(study / "soft" / "3", 0.9)  # no pair of it
     (study / "both" / "0").mkdir(parents=True)  # not finished
-    words = paired.write(tmp_path, "s", ["irm", "hard", "soft", "both"], 9)
+    words = paired.write(study, tmp_path / "s", ["irm", "hard", "soft", "both"], 9)
     assert (tmp_path / "s.md").read_text() == words + "\n"
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in words.split("\n") if line.startswith("| ")]
     own, free = lines[:5], lines[5:]
@@ -79,7 +80,7 @@ def test_table_and_chart_of_hand_made_runs(tmp_path: Path) -> None:
     # Rescored t2i beside the first variant's plain one: .42, .48, .46 less .30, .34, .30.
     assert [row["t2i+rescored"] for row in (irm, hard, soft)] == ["", "0.453 (+0.140 ± 0.050)", ""]
     assert [row["step time"] for row in (irm, hard, soft, both)] == ["1.00", "1.25", "2.00", ""]
-    assert words.endswith("Code: aaaaaaa (7 runs), bbbbbbb (1 runs).")
+    assert words.endswith("Code: aaaaaaa (7 runs), bbbbbbb (1 runs). Devices: H200 (8 runs).")
 
     drawn = ElementTree.parse(tmp_path / "s.svg").getroot()
     dots, bars = drawn.findall(f"{SVG}circle"), drawn.findall(f"{SVG}path[@class='interval']")
@@ -103,7 +104,7 @@ def test_dot_is_filled_where_the_interval_leaves_out_0_and_nothing_is_drawn_with
     dots = ElementTree.fromstring(paired.chart(found, ["a", "b"])).findall(f"{SVG}circle")
     assert [dot.get("fill") == "#fff" for dot in dots] == [False, True]
     assert paired.chart({("a", 0): {}, ("b", 1): {}}, ["a", "b"]) == ""
-    assert paired.write(tmp_path, "s", ["a"], 2) == f"no run of s in {tmp_path} is finished yet"
+    assert paired.write(tmp_path, tmp_path / "s", ["a"], 2) == f"no run of s in {tmp_path} is finished yet"
     assert not list(tmp_path.iterdir())
 
 
@@ -155,6 +156,12 @@ def test_a_run_that_another_process_is_at_is_passed_over(tmp_path: Path, monkeyp
     child.communicate(b"\n", timeout=30)
     assert ablation.run_all(tmp_path, {"a": (), "b": ()}, None, 1, 400, "data")
     assert trainings.started == ["b/0", "a/0"]
+
+
+def test_studies_share_their_baseline_and_no_other_name() -> None:
+    bank, captions = ablation.STUDIES.values()
+    assert bank.keys() & captions.keys() == {"irm"}
+    assert bank["irm"] == captions["irm"] == ()
 
 
 @pytest.mark.parametrize(("study", "variant"), [(s, v) for s, variants in ablation.STUDIES.items() for v in variants])

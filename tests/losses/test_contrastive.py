@@ -14,26 +14,40 @@ from irm_jax.losses.contrastive import (
     clip_temperature,
     contrastive_loss,
     direction_loss,
-    identity_targets,
     momentum_contrastive_loss,
+    same_and_other_outfit,
+    spread,
 )
 from irm_jax.memory_bank import CaptionKeys
 
 B, WIDTH = 16, 5
+UNKNOWN = np.full(2, -1, np.int32)
 jitted = jax.jit(contrastive_loss)
 value_and_gradients = jax.jit(
-    jax.value_and_grad(lambda *arguments: jnp.sum(contrastive_loss(*arguments)[0]), argnums=(0, 1, 4))
+    jax.value_and_grad(lambda *arguments: jnp.sum(contrastive_loss(*arguments)[0]), argnums=(0, 1, 5))
 )
 
 
-def twin(image: np.ndarray, text: np.ndarray, identity: np.ndarray, valid: np.ndarray, temperature: float) -> Any:
+def other_outfit(identity: np.ndarray, clothes: np.ndarray, row: int, own: int) -> np.ndarray:
+    """Which keys show the identity `own` in another outfit than `row`'s, both known."""
+    return (identity == own) & (clothes >= 0) & (clothes != row) & (row >= 0)
+
+
+def twin(
+    image: np.ndarray,
+    text: np.ndarray,
+    identity: np.ndarray,
+    clothes: np.ndarray,
+    valid: np.ndarray,
+    temperature: float,
+) -> Any:
     """Returns loss, image-to-text hits, text-to-image hits."""
     n = len(image)
     loss, hits = np.zeros(n), np.zeros((2, n), bool)
     image, text = (x.astype(np.float64) / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
-    keys = np.flatnonzero(valid)
     for direction, (query, key) in enumerate(((image, text), (text, image))):
-        for i in keys:
+        for i in np.flatnonzero(valid):
+            keys = np.flatnonzero(valid & ~other_outfit(identity, clothes, clothes[i], identity[i]))
             logits = key[keys] @ query[i] / temperature
             log_probability = logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
             same = identity[keys] == identity[i]
@@ -48,6 +62,7 @@ def batch(seed: int) -> Any:
         rng.normal(size=(B, WIDTH)).astype(np.float32),
         rng.normal(size=(B, WIDTH)).astype(np.float32),
         rng.integers(0, 8, B).astype(np.int32),
+        rng.integers(-1, 2, B).astype(np.int32),
         rng.random(B) < 0.8,
     )
 
@@ -55,10 +70,10 @@ def batch(seed: int) -> Any:
 def test_equals_the_slow_twin() -> None:
     hits = 0
     for seed in range(100):
-        image, text, identity, valid = batch(seed)
+        image, text, identity, clothes, valid = batch(seed)
         temperature = (0.07, 0.5)[seed % 2]
-        loss, aux = jitted(image, text, identity, valid, temperature)
-        expected, image_hits, text_hits = twin(image, text, identity, valid, temperature)
+        loss, aux = jitted(image, text, identity, clothes, valid, temperature)
+        expected, image_hits, text_hits = twin(image, text, identity, clothes, valid, temperature)
         np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(aux.image_to_text_correct, image_hits)
         np.testing.assert_array_equal(aux.text_to_image_correct, text_hits)
@@ -70,35 +85,38 @@ def test_hand_made() -> None:
     image = np.array([[2.0, 0.0], [0.0, 5.0]], np.float32)
     text = np.array([[0.5, 0.0], [7.0, 0.0]], np.float32)  # both captions point at the first image
     everything = np.ones(2, bool)
-    loss, aux = jitted(image, text, np.array([0, 1], np.int32), everything, 0.5)
+    loss, aux = jitted(image, text, np.array([0, 1], np.int32), UNKNOWN, everything, 0.5)
     # Cosines: i2t [[1, 1], [0, 0]]: log 2 each; t2i [[1, 0], [1, 0]]: the first caption is right, the second wrong.
     right, wrong = np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))
     np.testing.assert_allclose(loss, [(np.log(2.0) + right) / 2, (np.log(2.0) + wrong) / 2], rtol=1e-6)
     np.testing.assert_array_equal(aux.image_to_text_correct, [True, False])  # ties go to the lowest row
     np.testing.assert_array_equal(aux.text_to_image_correct, [True, False])
     # One person: every pair is a target, the targets are spread evenly.
-    loss, aux = jitted(image, text, np.zeros(2, np.int32), everything, 0.5)
+    loss, aux = jitted(image, text, np.zeros(2, np.int32), UNKNOWN, everything, 0.5)
     np.testing.assert_allclose(loss, np.full(2, (np.log(2.0) + (right + wrong) / 2) / 2), rtol=1e-6)
     assert np.all(aux.image_to_text_correct)
     assert np.all(aux.text_to_image_correct)
+    # One person in two outfits: each pair is the other's neither right nor wrong, and nothing is left to tell it from.
+    loss, _ = jitted(image, text, np.zeros(2, np.int32), np.array([0, 1], np.int32), everything, 0.5)
+    np.testing.assert_allclose(loss, np.zeros(2), atol=1e-6)
 
 
 def test_lengths_do_not_matter() -> None:
-    image, text, identity, valid = batch(0)
+    image, text, identity, clothes, valid = batch(0)
     scale = np.linspace(0.1, 100, B, dtype=np.float32)[:, None]
-    loss, _ = jitted(image, text, identity, valid, 0.07)
-    scaled, _ = jitted(image * scale, text / scale, identity, valid, 0.07)
+    loss, _ = jitted(image, text, identity, clothes, valid, 0.07)
+    scaled, _ = jitted(image * scale, text / scale, identity, clothes, valid, 0.07)
     np.testing.assert_allclose(scaled, loss, rtol=1e-5, atol=1e-5)
 
 
 def test_padding_reaches_nothing() -> None:
-    image, text, identity, valid = batch(1)
+    image, text, identity, clothes, valid = batch(1)
     image[~valid], text[~valid], identity[~valid] = np.nan, np.nan, identity[np.flatnonzero(valid)[0]]
 
     k = np.flatnonzero(valid)
     assert len(k) < B
-    value, gradients = value_and_gradients(image, text, identity, valid, 0.07)
-    expected, expected_gradients = value_and_gradients(image[k], text[k], identity[k], valid[k], 0.07)
+    value, gradients = value_and_gradients(image, text, identity, clothes, valid, 0.07)
+    expected, expected_gradients = value_and_gradients(image[k], text[k], identity[k], clothes[k], valid[k], 0.07)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for gradient, wanted in zip(gradients[:2], expected_gradients[:2], strict=True):
         np.testing.assert_allclose(gradient[k], wanted, rtol=1e-5, atol=1e-4)
@@ -107,16 +125,16 @@ def test_padding_reaches_nothing() -> None:
 
 
 def test_batch_without_a_valid_row_is_zero_with_zero_gradients() -> None:
-    image, text, identity, _ = batch(2)
-    value, gradients = value_and_gradients(image, text, identity, np.zeros(B, bool), 0.07)
+    image, text, identity, clothes, _ = batch(2)
+    value, gradients = value_and_gradients(image, text, identity, clothes, np.zeros(B, bool), 0.07)
     assert float(value) == 0.0
     assert all(not np.any(gradient) for gradient in gradients)
 
 
 def test_zero_projections_give_finite_gradients() -> None:
-    image, text, identity, valid = batch(3)
+    image, text, identity, clothes, valid = batch(3)
     image[:3], text[2:5] = 0.0, 0.0
-    value, gradients = value_and_gradients(image, text, identity, valid, 0.01)
+    value, gradients = value_and_gradients(image, text, identity, clothes, valid, 0.01)
     assert np.isfinite(value)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
@@ -124,22 +142,30 @@ def test_zero_projections_give_finite_gradients() -> None:
 def test_keys_may_outnumber_queries_and_targets_may_be_soft() -> None:
     # What a queue needs: keys of its own, some slots empty, targets that are no indicator.
     rng = np.random.default_rng(4)
-    logits, key_valid = rng.normal(size=(3, 7)).astype(np.float32), np.arange(7) < 5
-    key_identity, query_identity = np.array([0, 1, 0, 2, 0, 0, 1], np.int32), np.array([0, 1, 3], np.int32)
-    hard = jax.jit(identity_targets, static_argnums=3)(query_identity, key_identity, key_valid, np.dtype(np.float32))
-    expected = np.array([[1, 0, 1, 0, 1, 0, 0], [0, 3, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0]]) / 3
+    logits, usable = rng.normal(size=(3, 7)).astype(np.float32), rng.random((3, 7)) < 0.7
+    soft = np.where(usable, rng.random((3, 7)), 0).astype(np.float32)
+    normalizer = np.log(np.sum(np.exp(logits) * usable, axis=1, keepdims=True))
+    loss = jax.jit(direction_loss)(logits, soft, usable)
+    np.testing.assert_allclose(loss, -np.sum(soft * (logits - normalizer), axis=1), rtol=1e-5)
+
+
+def test_positives_show_the_person_in_an_outfit_that_may_be_the_same() -> None:
+    query, key = np.array([0, 1, 3], np.int32), np.array([0, 1, 0, 2, 0, 0, 1], np.int32)
+    query_clothes, key_clothes = np.array([5, -1, 5], np.int32), np.array([5, 4, 4, 5, -1, 5, -1], np.int32)
+    positive, other = jax.jit(same_and_other_outfit)(query, query_clothes, key, key_clothes)
+    assert np.argwhere(other).tolist() == [[0, 2]]
+    hard = jax.jit(spread, static_argnums=1)(positive, np.dtype(np.float32))
+    expected = np.array([[1, 0, 0, 0, 1, 1, 0], [0, 1.5, 0, 0, 0, 0, 1.5], [0, 0, 0, 0, 0, 0, 0]]) / 3
     np.testing.assert_allclose(hard, expected, rtol=1e-6)
-    soft = np.where(key_valid, rng.random((3, 7)), 0).astype(np.float32)
-    log_probability = logits - np.log(np.sum(np.exp(logits[:, :5]), axis=1, keepdims=True))
-    loss = jax.jit(direction_loss)(logits, soft, key_valid)
-    np.testing.assert_allclose(loss, -np.sum(soft * log_probability, axis=1), rtol=1e-5)
 
 
 def test_numerical_gradients() -> None:
     with jax.enable_x64(True):
-        image, text, identity, valid = batch(5)
+        image, text, identity, clothes, valid = batch(5)
         arguments = tuple(jnp.asarray(x, jnp.float64) for x in (image, text, np.array(0.2)))
-        check_grads(lambda a, b, t: jitted(a, b, identity, valid, t)[0], arguments, order=1, modes=["rev"], rtol=1e-5)
+        check_grads(
+            lambda a, b, t: jitted(a, b, identity, clothes, valid, t)[0], arguments, order=1, modes=["rev"], rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("value", "kept"), [(0.001, 0.01), (0.07, 0.07), (0.9, 0.5), (-1.0, 0.01)])
@@ -150,12 +176,12 @@ def test_clip_temperature_bounds_the_value_and_not_the_gradient(value: float, ke
 
 
 def test_half_precision_inputs_are_computed_in_float32() -> None:
-    image, text, identity, valid = batch(6)
+    image, text, identity, clothes, valid = batch(6)
     half = [jnp.asarray(x).astype(jnp.bfloat16) for x in (image, text)]
-    loss, _ = jitted(*half, identity, valid, 0.07)
+    loss, _ = jitted(*half, identity, clothes, valid, 0.07)
     assert loss.dtype == jnp.float32
     image, text = (np.asarray(x, np.float32) for x in half)
-    expected = twin(image, text, identity, valid, 0.07)[0]
+    expected = twin(image, text, identity, clothes, valid, 0.07)[0]
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -168,12 +194,13 @@ def test_sharded_equals_one_device(assert_same_when_sharded: Callable[..., None]
         (value, aux), gradient = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(image, text, temperature)
         return value, aux, gradient
 
-    image, text, identity, valid = batch(7)
-    specs = (P("data"), P("data"), P(), P("data"), P("data"))
+    image, text, identity, clothes, valid = batch(7)
+    specs = (P("data"), P("data"), P(), P("data"), P("data"), P("data"))
     temperature = np.array(0.07)
-    assert_same_when_sharded(function, (image, text, temperature.astype(np.float32), identity, valid), 1e-6, specs)
+    small = (identity, clothes, valid)
+    assert_same_when_sharded(function, (image, text, temperature.astype(np.float32), *small), 1e-6, specs)
     with jax.enable_x64(True):
-        wide = (image.astype(np.float64), text.astype(np.float64), temperature, identity, valid)
+        wide = (image.astype(np.float64), text.astype(np.float64), temperature, *small)
         assert_same_when_sharded(function, wide, 1e-12, specs)
 
 
@@ -181,11 +208,13 @@ def momentum_twin(image, text, anchor, valid, sources, temperature, share):
     """Four directions by loops over queries and all keys with an identity."""
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     query = {"image": unit(image.astype(np.float64)), "text": unit(text.astype(np.float64))}
-    identity = np.concatenate([s.identity for s in sources])
-    keys = {n: np.concatenate([getattr(s, n) for s in sources]).astype(np.float64)[identity >= 0] for n in query}
-    identity = identity[identity >= 0]
+    all_identity, all_clothes = (np.concatenate([getattr(s, n) for s in sources]) for n in ("identity", "clothes"))
+    all_keys = {n: np.concatenate([getattr(s, n) for s in sources]).astype(np.float64) for n in query}
     loss = np.zeros(len(image))
     for i in np.flatnonzero(valid):
+        other = other_outfit(all_identity, all_clothes, anchor.clothes[i], anchor.identity[i])
+        usable = (all_identity >= 0) & ~other
+        keys, identity = {n: rows[usable] for n, rows in all_keys.items()}, all_identity[usable]
         for asking, asked in (("image", "text"), ("text", "image"), ("image", "image"), ("text", "text")):
             s = keys[asked] @ query[asking][i] / temperature
             taught = keys[asked] @ getattr(anchor, asking)[i].astype(np.float64) / temperature
@@ -202,7 +231,8 @@ def momentum_case(seed, queue):
     def keys(count, least):
         rows = rng.normal(size=(2, count, 6))
         rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-        return CaptionKeys(*rows.astype(np.float32), rng.integers(least, 4, count).astype(np.int32))
+        numbers = rng.integers(least, 4, count), rng.integers(-1, 2, count)
+        return CaptionKeys(*rows.astype(np.float32), *(number.astype(np.int32) for number in numbers))
 
     image, text = rng.normal(size=(2, 5, 6)).astype(np.float32)
     valid = np.array([1, 1, 1, 0, 1], bool)
