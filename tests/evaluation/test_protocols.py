@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irm_jax.evaluation import protocols, related_pairs, rules, tau_similarity
+from data_pipelines.procedural.benchmark import Benchmark
+from irm_jax.evaluation import evaluation_sets, protocols, related_pairs, rules, tau_similarity
 from irm_jax.evaluation.protocols import PROTOCOLS, protocol_of
 
 SLOTS = 8
@@ -188,6 +189,36 @@ def test_attribute_similarity_counts_slots_known_of_both():
     gallery = {"instruction_outfit": shown, "instruction_key": np.array([2, 2, 2, 2, 1])}
     # The last pair's instructions are the same ones, whatever the slots say.
     assert tau_similarity.ATTRIBUTES(query, gallery).tolist() == [0.75, 0.5, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("task", ["ctcc", "li"])
+def test_every_tau_keeps_other_positives_of_the_drawn_instructions(task):
+    """data.md section 6: owned outfits agree in 3, 2 and 0 of four slots, also where a sentence names but two."""
+    benchmark = Benchmark(train_people=2, test_people=24)
+    shots = benchmark.shots(task)
+
+    def columns(split):
+        rows = [shot.row for shot in shots[split]]
+        number = benchmark.wardrobe.number
+        slots = {"attributes": [row.outfit for row in rows], "instruction_attributes": [row.named for row in rows]}
+        numbers = {
+            "clothes": [number(row.outfit) for row in rows],
+            "instruction_clothes": [number(row.wanted) for row in rows],
+            "identity": [int(shot.person.rpartition("p")[2]) for shot in shots[split]],
+        }
+        return {name: np.array(values, np.int32) for name, values in (slots | numbers).items()}
+
+    query, gallery = columns("query"), columns("gallery")
+    evaluation_sets._add_instruction_outfits(query, gallery)
+    own = query["identity"][:, None] == gallery["identity"]
+    asked, shown = query["instruction_outfit"][:, None], gallery["instruction_outfit"][None]
+    keys = {"instruction_key": np.array(1)}, {"instruction_key": np.array(2)}
+    similarity = tau_similarity.ATTRIBUTES(
+        {"instruction_outfit": asked, **keys[0]}, {"instruction_outfit": shown, **keys[1]}
+    )[own]
+    assert set(similarity.tolist()) == {0.0, 0.25, 0.5, 0.75, 1.0}
+    kept = [(similarity >= tau).mean() for tau in (0.5, 0.7, 0.9)]
+    assert 1 > kept[0] > kept[1] + 0.1 > kept[2] + 0.2
 
 
 def test_clothes_similarity():
