@@ -154,7 +154,7 @@ def load_set(
     asking = load(*query, "query")
     parts = (load(*gallery, "gallery"), *(load(*part, "gallery", distractor=True) for part in distractors))
     searched = concatenate([part.columns for part in parts])
-    _add_instruction_outfits(asking.columns, searched)
+    add_instruction_outfits(asking.columns, searched)
     searched["order"] += np.repeat(np.cumsum([0, *map(len, parts[:-1])]), [len(part) for part in parts])
     for protocol in protocols:
         try:
@@ -164,7 +164,7 @@ def load_set(
     return EvaluationSet(name, task, tuple(protocols), task_free, asking, parts, searched)
 
 
-def _add_instruction_outfits(query: Columns, gallery: Columns) -> None:
+def add_instruction_outfits(query: Columns, gallery: Columns) -> None:
     """Adds `instruction_outfit` i32[n, ATTRIBUTE_SLOTS]: the attributes of the outfit that each instruction asks for.
 
     They are the slots that the instruction names and, where it is silent, what the set's images of that person in that

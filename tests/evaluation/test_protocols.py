@@ -209,7 +209,7 @@ def test_every_tau_keeps_other_positives_of_the_drawn_instructions(task):
         return {name: np.array(values, np.int32) for name, values in (slots | numbers).items()}
 
     query, gallery = columns("query"), columns("gallery")
-    evaluation_sets._add_instruction_outfits(query, gallery)
+    evaluation_sets.add_instruction_outfits(query, gallery)
     own = query["identity"][:, None] == gallery["identity"]
     asked, shown = query["instruction_outfit"][:, None], gallery["instruction_outfit"][None]
     keys = {"instruction_key": np.array(1)}, {"instruction_key": np.array(2)}

@@ -99,7 +99,7 @@ def test_an_outfit_that_is_asked_for_is_known_by_the_pictures_that_show_it():
         [7, 7, 8, 9], [1, 1, 1, -1], [[5, 6, 2], [5, 6, 3], [8, -1, 7], [9, 9, 9]], [1, 0, 1, -1],
         [[-1, 6, -1], [1, -1, -1], [-1] * 3, [-1] * 3],
     )  # fmt: skip
-    evaluation_sets._add_instruction_outfits(query, gallery)
+    evaluation_sets.add_instruction_outfits(query, gallery)
     # The two pictures of person 7's outfit 1 disagree in the last slot; nobody shows that person's outfit 2; what an
     # instruction names stands, whatever the picture shows; another person's outfit 1 is another outfit.
     assert query["instruction_outfit"].tolist() == [[5, 6, -1], [5, -1, -1], [8, -1, 6], [4, -1, -1]]
