@@ -32,7 +32,7 @@ T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def figures(run: Path) -> dict[str, float]:
-    """mAP by protocol of a finished run, means over the tasks, and images a second of its training (median)."""
+    """mAP by protocol of a finished run, means over the tasks, and images a second of its training on its devices."""
     protocols = json.loads((run / "results.json").read_text("utf-8"))["protocols"]
     found = {}
     for setting in ("", FREE):
@@ -43,8 +43,12 @@ def figures(run: Path) -> dict[str, float]:
         name + RESCORED: protocols[name + RESCORED]["mAP"] for name in list(found) if name + RESCORED in protocols
     }
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    found[SPEED] = float(np.median([line[SPEED] for line in lines if SPEED in line]))
+    found[SPEED + _devices(run)] = float(np.median([line[SPEED] for line in lines if SPEED in line]))
     return found
+
+
+def _devices(run: Path) -> str:
+    return json.loads((run / "run.json").read_text("utf-8"))[-1]["devices"]["kind"]
 
 
 def collect(study: Path, variants: Sequence[str], seeds: int) -> Found:
@@ -87,8 +91,13 @@ def table(found: Found, variants: Sequence[str]) -> str:
         return words
 
     def step_time(variant: str) -> str:
-        both = [seed for seed in seeds[variant] if seed in seeds[base]]
-        ratios = [found[base, seed][SPEED] / found[variant, seed][SPEED] for seed in both]
+        both = [(found[base, seed], found[variant, seed]) for seed in seeds[variant] if seed in seeds[base]]
+        ratios = [
+            other[name] / own[name]
+            for other, own in both
+            for name in other.keys() & own.keys()
+            if name.startswith(SPEED)
+        ]
         return f"{np.median(ratios):.2f}" if ratios else ""
 
     lines = []
@@ -111,10 +120,10 @@ def origins(study: Path, found: Found) -> str:
     code: collections.Counter[str] = collections.Counter()
     devices: collections.Counter[str] = collections.Counter()
     for variant, seed in found:
-        run = json.loads((study / variant / str(seed) / "run.json").read_text("utf-8"))[-1]
-        git = run["git"]
+        run = study / variant / str(seed)
+        git = json.loads((run / "run.json").read_text("utf-8"))[-1]["git"]
         code[git["revision"][:7] + (" with changes" if git["dirty"] else "") if git else "unknown"] += 1
-        devices[run["devices"]["kind"]] += 1
+        devices[_devices(run)] += 1
     return " ".join(
         f"{title}: {', '.join(f'{name} ({runs} runs)' for name, runs in count.most_common())}."
         for title, count in (("Code", code), ("Devices", devices))

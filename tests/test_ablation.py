@@ -25,7 +25,12 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def finish(
-    run: Path, mAP: float, speed: float = 100.0, rescored: float | None = None, revision: str = "a" * 40
+    run: Path,
+    mAP: float,
+    speed: float = 100.0,
+    rescored: float | None = None,
+    revision: str = "a" * 40,
+    devices: str = "cpu",
 ) -> None:
     """A finished run: task-free figures half of the task-specific ones, trad higher than all others by .6."""
     protocols = {}
@@ -43,7 +48,7 @@ def finish(
     ]
     lines.append({"step": 4, "images_per_second": speed})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    last = {"git": {"revision": revision, "dirty": False}, "devices": {"kind": "H200"}}
+    last = {"git": {"revision": revision, "dirty": False}, "devices": {"kind": devices}}
     (run / "run.json").write_text(json.dumps([{"git": None}, last]))
 
 
@@ -59,7 +64,9 @@ def test_table_and_chart_of_hand_made_runs(tmp_path: Path) -> None:
     study = tmp_path / "s"
     for seed, (base, other) in enumerate([(0.40, 0.42), (0.44, 0.48), (0.40, 0.46)]):
         finish(study / "irm" / str(seed), base, speed=100)
-        finish(study / "hard" / str(seed), other, speed=80, rescored=other)
+        # A GPU beside a CPU says nothing about the variant's cost.
+        speed, devices = (80, "cpu") if seed else (8000, "H200")
+        finish(study / "hard" / str(seed), other, speed, rescored=other, devices=devices)
     finish(study / "soft" / "1", 0.34, speed=50, revision="b" * 40)
     finish(study / "soft" / "3", 0.9)  # no pair of it
     (study / "both" / "0").mkdir(parents=True)  # not finished
@@ -80,7 +87,7 @@ def test_table_and_chart_of_hand_made_runs(tmp_path: Path) -> None:
     # Rescored t2i beside the first variant's plain one: .42, .48, .46 less .30, .34, .30.
     assert [row["t2i+rescored"] for row in (irm, hard, soft)] == ["", "0.453 (+0.140 ± 0.050)", ""]
     assert [row["step time"] for row in (irm, hard, soft, both)] == ["1.00", "1.25", "2.00", ""]
-    assert words.endswith("Code: aaaaaaa (7 runs), bbbbbbb (1 runs). Devices: H200 (8 runs).")
+    assert words.endswith("Code: aaaaaaa (7 runs), bbbbbbb (1 runs). Devices: cpu (7 runs), H200 (1 runs).")
 
     drawn = ElementTree.parse(tmp_path / "s.svg").getroot()
     dots, bars = drawn.findall(f"{SVG}circle"), drawn.findall(f"{SVG}path[@class='interval']")
