@@ -9,7 +9,7 @@ from configs import procedural
 
 def get_config() -> ConfigDict:
     config = procedural.get_config()
-    config.train.steps = 170
+    config.train.steps = 150
     config.data.batch_size = 192
     config.optimizer.warmup_steps = 20
     config.checkpoint.every = 100
