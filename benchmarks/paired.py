@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -43,12 +44,15 @@ def figures(run: Path) -> dict[str, float]:
         name + RESCORED: protocols[name + RESCORED]["mAP"] for name in list(found) if name + RESCORED in protocols
     }
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    found[SPEED + _devices(run)] = float(np.median([line[SPEED] for line in lines if SPEED in line]))
+    found[SPEED + _last_start(run)["devices"]["kind"]] = float(
+        np.median([line[SPEED] for line in lines if SPEED in line])
+    )
     return found
 
 
-def _devices(run: Path) -> str:
-    return json.loads((run / "run.json").read_text("utf-8"))[-1]["devices"]["kind"]
+def _last_start(run: Path) -> dict[str, Any]:
+    """What run.json says of a run's last start."""
+    return json.loads((run / "run.json").read_text("utf-8"))[-1]
 
 
 def collect(study: Path, variants: Sequence[str], seeds: int) -> Found:
@@ -120,10 +124,10 @@ def origins(study: Path, found: Found) -> str:
     code: collections.Counter[str] = collections.Counter()
     devices: collections.Counter[str] = collections.Counter()
     for variant, seed in found:
-        run = study / variant / str(seed)
-        git = json.loads((run / "run.json").read_text("utf-8"))[-1]["git"]
+        start = _last_start(study / variant / str(seed))
+        git = start["git"]
         code[git["revision"][:7] + (" with changes" if git["dirty"] else "") if git else "unknown"] += 1
-        devices[_devices(run)] += 1
+        devices[start["devices"]["kind"]] += 1
     return " ".join(
         f"{title}: {', '.join(f'{name} ({runs} runs)' for name, runs in count.most_common())}."
         for title, count in (("Code", code), ("Devices", devices))

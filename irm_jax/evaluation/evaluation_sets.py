@@ -178,10 +178,9 @@ def add_instruction_outfits(query: Columns, gallery: Columns) -> None:
     )
     shown, named = (np.concatenate([c[key] for c in sides]) for key in ("attributes", "instruction_attributes"))
     outfits, image_outfit = np.unique(worn, return_inverse=True)
-    lowest, highest = (
-        np.full((len(outfits), shown.shape[1]), start, np.int32) for start in (np.iinfo(np.int32).max, -1)
-    )
-    np.minimum.at(lowest, image_outfit, np.where(shown >= 0, shown, np.iinfo(np.int32).max))
+    beyond = np.iinfo(np.int32).max
+    lowest, highest = (np.full((len(outfits), shown.shape[1]), start, np.int32) for start in (beyond, -1))
+    np.minimum.at(lowest, image_outfit, np.where(shown >= 0, shown, beyond))
     np.maximum.at(highest, image_outfit, shown)
     at = np.minimum(np.searchsorted(outfits, asked), len(outfits) - 1)
     found = (asked >= 0) & (outfits[at] == asked)
