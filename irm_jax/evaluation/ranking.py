@@ -86,10 +86,11 @@ def rank(
         result.num_positives[:], junk, ranked = pairs.counts()
         result.drop_cause[result.num_positives > 0] = ""
         result.drop_cause[junk == len(gallery)] = "all_junk"
+    scores = None
     # The gallery's own mesh, whatever mesh the caller is in (an evaluation during training).
     with jax.set_mesh(placed.mesh):
         for block in _blocks(ranked, junk, rows):
-            scores = placed.given(scores_of(block), rows) if scores_of else placed.scores(query[block], rows)
+            scores = placed.given(scores_of(block), rows) if scores_of else placed.scores(query[block], rows, scores)
             if protocol is not None and pairs is not None:
                 scores = _rank_block(placed, scores, block, pairs, protocol, tau_similarity, sort_above, people, result)
             if result.top_ids.shape[1]:

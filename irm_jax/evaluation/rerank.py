@@ -69,10 +69,11 @@ class KReciprocal:
         """Of each image: its k nearest ones, i32[N,k], itself among them; its largest squared distance, f32[N]."""
         count = len(self._images)
         near, farthest = np.empty((count, min(k, count)), np.int32), np.empty(count, np.float32)
+        scores = None
         with jax.set_mesh(self._placed.mesh):
             for start in range(0, count, self._rows):
                 block = slice(start, min(start + self._rows, count))
-                scores = self._placed.scores(self._images[block], self._rows)
+                scores = self._placed.scores(self._images[block], self._rows, scores)
                 near[block] = self._placed.top(scores, near.shape[1])[1][: block.stop - start]
                 farthest[block] = self._distance(np.asarray(_lowest(scores))[: block.stop - start], block)
         return near, np.maximum(farthest, np.finfo(np.float32).tiny)
