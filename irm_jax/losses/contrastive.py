@@ -19,13 +19,29 @@ class ContrastiveAux(NamedTuple):
     text_to_image_correct: jax.Array  # bool[B]
 
 
+@jax.custom_vjp
 def clip_temperature(temperature: Float[Array, ""]) -> Float[Array, ""]:
-    """Returns the temperature kept in [0.01, 0.5] [ours]; the gradient passes as if it were not.
+    """Returns the temperature kept in [0.01, 0.5] [ours].
 
-    A plain clip has no gradient outside the bounds, so a parameter that an update carried over one would stay there.
+    The gradient passes as if it were not, but for a part that leads further out: a plain clip has none outside the
+    bounds, so a parameter that an update carried over one would stay there; with all of it the parameter would run
+    away while the loss does not change, and be long in coming back.
     """
-    clipped = jnp.clip(temperature, *TEMPERATURE_BOUNDS)
-    return jax.lax.stop_gradient(clipped) + (temperature - jax.lax.stop_gradient(temperature))
+    return jnp.clip(temperature, *TEMPERATURE_BOUNDS)
+
+
+def _clip_forward(temperature: Array) -> tuple[Array, Array]:
+    return clip_temperature(temperature), temperature
+
+
+def _clip_backward(temperature: Array, gradient: Array) -> tuple[Array]:
+    low, high = TEMPERATURE_BOUNDS
+    # A step goes against the gradient.
+    outwards = ((temperature <= low) & (gradient > 0)) | ((temperature >= high) & (gradient < 0))
+    return (jnp.where(outwards, jnp.zeros_like(gradient), gradient),)
+
+
+clip_temperature.defvjp(_clip_forward, _clip_backward)
 
 
 def same_and_other_outfit(

@@ -168,11 +168,17 @@ def test_numerical_gradients() -> None:
         )
 
 
-@pytest.mark.parametrize(("value", "kept"), [(0.001, 0.01), (0.07, 0.07), (0.9, 0.5), (-1.0, 0.01)])
-def test_clip_temperature_bounds_the_value_and_not_the_gradient(value: float, kept: float) -> None:
-    clipped, gradient = jax.value_and_grad(clip_temperature)(jnp.asarray(value, jnp.float32))
+@pytest.mark.parametrize(
+    ("value", "kept", "falls", "rises"),  # whether an update may lower and raise the parameter
+    [(0.001, 0.01, False, True), (0.07, 0.07, True, True), (0.9, 0.5, True, False), (-1.0, 0.01, False, True)],
+)
+def test_clip_temperature_bounds_the_value_and_lets_no_gradient_lead_out(
+    value: float, kept: float, falls: bool, rises: bool
+) -> None:
+    clipped, backward = jax.vjp(clip_temperature, jnp.asarray(value, jnp.float32))
     assert float(clipped) == np.float32(kept)
-    assert float(gradient) == 1.0
+    assert float(backward(jnp.float32(2))[0]) == 2 * falls
+    assert float(backward(jnp.float32(-2))[0]) == -2 * rises
 
 
 def test_half_precision_inputs_are_computed_in_float32() -> None:
