@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from data_pipelines.tasks import TaskSpec
+from irm_jax import sharding
 
 Array = jax.Array
 Metrics = dict[str, Array]
+Batch = Mapping[str, Mapping[str, Array]]
+COMPARED = ("identity", "dataset", "task", "clothes", "valid", "attributes", "instruction", "instruction_key")
+"""Columns of a batch that losses compare between any two rows."""
 
 
 def flat(x: Array) -> Array:
@@ -21,6 +26,22 @@ def flat(x: Array) -> Array:
 def join(parts: Sequence[Array]) -> Array:
     """Fields [R, b_g, ...] of the groups -> [R*B, ...] in row order."""
     return flat(jnp.concatenate([*parts], axis=1))
+
+
+def whole_columns(batch: Batch) -> Batch:
+    """The batch with its compared columns [R, b] and [R, b, slots] whole on every device, all by one collective.
+
+    Left to the compiler, each comparison gathers its columns again: a hundred collectives of a few kilobytes.
+    """
+    names = [(group, name) for group, fields in batch.items() for name in COMPARED if name in fields]
+    parts = [batch[group][name] for group, name in names]
+    flattened = [part.reshape(part.shape[0], -1).astype(jnp.int32) for part in parts]
+    stops = list(itertools.accumulate(part.shape[1] for part in flattened))
+    gathered = jnp.split(sharding.constrain_whole(jnp.concatenate(flattened, axis=1)), stops[:-1], axis=1)
+    whole: dict[str, dict[str, Array]] = {group: dict(fields) for group, fields in batch.items()}
+    for (group, name), part, column in zip(names, parts, gathered, strict=True):
+        whole[group][name] = column.reshape(part.shape).astype(part.dtype)
+    return whole
 
 
 def row_weights(dataset: Array, valid: Array, data_set_weight: Sequence[float], total: float) -> Array:

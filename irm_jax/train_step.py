@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from irm_jax import memory_bank, momentum, sharding, text_to_image
 from irm_jax.bank_learning import bank_loss, batch_entries
-from irm_jax.batch_rows import Metrics, flat, join, per_task, row_weights
+from irm_jax.batch_rows import Metrics, flat, join, per_task, row_weights, whole_columns
 from irm_jax.loss_options import LossOptions
 from irm_jax.losses.adaptive_triplet import adaptive_triplet_loss
 from irm_jax.losses.composed_triplet import composed_triplet_loss
@@ -120,7 +120,7 @@ def make_train_step(
 
     def gradients(state: TrainState, batch: Batch, constants: Array, key: Array) -> Any:
         """-> ((loss, (batch_stats, mean, metrics, keys)), gradient): of one batch, its keys ready to be pushed."""
-        keys, batch, drawn = momentum_keys(state, batch, constants, key)
+        keys, batch, drawn = momentum_keys(state, whole_columns(batch), constants, key)
         (loss, rest), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state, batch, constants, key, keys, drawn
         )

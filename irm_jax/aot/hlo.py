@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
 KINDS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
@@ -110,11 +111,14 @@ class Module:
         """Everything that a run of the entry computation moves."""
         collectives: list[Collective] = []
         memory, unknown = 0, 0
+        channels: set[str] = set()
         for computation, times, fused, trips_known in self._runs(self.entry, 1, False):
             unknown += not trips_known
             for instruction in self.computations[computation].values():
                 kind = instruction.opcode.removesuffix("-start")
-                if kind in KINDS:
+                if kind in KINDS and not (fused and _channel(instruction) in channels):
+                    # A TPU runs a collective beside other work by naming it in the fusion of each: one channel.
+                    channels.add(_channel(instruction))
                     size = self._collective_size(computation, instruction)
                     if "all-reduce-scatter" in computation:  # how TPUs write it: a fusion of its own
                         kind = "reduce-scatter"
@@ -316,21 +320,53 @@ def _index(instruction: Instruction) -> int:
     return int(found[1])
 
 
+def _channel(instruction: Instruction) -> str:
+    """The number that tells a collective from all others; its name where it has none."""
+    found = re.search(r"channel_id=(\d+)", instruction.attributes)
+    return found[1] if found else instruction.name
+
+
 def _groups(instruction: Instruction) -> tuple[tuple[int, ...], ...]:
-    """Which devices take part together: replica_groups listed or as `[G,n]<=[shape]T(order)`, or the pairs of a
-    permutation. Empty: all devices."""
+    """Which devices take part together: replica_groups listed, as `[G,n]<=[shape]T(order)` or as axes of a mesh, or the
+    pairs of a permutation. Empty: all devices."""
     text = instruction.attributes
     if pairs := re.search(r"source_target_pairs=\{(.*?\})\}", text):
         return _listed(pairs[1])
-    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        shape, source = (tuple(int(n) for n in iota[i].split(",")) for i in (1, 2))
-        ids = np.arange(math.prod(source)).reshape(source)
-        if iota[3]:
-            ids = ids.transpose([int(n) for n in iota[3].split(",")])
-        return tuple(tuple(row) for row in ids.reshape(-1, shape[-1]).tolist())
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", text):
+        size = int(iota[1].split(",")[-1])
+        return tuple(tuple(row) for row in _device_ids(iota[2]).reshape(-1, size).tolist())
+    if mesh := re.search(r"replica_groups=mesh\[([^]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", text):
+        return _mesh_groups(mesh[1], mesh[2], mesh[3])
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", text):
         return _listed(listed[1])
+    if found := re.search(r"replica_groups=(?!\{\})[^ ]+", text):
+        logging.warning("groups of %s in an unknown way, counted as all devices: %s", instruction.name, found[0])
     return ()
+
+
+def _device_ids(text: str) -> np.ndarray:
+    """Devices in order, written `[shape]`, `[shape]T(order)` or one by one."""
+    found = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if not found:
+        return np.array([int(n) for n in text.split(",")])
+    shape = [int(n) for n in found[1].split(",")]
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    return ids.transpose([int(n) for n in found[2].split(",")] if found[2] else range(len(shape))).reshape(-1)
+
+
+def _mesh_groups(sizes: str, ids: str | None, axes: str) -> tuple[tuple[int, ...], ...]:
+    """Groups along axes of a mesh: `'a'=2,'b'=8` and `'a','b':(2)4` are the groups over all of a and over the digit of
+    b, of size 4, that stands below one of size 2."""
+    mesh = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
+    shape = tuple(mesh.values())
+    places = dict(zip(mesh, np.indices(shape).reshape(len(shape), -1), strict=True))
+    for name, above, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes):
+        digits = int(size or mesh[name])
+        below = mesh[name] // (int(above or 1) * digits)
+        places[name] = places[name] - places[name] // below % digits * below
+    group = np.ravel_multi_index(tuple(places.values()), shape)
+    devices = _device_ids(ids) if ids else np.arange(math.prod(shape))
+    return tuple(tuple(devices[group == one].tolist()) for one in np.unique(group))
 
 
 def _listed(text: str) -> tuple[tuple[int, ...], ...]:

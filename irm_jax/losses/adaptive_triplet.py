@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from irm_jax.losses.geometry import keep_rows, loss_dtype, pairwise_squared_distance, row_distance, take_rows
+from irm_jax.sharding import constrain_rows, constrain_whole
 
 
 class AdaptiveTripletAux(NamedTuple):
@@ -59,9 +60,10 @@ def adaptive_triplet_loss(
     Source: method.md section 5; the paper's adaptive triplet loss.
     """
     dtype = loss_dtype(features)
-    rows = keep_rows(features, valid, dtype)
+    rows = constrain_rows(keep_rows(features, valid, dtype))
+    others = constrain_whole(rows)  # gathered once for all that follows; anchors stay where they are
     rho = jax.lax.stop_gradient(similarity).astype(dtype)
-    squared = pairwise_squared_distance(rows, rows)
+    squared = pairwise_squared_distance(rows, others)
 
     both = valid[:, None] & valid[None, :]
     one_person = identity[:, None] == identity[None, :]
@@ -75,9 +77,9 @@ def adaptive_triplet_loss(
     nearest = jnp.argmin(jnp.where(other, squared, jnp.inf), axis=1)
     kept = valid & jnp.any(remaining, axis=1) & jnp.any(other, axis=1)
 
-    d_p1 = row_distance(rows, take_rows(rows, farthest))
-    d_p2 = row_distance(rows, take_rows(rows, second))
-    d_n = row_distance(rows, take_rows(rows, nearest))
+    d_p1 = row_distance(rows, take_rows(others, farthest))
+    d_p2 = row_distance(rows, take_rows(others, second))
+    d_n = row_distance(rows, take_rows(others, nearest))
     beta_1 = jnp.take_along_axis(rho, farthest[:, None], axis=1, mode="clip")[:, 0]
     beta_2 = jnp.take_along_axis(rho, second[:, None], axis=1, mode="clip")[:, 0]
 

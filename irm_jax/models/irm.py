@@ -22,7 +22,7 @@ from irm_jax.models.image_encoder import (
 )
 from irm_jax.models.instruction_encoder import Instruction, TextEncoder, WordHead
 from irm_jax.models.presets import IRMConfig, token_grid
-from irm_jax.sharding import constrain_rows
+from irm_jax.sharding import constrain_rows, constrain_whole
 
 Array = jax.Array
 Batch = Mapping[str, Mapping[str, Array]]
@@ -371,7 +371,8 @@ class IRM(nn.Module):
             tables["text"] = batch["text"]["table"]
         if "caption" in batch:
             tables |= {name: batch["caption"][name] for name in CAPTION_TOKENS if name in batch["caption"]}
-        encoded = {"constants": self.encode_sentences(constants, train=train)}
+        # Whole on every device, gradients too: to cut a few sentences over the devices would only move them about.
+        encoded = {"constants": jax.tree.map(constrain_whole, self.encode_sentences(constants, train=train))}
         if tables:
             blocks = next(iter(tables.values())).shape[0]
             merged = self.encode_captions(_rows(jnp.concatenate([*tables.values()], axis=1)), train=train)

@@ -116,6 +116,57 @@ def test_a_collective_in_two_parts_moves_its_bytes_once(text):
     assert found.memory_bytes == 256 + 512
 
 
+FUSED = """HloModule jit_gather, is_scheduled=true
+
+%first (p: f32[64]) -> f32[128] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %wide = f32[128]{0} all-gather(%p), channel_id=1, replica_groups=GROUPS, dimensions={0}
+}
+
+%second (q: f32[64]) -> f32[128] {
+  %q = f32[64]{0} parameter(0)
+  ROOT %wide.1 = f32[128]{0} all-gather(%q), channel_id=1, replica_groups=GROUPS, dimensions={0}
+}
+
+ENTRY %main (x: f32[64]) -> f32[128] {
+  %x = f32[64]{0} parameter(0)
+  %begin = f32[128]{0} fusion(%x), kind=kCustom, calls=%first
+  ROOT %end = f32[128]{0} fusion(%x), kind=kCustom, calls=%second
+}
+"""
+
+
+def test_a_collective_that_several_fusions_name_is_one():
+    found = Module(FUSED.replace("GROUPS", "{{0,1}}")).traffic()
+    assert found.collective_bytes() == {"all-gather": 512}
+    other = FUSED.replace("GROUPS", "{{0,1}}").replace("channel_id=1", "channel_id=2", 1)
+    assert Module(other).traffic().collective_bytes() == {"all-gather": 1024}
+
+
+@pytest.mark.parametrize(
+    ("written", "groups"),
+    [
+        ("{{0,2},{1,3}}", ((0, 2), (1, 3))),
+        ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
+        ("mesh['a'=2,'b'=2] {'a'}", ((0, 2), (1, 3))),
+        ("mesh['a'=2,'b'=2] {'b'}", ((0, 1), (2, 3))),
+        ("mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
+        ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", ((0, 2), (1, 3))),
+        ("mesh['a'=2,'b'=2], device_ids=(0,3,1,2) {'b'}", ((0, 3), (1, 2))),
+        ("mesh['a'=8] {'a':(2)2}", ((0, 2), (1, 3), (4, 6), (5, 7))),
+        ("mesh['a'=2,'b'=4] {'a','b':(1)2}", ((0, 2, 4, 6), (1, 3, 5, 7))),
+        ("{}", ()),
+    ],
+)
+def test_the_ways_in_which_groups_are_written(written, groups):
+    assert Module(FUSED.replace("GROUPS", written)).traffic().collectives[0].groups == groups
+
+
+def test_an_unknown_way_is_told(caplog):
+    assert Module(FUSED.replace("GROUPS", "torus(2)")).traffic().collectives[0].groups == ()
+    assert "unknown way" in caplog.text
+
+
 def gradient_text(scan, mesh):
     """The compiled gradient of a two-block transformer, its parameters laid out by the rule table."""
     config = transformer.BlockConfig(width=128, heads=4)
