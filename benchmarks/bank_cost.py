@@ -97,7 +97,7 @@ def measure_bank(rows: int, size: int, repeats: int) -> float:
 
 def measure_step(rows: int, repeats: int) -> tuple[float, float]:
     """Seconds a row of the `base` model under a constant sentence: forward and backward, and forward alone."""
-    model = IRM(presets.preset("base", text_dropout=0.0, drop_path=0.0, num_identities=8_192, remat=False))
+    model = IRM(presets.preset("base", text_dropout=0.0, drop_path=0.0, num_identities=8_192, remat="none"))
     tokens = jnp.asarray(Tokenizer(max_length=model.config.max_length).encode(["do not change clothes"]))
     variables = jax.jit(lambda key: model.init(key, tokens, method=initialise))(jax.random.key(0))
     blank = jnp.zeros((1, rows), jnp.int32)

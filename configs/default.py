@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
     config.model.preset = "tiny"  # tiny | small | base
     config.model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
     config.model.scan_layers = False  # compile one block and loop over it
-    config.model.remat = False  # recompute activations in the backward pass
+    config.model.remat = "none"  # backward passes compute again: none | minimal (all but dense layers) | full (all)
     config.model.mask_instruction_padding = True  # False: attend to padding, as the released code does
     config.model.vocab_multiple = 256  # the word table is padded to a multiple of this
     config.model.identity_multiple = 1024  # so are the identity heads
@@ -227,7 +227,7 @@ def get_config() -> ConfigDict:
 
     config.compile = ConfigDict()  # --mode compile
     config.compile.steps = ("train", "embed", "ranking")  # what is compiled
-    config.compile.quick = False  # optimise less: compiles in a third of the time, and moves more memory than it need
+    config.compile.machine_code = False  # for TPUs: make that of the training step too, which no figure needs
     config.compile.search_batch = False  # find the largest training batch that fits
 
     config.compare = ConfigDict()

@@ -159,6 +159,8 @@ def _model_problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.preset = {m.preset!r}; the presets are {', '.join(presets.PRESETS)}"
     if m.dtype not in ("float32", "bfloat16"):
         yield f"config.model.dtype = {m.dtype!r}; it must be float32 or bfloat16 (parameters are always float32)"
+    if m.remat not in presets.REMAT:
+        yield f"config.model.remat = {m.remat!r}; it must be one of {', '.join(presets.REMAT)}"
     if m.template_statistics not in (None, "clip", "imagenet"):
         yield f"config.model.template_statistics = {m.template_statistics!r}; it must be clip or imagenet"
     for key in ("stem", "template_stem"):

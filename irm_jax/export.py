@@ -90,7 +90,7 @@ def export_onnx(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Any:
     with _quiet():
         from jax2onnx import to_onnx
 
-        model = IRM(dataclasses.replace(model.config, dtype="float32", remat=False, scan_layers=False))
+        model = IRM(dataclasses.replace(model.config, dtype="float32", remat="none", scan_layers=False))
         params = unflatten_dict(unscanned(flatten_dict(variables["params"], sep="/")), sep="/")
         variables = {**variables, "params": params}
         shapes = [_Shape(("rows", *shape), dtype) for shape, dtype in _row_shapes(model, kind)]

@@ -123,8 +123,9 @@ def _passing_errors() -> tuple[type[BaseException], ...]:
 def _late_errors() -> tuple[type[BaseException], ...]:
     own = (
         ("irm_jax.train", "NonFiniteLoss"), ("irm_jax.evaluate", "ImageError"), ("irm_jax.aot.chips", "TopologyError"),
-        ("irm_jax.aot.compile_mode", "DoesNotFit"), ("irm_jax.processes", "ProcessesError"),
-        ("irm_jax.metric_log", "MetricLogError"), ("data_pipelines.stream", "StreamError"),
+        ("irm_jax.aot.compile_mode", "DoesNotFit"), ("irm_jax.aot.scheduled", "CompilerError"),
+        ("irm_jax.processes", "ProcessesError"), ("irm_jax.metric_log", "MetricLogError"),
+        ("data_pipelines.stream", "StreamError"),
     )  # fmt: skip
     found: list[type[BaseException]] = [getattr(sys.modules[m], name) for m, name in own if m in sys.modules]
     if "irm_jax.experiment" not in sys.modules:

@@ -93,7 +93,7 @@ def ideal_seconds(config: ConfigDict, data: JointData, mesh: Mesh) -> float | No
     if chip is None:
         return None
     plain = config.copy_and_resolve_references()
-    plain.model.remat = False
+    plain.model.remat = "none"
     flops = analytic_flops.count(programs.training(plain, data, mesh)[0].trace().jaxpr)
     return sum(count / getattr(chip, kind) for kind, count in flops.items()) / mesh.devices.size
 

@@ -69,7 +69,7 @@ def test_ideal_seconds_are_the_products_at_the_chips_peak(micro_config, monkeypa
     one, two = (time_use.ideal_seconds(micro_config, data, mesh) for mesh in meshes)
     assert one == pytest.approx(2 * two)
     assert 0 < one < 1
-    micro_config.model.remat = True
+    micro_config.model.remat = "full"
     assert time_use.ideal_seconds(micro_config, data, meshes[0]) == pytest.approx(one)
 
 

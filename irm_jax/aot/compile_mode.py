@@ -17,6 +17,7 @@ from data_pipelines import batch_plan, data_options, stated_data
 from irm_jax import config_check, experiment, metric_log, sharding
 from irm_jax.aot import page, programs, roofline, targets
 from irm_jax.aot.chips import GIB, Topology
+from irm_jax.aot.scheduled import Job
 from irm_jax.aot.targets import Compiled
 
 PAGE = "compile.html"
@@ -59,8 +60,6 @@ def compile_run(config: ConfigDict, workdir: epath.Path, topology: Topology) -> 
 
     Raises DoesNotFit after that, if a step does not fit into a chip's memory.
     """
-    if config.compile.quick:
-        jax.config.update("jax_optimization_level", "O1")
     mesh = targets.make_mesh(config.mesh, topology)
     groups = targets.groups(mesh, topology)
     fit_batch(config, sharding.row_shards(mesh))
@@ -85,10 +84,18 @@ def compile_step(step: str, config: ConfigDict, mesh: Mesh, topology: Topology, 
     """Compiles the programs of one step and adds them up."""
     data = stated_data.plan_training(config, max_length=experiment.model_config(config).max_length)
     done: list[Compiled] = []
-    for program in programs.STEPS[step](config, data, mesh):
+    for number, program in enumerate(programs.STEPS[step](config, data, mesh)):
         logging.info("compiling %s (%s) for %s x %d", program.name, step, topology.name, topology.groups)
-        done.append(targets.compile_program(program, topology))
+        if step == "train" and without_code(config, topology):
+            done.append(targets.schedule_program(program, Job(config, step, number, topology)))
+        else:
+            done.append(targets.compile_program(program, topology))
     return entry(done, topology, groups)
+
+
+def without_code(config: ConfigDict, topology: Topology) -> bool:
+    """Whether the training step is compiled as far as its schedule and layout only."""
+    return topology.chip.is_tpu and not config.compile.machine_code
 
 
 def entry(done: list[Compiled], topology: Topology, groups: list[int]) -> Entry:
@@ -191,6 +198,8 @@ def describe(config: ConfigDict, mesh: Mesh, topology: Topology) -> page.Describ
     """What the table is about, in words."""
     chip = topology.chip
     source = "peak of the program as the TPU compiler laid it out"
+    if without_code(config, topology) and "train" in config.compile.steps:
+        source += "; of the training step no machine code was made (--config.compile.machine_code=True)"
     if not chip.is_tpu:
         source = (
             "an estimate: the buffers of XLA:CPU's program for as many simulated devices, which computes products of "
@@ -202,7 +211,7 @@ def describe(config: ConfigDict, mesh: Mesh, topology: Topology) -> page.Describ
         steps=config.train.steps,
         embedded=-(-config.evaluation.batch_size // sharding.row_shards(mesh)) * sharding.row_shards(mesh),
         settings=f"{config.model.preset}, {config.model.dtype}, remat {config.model.remat}, batch_blocks "
-        f"{config.data.batch_blocks}{', compiled with few optimisations' if config.compile.quick else ''}",
+        f"{config.data.batch_blocks}",
         memory_source=source,
         versions=f"jax {jax.__version__}",
     )
@@ -219,8 +228,9 @@ def refuse(entries: dict[str, Entry], config: ConfigDict, mesh: Mesh) -> None:
         lines.append(f"{step} needs {needed:.2f} GiB a device of {found.topology}, {needed - limit:.2f} GiB too much")
     cures = []
     if "train" in large:
-        if not config.model.remat:
-            cures.append("--config.model.remat=True")
+        if config.model.remat != "full":
+            more = "minimal" if config.model.remat == "none" else "full"
+            cures.append(f"--config.model.remat={more}")
         if config.model.dtype == "float32":
             cures.append("--config.model.dtype=bfloat16")
         if mesh.shape["fsdp"] == 1 and mesh.devices.size > 1:

@@ -18,6 +18,7 @@ from irm_jax.aot.analytic_flops import Flops, count
 from irm_jax.aot.chips import GIB, Topology, TopologyError
 from irm_jax.aot.hlo import Module, Traffic
 from irm_jax.aot.programs import Program
+from irm_jax.aot.scheduled import Compilation, CompilerError, Job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +90,30 @@ def compile_program(program: Program, topology: Topology) -> Compiled:
             if asked is None:
                 raise
             return Compiled(asked, None, flops, time.perf_counter() - start)
-    stats = compiled.memory_analysis()
-    traffic = Module(compiled.as_text()).traffic()
+    traffic = _traffic(program, compiled.as_text())
+    return Compiled(peak_bytes(compiled.memory_analysis()), traffic, flops, time.perf_counter() - start)
+
+
+def schedule_program(program: Program, job: Job) -> Compiled:
+    """The same for a TPU as far as its compiler's schedule and layout, without machine code; `job` names `program`."""
+    start = time.perf_counter()
+    with Compilation(job) as compilation:
+        flops = count(program.trace().jaxpr)
+        try:
+            found = compilation.result()
+        except CompilerError as error:
+            asked = asked_bytes(str(error))
+            if asked is None:
+                raise
+            return Compiled(asked, None, flops, time.perf_counter() - start)
+    return Compiled(found.peak_bytes, _traffic(program, found.text), flops, time.perf_counter() - start)
+
+
+def _traffic(program: Program, text: str) -> Traffic:
+    traffic = Module(text).traffic()
     if traffic.unknown_loops:
         logging.warning("%s: the trips of %d loops are not known; counted once", program.name, traffic.unknown_loops)
-    return Compiled(peak_bytes(stats), traffic, flops, time.perf_counter() - start)
+    return traffic
 
 
 def peak_bytes(stats: Any) -> int:

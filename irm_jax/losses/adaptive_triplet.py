@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from irm_jax.losses.geometry import keep_rows, loss_dtype, pairwise_squared_distance, row_distance, take_rows
+from irm_jax.losses.geometry import chosen_distances, keep_rows, loss_dtype, pairwise_squared_distance
 from irm_jax.sharding import constrain_rows, constrain_whole
 
 
@@ -77,9 +77,7 @@ def adaptive_triplet_loss(
     nearest = jnp.argmin(jnp.where(other, squared, jnp.inf), axis=1)
     kept = valid & jnp.any(remaining, axis=1) & jnp.any(other, axis=1)
 
-    d_p1 = row_distance(rows, take_rows(others, farthest))
-    d_p2 = row_distance(rows, take_rows(others, second))
-    d_n = row_distance(rows, take_rows(others, nearest))
+    d_p1, d_p2, d_n = chosen_distances(rows, others, farthest, second, nearest)
     beta_1 = jnp.take_along_axis(rho, farthest[:, None], axis=1, mode="clip")[:, 0]
     beta_2 = jnp.take_along_axis(rho, second[:, None], axis=1, mode="clip")[:, 0]
 

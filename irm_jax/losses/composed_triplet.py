@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from irm_jax.losses.geometry import keep_rows, loss_dtype, pairwise_squared_distance, row_distance, take_rows
+from irm_jax.losses.geometry import chosen_distances, keep_rows, loss_dtype, pairwise_squared_distance
+from irm_jax.sharding import constrain_rows, constrain_whole
 
 UNNAMED = -1
 
@@ -61,8 +62,8 @@ def composed_triplet_loss(
     Source: method.md section 5 for the triplet, data.md section 6 for the rows.
     """
     dtype = loss_dtype(anchor, candidates)
-    anchors = keep_rows(anchor, anchor_valid, dtype)
-    rows = keep_rows(candidates, valid, dtype)
+    anchors = constrain_rows(keep_rows(anchor, anchor_valid, dtype))
+    rows = constrain_whole(keep_rows(candidates, valid, dtype))
     squared = pairwise_squared_distance(anchors, rows)
 
     wanted, worn = wanted_attributes[:, None, :], attributes[None, :, :]
@@ -79,8 +80,7 @@ def composed_triplet_loss(
     nearest = jnp.argmin(jnp.where(negative, squared, jnp.inf), axis=1)
     kept = jnp.any(positive, axis=1) & jnp.any(negative, axis=1)
 
-    d_p = row_distance(anchors, take_rows(rows, farthest))
-    d_n = row_distance(anchors, take_rows(rows, nearest))
+    d_p, d_n = chosen_distances(anchors, rows, farthest, nearest)
     zero = jnp.zeros((), dtype)
     loss = jnp.where(kept, jax.nn.relu(d_p - d_n + margin), zero)
     aux = ComposedTripletAux(

@@ -33,14 +33,18 @@ def pairwise_squared_distance(a: Float[Array, "A D"], b: Float[Array, "B D"]) ->
     return jnp.maximum(squared, SQUARED_DISTANCE_FLOOR)
 
 
-def row_distance(a: Float[Array, "A D"], b: Float[Array, "A D"]) -> Float[Array, " A"]:
-    """Returns Euclidean distances of a[i] to b[i], at least 1e-6; below that the gradient is 0, not infinite."""
-    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(a - b), axis=-1), SQUARED_DISTANCE_FLOOR))
+def chosen_distances(
+    anchors: Float[Array, "A D"], rows: Float[Array, "B D"], *chosen: Int[Array, " A"]
+) -> list[Float[Array, " A"]]:
+    """Returns Euclidean distances of anchors[i] to rows[index[i]] for each of the chosen indices, all in range.
 
-
-def take_rows(rows: Float[Array, "B D"], index: Int[Array, " A"]) -> Float[Array, "A D"]:
-    """Returns rows[index]; every index must be in range."""
-    return jnp.take(rows, index, axis=0, mode="clip")
+    A distance is at least 1e-6; below that the gradient is 0, not infinite. All rows are taken at once, so that over
+    several devices their gradients are added up where the anchors lie, and then summed over the devices once.
+    """
+    taken = jnp.take(rows, jnp.stack(chosen, axis=1), axis=0, mode="clip")
+    squared = jnp.sum(jnp.square(anchors[:, None, :] - taken), axis=-1)
+    distance = jnp.sqrt(jnp.maximum(squared, SQUARED_DISTANCE_FLOOR))
+    return [distance[:, number] for number in range(len(chosen))]
 
 
 def unit_rows(rows: Float[Array, "B D"]) -> Float[Array, "B D"]:

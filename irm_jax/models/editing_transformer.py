@@ -28,7 +28,7 @@ class EditingTransformer(nn.Module):
     depth: int = 2
     drop_path: float = 0.1
     mask_padding: bool = True
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(

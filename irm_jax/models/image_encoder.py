@@ -104,7 +104,7 @@ class ImageEncoder(nn.Module):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     scan_layers: bool = False
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool) -> ImageFeatures:

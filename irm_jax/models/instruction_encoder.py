@@ -47,7 +47,7 @@ class TextEncoder(nn.Module):
     vocab_size: int
     max_length: int
     scan_layers: bool = False
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, tokens: Array, *, train: bool) -> Instruction:

@@ -8,6 +8,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+REMAT = ("none", "minimal", "full")
+"""What a block's backward pass computes again, by the field's names for it: nothing; all but the outputs of its dense
+layers (so attention weights, norms, GELU, dropout); everything."""
+
 
 @dataclasses.dataclass(frozen=True)
 class IRMConfig:
@@ -44,7 +48,7 @@ class IRMConfig:
     instruction_tokens: int | None = None  # that the editing transformer reads, a template's at least; None = all
     dtype: str = "float32"  # of the computation; parameters are float32
     scan_layers: bool = False
-    remat: bool = False
+    remat: str = "none"  # one of REMAT
 
     @property
     def embedding_width(self) -> int:

@@ -15,6 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 Array = jax.Array
+_KEPT = {
+    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 EMBEDDING_INIT = nn.initializers.truncated_normal(stddev=0.02)
 INIT = nn.initializers.xavier_uniform()
 """Of dense layers, as in the original ViT: 0.02 everywhere starves narrow models of signal, and they collapse."""
@@ -149,6 +153,11 @@ class Mlp(nn.Module):
         return nn.Dense(c.width, kernel_init=INIT, dtype=c.dtype, name="contract")(hidden)
 
 
+def with_remat(block: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:
+    """The block under one of `presets.REMAT`. Raises KeyError for another name."""
+    return block if remat == "none" else nn.remat(block, policy=_KEPT[remat], **options)
+
+
 class Block(nn.Module):
     """One transformer block, pre-norm or post-norm, with stochastic depth.
 
@@ -214,7 +223,7 @@ class Stack(nn.Module):
     """`depth` blocks in a row.
 
     `drop_path` holds the stochastic-depth rate of each block. `scan_layers` keeps the blocks' parameters stacked on a
-    leading axis and compiles one block; `remat` recomputes activations of a block in its backward pass. `last_queries`
+    leading axis and compiles one block; `remat`: one of `presets.REMAT`. `last_queries`
     shortens the last block to its first tokens (not with scan). x [B, N, D], mask bool[B, N] or None, context: see
     `Block` -> [B, N or Q, D].
     """
@@ -223,7 +232,7 @@ class Stack(nn.Module):
     depth: int
     drop_path: tuple[float, ...] | None = None
     scan_layers: bool = False
-    remat: bool = False
+    remat: str = "none"
     last_queries: int | None = None
 
     @nn.compact
@@ -237,9 +246,8 @@ class Stack(nn.Module):
         if self.scan_layers:
             if self.last_queries is not None:
                 raise ValueError("last_queries needs scan_layers=False: the scanned blocks share one shape")
-            body = nn.remat(_ScanBody, prevent_cse=False) if self.remat else _ScanBody
             scanned = nn.scan(
-                body,
+                with_remat(_ScanBody, self.remat, prevent_cse=False),
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, 0, nn.broadcast),
@@ -247,7 +255,7 @@ class Stack(nn.Module):
             )
             layers = scanned(self.config, stochastic, deterministic, name="layers")
             return layers(x, mask, jnp.asarray(rates, jnp.float32), context)[0]
-        block = nn.remat(Block) if self.remat else Block
+        block = with_remat(Block, self.remat)
         for i, rate in enumerate(rates):
             queries = self.last_queries if i == self.depth - 1 else None
             layer = block(self.config, stochastic, queries, deterministic, name=f"layer_{i}")

@@ -70,7 +70,7 @@ def test_a_table_for_a_tpu_slice_in_a_process_of_its_own(tmp_path):
     large = [*command, "--config.compile.steps=('train',)", "--config.data.batch_size=96000"]
     refused = subprocess.run(large, check=False, env=environment, timeout=1200, capture_output=True, text=True)
     assert refused.returncode == 2
-    assert "GiB too much. Change: --config.model.remat=True" in refused.stderr
+    assert "GiB too much. Change: --config.model.remat=minimal" in refused.stderr
 
 
 @pytest.mark.skipif(not NO_TPU_COMPILER, reason="the TPU compiler is here")
@@ -123,7 +123,7 @@ def entry_of(peak, limit=16 * GIB):
 def test_what_does_not_fit_says_by_how_much_and_what_to_change(micro_config):
     mesh = jax.make_mesh((4, 1, 1), ("data", "fsdp", "model"), devices=jax.devices()[:4])
     compile_mode.refuse({"train": entry_of(16 * GIB)}, micro_config, mesh)
-    with pytest.raises(DoesNotFit, match=r"train needs 20.50 GiB .* 4.50 GiB too much. Change: --config.model.remat=T"):
+    with pytest.raises(DoesNotFit, match=r"train needs 20.50 GiB .* 4.50 GiB too much. Change: --config.model.remat=m"):
         compile_mode.refuse({"train": entry_of(20.5 * GIB), "embed": entry_of(GIB)}, micro_config, mesh)
 
 

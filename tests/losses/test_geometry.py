@@ -32,12 +32,16 @@ def test_pairwise_distances_store_no_differences() -> None:
     assert memory.temp_size_in_bytes < a * b * width  # a quarter of the differences' size
 
 
-def test_row_distance_has_finite_gradients_at_and_near_zero() -> None:
+def test_chosen_distances_have_finite_gradients_at_and_near_zero() -> None:
     a = jnp.asarray([[1.0, 2.0], [1.0, 2.0], [3.0, 4.0]])
-    b = jnp.asarray([[1.0, 2.0], [1.0, 2.0 + 1e-30], [0.0, 0.0]])
-    np.testing.assert_allclose(geometry.row_distance(a, b), [1e-6, 1e-6, 5.0], rtol=1e-6)
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(geometry.row_distance(x, b))))(a)
-    np.testing.assert_allclose(gradient, [[0.0, 0.0], [0.0, 0.0], [0.6, 0.8]], rtol=1e-6)
+    b = jnp.asarray([[0.0, 0.0], [1.0, 2.0 + 1e-30], [1.0, 2.0]])
+    index = jnp.asarray([2, 1, 0]), jnp.asarray([0, 0, 0])
+    near, far = geometry.chosen_distances(a, b, *index)
+    np.testing.assert_allclose(near, [1e-6, 1e-6, 5.0], rtol=1e-6)
+    np.testing.assert_allclose(far, [5**0.5, 5**0.5, 5.0], rtol=1e-6)
+    first = jax.jit(jax.grad(lambda a, b: jnp.sum(geometry.chosen_distances(a, b, *index)[0]), argnums=(0, 1)))
+    np.testing.assert_allclose(first(a, b)[0], [[0.0, 0.0], [0.0, 0.0], [0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(first(a, b)[1], [[-0.6, -0.8], [0.0, 0.0], [0.0, 0.0]], rtol=1e-6)
 
 
 def test_unit_rows_of_zeros_stay_zero_with_zero_gradient() -> None:
@@ -76,7 +80,7 @@ def test_group_spread_takes_away_the_gain_from_shrinking() -> None:
     def distance(scale: jax.Array) -> jax.Array:
         scaled = scale * rows
         scaled = scaled / geometry.group_spread(scaled, group, valid, 1)[group][:, None]
-        return jnp.sum(geometry.row_distance(scaled[:4], scaled[4:]))
+        return jnp.sum(geometry.chosen_distances(scaled[:4], scaled[4:], jnp.arange(4))[0])
 
     value, slope = jax.value_and_grad(distance)(jnp.float32(0.01))
     np.testing.assert_allclose(value, distance(jnp.float32(1.0)), rtol=1e-5)

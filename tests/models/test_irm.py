@@ -148,9 +148,8 @@ def test_scan_and_remat_equal_the_plain_stack(norm_first):
 
     expected, gradient = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(params)
     for stack in (
-        transformer.Stack(config, 3, remat=True),
-        transformer.Stack(config, 3, scan_layers=True),
-        transformer.Stack(config, 3, scan_layers=True, remat=True),
+        *(transformer.Stack(config, 3, remat=remat) for remat in ("minimal", "full")),
+        *(transformer.Stack(config, 3, scan_layers=True, remat=remat) for remat in presets.REMAT),
     ):
         own = stacked if stack.scan_layers else params
         value, found = jax.jit(jax.value_and_grad(lambda p, s=stack: loss(s, p)))(own)
