@@ -235,36 +235,66 @@ class Module:
 
     def _fusion_bytes(self, name: str, reads: list[int], writes: list[int]) -> int:
         """A fusion that reads slices of an operand, or writes into a part of one, moves no more than that."""
-        inner = self.computations[name]
         reads, writes = list(reads), list(writes)
-        users: dict[str, list[Instruction]] = {}
-        for one in inner.values():
-            for operand in one.operands:
-                users.setdefault(operand, []).append(one)
+        inner = self.computations[name]
+        for number, whole in enumerate(reads):
+            reads[number] = self._part_read(name, number, whole)
+        for number, output in enumerate(_outputs(inner)):
+            if number < len(writes) and (update := self._update(name, output)):
+                part, target = update
+                writes[number] = min(writes[number], part)
+                if target is not None and target < len(reads):
+                    reads[target] = 0
+        return sum(reads) + sum(writes)
+
+    def _part_read(self, name: str, number: int, whole: int) -> int:
+        """Bytes that a fused computation, and the fusions in it, read of its parameter of `whole` bytes."""
+        inner = self.computations[name]
+        views = {one.name for one in inner.values() if one.opcode == "parameter" and int(one.arguments) == number}
+        total = 0
+        for one in inner.values():  # operands come before their users
+            places = [place for place, operand in enumerate(one.operands) if operand in views]
+            if not places:
+                continue
+            if one.opcode == "bitcast":
+                views.add(one.name)
+            elif one.opcode in ("dynamic-slice", "slice", "gather") and places == [0]:
+                total += one.size
+            elif one.opcode == "fusion":
+                total += sum(self._part_read(_called(one)[0], place, whole) for place in places)
+            else:
+                return whole
+        return min(total, whole) if total else whole
+
+    def _update(self, name: str, output: Instruction) -> tuple[int, int | None] | None:
+        """Of an output that is another array with a part written anew: bytes of the part, and which parameter that
+        array is (None if it is none); None for any other output."""
+        inner = self.computations[name]
 
         def base(instruction: Instruction) -> Instruction:
             while instruction.opcode in ("bitcast", "copy", "convert") and instruction.operands[0] in inner:
                 instruction = inner[instruction.operands[0]]
             return instruction
 
-        for one in inner.values():
-            if one.opcode == "parameter" and (number := int(one.arguments)) < len(reads):
-                using = users.get(one.name, [])
-                if using and all(
-                    u.opcode in ("dynamic-slice", "slice", "gather") and u.operands[0] == one.name for u in using
-                ):
-                    reads[number] = min(reads[number], sum(u.size for u in using))
-        root = next(one for one in inner.values() if one.root)
-        outputs = [inner[n] for n in root.operands] if root.opcode == "tuple" else [root]
-        for number, output in enumerate(outputs):
-            update = base(output)
-            if update.opcode == "dynamic-update-slice" and number < len(writes):
-                part = inner[update.operands[1]].size
-                writes[number] = min(writes[number], part)
-                target = base(inner[update.operands[0]])
-                if target.opcode == "parameter" and int(target.arguments) < len(reads):
-                    reads[int(target.arguments)] = 0
-        return sum(reads) + sum(writes)
+        found = base(output)
+        if found.opcode == "fusion":
+            called = _called(found)[0]
+            roots = _outputs(self.computations[called])
+            nested = self._update(called, roots[0]) if len(roots) == 1 else None
+            if nested is None:
+                return None
+            part, place = nested
+            target = base(inner[found.operands[place]]) if place is not None else None
+        elif found.opcode == "dynamic-update-slice":
+            part, target = inner[found.operands[1]].size, base(inner[found.operands[0]])
+        else:
+            return None
+        return part, int(target.arguments) if target is not None and target.opcode == "parameter" else None
+
+
+def _outputs(computation: Mapping[str, Instruction]) -> list[Instruction]:
+    root = next(one for one in computation.values() if one.root)
+    return [computation[name] for name in root.operands] if root.opcode == "tuple" else [root]
 
 
 def _names_operands(opcode: str) -> bool:

@@ -116,6 +116,50 @@ def test_a_collective_in_two_parts_moves_its_bytes_once(text):
     assert found.memory_bytes == 256 + 512
 
 
+NESTED = """HloModule jit_layer, is_scheduled=true
+
+%cut (a: f32[12,64], i: s32[]) -> f32[1,64] {
+  %a = f32[12,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %o = s32[] constant(0)
+  ROOT %row = f32[1,64]{1,0} dynamic-slice(%a, %i, %o), dynamic_slice_sizes={1,64}
+}
+
+%put (stack: f32[12,64], part: f32[1,64], n: s32[]) -> f32[12,64] {
+  %stack = f32[12,64]{1,0} parameter(0)
+  %part = f32[1,64]{1,0} parameter(1)
+  %n = s32[] parameter(2)
+  %z = s32[] constant(0)
+  ROOT %kept = f32[12,64]{1,0} dynamic-update-slice(%stack, %part, %n, %z)
+}
+
+%layer (w: f32[12,64], k: s32[], kept.0: f32[12,64]) -> f32[12,64] {
+  %w = f32[12,64]{1,0} parameter(0)
+  %k = s32[] parameter(1)
+  %kept.0 = f32[12,64]{1,0} parameter(2)
+  %view = f32[12,64]{1,0} bitcast(%w)
+  %mine = f32[1,64]{1,0} fusion(%view, %k), kind=kLoop, calls=%cut
+  %twice = f32[1,64]{1,0} add(%mine, %mine)
+  ROOT %new = f32[12,64]{1,0} fusion(%kept.0, %twice, %k), kind=kLoop, calls=%put
+}
+
+ENTRY %main (x: f32[12,64], j: s32[], y: f32[12,64]) -> f32[12,64] {
+  %x = f32[12,64]{1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %y = f32[12,64]{1,0} parameter(2)
+  ROOT %done = f32[12,64]{1,0} fusion(%x, %j, %y), kind=kOutput, calls=%layer
+}
+"""
+
+
+def test_slices_in_fusions_of_fusions_are_read_and_written_alone():
+    """A layer's row of the parameters' stack is read, one of the activations' stack written."""
+    row = 64 * 4
+    assert Module(NESTED).traffic().memory_bytes == 2 * row + 4
+    whole = NESTED.replace("add(%mine, %mine)", "add(%mine, %w)")  # used otherwise as well: all of it is read
+    assert Module(whole).traffic().memory_bytes == 12 * row + row + 4
+
+
 FUSED = """HloModule jit_gather, is_scheduled=true
 
 %first (p: f32[64]) -> f32[128] {
