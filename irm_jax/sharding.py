@@ -158,6 +158,19 @@ def constrain_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(ROWS))
 
 
+def stay_with_rows(x: jax.Array) -> jax.Array:
+    """Keeps axis 0 over the data axes and leaves the others to the compiler.
+
+    For what is computed within a transformer block: where parameters are cut over `fsdp` as well, the compiler may
+    otherwise leave them where they are and move the activations, a hundred times as much. Without a mesh in scope, or
+    if axis 0 does not divide (a few constant sentences), x passes unchanged.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(ROWS, *(P.UNCONSTRAINED,) * (x.ndim - 1)))
+
+
 def constrain_whole(x: jax.Array) -> jax.Array:
     """Brings x whole to every device; without a mesh in scope it passes unchanged."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import moved_sizes
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,6 +24,8 @@ from irm_jax import experiment, sharding, state
 from irm_jax.aot import programs
 from irm_jax.aot.hlo import Module
 from irm_jax.losses.identity import identity_loss
+from irm_jax.models import transformer
+from irm_jax.models.image_encoder import ImageEncoder
 from irm_jax.models.irm import IRM
 
 GOLDEN = Path(__file__).parent / "sharding_plans.txt"
@@ -107,6 +110,28 @@ def test_all_people_of_the_benchmark_fit_into_sharded_heads(micro_config):
     # FSDP brings a half of the head together, and sums its gradient: never the whole one on a device.
     whole = 64 * 334_848 * 4
     assert max(one.size for one in Module(compiled.as_text()).traffic().collectives) <= whole // 2
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_fsdp_moves_parameters_and_no_activations(scan):
+    """The patch embedding, cut over its outputs, must not hand that layout on: blocks would keep it and move rows."""
+    mesh = mesh_of(1, 8, 1)
+    encoder = ImageEncoder(
+        transformer.BlockConfig(width=128, heads=4), 2, (64, 32), 16, 16, part_tokens=0, scan_layers=scan
+    )
+    images = jax.ShapeDtypeStruct((128, 64, 32, 3), jnp.uint8, sharding=NamedSharding(mesh, P(sharding.ROWS)))
+    variables = jax.eval_shape(lambda: encoder.init(jax.random.key(0), np.zeros(images.shape, np.uint8), train=False))
+    layouts = sharding.shardings(variables, mesh)
+    variables = jax.tree.map(lambda v, s: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=s), variables, layouts)
+
+    def gradient(variables, images):
+        found = jax.grad(lambda v: jnp.sum(jnp.square(encoder.apply(v, images, train=False).cls)))(variables)
+        return jax.lax.with_sharding_constraint(found, layouts)
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(gradient).lower(variables, images).compile().as_text()
+    patch_kernel = 16 * 16 * 3 * 128
+    assert max(moved_sizes(text)) == patch_kernel < images.shape[0] * 9 * 128  # 9 tokens an image
 
 
 def one_step(config, data, model, optimizer, batch, before, shape):

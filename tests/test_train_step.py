@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import moved_sizes
 
 from irm_jax import bank_learning, experiment, sharding, state, train_step
 from irm_jax.models.irm import IRM
@@ -263,22 +263,12 @@ def test_the_compiled_step_never_moves_the_bank(micro_config):
     part = math.prod(abstract.memory_bank.entries.key.sharding.shard_shape(abstract.memory_bank.entries.key.shape))
     assert part * 8 == math.prod(abstract.memory_bank.entries.key.shape)
     scores = len(data.plan.units) and abstract.memory_bank.entries.identity.size * data.plan.batch_size
-    moved = collective_sizes(compiled.as_text())
+    moved = moved_sizes(compiled.as_text())
     assert moved  # gradients are summed over devices: the pattern finds what there is
     assert max(moved) < part
     assert max(moved) < scores
     queue = abstract.caption_queue.entries.image
     assert max(moved) < math.prod(queue.sharding.shard_shape(queue.shape)) == math.prod(queue.shape) // 8
-
-
-def collective_sizes(text):
-    """Elements of every array that a collective of a compiled program yields or takes."""
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
-    sizes = []
-    for line in text.splitlines():
-        if re.search(rf"= .*\b({kinds})(-start)?\(", line):
-            sizes += [math.prod(int(n) for n in dims.split(",") if n) for dims in re.findall(r"\w+\[([\d,]*)\]", line)]
-    return sizes
 
 
 def test_loss_weights_are_those_of_the_data_sets(micro_config):

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from irm_jax.sharding import stay_with_rows
+
 Array = jax.Array
 _KEPT = {
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -85,7 +87,7 @@ class QueryKeyValue(nn.Module):
         def project(rows: Array, part: int) -> Array:
             weight, shift = kernel[:, part].reshape(c.width, c.width), bias[part].reshape(1, 1, c.width)
             heads = (rows @ weight + shift).reshape(*rows.shape[:2], c.heads, head_width)
-            return jnp.swapaxes(heads, 1, 2)
+            return stay_with_rows(jnp.swapaxes(heads, 1, 2))
 
         return project(x[:, :queries], 0), project(x, 1), project(x, 2)
 
@@ -130,7 +132,7 @@ class CrossAttention(nn.Module):
 
         def project(rows: Array, name: str) -> Array:
             dense = nn.DenseGeneral((c.heads, head_width), kernel_init=INIT, dtype=c.dtype, name=name)
-            return jnp.swapaxes(dense(rows), 1, 2)
+            return stay_with_rows(jnp.swapaxes(dense(rows), 1, 2))
 
         query = project(x, "query") * jnp.asarray(head_width**-0.5, c.dtype)
         key, value = project(context, "key"), project(context, "value")
@@ -149,7 +151,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.config
         hidden = nn.Dense(int(c.width * c.mlp_ratio), kernel_init=INIT, dtype=c.dtype, name="expand")(x)
-        hidden = gelu(hidden)
+        hidden = gelu(stay_with_rows(hidden))
         return nn.Dense(c.width, kernel_init=INIT, dtype=c.dtype, name="contract")(hidden)
 
 
@@ -186,7 +188,7 @@ class Block(nn.Module):
                 draw = jax.random.uniform(self.make_rng("dropout"), (branch.shape[0], 1, 1))
                 kept = branch / keep.astype(branch.dtype)
                 branch = jnp.where(draw < keep, kept, jnp.zeros((), branch.dtype))
-            return skip + branch
+            return stay_with_rows(skip + branch)
 
         attended = attention(
             norm_attention(x) if c.norm_first else x, mask, queries=self.queries, deterministic=self.deterministic
