@@ -45,4 +45,5 @@ def get_config() -> ConfigDict:
     config.data.workers = 8
     config.model.preset = "base"
     config.model.scan_layers = True
+    config.model.remat = "full"  # to keep activations takes longer than to compute them again (docs/scaling.md)
     return config
