@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import logging
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "model")
@@ -97,7 +97,7 @@ def _placed(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
     return np.array(devices).reshape(sizes)
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many pieces the rows of a batch are cut."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -166,7 +166,7 @@ def stay_with_rows(x: jax.Array) -> jax.Array:
     if axis 0 does not divide (a few constant sentences), x passes unchanged.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % math.prod(mesh.shape[axis] for axis in ROWS):
+    if mesh.empty or x.shape[0] % row_shards(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, P(ROWS, *(P.UNCONSTRAINED,) * (x.ndim - 1)))
 
