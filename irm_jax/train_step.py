@@ -153,7 +153,7 @@ def make_train_step(
         new, metrics = step(state, batch, constants, key)
         return jax.lax.with_sharding_constraint(new, shardings), metrics
 
-    return jax.jit(in_mesh, donate_argnums=0)
+    return jax.jit(in_mesh, donate_argnums=0, compiler_options=sharding.compiler_options(mesh))
 
 
 def _accumulate(gradients: Callable[..., Any], state: TrainState, batch: Batch, constants: Array, key: Array) -> Any:

@@ -1,6 +1,9 @@
 """The rule table: every leaf of the state has a layout, and the ones that matter have the one we mean."""
 
+import types
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -60,3 +63,13 @@ def test_mesh_that_does_not_fit_the_devices_is_an_error():
 
 def test_one_process_holds_all_blocks():
     assert sharding.addressable_blocks(mesh_of(4, 2, 1), 16) == list(range(16))
+
+
+def test_only_a_tpu_that_cuts_parameters_is_told_how_to_gather_them():
+    def mesh(platform, fsdp):
+        device = types.SimpleNamespace(platform=platform)
+        return types.SimpleNamespace(devices=np.array([device]), shape={"data": 1, "fsdp": fsdp, "model": 1})
+
+    assert sharding.compiler_options(mesh("tpu", 4))
+    for other in (mesh("tpu", 1), mesh("cpu", 4), mesh_of(1, 4, 1)):
+        assert sharding.compiler_options(other) is None

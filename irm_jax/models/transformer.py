@@ -92,6 +92,16 @@ class QueryKeyValue(nn.Module):
         return project(x[:, :queries], 0), project(x, 1), project(x, 2)
 
 
+def attention_scores(query: Array, key: Array) -> Array:
+    """query [B, H, Q, d] (scaled), key [B, H, N, d] -> f32[B, H, Q, N], of f64 ones f64.
+
+    Products of bfloat16 are added in float32 and rounded to bfloat16, as torch's autocast has it: they are the largest
+    arrays of a block, and half as wide they take a tenth off what a step at paper scale reads and writes.
+    """
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key)
+    return scores.astype(at_least_f32(scores.dtype))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with bias on q, k, v and output.
 
@@ -107,7 +117,7 @@ class Attention(nn.Module):
         c = self.config
         query, key, value = QueryKeyValue(c, name="query_key_value")(x, queries)
         query = query * jnp.asarray((c.width // c.heads) ** -0.5, c.dtype)
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=at_least_f32(c.dtype))
+        scores = attention_scores(query, key)
         if mask is not None:
             scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1)
@@ -136,8 +146,8 @@ class CrossAttention(nn.Module):
 
         query = project(x, "query") * jnp.asarray(head_width**-0.5, c.dtype)
         key, value = project(context, "key"), project(context, "value")
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=at_least_f32(c.dtype))
-        weights = nn.Dropout(c.dropout)(jax.nn.softmax(scores, axis=-1).astype(c.dtype), deterministic=deterministic)
+        weights = jax.nn.softmax(attention_scores(query, key), axis=-1)
+        weights = nn.Dropout(c.dropout)(weights.astype(c.dtype), deterministic=deterministic)
         mixed = jnp.swapaxes(jnp.einsum("bhqk,bhkd->bhqd", weights, value), 1, 2)
         return nn.DenseGeneral(c.width, axis=(-2, -1), kernel_init=INIT, dtype=c.dtype, name="output")(mixed)
 

@@ -9,12 +9,15 @@ import sys
 
 import jax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from data_pipelines import data_options
+from irm_jax import sharding
 from irm_jax.aot import compile_mode, page, programs, targets
 from irm_jax.aot.chips import CHIPS, GIB, parse_topology
 from irm_jax.aot.compile_mode import DoesNotFit, Entry, fit_batch, search
-from irm_jax.aot.hlo import Collective, Traffic
+from irm_jax.aot.hlo import Collective, Module, Traffic
 from irm_jax.aot.targets import Compiled
 
 KEYS = {
@@ -71,6 +74,22 @@ def test_a_table_for_a_tpu_slice_in_a_process_of_its_own(tmp_path):
     refused = subprocess.run(large, check=False, env=environment, timeout=1200, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "GiB too much. Change: --config.model.remat=minimal" in refused.stderr
+
+
+@pytest.mark.skipif(NO_TPU_COMPILER, reason="needs the extra tpu")
+def test_a_tpu_gathers_parameters_before_it_multiplies(monkeypatch):
+    """Left alone the compiler passes them around in a ring of products, whose sums it writes and reads each time."""
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    mesh = targets.make_mesh({"data": 1, "fsdp": 16, "model": 1}, parse_topology("v6e:4x4"))
+    rows, width = NamedSharding(mesh, P(sharding.ROWS)), 2048
+    x, kernel = (jax.ShapeDtypeStruct((n, width), jax.numpy.bfloat16, sharding=rows) for n in (16 * 1024, width))
+
+    def kinds(options):
+        product = jax.jit(lambda x, kernel: jax.numpy.tanh(x @ kernel), compiler_options=options)
+        return set(Module(product.lower(x, kernel).compile().as_text()).traffic().collective_bytes())
+
+    assert kinds(None) == {"collective-permute"}  # should that change, the option can go
+    assert kinds(sharding.compiler_options(mesh)) == {"all-gather"}
 
 
 @pytest.mark.skipif(not NO_TPU_COMPILER, reason="the TPU compiler is here")

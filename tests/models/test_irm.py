@@ -10,6 +10,7 @@ import pytest
 from quick_compilation import few_optimizations
 
 from irm_jax import experiment
+from irm_jax.aot import analytic_flops
 from irm_jax.models import image_encoder, presets, transformer
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.sharding import path_string
@@ -235,6 +236,31 @@ def test_a_drop_path_of_nothing_drops_nothing_in_bfloat16():
         noisy, variables = block.init_with_output(jax.random.key(1), x, None, jnp.float32(0.0))
         quiet = block.clone(deterministic=True).apply(variables, x, None, jnp.float32(0.0))
     np.testing.assert_array_equal(np.asarray(noisy, np.float32), np.asarray(quiet, np.float32))
+
+
+def test_scores_of_bfloat16_are_rounded_once():
+    query, key = (jax.random.normal(jax.random.key(n), (2, 3, 5, 16), jnp.bfloat16) for n in (0, 1))
+    exact = np.einsum("bhqd,bhkd->bhqk", *(np.asarray(x, np.float64) for x in (query, key)))
+    found = transformer.attention_scores(query, key)
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(np.asarray(found), exact.astype(jnp.bfloat16).astype(np.float32))
+    single = transformer.attention_scores(query.astype(jnp.float32), key.astype(jnp.float32))
+    np.testing.assert_allclose(single, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_every_product_of_a_bfloat16_block_is_one_of_bfloat16():
+    """Backward as well: a float32 cotangent would make the largest products float32's, at half the rate or less."""
+    block = transformer.Block(transformer.BlockConfig(width=16, heads=2, dtype=jnp.bfloat16))
+    x, context = (jnp.zeros((2, n, 16), jnp.bfloat16) for n in (5, 7))
+
+    def loss(params):
+        return jnp.sum(block.apply(params, x, jnp.ones((2, 5), bool), jnp.float32(0.0), context).astype(jnp.float32))
+
+    with jax.numpy_dtype_promotion("standard"):  # flax's norms promote bf16 with f32
+        params = block.init(jax.random.key(0), x, None, jnp.float32(0.0), context)
+        flops = analytic_flops.count(jax.make_jaxpr(jax.grad(loss))(params))
+    assert set(flops) == {"bf16"}
+    assert flops.total() > 0
 
 
 def test_every_pixel_value_stays_apart_in_bfloat16():

@@ -1,0 +1,188 @@
+"""Time of the real training step at paper scale, on the devices that are here: what each part of IRM++ adds to it.
+
+Usage: python -m benchmarks.paper_step [--config configs/irm_pp.py] [--only irm,bank] [--steps 10] [--rounds 3]
+           [--config.model.dtype=bfloat16] [--config.data.batch_size=256] ...
+
+Every variant is the configuration with a part of IRM++ taken away, its training step compiled as a run compiles it and
+fed with one batch of noise, so that no data set is needed. The variants take turns; printed are the median time of a
+step, its ratio to the first variant's, images a second, FLOP/s over the chip's peak (products that `model.remat`
+computes twice counted once), the compiled program's peak of memory, and what `--mode compile` would say of that
+program: the least that products and memory traffic could take. Chips that are not in irm_jax/aot/chips.py have no peak
+to compare with.
+
+All variants' states are held at once: at paper scale 5 to 6 GB each, and the batch's activations.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from data_pipelines import batch_maker, batch_plan, data_options, stated_data
+from data_pipelines.joint_data import JointData
+from irm_jax import config_check, experiment, sharding, state, time_use
+from irm_jax.aot import analytic_flops, chips, hlo, programs, roofline, targets
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/irm_pp.py", "Configuration file.", lock_config=True)
+_ONLY = flags.DEFINE_list("only", [], "Names of variants, instead of all.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps timed together in a round.", 1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds; in each, every variant has its turn.", 1)
+
+BANK = {"memory_bank.size": 0, "momentum.second_view": False}
+QUEUE = {"text_to_image.momentum_contrast": False, "text_to_image.queue_size": 0}
+MATCHING, MASKED, REPLACED = ({f"loss.{name}_weight": 0.0} for name in ("matching", "masked", "replaced"))
+VARIANTS: dict[str, dict[str, Any]] = {
+    "irm": {**BANK, **QUEUE, **MATCHING, **MASKED, **REPLACED},
+    "bank": {"momentum.second_view": False, **QUEUE, **MATCHING, **MASKED, **REPLACED},
+    "queue": {**BANK, **MATCHING, **MASKED, **REPLACED},
+    "matching": {**BANK, **QUEUE, **MASKED, **REPLACED},
+    "masked": {**BANK, **QUEUE, **MATCHING, **REPLACED},
+    "replaced": {**BANK, **QUEUE, **MATCHING, **MASKED},
+    "irm_pp": {},
+}
+"""Name -> keys that are changed in configs/irm_pp.py: the name says what is left beside IRM."""
+
+
+@dataclasses.dataclass
+class Step:
+    """A compiled training step with the state and the batch that it is run on."""
+
+    compiled: Any
+    held: Any
+    batch: Any
+    constants: jax.Array
+    ideal_seconds: float | None
+    flops: analytic_flops.Flops
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def run(self, steps: int) -> None:
+        """Runs that many steps and notes the time of one."""
+        begin = time.perf_counter()
+        for number in range(steps):
+            self.held, metrics = self.compiled(self.held, self.batch, self.constants, jax.random.key(number))
+        jax.block_until_ready(metrics)
+        self.seconds.append((time.perf_counter() - begin) / steps)
+
+
+def noise(config: ConfigDict, data: JointData) -> dict[str, dict[str, np.ndarray]]:
+    """A whole batch as `batch_maker` lays it out: images of noise, people of each data set, constant sentences."""
+    random, plan = np.random.default_rng(0), data.plan
+    sizes = experiment.model_config(config)
+    second_view = config.momentum.second_view and data_options.needs_keys(config)
+    spec = batch_maker.batch_spec(plan, sizes.image_size, sizes.instruction_image_size, second_view=second_view)
+    batch = {group: {name: np.zeros(*of) for name, of in fields.items()} for group, fields in spec.items()}
+    for group, fields in batch.items():
+        for name, values in fields.items():
+            if values.dtype == np.uint8:
+                fields[name] = random.integers(0, 256, values.shape, np.uint8)
+            elif values.dtype == np.bool_:
+                values[:] = True
+            elif name in ("tokens", "key_tokens") or (name == "table" and group == "text"):
+                values[:] = plan.constant_tokens[random.integers(0, len(plan.constant_tokens), values.shape[:2])]
+            elif name.endswith("attributes"):
+                values[:] = -1
+            elif name.endswith(("instruction", "key")):
+                values[:] = -1 - plan.neutral
+        for layout in plan.in_group(group):
+            _fill(fields, layout, data)
+    return batch
+
+
+def _fill(fields: dict[str, np.ndarray], layout: batch_plan.UnitLayout, data: JointData) -> None:
+    rows = slice(layout.row, layout.row + layout.rows)
+    people = data.space.of(data.plan.datasets[layout.dataset])
+    block, row = np.ogrid[: data.plan.batch_blocks, : layout.rows]
+    drawn = block * layout.identities + row // layout.unit.images_per_identity
+    fields["identity"][:, rows] = people[drawn % len(people)]
+    fields["dataset"][:, rows], fields["task"][:, rows] = layout.dataset, layout.task_id
+
+
+def make_step(config: ConfigDict, mesh: Mesh) -> Step:
+    """Traces the training step, compiles it, and makes what it is run on. Raises ConfigError for a wrong key."""
+    config_check.check(config)
+    data = stated_data.plan_training(config, max_length=experiment.model_config(config).max_length)
+    program = programs.training(config, data, mesh)[0]
+    traced = program.trace()
+    with jax.set_mesh(mesh):
+        compiled = traced.lower().compile()
+    ideal = time_use.ideal_seconds(config, data, mesh)
+    memory = experiment.memory_shapes(config, data)
+    model, optimizer = experiment.make_model(config, data), experiment.make_optimizer(config)
+    held = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, memory)
+    batch = sharding.to_global(noise(config, data), sharding.batch_sharding(mesh))
+    constants = jnp.asarray(data.plan.constant_tokens)
+    return Step(compiled, held, batch, constants, ideal, analytic_flops.count(traced.jaxpr))
+
+
+def variant(name: str) -> ConfigDict:
+    """The configuration of the flags with the variant's changes."""
+    config: ConfigDict = _CONFIG.value.copy_and_resolve_references()
+    config.update_from_flattened_dict(VARIANTS[name])
+    if not config.memory_bank.size:
+        config.memory_bank.overlaps = ()
+    return config
+
+
+def predicted(step: Step, mesh: Mesh) -> str:
+    """`products / memory` in ms, the least by the chip's peaks."""
+    chip = chips.chip_of(mesh.devices.flat[0].device_kind)
+    if chip is None:
+        return "–"
+    topology = chips.Topology(chip.name, chip, mesh.devices.size, 1)
+    traffic = hlo.Module(step.compiled.as_text()).traffic()
+    terms = roofline.seconds(step.flops, traffic, topology, [0] * mesh.devices.size)
+    return f"{1e3 * terms['compute']:.1f} / {1e3 * terms['memory']:.1f}"
+
+
+def main(argv: list[str]) -> None:
+    if unknown := {*argv[1:], *_ONLY.value} - VARIANTS.keys():
+        raise app.UsageError(f"unknown variants {sorted(unknown)}; there are {', '.join(VARIANTS)}")
+    names = [name for name in VARIANTS if name in {*argv[1:], *_ONLY.value}] or list(VARIANTS)
+    experiment.enable_compilation_cache(_CONFIG.value)
+    mesh = sharding.make_mesh(_CONFIG.value.mesh)
+    configs = {name: variant(name) for name in names}
+    begin = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = {name: pool.submit(make_step, config, mesh) for name, config in configs.items()}
+        steps = {name: future.result() for name, future in made.items()}
+    print(f"compiled {len(steps)} training steps in {time.perf_counter() - begin:.0f} s", flush=True)
+    with jax.set_mesh(mesh):
+        for step in steps.values():
+            step.run(2)  # warms up
+            step.seconds.clear()
+        for _ in range(_ROUNDS.value):
+            for step in steps.values():
+                step.run(_STEPS.value)
+    first = steps[names[0]]
+    rows = _CONFIG.value.data.batch_size
+    model = _CONFIG.value.model
+    print(
+        f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, jax {jax.__version__}: {rows} rows, "
+        f"{model.preset}, {model.dtype}, remat {model.remat}, {_ROUNDS.value} rounds of {_STEPS.value} steps\n"
+    )
+    print("| variant | ms a step | ratio | images/s | MFU | peak GiB | least ms: products / memory |")
+    print("|---|---|---|---|---|---|---|")
+    for name, step in steps.items():
+        seconds = statistics.median(step.seconds)
+        ratio = statistics.median(one / other for one, other in zip(step.seconds, first.seconds, strict=True))
+        mfu = f"{step.ideal_seconds / seconds:.3f}" if step.ideal_seconds else "–"
+        peak = targets.peak_bytes(step.compiled.memory_analysis()) / chips.GIB
+        print(
+            f"| {name} | {1e3 * seconds:.1f} | {ratio:.3f} | {rows / seconds:.0f} | {mfu} | {peak:.1f} | "
+            f"{predicted(step, mesh)} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)
