@@ -2,13 +2,14 @@
 
 Usage: python -m benchmarks.paper_step [--config configs/irm_pp.py] [--only irm,bank] [--steps 10] [--rounds 3]
            [--config.model.dtype=bfloat16] [--config.data.batch_size=256] ...
+       python -m benchmarks.paper_step --products        (no step is run: only the products of each are counted)
 
 Every variant is the configuration with a part of IRM++ taken away, its training step compiled as a run compiles it and
-fed with one batch of noise, so that no data set is needed. The variants take turns; printed are the median time of a
-step, its ratio to the first variant's, images a second, FLOP/s over the chip's peak (products that `model.remat`
-computes twice counted once), the compiled program's peak of memory, and what `--mode compile` would say of that
-program: the least that products and memory traffic could take. Chips that are not in irm_jax/aot/chips.py have no peak
-to compare with.
+fed with one batch of noise, so that no data set is needed. The variants take turns; printed are the FLOPs of a step's
+products, the median time of a step, its ratio to the first variant's, images a second, FLOP/s over the chip's peak
+(products that `model.remat` computes twice counted once), the compiled program's peak of memory, and what `--mode
+compile` would say of that program: the least that products and memory traffic could take. Chips that are not in
+irm_jax/aot/chips.py have no peak to compare with.
 
 All variants' states are held at once: at paper scale 5 to 6 GB each, and the batch's activations.
 """
@@ -36,6 +37,7 @@ from irm_jax.aot import analytic_flops, chips, hlo, programs, roofline, targets
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/irm_pp.py", "Configuration file.", lock_config=True)
 _ONLY = flags.DEFINE_list("only", [], "Names of variants, instead of all.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps timed together in a round.", 1)
+_PRODUCTS = flags.DEFINE_bool("products", False, "Count the products of a step, run nothing.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds; in each, every variant has its turn.", 1)
 
 BANK = {"memory_bank.size": 0, "momentum.second_view": False}
@@ -107,12 +109,16 @@ def _fill(fields: dict[str, np.ndarray], layout: batch_plan.UnitLayout, data: Jo
     fields["dataset"][:, rows], fields["task"][:, rows] = layout.dataset, layout.task_id
 
 
-def make_step(config: ConfigDict, mesh: Mesh) -> Step:
-    """Traces the training step, compiles it, and makes what it is run on. Raises ConfigError for a wrong key."""
+def traced_step(config: ConfigDict, mesh: Mesh) -> tuple[JointData, Any]:
+    """The stated training data and the traced training step. Raises ConfigError for a wrong key."""
     config_check.check(config)
     data = stated_data.plan_training(config, max_length=experiment.model_config(config).max_length)
-    program = programs.training(config, data, mesh)[0]
-    traced = program.trace()
+    return data, programs.training(config, data, mesh)[0].trace()
+
+
+def make_step(config: ConfigDict, mesh: Mesh) -> Step:
+    """Compiles the training step, and makes what it is run on."""
+    data, traced = traced_step(config, mesh)
     with jax.set_mesh(mesh):
         compiled = traced.lower().compile()
     ideal = time_use.ideal_seconds(config, data, mesh)
@@ -148,9 +154,26 @@ def main(argv: list[str]) -> None:
     if unknown := {*argv[1:], *_ONLY.value} - VARIANTS.keys():
         raise app.UsageError(f"unknown variants {sorted(unknown)}; there are {', '.join(VARIANTS)}")
     names = [name for name in VARIANTS if name in {*argv[1:], *_ONLY.value}] or list(VARIANTS)
-    experiment.enable_compilation_cache(_CONFIG.value)
     mesh = sharding.make_mesh(_CONFIG.value.mesh)
     configs = {name: variant(name) for name in names}
+    if _PRODUCTS.value:
+        print_products(configs, mesh)
+    else:
+        print_times(configs, mesh)
+
+
+def print_products(configs: dict[str, ConfigDict], mesh: Mesh) -> None:
+    """FLOPs of each variant's products, with those that `model.remat` computes twice, and their ratio to the first."""
+    counted = {name: analytic_flops.count(traced_step(config, mesh)[1].jaxpr) for name, config in configs.items()}
+    first = next(iter(counted.values())).total()
+    print("| variant | GFLOP a step | ratio |\n|---|---|---|")
+    for name, flops in counted.items():
+        print(f"| {name} | {flops.total() / 1e9:,.0f} | {flops.total() / first:.2f} |")
+
+
+def print_times(configs: dict[str, ConfigDict], mesh: Mesh) -> None:
+    """Compiles all variants at once, runs them in turn and prints the table."""
+    experiment.enable_compilation_cache(_CONFIG.value)
     begin = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor() as pool:
         made = {name: pool.submit(make_step, config, mesh) for name, config in configs.items()}
@@ -163,23 +186,23 @@ def main(argv: list[str]) -> None:
         for _ in range(_ROUNDS.value):
             for step in steps.values():
                 step.run(_STEPS.value)
-    first = steps[names[0]]
+    first = next(iter(steps.values()))
     rows = _CONFIG.value.data.batch_size
     model = _CONFIG.value.model
     print(
         f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, jax {jax.__version__}: {rows} rows, "
         f"{model.preset}, {model.dtype}, remat {model.remat}, {_ROUNDS.value} rounds of {_STEPS.value} steps\n"
     )
-    print("| variant | ms a step | ratio | images/s | MFU | peak GiB | least ms: products / memory |")
-    print("|---|---|---|---|---|---|---|")
+    print("| variant | GFLOP | ms a step | ratio | images/s | MFU | peak GiB | least ms: products / memory |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, step in steps.items():
         seconds = statistics.median(step.seconds)
         ratio = statistics.median(one / other for one, other in zip(step.seconds, first.seconds, strict=True))
         mfu = f"{step.ideal_seconds / seconds:.3f}" if step.ideal_seconds else "–"
         peak = targets.peak_bytes(step.compiled.memory_analysis()) / chips.GIB
         print(
-            f"| {name} | {1e3 * seconds:.1f} | {ratio:.3f} | {rows / seconds:.0f} | {mfu} | {peak:.1f} | "
-            f"{predicted(step, mesh)} |",
+            f"| {name} | {step.flops.total() / 1e9:,.0f} | {1e3 * seconds:.1f} | {ratio:.3f} | {rows / seconds:.0f} | "
+            f"{mfu} | {peak:.2f} | {predicted(step, mesh)} |",
             flush=True,
         )
 
