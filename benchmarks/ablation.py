@@ -6,8 +6,9 @@ Usage: python -m benchmarks.ablation --study bank|captions --workdir runs/ablati
 Each variant is `configs/quickstart.py` with some keys changed, trained by `python -m irm_jax.main` as a user would,
 with the same steps and seeds for all, in WORKDIR/runs/VARIANT/SEED; the studies share their baseline. WORKDIR/STUDY.md
 gets the mean over seeds of each variant and the paired difference to the first one with its 95% interval, task by task
-and over tasks, task-specific and task-free, and the time of a step as a ratio to the first variant's of the same seed
-(of use where the runs had their cores to themselves); WORKDIR/STUDY.svg shows the differences.
+and over tasks, task-specific and task-free, the same of all variants but the first together, and the time of a step as
+a ratio to the first variant's of the same seed (of use where the runs had their cores to themselves); WORKDIR/STUDY.svg
+shows the differences.
 
 A study can be stopped at any time: finished runs are kept, unfinished ones resume. `--seeds 2`, later `--seeds 5`, or
 `--only hard soft`, run a part of it. Several processes may work on one study, each on a run that no other is at:
@@ -59,6 +60,7 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
 }  # fmt: skip
+TOGETHER = "all of these"
 COMMAND = "command.json"
 
 
@@ -167,7 +169,7 @@ def main() -> None:
     check_names(parser, args.only, variants)
     runs = args.workdir / "runs"
     done = args.table or run_all(runs, variants, args.only, args.seeds, args.steps, args.data_dir)
-    print(paired.write(runs, args.workdir / args.study, list(variants), args.seeds))
+    print(paired.write(runs, args.workdir / args.study, list(variants), args.seeds, TOGETHER))
     sys.exit(0 if done else "not all runs are finished: run the same command again")
 
 

@@ -61,6 +61,23 @@ def collect(study: Path, variants: Sequence[str], seeds: int) -> Found:
     return {key: figures(run) for key, run in runs.items() if (run / "results.json").is_file()}
 
 
+def with_mean(found: Found, variants: Sequence[str], name: str) -> Found:
+    """`found` and a variant `name`: of every seed the mean over those of `variants` that are finished.
+
+    What they have in common shows more clearly than in each: chance is averaged out, but for the first variant's.
+    """
+    seeds = {seed for variant, seed in found if variant in variants}
+    pooled: Found = {}
+    for seed in seeds:
+        runs = [found[variant, seed] for variant in variants if (variant, seed) in found]
+        pooled[name, seed] = {key: float(np.mean([run[key] for run in runs])) for key in _common(runs)}
+    return found | pooled
+
+
+def _common(runs: Sequence[dict[str, float]]) -> set[str]:
+    return set(runs[0]).intersection(*runs)
+
+
 def interval(differences: np.ndarray) -> tuple[float, float]:
     """Mean and half width of its 95% interval; the half width of one difference is infinite."""
     count = len(differences)
@@ -197,12 +214,18 @@ def chart(found: Found, variants: Sequence[str]) -> str:
     )
 
 
-def write(runs: Path, target: Path, variants: Sequence[str], seeds: int) -> str:
-    """Writes TARGET.md and, once there are pairs, TARGET.svg from the finished runs; returns the table."""
+def write(runs: Path, target: Path, variants: Sequence[str], seeds: int, together: str = "") -> str:
+    """Writes TARGET.md and, once there are pairs, TARGET.svg from the finished runs; returns the table.
+
+    `together` names one more row, the mean of all variants but the first ("": none).
+    """
     found = collect(runs, variants, seeds)
     if not found:
         return f"no run of {target.name} in {runs} is finished yet"
-    words = f"{table(found, variants)}\n\n{origins(runs, found)}"
+    source = origins(runs, found)
+    if together:
+        found, variants = with_mean(found, variants[1:], together), [*variants, together]
+    words = f"{table(found, variants)}\n\n{source}"
     target.with_suffix(".md").write_text(words + "\n", "utf-8")
     if drawn := chart(found, variants):
         target.with_suffix(".svg").write_text(drawn, "utf-8")

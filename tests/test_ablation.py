@@ -115,6 +115,19 @@ def test_dot_is_filled_where_the_interval_leaves_out_0_and_nothing_is_drawn_with
     assert not list(tmp_path.iterdir())
 
 
+def test_the_variants_together_are_the_mean_of_each_seeds_finished_ones(tmp_path: Path) -> None:
+    for variant, values in {"irm": (0.4, 0.5), "hard": (0.5, 0.5), "soft": (0.6,)}.items():
+        for seed, value in enumerate(values):
+            finish(tmp_path / variant / str(seed), value, rescored=value if variant == "hard" else None)
+    words = paired.write(tmp_path, tmp_path / "s", ["irm", "hard", "soft"], 2, "both")
+    row = next(line for line in words.split("\n") if line.startswith("| both"))
+    # .55 of seed 0 and .5 of seed 1, less .4 - .5 / 6 - .1; differences .15 and 0, 12.706 * .15 / 2.
+    assert row.split("|")[2:4] == [" 2 ", " 0.508 (+0.075 ± 0.953) "]
+    assert "t2i+rescored" in words
+    assert words.endswith("Devices: cpu (5 runs).")
+    assert (tmp_path / "s.svg").read_text().count("<circle") == 6
+
+
 class Trainings:
     """Stands for `subprocess.run`: notes what is started, and finishes it unless its variant is to fail."""
 
