@@ -110,6 +110,13 @@ def test_a_refusal_of_the_compiler_is_read():
     assert targets.asked_bytes("INTERNAL: something else") is None
 
 
+def test_the_peak_has_the_temporaries():
+    """Sorted rows must stand in memory as a whole: a million floats between an argument and a result of a thousand."""
+    program = jax.jit(lambda x: jax.numpy.sort(x[:, None] * x[None], axis=0)[:, 0])
+    stats = program.lower(jax.ShapeDtypeStruct((1000,), jax.numpy.float32)).compile().memory_analysis()
+    assert 4_000_000 <= targets.peak_bytes(stats) < 40_000_000
+
+
 def test_a_program_that_does_not_fit_keeps_its_compute_time():
     """What did not compile has products, which are counted before, and neither traffic nor collectives."""
     topology = parse_topology("v5e:2x2")
