@@ -70,12 +70,9 @@ def with_mean(found: Found, variants: Sequence[str], name: str) -> Found:
     pooled: Found = {}
     for seed in seeds:
         runs = [found[variant, seed] for variant in variants if (variant, seed) in found]
-        pooled[name, seed] = {key: float(np.mean([run[key] for run in runs])) for key in _common(runs)}
+        common = set(runs[0]).intersection(*runs)
+        pooled[name, seed] = {key: float(np.mean([run[key] for run in runs])) for key in common}
     return found | pooled
-
-
-def _common(runs: Sequence[dict[str, float]]) -> set[str]:
-    return set(runs[0]).intersection(*runs)
 
 
 def interval(differences: np.ndarray) -> tuple[float, float]:

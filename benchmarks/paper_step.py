@@ -29,7 +29,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import batch_maker, batch_plan, data_options, stated_data
+from data_pipelines import batch_plan, stated_data
 from data_pipelines.joint_data import JointData
 from irm_jax import config_check, experiment, sharding, state, time_use
 from irm_jax.aot import analytic_flops, chips, hlo, programs, roofline, targets
@@ -76,21 +76,20 @@ class Step:
         self.seconds.append((time.perf_counter() - begin) / steps)
 
 
-def noise(config: ConfigDict, data: JointData) -> dict[str, dict[str, np.ndarray]]:
-    """A whole batch as `batch_maker` lays it out: images of noise, people of each data set, constant sentences."""
+def noise(spec: dict[str, dict[str, jax.ShapeDtypeStruct]], data: JointData) -> dict[str, dict[str, np.ndarray]]:
+    """A whole batch of these shapes: images of noise, people of each data set, constant sentences."""
     random, plan = np.random.default_rng(0), data.plan
-    sizes = experiment.model_config(config)
-    second_view = config.momentum.second_view and data_options.needs_keys(config)
-    spec = batch_maker.batch_spec(plan, sizes.image_size, sizes.instruction_image_size, second_view=second_view)
-    batch = {group: {name: np.zeros(*of) for name, of in fields.items()} for group, fields in spec.items()}
+    batch = {
+        group: {name: np.zeros(of.shape, of.dtype) for name, of in fields.items()} for group, fields in spec.items()
+    }
     for group, fields in batch.items():
         for name, values in fields.items():
             if values.dtype == np.uint8:
-                fields[name] = random.integers(0, 256, values.shape, np.uint8)
+                values[:] = random.integers(0, 256, values.shape, np.uint8)
             elif values.dtype == np.bool_:
                 values[:] = True
             elif name in ("tokens", "key_tokens") or (name == "table" and group == "text"):
-                values[:] = plan.constant_tokens[random.integers(0, len(plan.constant_tokens), values.shape[:2])]
+                values[:] = plan.constant_tokens[random.integers(0, len(plan.constant_tokens), values.shape[:-1])]
             elif name.endswith("attributes"):
                 values[:] = -1
             elif name.endswith(("instruction", "key")):
@@ -105,37 +104,36 @@ def _fill(fields: dict[str, np.ndarray], layout: batch_plan.UnitLayout, data: Jo
     people = data.space.of(data.plan.datasets[layout.dataset])
     block, row = np.ogrid[: data.plan.batch_blocks, : layout.rows]
     drawn = block * layout.identities + row // layout.unit.images_per_identity
-    fields["identity"][:, rows] = people[drawn % len(people)]
-    fields["dataset"][:, rows], fields["task"][:, rows] = layout.dataset, layout.task_id
+    fields["identity"][..., rows] = people[drawn % len(people)]
+    fields["dataset"][..., rows], fields["task"][..., rows] = layout.dataset, layout.task_id
 
 
-def traced_step(config: ConfigDict, mesh: Mesh) -> tuple[JointData, Any]:
-    """The stated training data and the traced training step. Raises ConfigError for a wrong key."""
+def training(config: ConfigDict, mesh: Mesh) -> tuple[JointData, programs.Program]:
+    """The stated training data and the training step over abstract arrays. Raises ConfigError for a wrong key."""
     config_check.check(config)
     data = stated_data.plan_training(config, max_length=experiment.model_config(config).max_length)
-    return data, programs.training(config, data, mesh)[0].trace()
+    return data, programs.training(config, data, mesh)[0]
 
 
 def make_step(config: ConfigDict, mesh: Mesh) -> Step:
     """Compiles the training step, and makes what it is run on."""
-    data, traced = traced_step(config, mesh)
+    data, program = training(config, mesh)
+    traced = program.trace()
     with jax.set_mesh(mesh):
         compiled = traced.lower().compile()
     ideal = time_use.ideal_seconds(config, data, mesh)
-    memory = experiment.memory_shapes(config, data)
     model, optimizer = experiment.make_model(config, data), experiment.make_optimizer(config)
-    held = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, memory)
-    batch = sharding.to_global(noise(config, data), sharding.batch_sharding(mesh))
-    constants = jnp.asarray(data.plan.constant_tokens)
-    return Step(compiled, held, batch, constants, ideal, analytic_flops.count(traced.jaxpr))
+    memory, constants = experiment.memory_shapes(config, data), data.plan.constant_tokens
+    held = state.create_state(model, optimizer, constants, config.seed, mesh, memory)
+    spec = program.arguments[1]
+    batch = jax.tree.map(lambda values, of: sharding.place(values, of.sharding), noise(spec, data), spec)
+    return Step(compiled, held, batch, jnp.asarray(constants), ideal, analytic_flops.count(traced.jaxpr))
 
 
 def variant(name: str) -> ConfigDict:
     """The configuration of the flags with the variant's changes."""
     config: ConfigDict = _CONFIG.value.copy_and_resolve_references()
     config.update_from_flattened_dict(VARIANTS[name])
-    if not config.memory_bank.size:
-        config.memory_bank.overlaps = ()
     return config
 
 
@@ -151,9 +149,11 @@ def predicted(step: Step, mesh: Mesh) -> str:
 
 
 def main(argv: list[str]) -> None:
-    if unknown := {*argv[1:], *_ONLY.value} - VARIANTS.keys():
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; name variants as --only irm,bank")
+    if unknown := set(_ONLY.value) - VARIANTS.keys():
         raise app.UsageError(f"unknown variants {sorted(unknown)}; there are {', '.join(VARIANTS)}")
-    names = [name for name in VARIANTS if name in {*argv[1:], *_ONLY.value}] or list(VARIANTS)
+    names = [name for name in VARIANTS if name in _ONLY.value] or list(VARIANTS)
     mesh = sharding.make_mesh(_CONFIG.value.mesh)
     configs = {name: variant(name) for name in names}
     if _PRODUCTS.value:
@@ -164,7 +164,7 @@ def main(argv: list[str]) -> None:
 
 def print_products(configs: dict[str, ConfigDict], mesh: Mesh) -> None:
     """FLOPs of each variant's products, with those that `model.remat` computes twice, and their ratio to the first."""
-    counted = {name: analytic_flops.count(traced_step(config, mesh)[1].jaxpr) for name, config in configs.items()}
+    counted = {name: analytic_flops.count(training(config, mesh)[1].trace().jaxpr) for name, config in configs.items()}
     first = next(iter(counted.values())).total()
     print("| variant | GFLOP a step | ratio |\n|---|---|---|")
     for name, flops in counted.items():
@@ -187,7 +187,7 @@ def print_times(configs: dict[str, ConfigDict], mesh: Mesh) -> None:
             for step in steps.values():
                 step.run(_STEPS.value)
     first = next(iter(steps.values()))
-    rows = _CONFIG.value.data.batch_size
+    rows = _CONFIG.value.data.batch_size * _CONFIG.value.optimizer.accumulate
     model = _CONFIG.value.model
     print(
         f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, jax {jax.__version__}: {rows} rows, "
