@@ -115,6 +115,14 @@ class Model(nn.Module):
         person, guided = self.edit(cls, patches, tokens)
         return cls, self.feat_bn(cls), self.fusion_feat_bn(person), self.fusion_feat_bn(guided), tokens[:, 0]
 
+    def embed(self, image: torch.Tensor, sentences: torch.Tensor) -> torch.Tensor:
+        """u8[B, H, W, 3], i64[B, L] -> the retrieval embedding before it is normalised, f32[B, 2 D]."""
+        return torch.cat(self(image, sentences)[2:4], 1)
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """Its weights, by the names that `our_arrays` reads."""
+        return self.state_dict()
+
     def loss(
         self, image: torch.Tensor, sentences: torch.Tensor, identity: torch.Tensor, *, alpha: float, margin: float
     ) -> torch.Tensor:

@@ -1,13 +1,16 @@
 """Our model beside PyTorch on this CPU, in f32: images a second of a forward pass and of a train step, as ratios.
 
 Usage: python -m benchmarks.torch_speed --case vit|irm [--rows 8] [--pairs 5] [--compile] [--threads 2]
+       python -m benchmarks.torch_speed --case release --checkout Instruct-ReID
 
 `vit`: a plain ViT-B/16 at 256x128, timm's (torch's fused attention) against `ImageEncoder`, loss the mean of squares.
-`irm`: the whole `base` IRM with its loss under one constant sentence (task trad), `benchmarks.torch_irm` against the
-real train step. Both sides start from the same weights, and the outputs are compared before anything is timed; both
-update with AdamW (torch's fused one). Without dropout and stochastic depth on either side. The sides take turns within
-one process; a ratio above 1 says that ours is faster. Needs torch and timm (`pip install -e '.[parity]'`);
-`--compile` adds torch.compile, which needs a C++ compiler (of case irm to the forward pass: the loss loops over rows).
+`irm`: the whole `base` IRM under one constant sentence (task trad), `benchmarks.torch_irm` against the embedding of an
+evaluation, which encodes the sentence once for all batches, and the real train step with its loss. `release`: the same
+of ours against the authors' own code (`benchmarks.torch_release`), in a checkout that you make. Both sides start from
+the same weights, and what they compute first is compared; both update with AdamW (torch's fused one; theirs as they
+call it). Without dropout and stochastic depth on either side. The sides take turns within one process; a ratio above 1
+says that ours is faster. Needs torch and timm (`pip install -e '.[parity]'`); `--compile` adds torch.compile, which
+needs a C++ compiler (of the whole model to the forward pass: the loss loops over rows).
 
 The products of each pass are counted as well: by torch's counter, which leaves out its fused attention (3% of case
 vit), and by ours. Where products take the time and run equally fast, ours is as many times faster as it needs fewer.
@@ -22,6 +25,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from irm_jax import allocator
@@ -52,7 +57,7 @@ MARGIN, ALPHA = 0.3, 3.0
 
 
 def relative(ours: Any, theirs: Any) -> float:
-    ours, theirs = np.asarray(ours), theirs.detach().numpy()
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
@@ -95,31 +100,41 @@ def vit(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
         return lambda: (model(normal) ** 2).mean()
 
     image = jnp.asarray(pixels)
-    with torch.no_grad():
-        print(f"features differ by {relative(forward(params, image), theirs(normal)):.1e} of the largest")
     return {
-        "forward": torch_forward(theirs, (normal,), compiled) | {"jax": jax_forward(forward, params, image)},
+        "forward": torch_forward(theirs, (normal,), compiled)
+        | {
+            "jax": Step(
+                lambda: forward(params, image),
+                lambda: analytic_flops.count(jax.make_jaxpr(forward)(params, image)).total(),
+            )
+        },
         "step": torch_step(theirs, torch_loss, compiled)
         | {"jax": jax_step(step, (params, optimizer.init(params)), (image,))},
     }
 
 
-def irm(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
-    """The two passes of each side, by pass and side."""
+def irm(rows: int, compiled: bool, checkout: Path | None = None) -> dict[str, dict[str, Step]]:
+    """The two passes of each side, by pass and side; theirs is the authors' code where a checkout of it is given."""
     import torch
 
-    from benchmarks import torch_irm
+    from benchmarks import torch_irm, torch_release
     from data_pipelines import tasks
     from data_pipelines.tokenizer import Tokenizer
     from irm_jax import optimizer, sharding, state
+    from irm_jax.evaluation import embed
     from irm_jax.models import presets
     from irm_jax.models.irm import IRM
     from irm_jax.train_step import make_train_step
 
-    sizes = torch_irm.Sizes()
     torch.manual_seed(0)
-    theirs = torch_irm.Model(sizes).eval()
-    tokens = Tokenizer(max_length=sizes.max_length).encode([tasks.task("trad").sentence])
+    if checkout is None:
+        sizes = torch_irm.Sizes()
+        theirs = torch_irm.Model(sizes).eval()
+    else:
+        sizes = torch_irm.Sizes(vocabulary=torch_release.VOCABULARY)
+        theirs = torch_release.Model(checkout, sizes.identities, sizes.max_length).eval()
+    tokenizer, sentence = Tokenizer(max_length=sizes.max_length), tasks.task("trad").sentence
+    tokens = tokenizer.encode([sentence])
     sentences = torch.tensor(np.repeat(tokens, rows, 0)).long()
     pixels, identity = images(rows), np.arange(rows, dtype=np.int32) // 4
 
@@ -137,7 +152,7 @@ def irm(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
     )  # fmt: skip
     start = state.create_state(model, rule, tokens, 0, mesh)
     params, stats = (flatten_dict(tree, sep="/") for tree in (start.params, start.batch_stats))
-    for name, array in torch_irm.our_arrays(theirs.state_dict(), sizes).items():
+    for name, array in torch_irm.our_arrays(theirs.arrays(), sizes).items():
         target = stats if name.startswith("batch_stats/") else params
         name = name.removeprefix("batch_stats/")
         assert target[name].shape == array.shape, (name, target[name].shape, array.shape)
@@ -157,15 +172,10 @@ def irm(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
     step = make_train_step(model, rule, options, members, mesh)
     constants, key = jnp.asarray(tokens), jax.random.key(0)
 
-    def embedding(variables: Any, image: jax.Array, words: jax.Array) -> jax.Array:
-        instruction = model.apply(variables, words, method="encode_sentences")
-        table = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), instruction)
-        features = model.apply(variables, image, method="encode_images")
-        found = model.apply(variables, features, table, method="embed").embedding
-        return found / jnp.linalg.norm(found, axis=1, keepdims=True)
-
-    variables = {"params": start.params, "batch_stats": start.batch_stats}
-    forward = jax.jit(embedding)
+    # As an evaluation embeds: sentences once, then batch by batch. The train step takes its state over.
+    variables = jax.tree.map(jnp.copy, {"params": start.params, "batch_stats": start.batch_stats})
+    embedder = embed.EmbeddingModel(model, variables, tokenizer, mesh, rows)
+    table, first = embedder.instructions([sentence]), np.zeros(rows, np.int32)
     torch_pixels, torch_identity = torch.tensor(pixels), torch.tensor(identity).long()
 
     class Retrieval(torch.nn.Module):
@@ -174,29 +184,32 @@ def irm(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
             self.model = theirs
 
         def forward(self, image: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-            found = self.model(image, words)
-            return torch.nn.functional.normalize(torch.cat([found[2], found[3]], 1))
-
-    retrieval = Retrieval().eval()
-    with torch.no_grad():
-        theirs_embedding = retrieval(torch_pixels, sentences)
-    print(f"embeddings differ by {relative(forward(variables, jnp.asarray(pixels), constants), theirs_embedding):.1e}")
-    batch = {"text": group}
+            return torch.nn.functional.normalize(self.model.embed(image, words))
 
     def torch_loss(model: Any) -> Callable[[], Any]:
-        return lambda: theirs.loss(torch_pixels, sentences, torch_identity, alpha=ALPHA, margin=MARGIN)
+        return partial(model.loss, torch_pixels, sentences, torch_identity, alpha=ALPHA, margin=MARGIN)
+
+    batch = {"text": group}
 
     def ours(current: Any, batch: Any) -> Any:
         current, metrics = step(current, batch, constants, key)
         return current, metrics["loss"]
 
-    kept = jax.tree.map(jnp.copy, variables)  # the train step takes its state over
-    del variables
-    pixel_array = jnp.asarray(pixels)
+    def embedding() -> Any:
+        return embed.of_length_one(np.asarray(embedder.edit(embedder.image_features(pixels), table, first).embedding))
+
+    def embedding_flops() -> int:
+        encode, _, edit, take = embedder.functions()
+        with jax.set_mesh(mesh):
+            features, asked = jax.eval_shape(encode, variables, pixels), jax.eval_shape(take, table, first)
+            programs = jax.make_jaxpr(encode)(variables, pixels), jax.make_jaxpr(edit)(variables, features, asked)
+        return sum(analytic_flops.count(program).total() for program in programs)
+
     return {
-        "forward": torch_forward(retrieval, (torch_pixels, sentences), compiled)
-        | {"jax": jax_forward(forward, kept, pixel_array, constants)},
-        "step": torch_step(theirs, torch_loss, False) | {"jax": jax_step(ours, start, (batch,), mesh)},
+        "forward": torch_forward(Retrieval().eval(), (torch_pixels, sentences), compiled)
+        | {"jax": Step(embedding, embedding_flops)},
+        "step": torch_step(theirs, torch_loss, False, None if checkout is None else theirs.optimizer(RATE))
+        | {"jax": jax_step(ours, start, (batch,), mesh)},
     }
 
 
@@ -213,11 +226,13 @@ def torch_forward(model: Any, arguments: tuple[Any, ...], compiled: bool) -> dic
     return {"torch": run(model)} | ({"torch.compile": run(torch.compile(model))} if compiled else {})
 
 
-def torch_step(model: Any, loss_of: Callable[[Any], Callable[[], Any]], compiled: bool) -> dict[str, Step]:
+def torch_step(
+    model: Any, loss_of: Callable[[Any], Callable[[], Any]], compiled: bool, optimizer: Any = None
+) -> dict[str, Step]:
     import torch
 
     def run(called: Any) -> Step:
-        rule = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
+        rule = optimizer or torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
         loss = loss_of(called)
 
         def call() -> Any:
@@ -254,12 +269,6 @@ def jax_step(function: Callable[..., Any], state: Any, arguments: tuple[Any, ...
     return Step(call, flops)
 
 
-def jax_forward(function: Callable[..., Any], *arguments: Any) -> Step:
-    return Step(
-        lambda: function(*arguments), lambda: analytic_flops.count(jax.make_jaxpr(function)(*arguments)).total()
-    )
-
-
 def torch_flops(call: Callable[[], Any]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -270,22 +279,31 @@ def torch_flops(call: Callable[[], Any]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=("vit", "irm"), required=True)
+    parser.add_argument("--case", choices=("vit", "irm", "release"), required=True)
+    parser.add_argument(
+        "--checkout", type=Path, help="case release: folder of https://github.com/hwz-zju/Instruct-ReID"
+    )
     parser.add_argument("--rows", type=int, default=8, help="images a batch")
     parser.add_argument("--pairs", type=int, default=5, help="turns of every side")
     parser.add_argument("--compile", action="store_true", help="also torch.compile")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     args = parser.parse_args()
+    if (args.case == "release") != (args.checkout is not None):
+        parser.error("--case release and --checkout go together")
     import torch
 
     torch.set_num_threads(args.threads)
-    passes = {"vit": vit, "irm": irm}[args.case](args.rows, args.compile)
+    passes = vit(args.rows, args.compile) if args.case == "vit" else irm(args.rows, args.compile, args.checkout)
     for name, sides in passes.items():
+        first = {side: jax.block_until_ready(step.call()) for side, step in sides.items()}
+        print(
+            f"{name:>8} differs: "
+            + ", ".join(f"{relative(first['jax'], x):.1e} from {side}" for side, x in first.items() if side != "jax")
+        )
         flops = {side: step.flops() for side, step in sides.items() if side != "torch.compile"}
         print(f"{name:>8} products: " + ", ".join(f"{side} {count / 1e9:.0f} GFLOP" for side, count in flops.items()))
         for step in sides.values():
-            for _ in range(2):
-                jax.block_until_ready(step.call())
+            jax.block_until_ready(step.call())
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(args.pairs):
             for side, step in sides.items():
