@@ -92,31 +92,62 @@ class QueryKeyValue(nn.Module):
         return project(x[:, :queries], 0), project(x, 1), project(x, 2)
 
 
-def attention_scores(query: Array, key: Array) -> Array:
-    """query [B, H, Q, d] (scaled), key [B, H, N, d] -> f32[B, H, Q, N], of f64 ones f64.
+def softmax(scores: Array) -> Array:
+    """Attention weights of scores [..., N], at least f32."""
+    return jax.nn.softmax(scores.astype(at_least_f32(scores.dtype)), axis=-1)
+
+
+def _attend(scores: Array, value: Array) -> Array:
+    return jnp.einsum("bhqk,bhkd->bhqd", softmax(scores).astype(value.dtype), value)
+
+
+def _attend_on_cpu(scores: Array, value: Array) -> Array:
+    wide = at_least_f32(scores.dtype)
+    weights = jnp.exp(scores.astype(wide) - jnp.max(scores, axis=-1, keepdims=True).astype(wide))
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value)
+    return (mixed.astype(wide) / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
+
+
+@jax.custom_vjp
+def attend(scores: Array, value: Array) -> Array:
+    """softmax(scores) @ value, for scores [B, H, Q, N] and value [B, H, N, d] of one type -> [B, H, Q, d].
+
+    On a CPU the division by the sum comes after the product, as in flash attention: XLA then makes one pass of scores,
+    exponentials and product, and a ViT-B/16 embeds in nine tenths of the time (benchmarks/torch_speed.py). The gradient
+    is that of the plain form everywhere: with heads as narrow as tokens are few, flash attention's way moves a sixth
+    more memory in a step on TPUs.
+    """
+    return jax.lax.platform_dependent(scores, value, cpu=_attend_on_cpu, default=_attend)
+
+
+def _attend_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    scores, value = kept
+    weights, to_scores = jax.vjp(lambda scores: softmax(scores).astype(value.dtype), scores)
+    to_weights = jnp.einsum("bhqd,bhkd->bhqk", gradient, value)
+    return *to_scores(to_weights), jnp.einsum("bhqk,bhqd->bhkd", weights, gradient)
+
+
+attend.defvjp(lambda scores, value: (attend(scores, value), (scores, value)), _attend_backward)
+
+
+def attention_scores(query: Array, key: Array, mask: Array | None = None) -> Array:
+    """query [B, H, Q, d] (scaled), key [B, H, N, d], mask bool[B, N] (True = may be attended to) -> [B, H, Q, N].
 
     Products of bfloat16 are added in float32 and rounded to bfloat16, as torch's autocast has it: they are the largest
     arrays of a block, and half as wide they take a tenth off what a step at paper scale reads and writes.
     """
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key)
-    return scores.astype(at_least_f32(scores.dtype))
+    return scores if mask is None else jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
 
 
-def weigh(scores: Array) -> tuple[Array, Array]:
-    """Attention scores [..., N] -> weights [..., N] that are not divided by their sum yet, largest 1, and that sum
-    [..., 1]: softmax(scores) @ value is weights @ value / sum.
-
-    Dividing after the product is what lets XLA make one pass of scores, exponentials and product on a CPU: a ViT-B/16
-    embeds there in nine tenths of the time (benchmarks/torch_speed.py).
-    """
-    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    return weights, jnp.sum(weights, axis=-1, keepdims=True)
-
-
-def mix(weights: Array, total: Array, value: Array) -> Array:
-    """Weights [B, H, Q, N] and their sum [B, H, Q, 1] by `weigh`, value [B, H, N, d] -> [B, Q, H, d]."""
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
-    return jnp.swapaxes((mixed.astype(total.dtype) / total).astype(value.dtype), 1, 2)
+def mix(scores: Array, value: Array, dropout: nn.Dropout, *, deterministic: bool) -> Array:
+    """Scores [B, H, Q, N], value [B, H, N, d] -> [B, Q, H, d]: values by weight, with dropout of weights."""
+    if deterministic or not dropout.rate:
+        mixed = attend(scores, value)
+    else:
+        weights = dropout(softmax(scores).astype(value.dtype), deterministic=False)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+    return jnp.swapaxes(mixed, 1, 2)
 
 
 class Attention(nn.Module):
@@ -134,13 +165,10 @@ class Attention(nn.Module):
         c = self.config
         query, key, value = QueryKeyValue(c, name="query_key_value")(x, queries)
         query = query * jnp.asarray((c.width // c.heads) ** -0.5, c.dtype)
-        scores = attention_scores(query, key)
-        if mask is not None:
-            scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-        weights, total = weigh(scores)
-        self.sow("intermediates", "attention", weights / total)
-        weights = nn.Dropout(c.dropout)(weights.astype(c.dtype), deterministic=deterministic)
-        mixed = mix(weights, total, value)
+        scores = attention_scores(query, key, mask)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "attention", softmax(scores))
+        mixed = mix(scores, value, nn.Dropout(c.dropout), deterministic=deterministic)
         return nn.DenseGeneral(c.width, axis=(-2, -1), kernel_init=INIT, dtype=c.dtype, name="output")(mixed)
 
 
@@ -163,9 +191,7 @@ class CrossAttention(nn.Module):
 
         query = project(x, "query") * jnp.asarray(head_width**-0.5, c.dtype)
         key, value = project(context, "key"), project(context, "value")
-        weights, total = weigh(attention_scores(query, key))
-        weights = nn.Dropout(c.dropout)(weights.astype(c.dtype), deterministic=deterministic)
-        mixed = mix(weights, total, value)
+        mixed = mix(attention_scores(query, key), value, nn.Dropout(c.dropout), deterministic=deterministic)
         return nn.DenseGeneral(c.width, axis=(-2, -1), kernel_init=INIT, dtype=c.dtype, name="output")(mixed)
 
 
