@@ -32,6 +32,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from irm_jax.convert.rules import unscanned
+from irm_jax.models import transformer
 from irm_jax.models.irm import IRM
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -84,8 +85,8 @@ class _Shape:
 def export_onnx(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Any:
     """The embedding function as an `onnx.ModelProto` for any number of rows, in f32 whatever the model computes in.
 
-    Made by jax2onnx, which does not follow a scan over layers: they are laid out one by one. Raises ImportError without
-    it (the extra `onnx`).
+    Made by jax2onnx, which does not follow a scan over layers (they are laid out one by one) and knows no platforms.
+    Raises ImportError without it (the extra `onnx`).
     """
     with _quiet():
         from jax2onnx import to_onnx
@@ -94,7 +95,7 @@ def export_onnx(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Any:
         params = unflatten_dict(unscanned(flatten_dict(variables["params"], sep="/")), sep="/")
         variables = {**variables, "params": params}
         shapes = [_Shape(("rows", *shape), dtype) for shape, dtype in _row_shapes(model, kind)]
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), transformer.plain_attention():
             return to_onnx(
                 embedding_function(model, variables, kind), shapes, model_name="embedding", input_names=[*INPUTS],
                 output_names=[OUTPUT],

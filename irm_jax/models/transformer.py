@@ -7,7 +7,10 @@ type of the computation.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -92,6 +95,22 @@ class QueryKeyValue(nn.Module):
         return project(x[:, :queries], 0), project(x, 1), project(x, 2)
 
 
+_PLAIN = contextvars.ContextVar("plain attention", default=False)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """What is traced in it has the plain form of attention on every platform, for exporters that know no other.
+
+    JAX keeps a function's trace: give it one that was not traced before.
+    """
+    before = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(before)
+
+
 def softmax(scores: Array) -> Array:
     """Attention weights of scores [..., N], at least f32."""
     return jax.nn.softmax(scores.astype(at_least_f32(scores.dtype)), axis=-1)
@@ -143,7 +162,7 @@ def attention_scores(query: Array, key: Array, mask: Array | None = None) -> Arr
 def mix(scores: Array, value: Array, dropout: nn.Dropout, *, deterministic: bool) -> Array:
     """Scores [B, H, Q, N], value [B, H, N, d] -> [B, Q, H, d]: values by weight, with dropout of weights."""
     if deterministic or not dropout.rate:
-        mixed = attend(scores, value)
+        mixed = (_attend if _PLAIN.get() else attend)(scores, value)
     else:
         weights = dropout(softmax(scores).astype(value.dtype), deterministic=False)
         mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)

@@ -279,6 +279,23 @@ def test_attention_divides_after_the_product_on_a_cpu_only(platform, after):
     assert (program.rindex("stablehlo.divide") > program.rindex("stablehlo.dot_general")) is after
 
 
+def test_plain_attention_asks_for_no_platform():
+    """What exporters to other formats can follow; it computes the same."""
+    block = transformer.Block(transformer.BlockConfig(width=16, heads=2))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 16))
+    expected, variables = block.init_with_output(jax.random.key(1), x, None, jnp.float32(0.0))
+
+    def apply(x):
+        return block.apply(variables, x, None, jnp.float32(0.0))
+
+    with transformer.plain_attention():
+        program = str(jax.make_jaxpr(apply)(x))
+        np.testing.assert_allclose(apply(x), expected, rtol=1e-6, atol=1e-6)
+    assert "platform_index" not in program
+    assert "custom_vjp" not in program
+    assert "platform_index" in str(jax.make_jaxpr(lambda x: apply(x))(x))  # another function: the trace of one is kept
+
+
 def test_every_product_of_a_bfloat16_block_is_one_of_bfloat16():
     """Backward as well: a float32 cotangent would make the largest products float32's, at half the rate or less."""
     block = transformer.Block(transformer.BlockConfig(width=16, heads=2, dtype=jnp.bfloat16))
