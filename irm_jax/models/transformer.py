@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -116,8 +117,8 @@ def softmax(scores: Array) -> Array:
     return jax.nn.softmax(scores.astype(at_least_f32(scores.dtype)), axis=-1)
 
 
-def _attend(scores: Array, value: Array) -> Array:
-    return jnp.einsum("bhqk,bhkd->bhqd", softmax(scores).astype(value.dtype), value)
+def _attend(scores: Array, value: Array, drop: Callable[[Array], Array] = lambda weights: weights) -> Array:
+    return jnp.einsum("bhqk,bhkd->bhqd", drop(softmax(scores).astype(value.dtype)), value)
 
 
 def _attend_on_cpu(scores: Array, value: Array) -> Array:
@@ -132,9 +133,9 @@ def attend(scores: Array, value: Array) -> Array:
     """softmax(scores) @ value, for scores [B, H, Q, N] and value [B, H, N, d] of one type -> [B, H, Q, d].
 
     On a CPU the division by the sum comes after the product, as in flash attention: XLA then makes one pass of scores,
-    exponentials and product, and a ViT-B/16 embeds in nine tenths of the time (benchmarks/torch_speed.py). The gradient
-    is that of the plain form everywhere: with heads as narrow as tokens are few, flash attention's way moves a sixth
-    more memory in a step on TPUs.
+    exponentials and product, and a ViT-B/16 embeds faster ("jax, plain" of benchmarks/torch_speed.py is without it).
+    Elsewhere the plain form stays, and the gradient is its everywhere: compiled for TPUs, flash attention's way
+    moved more memory, as an array [Q, d] of a head is no smaller than one [Q, N].
     """
     return jax.lax.platform_dependent(scores, value, cpu=_attend_on_cpu, default=_attend)
 
@@ -161,11 +162,10 @@ def attention_scores(query: Array, key: Array, mask: Array | None = None) -> Arr
 
 def mix(scores: Array, value: Array, dropout: nn.Dropout, *, deterministic: bool) -> Array:
     """Scores [B, H, Q, N], value [B, H, N, d] -> [B, Q, H, d]: values by weight, with dropout of weights."""
-    if deterministic or not dropout.rate:
-        mixed = (_attend if _PLAIN.get() else attend)(scores, value)
+    if dropout.rate and not deterministic:
+        mixed = _attend(scores, value, partial(dropout, deterministic=False))
     else:
-        weights = dropout(softmax(scores).astype(value.dtype), deterministic=False)
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+        mixed = (_attend if _PLAIN.get() else attend)(scores, value)
     return jnp.swapaxes(mixed, 1, 2)
 
 
