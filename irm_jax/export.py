@@ -32,8 +32,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from irm_jax.convert.rules import unscanned
-from irm_jax.models import transformer
 from irm_jax.models.irm import IRM
+from irm_jax.models.plain_forms import plain_forms
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Kind = Literal["text", "image"]
@@ -95,7 +95,7 @@ def export_onnx(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Any:
         params = unflatten_dict(unscanned(flatten_dict(variables["params"], sep="/")), sep="/")
         variables = {**variables, "params": params}
         shapes = [_Shape(("rows", *shape), dtype) for shape, dtype in _row_shapes(model, kind)]
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), transformer.plain_attention():
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), plain_forms():
             return to_onnx(
                 embedding_function(model, variables, kind), shapes, model_name="embedding", input_names=[*INPUTS],
                 output_names=[OUTPUT],

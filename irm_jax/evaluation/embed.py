@@ -46,6 +46,7 @@ class EmbeddingModel:
         self._templates = jax.jit(method("encode_templates", length=length), out_shardings=everywhere)
         self._edit = jax.jit(method("embed"), out_shardings=everywhere)
         self._project_images = jax.jit(method("project_images"), out_shardings=everywhere)
+        self._encode_and_project = jax.jit(method("encode_and_project_images"), out_shardings=everywhere)
         self._project_sentences = jax.jit(method("project_sentences"), out_shardings=everywhere)
         self._captions = jax.jit(method("encode_captions"), out_shardings=everywhere)
         self._match = jax.jit(method("match"), out_shardings=everywhere)
@@ -79,8 +80,7 @@ class EmbeddingModel:
 
     def image_features(self, images: np.ndarray) -> ImageFeatures:
         """u8[batch_size, H, W, 3], or this host's rows of them -> features of the whole batch, cut over the mesh."""
-        rows = sharding.to_global(images, sharding.batch_sharding(self.mesh))
-        return self._call(self._images, rows)
+        return self._call(self._images, self._rows(images))
 
     def edit(self, features: ImageFeatures, table: Instruction, index: np.ndarray) -> Embedding:
         """Features of B rows under instruction `index` i32[B] of `table` -> Embedding, host readable."""
@@ -126,33 +126,39 @@ class EmbeddingModel:
         which = np.asarray(remap)
         whole_table = self.instructions(distinct) if len(distinct) <= TABLE_ROWS else None
         pieces = []
-        for rows, kept, features in self._loaded(load, len(asks)):
+        for rows, kept, images in self._loaded(load, len(asks)):
             if whole_table is not None:
                 table, local = whole_table, which[rows]
             else:
                 used, local = np.unique(which[rows], return_inverse=True)
                 table = self.instructions([distinct[i] for i in used])
-            pieces.append(np.asarray(self.edit(features, table, local).embedding)[:kept])
+            pieces.append(np.asarray(self.edit(self.image_features(images), table, local).embedding)[:kept])
         return of_length_one(np.concatenate(pieces))
 
     def project(self, load: Callable[[int], np.ndarray], count: int) -> np.ndarray:
         """Images load(0..count-1) (u8, any size) -> f32[count, P], rows of length 1, to compare with captions."""
-        pieces = [self.project_images(features)[:kept] for _, kept, features in self._loaded(load, count)]
+        pieces = [
+            np.asarray(self._call(self._encode_and_project, self._rows(images)))[:kept]
+            for _, kept, images in self._loaded(load, count)
+        ]
         return of_length_one(np.concatenate(pieces))
 
-    def _loaded(self, load: Callable[[int], np.ndarray], count: int) -> Iterator[tuple[np.ndarray, int, ImageFeatures]]:
-        """(image numbers i[batch_size], how many of them are no padding, features) of each batch of `count` images."""
+    def _loaded(self, load: Callable[[int], np.ndarray], count: int) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        """(image numbers i[batch_size], how many of them are no padding, this host's images u8) of each batch."""
         size = self.model.config.image_size
         for start in range(0, count, self.batch_size):
             chunk = np.arange(start, min(start + self.batch_size, count))
             rows = np.resize(chunk, self.batch_size)
             here = rows[self.local_rows()]
             images = {i: image_ops.resize(load(i), size) for i in np.unique(here).tolist()}
-            yield rows, len(chunk), self.image_features(np.stack([images[i] for i in here.tolist()]))
+            yield rows, len(chunk), np.stack([images[i] for i in here.tolist()])
 
     def local_rows(self) -> list[int]:
         """The rows of a batch whose images this host has to read."""
         return sharding.addressable_blocks(self.mesh, self.batch_size)
+
+    def _rows(self, images: np.ndarray) -> jax.Array:
+        return sharding.to_global(images, sharding.batch_sharding(self.mesh))
 
     def _call(self, function: Any, *arrays: Any) -> Any:
         with jax.set_mesh(self.mesh):

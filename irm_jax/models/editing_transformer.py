@@ -34,14 +34,14 @@ class EditingTransformer(nn.Module):
     def __call__(
         self, image_cls: Array, image_patches: Array, instruction: Instruction, *, train: bool
     ) -> tuple[Array, Array]:
-        # Only token 0 of the last block is read, so only it is computed.
         blocks = transformer.Stack(
             self.block, self.depth, transformer.linear_drop_path(self.drop_path, self.depth),
-            remat=self.remat, last_queries=1, name="blocks",
+            remat=self.remat, name="blocks",
         )  # fmt: skip
         person = jnp.concatenate([image_cls[:, None], instruction.tokens[:, 1:]], axis=1)
         mask = (instruction.mask if self.mask_padding else instruction.encoded).at[:, 0].set(True)
         guided = jnp.concatenate([instruction.tokens[:, :1], image_patches], axis=1)
-        person = blocks(person, mask, deterministic=not train)
-        guided = blocks(guided, deterministic=not train)
+        # Only token 0 of the last block is read, so only it is computed.
+        person = blocks(person, mask, queries=1, deterministic=not train)
+        guided = blocks(guided, queries=1, deterministic=not train)
         return person[:, 0], guided[:, 0]

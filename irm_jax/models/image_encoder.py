@@ -91,6 +91,7 @@ class ImageEncoder(nn.Module):
 
     image u8[B, H, W, 3] -> ImageFeatures. `part_tokens=3` is the PASS layout of the person encoder, 0 the plain ViT of
     the visual instruction encoder (paper section on the image encoder; PASS's ViT, timm's `VisionTransformer`).
+    `class_only`: `parts` and `patches` are empty, and the last block is computed for `cls` alone.
     """
 
     block: transformer.BlockConfig
@@ -107,7 +108,7 @@ class ImageEncoder(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, image: Array, *, train: bool) -> ImageFeatures:
+    def __call__(self, image: Array, *, train: bool, class_only: bool = False) -> ImageFeatures:
         width, dtype = self.block.width, self.block.dtype
         if image.shape[1:] != (*self.image_size, 3):
             raise ValueError(f"image encoder built for {self.image_size} images got an array of shape {image.shape}")
@@ -123,6 +124,8 @@ class ImageEncoder(nn.Module):
         x = transformer.Stack(
             self.block, self.depth, transformer.linear_drop_path(self.drop_path, self.depth),
             scan_layers=self.scan_layers, remat=self.remat, name="blocks",
-        )(jnp.concatenate([first, patches], axis=1), deterministic=not train)  # fmt: skip
+        )(
+            jnp.concatenate([first, patches], axis=1), queries=1 if class_only else None, deterministic=not train
+        )  # fmt: skip
         x = self.block.layer_norm("final_norm")(x)
         return ImageFeatures(cls=x[:, 0], parts=x[:, 1:special], patches=x[:, special:])

@@ -341,6 +341,10 @@ class IRM(nn.Module):
         """-> [B, P], the space in which captions are compared with images (not normalised)."""
         return _full(self.image_projection(image.cls))
 
+    def encode_and_project_images(self, image: Array) -> Array:
+        """u8[B, H, W, 3] -> what `project_images` gives, at the cost of the class token alone in the last block."""
+        return self.project_images(self.image_encoder(image, train=False, class_only=True))
+
     def project_sentences(self, instruction: Instruction) -> Array:
         """-> [B, P], see `project_images`."""
         return _full(self.text_projection(instruction.feature))

@@ -7,10 +7,8 @@ type of the computation.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from irm_jax.models import dense, plain_forms
 from irm_jax.sharding import stay_with_rows
 
 Array = jax.Array
@@ -70,6 +69,10 @@ def gelu(x: Array) -> Array:
     return x * (0.5 * (1.0 + jax.lax.erf(x * jnp.asarray(2.0**-0.5, x.dtype))))
 
 
+def _dense(features: int | tuple[int, ...], dtype: Any, name: str, **options: Any) -> nn.DenseGeneral:
+    return nn.DenseGeneral(features, kernel_init=INIT, dtype=dtype, dot_general=dense.product, name=name, **options)
+
+
 class QueryKeyValue(nn.Module):
     """The projections of attention: x [B, N, D] -> query [B, H, Q, d] of the first Q = `queries` tokens (all if None),
     key and value [B, H, N, d].
@@ -86,30 +89,19 @@ class QueryKeyValue(nn.Module):
         head_width = c.width // c.heads
         kernel = self.param("kernel", _qkv_init, (c.width, 3, c.heads, head_width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (3, c.heads, head_width), jnp.float32)
-        x, kernel, bias = x.astype(c.dtype), kernel.astype(c.dtype), bias.astype(c.dtype)
+        x = x.astype(c.dtype)
 
-        def project(rows: Array, part: int) -> Array:
-            weight, shift = kernel[:, part].reshape(c.width, c.width), bias[part].reshape(1, 1, c.width)
-            heads = (rows @ weight + shift).reshape(*rows.shape[:2], c.heads, head_width)
+        def project(rows: Array, weight: Array, shift: Array) -> Array:
+            weight, shift = weight.reshape(c.width, c.width), shift.reshape(1, 1, c.width)
+            heads = (dense.product(rows, weight, (((2,), (0,)), ((), ()))) + shift).reshape(
+                *rows.shape[:2], c.heads, head_width
+            )
             return stay_with_rows(jnp.swapaxes(heads, 1, 2))
 
-        return project(x[:, :queries], 0), project(x, 1), project(x, 2)
-
-
-_PLAIN = contextvars.ContextVar("plain attention", default=False)
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """What is traced in it has the plain form of attention on every platform, for exporters that know no other.
-
-    JAX keeps a function's trace: give it one that was not traced before.
-    """
-    before = _PLAIN.set(True)
-    try:
-        yield
-    finally:
-        _PLAIN.reset(before)
+        # Not kernel[:, 0]: the gradient of `split` is one array, that of three slices the sum of three padded ones.
+        weights, shifts = jnp.split(kernel.astype(c.dtype), 3, axis=1), jnp.split(bias.astype(c.dtype), 3)
+        query, key, value = map(project, (x[:, :queries], x, x), weights, shifts)
+        return query, key, value
 
 
 def softmax(scores: Array) -> Array:
@@ -165,7 +157,7 @@ def mix(scores: Array, value: Array, dropout: nn.Dropout, *, deterministic: bool
     if dropout.rate and not deterministic:
         mixed = _attend(scores, value, partial(dropout, deterministic=False))
     else:
-        mixed = (_attend if _PLAIN.get() else attend)(scores, value)
+        mixed = (_attend if plain_forms.asked() else attend)(scores, value)
     return jnp.swapaxes(mixed, 1, 2)
 
 
@@ -188,7 +180,7 @@ class Attention(nn.Module):
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "attention", softmax(scores))
         mixed = mix(scores, value, nn.Dropout(c.dropout), deterministic=deterministic)
-        return nn.DenseGeneral(c.width, axis=(-2, -1), kernel_init=INIT, dtype=c.dtype, name="output")(mixed)
+        return _dense(c.width, c.dtype, "output", axis=(-2, -1))(mixed)
 
 
 class CrossAttention(nn.Module):
@@ -205,13 +197,13 @@ class CrossAttention(nn.Module):
         head_width = c.width // c.heads
 
         def project(rows: Array, name: str) -> Array:
-            dense = nn.DenseGeneral((c.heads, head_width), kernel_init=INIT, dtype=c.dtype, name=name)
-            return stay_with_rows(jnp.swapaxes(dense(rows), 1, 2))
+            heads = _dense((c.heads, head_width), c.dtype, name)(rows)
+            return stay_with_rows(jnp.swapaxes(heads, 1, 2))
 
         query = project(x, "query") * jnp.asarray(head_width**-0.5, c.dtype)
         key, value = project(context, "key"), project(context, "value")
         mixed = mix(attention_scores(query, key), value, nn.Dropout(c.dropout), deterministic=deterministic)
-        return nn.DenseGeneral(c.width, axis=(-2, -1), kernel_init=INIT, dtype=c.dtype, name="output")(mixed)
+        return _dense(c.width, c.dtype, "output", axis=(-2, -1))(mixed)
 
 
 class Mlp(nn.Module):
@@ -222,9 +214,9 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.config
-        hidden = nn.Dense(int(c.width * c.mlp_ratio), kernel_init=INIT, dtype=c.dtype, name="expand")(x)
+        hidden = _dense(int(c.width * c.mlp_ratio), c.dtype, "expand")(x)
         hidden = gelu(stay_with_rows(hidden))
-        return nn.Dense(c.width, kernel_init=INIT, dtype=c.dtype, name="contract")(hidden)
+        return _dense(c.width, c.dtype, "contract")(hidden)
 
 
 def with_remat(block: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:
@@ -297,9 +289,9 @@ class Stack(nn.Module):
     """`depth` blocks in a row.
 
     `drop_path` holds the stochastic-depth rate of each block. `scan_layers` keeps the blocks' parameters stacked on a
-    leading axis and compiles one block; `remat`: one of `presets.REMAT`. `last_queries`
-    shortens the last block to its first tokens (not with scan). x [B, N, D], mask bool[B, N] or None, context: see
-    `Block` -> [B, N or Q, D].
+    leading axis and compiles one block; `remat`: one of `presets.REMAT`. x [B, N, D], mask bool[B, N] or None, context:
+    see `Block` -> [B, Q, D], the first Q = `queries` tokens (all if None); without a scan no others are computed in the
+    last block.
     """
 
     config: BlockConfig
@@ -307,19 +299,22 @@ class Stack(nn.Module):
     drop_path: tuple[float, ...] | None = None
     scan_layers: bool = False
     remat: str = "none"
-    last_queries: int | None = None
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array | None = None, context: Array | None = None, *, deterministic: bool
+        self,
+        x: Array,
+        mask: Array | None = None,
+        context: Array | None = None,
+        *,
+        queries: int | None = None,
+        deterministic: bool,
     ) -> Array:
         rates = self.drop_path or (0.0,) * self.depth
         if len(rates) != self.depth:
             raise ValueError(f"{len(rates)} drop-path rates for {self.depth} blocks")
         stochastic = any(rate > 0 for rate in rates)
         if self.scan_layers:
-            if self.last_queries is not None:
-                raise ValueError("last_queries needs scan_layers=False: the scanned blocks share one shape")
             scanned = nn.scan(
                 with_remat(_ScanBody, self.remat, prevent_cse=False),
                 variable_axes={"params": 0, "intermediates": 0},
@@ -328,11 +323,11 @@ class Stack(nn.Module):
                 length=self.depth,
             )
             layers = scanned(self.config, stochastic, deterministic, name="layers")
-            return layers(x, mask, jnp.asarray(rates, jnp.float32), context)[0]
+            return layers(x, mask, jnp.asarray(rates, jnp.float32), context)[0][:, :queries]
         block = with_remat(Block, self.remat)
         for i, rate in enumerate(rates):
-            queries = self.last_queries if i == self.depth - 1 else None
-            layer = block(self.config, stochastic, queries, deterministic, name=f"layer_{i}")
+            asked = queries if i == self.depth - 1 else None
+            layer = block(self.config, stochastic, asked, deterministic, name=f"layer_{i}")
             x = layer(x, mask, jnp.float32(rate), context)
         return x
 

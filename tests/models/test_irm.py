@@ -13,6 +13,7 @@ from irm_jax import experiment
 from irm_jax.aot import analytic_flops
 from irm_jax.models import image_encoder, presets, transformer
 from irm_jax.models.irm import IRM, initialise
+from irm_jax.models.plain_forms import plain_forms
 from irm_jax.sharding import path_string
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
@@ -160,14 +161,13 @@ def test_scan_and_remat_equal_the_plain_stack(norm_first):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), found, gradient)
 
 
-def test_last_queries_compute_the_same_first_token():
-    config = transformer.BlockConfig(width=16, heads=2)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_the_first_tokens_alone_are_the_same(scan_layers):
+    stack = transformer.Stack(transformer.BlockConfig(width=16, heads=2), 2, scan_layers=scan_layers)
     x = jax.random.normal(jax.random.key(0), (3, 5, 16))
-    whole, short = transformer.Stack(config, 2), transformer.Stack(config, 2, last_queries=1)
-    variables = whole.init(jax.random.key(1), x, deterministic=True)
-    np.testing.assert_allclose(
-        short.apply(variables, x, deterministic=True), whole.apply(variables, x, deterministic=True)[:, :1], rtol=1e-5
-    )
+    variables = stack.init(jax.random.key(1), x, deterministic=True)
+    first = stack.apply(variables, x, queries=2, deterministic=True)
+    np.testing.assert_allclose(first, stack.apply(variables, x, deterministic=True)[:, :2], rtol=1e-5)
 
 
 def test_queries_keys_and_values_are_one_product_cut_in_three():
@@ -279,7 +279,7 @@ def test_attention_divides_after_the_product_on_a_cpu_only(platform, after):
     assert (program.rindex("stablehlo.divide") > program.rindex("stablehlo.dot_general")) is after
 
 
-def test_plain_attention_asks_for_no_platform():
+def test_plain_forms_ask_for_no_platform():
     """What exporters to other formats can follow; it computes the same."""
     block = transformer.Block(transformer.BlockConfig(width=16, heads=2))
     x = jax.random.normal(jax.random.key(0), (2, 5, 16))
@@ -288,7 +288,7 @@ def test_plain_attention_asks_for_no_platform():
     def apply(x):
         return block.apply(variables, x, None, jnp.float32(0.0))
 
-    with transformer.plain_attention():
+    with plain_forms():
         program = str(jax.make_jaxpr(apply)(x))
         np.testing.assert_allclose(apply(x), expected, rtol=1e-6, atol=1e-6)
     assert "platform_index" not in program
@@ -418,3 +418,14 @@ def test_the_word_head_shares_the_word_table(fusing):
     difference = np.asarray(changed - words)
     assert np.abs(difference[..., 11]).max() > 1e-4
     np.testing.assert_array_equal(np.delete(difference, 11, axis=-1), 0)
+
+
+def test_captions_are_compared_with_the_class_token_alone(prepared):
+    """Which gives the same projection for fewer products."""
+    model, variables, _, _ = prepared
+    image = jax.random.randint(jax.random.key(1), (2, *model.config.image_size, 3), 0, 255).astype(jnp.uint8)
+    whole = jax.jit(lambda v: model.apply(v, image, method=lambda m, x: m.project_images(m.encode_images(x))))
+    alone = jax.jit(lambda v: model.apply(v, image, method="encode_and_project_images"))
+    np.testing.assert_allclose(alone(variables), whole(variables), rtol=1e-5, atol=1e-6)
+    counted = [analytic_flops.count(jax.make_jaxpr(f)(variables)).total() for f in (alone, whole)]
+    assert counted[0] < counted[1]
