@@ -8,7 +8,8 @@ with the same steps and seeds for all, in WORKDIR/runs/VARIANT/SEED; the studies
 gets the mean over seeds of each variant and the paired difference to the first one with its 95% interval, task by task
 and over tasks, task-specific and task-free, the same of all variants but the first together, and the time of a step as
 a ratio to the first variant's of the same seed (of use where the runs had their cores to themselves); WORKDIR/STUDY.svg
-shows the differences.
+shows the differences; WORKDIR/STUDY.jsonl keeps what is known of every run, and `--known` with such a file goes on from
+it elsewhere.
 
 A study can be stopped at any time: finished runs are kept, unfinished ones resume. `--seeds 2`, later `--seeds 5`, or
 `--only hard soft`, run a part of it. Several processes may work on one study, each on a run that no other is at:
@@ -134,13 +135,15 @@ def run_all(
     seeds: int,
     steps: int,
     data_dir: str,
+    known: paired.Runs,
 ) -> bool:
-    """Runs a study, FOLDER/VARIANT/SEED, and goes on after a run that fails; returns whether all is finished."""
+    """Runs what is not known of a study, FOLDER/VARIANT/SEED, and goes on after a run that fails; returns whether all
+    is finished."""
     runs = [
         run(folder / variant / str(seed), overrides, seed, steps, data_dir)
         for seed in range(seeds)  # seed by seed, so that a study that is cut short has pairs
         for variant, overrides in variants.items()
-        if only is None or variant in only
+        if (only is None or variant in only) and (variant, seed) not in known
     ]
     return all(runs)
 
@@ -152,6 +155,7 @@ def add_options(parser: argparse.ArgumentParser, *, seeds: int, steps: int) -> N
     parser.add_argument("--steps", type=int, default=steps, help="training steps of every run")
     parser.add_argument("--data_dir", default="data", help="folder of the procedural benchmark")
     parser.add_argument("--only", nargs="+", help="names of variants, instead of all")
+    parser.add_argument("--known", type=Path, help="STUDY.jsonl of runs made elsewhere, which are not made again")
     parser.add_argument("--table", action="store_true", help="write and print the results so far, run nothing")
 
 
@@ -168,8 +172,10 @@ def main() -> None:
     variants = STUDIES[args.study]
     check_names(parser, args.only, variants)
     runs = args.workdir / "runs"
-    done = args.table or run_all(runs, variants, args.only, args.seeds, args.steps, args.data_dir)
-    print(paired.write(runs, args.workdir / args.study, list(variants), args.seeds, TOGETHER))
+    known = paired.read_known(args.known)
+    done = args.table or run_all(runs, variants, args.only, args.seeds, args.steps, args.data_dir, known)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    print(paired.write(runs, args.workdir / args.study, list(variants), args.seeds, together=TOGETHER, known=known))
     sys.exit(0 if done else "not all runs are finished: run the same command again")
 
 

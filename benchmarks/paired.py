@@ -3,11 +3,15 @@
 A study is a folder with a run in each VARIANT/SEED. Runs of one seed are a pair: they saw the same batches. Of the
 differences between pairs stand the mean and its 95% interval (Student's t over seeds); with nine variants and fourteen
 figures a few intervals leave out 0 by chance.
+
+What is known of each finished run is written as well, a line of JSON a run, from which the study goes on where the runs
+themselves are no more.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -23,6 +27,20 @@ from irm_jax.evaluation import report_figures
 
 Found = dict[tuple[str, int], dict[str, float]]
 """Figures by (variant, seed), of the runs that are finished."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run: its figures, and the code and devices that it is of."""
+
+    variant: str
+    seed: int
+    code: str
+    devices: str
+    figures: dict[str, float]
+
+
+Runs = dict[tuple[str, int], Run]
 
 FREE = "task_free/"
 RESCORED = "+rescored"
@@ -55,10 +73,36 @@ def _last_start(run: Path) -> dict[str, Any]:
     return json.loads((run / "run.json").read_text("utf-8"))[-1]
 
 
-def collect(study: Path, variants: Sequence[str], seeds: int) -> Found:
-    """Reads the runs of seeds 0 .. seeds - 1 that are finished."""
-    runs = {(variant, seed): study / variant / str(seed) for variant in variants for seed in range(seeds)}
-    return {key: figures(run) for key, run in runs.items() if (run / "results.json").is_file()}
+def _finished(folder: Path, variant: str, seed: int) -> Run:
+    start = _last_start(folder)
+    git = start["git"]
+    code = git["revision"][:7] + (" with changes" if git["dirty"] else "") if git else "unknown"
+    return Run(variant, seed, code, start["devices"]["kind"], figures(folder))
+
+
+def collect(study: Path, variants: Sequence[str], seeds: int, known: Runs) -> Runs:
+    """The runs of seeds 0 .. seeds - 1 that are finished in the folder or known, the folder's first."""
+    found = {}
+    for variant in variants:
+        for seed in range(seeds):
+            folder = study / variant / str(seed)
+            if (folder / "results.json").is_file():
+                found[variant, seed] = _finished(folder, variant, seed)
+            elif (variant, seed) in known:
+                found[variant, seed] = known[variant, seed]
+    return found
+
+
+def read_known(path: Path | None) -> Runs:
+    """The runs of a file that `write` wrote (None: no runs). Raises SystemExit naming the line that is none."""
+    runs: Runs = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines() if path else (), 1):
+        try:
+            run = Run(**json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise SystemExit(f"{path}, line {number}: not a run as a study writes them ({error})") from error
+        runs[run.variant, run.seed] = run
+    return runs
 
 
 def with_mean(found: Found, variants: Sequence[str], name: str) -> Found:
@@ -133,18 +177,15 @@ def table(found: Found, variants: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def origins(study: Path, found: Found) -> str:
+def origins(runs: Runs) -> str:
     """Which code and devices the finished runs are of, as one line: a study that goes on for days may mix them."""
-    code: collections.Counter[str] = collections.Counter()
-    devices: collections.Counter[str] = collections.Counter()
-    for variant, seed in found:
-        start = _last_start(study / variant / str(seed))
-        git = start["git"]
-        code[git["revision"][:7] + (" with changes" if git["dirty"] else "") if git else "unknown"] += 1
-        devices[start["devices"]["kind"]] += 1
+    counts = {
+        "Code": collections.Counter(run.code for run in runs.values()),
+        "Devices": collections.Counter(run.devices for run in runs.values()),
+    }
     return " ".join(
-        f"{title}: {', '.join(f'{name} ({runs} runs)' for name, runs in count.most_common())}."
-        for title, count in (("Code", code), ("Devices", devices))
+        f"{title}: {', '.join(f'{name} ({number} runs)' for name, number in count.most_common())}."
+        for title, count in counts.items()
     )
 
 
@@ -211,19 +252,24 @@ def chart(found: Found, variants: Sequence[str]) -> str:
     )
 
 
-def write(runs: Path, target: Path, variants: Sequence[str], seeds: int, together: str = "") -> str:
-    """Writes TARGET.md and, once there are pairs, TARGET.svg from the finished runs; returns the table.
+def write(
+    study: Path, target: Path, variants: Sequence[str], seeds: int, *, together: str = "", known: Runs | None = None
+) -> str:
+    """Writes TARGET.md, TARGET.jsonl and, once there are pairs, TARGET.svg of the finished runs; returns the table.
 
-    `together` names one more row, the mean of all variants but the first ("": none).
+    `together` names one more row, the mean of all variants but the first ("": none); `known`: runs that count though
+    they are not in the folder `study`.
     """
-    found = collect(runs, variants, seeds)
-    if not found:
-        return f"no run of {target.name} in {runs} is finished yet"
-    source = origins(runs, found)
+    runs = collect(study, variants, seeds, known or {})
+    if not runs:
+        return f"no run of {target.name} in {study} is finished yet"
+    found = {key: run.figures for key, run in runs.items()}
     if together:
         found, variants = with_mean(found, variants[1:], together), [*variants, together]
-    words = f"{table(found, variants)}\n\n{source}"
+    words = f"{table(found, variants)}\n\n{origins(runs)}"
     target.with_suffix(".md").write_text(words + "\n", "utf-8")
+    lines = [json.dumps(dataclasses.asdict(run)) + "\n" for run in runs.values()]
+    target.with_suffix(".jsonl").write_text("".join(lines), "utf-8")
     if drawn := chart(found, variants):
         target.with_suffix(".svg").write_text(drawn, "utf-8")
     return words

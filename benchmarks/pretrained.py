@@ -84,15 +84,15 @@ def main() -> None:
     weights = (args.workdir / "weights").resolve()
     found = variants(weights, args.learning_rate, args.batch_size)
     ablation.check_names(parser, args.only, found)
-    done = True
+    known, done = paired.read_known(args.known), True
     if not args.table:
         with ablation.held(weights) as lock:
             if lock is None:
                 raise SystemExit(f"another process converts the weights in {weights}: start again when it is done")
             converted(weights / "text", TEXT)
             converted(weights / "image", IMAGE)
-        done = ablation.run_all(args.workdir / STUDY, found, args.only, args.seeds, args.steps, args.data_dir)
-    print(paired.write(args.workdir / STUDY, args.workdir / STUDY, list(found), args.seeds))
+        done = ablation.run_all(args.workdir / STUDY, found, args.only, args.seeds, args.steps, args.data_dir, known)
+    print(paired.write(args.workdir / STUDY, args.workdir / STUDY, list(found), args.seeds, known=known))
     sys.exit(0 if done else "not all runs are finished: run the same command again")
 
 

@@ -119,13 +119,37 @@ def test_the_variants_together_are_the_mean_of_each_seeds_finished_ones(tmp_path
     for variant, values in {"irm": (0.4, 0.5), "hard": (0.5, 0.5), "soft": (0.6,)}.items():
         for seed, value in enumerate(values):
             finish(tmp_path / variant / str(seed), value, rescored=value if variant == "hard" else None)
-    words = paired.write(tmp_path, tmp_path / "s", ["irm", "hard", "soft"], 2, "both")
+    words = paired.write(tmp_path, tmp_path / "s", ["irm", "hard", "soft"], 2, together="both")
     row = next(line for line in words.split("\n") if line.startswith("| both"))
     # .55 of seed 0 and .5 of seed 1, less .4 - .5 / 6 - .1; differences .15 and 0, 12.706 * .15 / 2.
     assert row.split("|")[2:4] == [" 2 ", " 0.508 (+0.075 ± 0.953) "]
     assert "t2i+rescored" in words
     assert words.endswith("Devices: cpu (5 runs).")
     assert (tmp_path / "s.svg").read_text().count("<circle") == 6
+
+
+def test_a_study_goes_on_from_what_it_wrote_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    finish(here / "irm" / "0", 0.4)
+    finish(here / "hard" / "0", 0.5, revision="b" * 40)
+    finish(here / "hard" / "1", 0.6)
+    words = paired.write(here, tmp_path / "s", ["irm", "hard"], 2)
+    known = paired.read_known(tmp_path / "s.jsonl")
+    there.mkdir()
+    assert paired.write(there, tmp_path / "t", ["irm", "hard"], 2, known=known) == words
+    assert (tmp_path / "t.jsonl").read_text() == (tmp_path / "s.jsonl").read_text()
+    finish(there / "hard" / "1", 0.7)  # a run that is here counts before one that is known
+    assert paired.collect(there, ["hard"], 2, known)["hard", 1].figures["procedural_cc"] == pytest.approx(0.6)
+
+    trainings = Trainings()
+    monkeypatch.setattr(ablation.subprocess, "run", trainings)
+    assert ablation.run_all(there, {"irm": (), "hard": ()}, None, 2, 400, "data", known)
+    assert trainings.started == ["irm/1"]
+
+    (tmp_path / "s.jsonl").write_text('{"variant": "irm"}\n')
+    with pytest.raises(SystemExit, match=r"s\.jsonl, line 1: not a run"):
+        paired.read_known(tmp_path / "s.jsonl")
+    assert paired.read_known(None) == {}
 
 
 class Trainings:
@@ -150,13 +174,13 @@ def test_finished_runs_are_kept_and_those_of_another_command_refused(
     trainings = Trainings(fail="b")
     monkeypatch.setattr(ablation.subprocess, "run", trainings)
     variants = {"a": (), "b": ("--config.x=1",), "c": ()}
-    assert not ablation.run_all(tmp_path, variants, None, 1, 400, "data")
-    assert not ablation.run_all(tmp_path, variants, ["a", "b"], 2, 400, "elsewhere")
+    assert not ablation.run_all(tmp_path, variants, None, 1, 400, "data", {})
+    assert not ablation.run_all(tmp_path, variants, ["a", "b"], 2, 400, "elsewhere", {})
     assert trainings.started == ["a/0", "b/0", "c/0", "b/0", "a/1", "b/1"]
     trainings.fail = ""
-    assert ablation.run_all(tmp_path, variants, None, 2, 400, "data")
+    assert ablation.run_all(tmp_path, variants, None, 2, 400, "data", {})
     with pytest.raises(SystemExit, match=r"a/0 holds .*was --config.train.steps=400, now --config.train.steps=200\)"):
-        ablation.run_all(tmp_path, variants, None, 1, 200, "data")
+        ablation.run_all(tmp_path, variants, None, 1, 200, "data", {})
     with pytest.raises(SystemExit, match=r"b/0 holds a run of another command \(was --config.x=1, now --config.x=2\)"):
         ablation.run(tmp_path / "b" / "0", ["--config.x=2"], 0, 400, "data")
     (tmp_path / "old").mkdir()
@@ -172,9 +196,9 @@ def test_a_run_that_another_process_is_at_is_passed_over(tmp_path: Path, monkeyp
         # The training holds the lock too, and keeps it when what started it is gone.
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
     monkeypatch.setattr(ablation.subprocess, "run", trainings)
-    assert not ablation.run_all(tmp_path, {"a": (), "b": ()}, None, 1, 400, "data")
+    assert not ablation.run_all(tmp_path, {"a": (), "b": ()}, None, 1, 400, "data", {})
     child.communicate(b"\n", timeout=30)
-    assert ablation.run_all(tmp_path, {"a": (), "b": ()}, None, 1, 400, "data")
+    assert ablation.run_all(tmp_path, {"a": (), "b": ()}, None, 1, 400, "data", {})
     assert trainings.started == ["b/0", "a/0"]
 
 
