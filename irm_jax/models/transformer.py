@@ -89,19 +89,14 @@ class QueryKeyValue(nn.Module):
         head_width = c.width // c.heads
         kernel = self.param("kernel", _qkv_init, (c.width, 3, c.heads, head_width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (3, c.heads, head_width), jnp.float32)
-        x = x.astype(c.dtype)
+        x, kernel, bias = x.astype(c.dtype), kernel.astype(c.dtype), bias.astype(c.dtype)
 
-        def project(rows: Array, weight: Array, shift: Array) -> Array:
-            weight, shift = weight.reshape(c.width, c.width), shift.reshape(1, 1, c.width)
-            heads = (dense.product(rows, weight, (((2,), (0,)), ((), ()))) + shift).reshape(
-                *rows.shape[:2], c.heads, head_width
-            )
-            return stay_with_rows(jnp.swapaxes(heads, 1, 2))
+        def project(rows: Array, part: int) -> Array:
+            weight, shift = kernel[:, part].reshape(c.width, c.width), bias[part].reshape(1, 1, c.width)
+            heads = dense.product(rows, weight, (((2,), (0,)), ((), ()))) + shift
+            return stay_with_rows(jnp.swapaxes(heads.reshape(*rows.shape[:2], c.heads, head_width), 1, 2))
 
-        # Not kernel[:, 0]: the gradient of `split` is one array, that of three slices the sum of three padded ones.
-        weights, shifts = jnp.split(kernel.astype(c.dtype), 3, axis=1), jnp.split(bias.astype(c.dtype), 3)
-        query, key, value = map(project, (x[:, :queries], x, x), weights, shifts)
-        return query, key, value
+        return project(x[:, :queries], 0), project(x, 1), project(x, 2)
 
 
 def softmax(scores: Array) -> Array:
