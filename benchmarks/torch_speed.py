@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import os
 import statistics
@@ -237,7 +238,7 @@ def torch_step(
 ) -> dict[str, Step]:
     import torch
 
-    def run(called: Any) -> Step:
+    def run(model: Any, called: Any) -> Step:
         rule = optimizer or torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
         loss = loss_of(called)
 
@@ -252,7 +253,11 @@ def torch_step(
 
         return Step(call, lambda: torch_flops(call))
 
-    return {"torch": run(model)} | ({"torch.compile": run(torch.compile(model))} if compiled else {})
+    sides = {"torch": run(model, model)}
+    if compiled:
+        other = copy.deepcopy(model)  # that both start from the same weights
+        sides["torch.compile"] = run(other, torch.compile(other))
+    return sides
 
 
 def jax_step(function: Callable[..., Any], state: Any, arguments: tuple[Any, ...], mesh: Mesh | None = None) -> Step:
