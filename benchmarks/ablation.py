@@ -6,10 +6,9 @@ Usage: python -m benchmarks.ablation --study bank|captions --workdir runs/ablati
 Each variant is `configs/quickstart.py` with some keys changed, trained by `python -m irm_jax.main` as a user would,
 with the same steps and seeds for all, in WORKDIR/runs/VARIANT/SEED; the studies share their baseline. WORKDIR/STUDY.md
 gets the mean over seeds of each variant and the paired difference to the first one with its 95% interval, task by task
-and over tasks, task-specific and task-free, the same of all variants but the first together, and the time of a step as
-a ratio to the first variant's of the same seed (of use where the runs had their cores to themselves); WORKDIR/STUDY.svg
-shows the differences; WORKDIR/STUDY.jsonl keeps what is known of every run, and `--known` with such a file goes on from
-it elsewhere.
+and over tasks, task-specific and task-free, and the same of all variants but the first together (what a step costs is
+benchmarks.paper_step's to say); WORKDIR/STUDY.svg shows the differences; WORKDIR/STUDY.jsonl keeps what is known of
+every run, and `--known` with such a file goes on from it elsewhere.
 
 A study can be stopped at any time: finished runs are kept, unfinished ones resume. `--seeds 2`, later `--seeds 5`, or
 `--only hard soft`, run a part of it. Several processes may work on one study, each on a run that no other is at:
@@ -62,7 +61,6 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 TOGETHER = "all of these"
-COMMAND = "command.json"
 
 
 @contextlib.contextmanager
@@ -78,20 +76,30 @@ def held(folder: Path) -> Iterator[int | None]:
             yield lock.fileno()
 
 
+def options_of(overrides: Sequence[str], seed: int, steps: int) -> list[str]:
+    """The options of a variant's run, but for those that say where things are."""
+    return [
+        f"--config.seed={seed}", f"--config.train.steps={steps}", "--config.evaluation.controls=False",
+        "--config.evaluation.top500=False", "--config.report.rollouts=0", *overrides,
+    ]  # fmt: skip
+
+
+def check_options(run: str, known: Sequence[str], options: Sequence[str], cure: str) -> None:
+    """Raises SystemExit, with the cure, if a run was started with other options than `options`."""
+    if list(known) != list(options):
+        changed = [
+            *(f"was {x}" for x in known if x not in options),
+            *(f"now {x}" for x in options if x not in known),
+        ]
+        raise SystemExit(f"{run} a run of another command ({', '.join(changed) or 'other order'}): {cure}")
+
+
 def check_command(folder: Path, options: Sequence[str]) -> None:
     """Notes the options of the run that begins in the folder. Raises SystemExit if it holds a run of other ones."""
-    note = folder / COMMAND
+    note = folder / paired.COMMAND
     if note.is_file():
-        known = json.loads(note.read_text("utf-8"))
-        if known != list(options):
-            changed = [
-                *(f"was {x}" for x in known if x not in options),
-                *(f"now {x}" for x in options if x not in known),
-            ]
-            raise SystemExit(
-                f"{folder} holds a run of another command ({', '.join(changed) or 'other order'}): choose another "
-                "--workdir, give the options of before, or delete that folder"
-            )
+        cure = "choose another --workdir, give the options of before, or delete that folder"
+        check_options(f"{folder} holds", json.loads(note.read_text("utf-8")), options, cure)
     elif (folder / "run.json").exists():
         raise SystemExit(f"{folder} holds a run of an unknown command: choose another --workdir, or delete that folder")
     else:
@@ -103,10 +111,7 @@ def run(folder: Path, overrides: Sequence[str], seed: int, steps: int, data_dir:
 
     Raises SystemExit if the folder holds a run of another command.
     """
-    options = [
-        f"--config.seed={seed}", f"--config.train.steps={steps}", "--config.evaluation.controls=False",
-        "--config.evaluation.top500=False", "--config.report.rollouts=0", *overrides,
-    ]  # fmt: skip
+    options = options_of(overrides, seed, steps)
     with held(folder) as lock:
         if lock is None:
             print(f"{folder}: another process is at it", flush=True)
@@ -138,12 +143,22 @@ def run_all(
     known: paired.Runs,
 ) -> bool:
     """Runs what is not known of a study, FOLDER/VARIANT/SEED, and goes on after a run that fails; returns whether all
-    is finished."""
-    runs = [
-        run(folder / variant / str(seed), overrides, seed, steps, data_dir)
+    is finished. Raises SystemExit, before any training, if a known run was started with other options."""
+    wanted = [
+        (variant, seed)
         for seed in range(seeds)  # seed by seed, so that a study that is cut short has pairs
-        for variant, overrides in variants.items()
-        if (only is None or variant in only) and (variant, seed) not in known
+        for variant in variants
+        if only is None or variant in only
+    ]
+    for variant, seed in wanted:
+        if (variant, seed) in known:
+            cure = "give the options of then, or take its line out of the file"
+            options = options_of(variants[variant], seed, steps)
+            check_options(f"--known has, as {variant} of seed {seed},", known[variant, seed].options, options, cure)
+    runs = [
+        run(folder / variant / str(seed), variants[variant], seed, steps, data_dir)
+        for variant, seed in wanted
+        if (variant, seed) not in known
     ]
     return all(runs)
 

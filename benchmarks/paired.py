@@ -16,13 +16,11 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
 
 from data_pipelines import tasks
-from irm_jax import time_use
 from irm_jax.evaluation import report_figures
 
 Found = dict[tuple[str, int], dict[str, float]]
@@ -31,12 +29,13 @@ Found = dict[tuple[str, int], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run: its figures, and the code and devices that it is of."""
+    """A finished run: its figures, and the code, devices and options that it is of."""
 
     variant: str
     seed: int
     code: str
     devices: str
+    options: list[str]
     figures: dict[str, float]
 
 
@@ -45,39 +44,31 @@ Runs = dict[tuple[str, int], Run]
 FREE = "task_free/"
 RESCORED = "+rescored"
 MEANS = {"mean": "task-specific, mean of the tasks", f"{FREE}mean": "task-free, mean of the tasks"}
-SPEED = time_use.IMAGES_PER_SECOND
+COMMAND = "command.json"
+"""File of a run's folder: the options that it was started with."""
 # Two-sided 95% quantiles of Student's t by degrees of freedom, 1 to 9; beyond, the last is a little too wide.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def figures(run: Path) -> dict[str, float]:
-    """mAP by protocol of a finished run, means over the tasks, and images a second of its training on its devices."""
+    """mAP by protocol of a finished run, and means over the tasks."""
     protocols = json.loads((run / "results.json").read_text("utf-8"))["protocols"]
     found = {}
     for setting in ("", FREE):
         names = [f"{setting}procedural_{task}" for task in tasks.TASK_NAMES]
         found |= {name: protocols[name]["mAP"] for name in names}
         found[f"{setting}mean"] = float(np.mean([protocols[name]["mAP"] for name in names]))
-    found |= {
-        name + RESCORED: protocols[name + RESCORED]["mAP"] for name in list(found) if name + RESCORED in protocols
+    return found | {
+        name + RESCORED: protocols[name + RESCORED]["mAP"] for name in found if name + RESCORED in protocols
     }
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    found[SPEED + _last_start(run)["devices"]["kind"]] = float(
-        np.median([line[SPEED] for line in lines if SPEED in line])
-    )
-    return found
-
-
-def _last_start(run: Path) -> dict[str, Any]:
-    """What run.json says of a run's last start."""
-    return json.loads((run / "run.json").read_text("utf-8"))[-1]
 
 
 def _finished(folder: Path, variant: str, seed: int) -> Run:
-    start = _last_start(folder)
+    start = json.loads((folder / "run.json").read_text("utf-8"))[-1]
     git = start["git"]
     code = git["revision"][:7] + (" with changes" if git["dirty"] else "") if git else "unknown"
-    return Run(variant, seed, code, start["devices"]["kind"], figures(folder))
+    options = json.loads((folder / COMMAND).read_text("utf-8"))
+    return Run(variant, seed, code, start["devices"]["kind"], options, figures(folder))
 
 
 def collect(study: Path, variants: Sequence[str], seeds: int, known: Runs) -> Runs:
@@ -152,24 +143,14 @@ def table(found: Found, variants: Sequence[str]) -> str:
             words += f" ({mean:+.3f}{f' ± {half:.3f}' if math.isfinite(half) else ''})"
         return words
 
-    def step_time(variant: str) -> str:
-        both = [(found[base, seed], found[variant, seed]) for seed in seeds[variant] if seed in seeds[base]]
-        ratios = [
-            other[name] / own[name]
-            for other, own in both
-            for name in other.keys() & own.keys()
-            if name.startswith(SPEED)
-        ]
-        return f"{np.median(ratios):.2f}" if ratios else ""
-
     lines = []
     for setting, title in (("", "task-specific"), (FREE, "task-free")):
         names = ["mean", *plain, *(name + RESCORED for name in plain if setting + name + RESCORED in rescored)]
-        heads = [f"mAP, {title}", "seeds", *(name.removeprefix("procedural_") for name in names), "step time"]
+        heads = [f"mAP, {title}", "seeds", *(name.removeprefix("procedural_") for name in names)]
         lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for variant in variants:
             cells = [variant, str(len(seeds[variant])), *(cell(variant, setting + name) for name in names)]
-            lines.append("| " + " | ".join([*cells, step_time(variant)]) + " |")
+            lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     lines.append(f"In brackets: the mean difference to `{base}` over paired seeds and its 95% interval (Student's t).")
     if rescored:

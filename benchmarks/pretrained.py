@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=48, help="rows of a step")
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="of all variants but scratch_fast")
     args = parser.parse_args()
-    weights = (args.workdir / "weights").resolve()
+    weights = args.workdir / "weights"
     found = variants(weights, args.learning_rate, args.batch_size)
     ablation.check_names(parser, args.only, found)
     known, done = paired.read_known(args.known), True

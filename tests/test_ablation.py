@@ -21,16 +21,17 @@ from configs import quickstart
 from data_pipelines import tasks
 from irm_jax import config_check
 
+DOCS = Path(__file__).parents[1] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def finish(
     run: Path,
     mAP: float,
-    speed: float = 100.0,
     rescored: float | None = None,
     revision: str = "a" * 40,
     devices: str = "cpu",
+    options: Sequence[str] = (),
 ) -> None:
     """A finished run: task-free figures half of the task-specific ones, trad higher than all others by .6."""
     protocols = {}
@@ -41,13 +42,7 @@ def finish(
         protocols["procedural_t2i+rescored"] = {"mAP": rescored}
     run.mkdir(parents=True)
     (run / "results.json").write_text(json.dumps({"protocols": protocols}))
-    lines = [
-        {"step": 1, "images_per_second": speed / 9},
-        {"step": 2, "images_per_second": speed},
-        {"step": 3, "loss": 1},
-    ]
-    lines.append({"step": 4, "images_per_second": speed})
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / paired.COMMAND).write_text(json.dumps(options))
     last = {"git": {"revision": revision, "dirty": False}, "devices": {"kind": devices}}
     (run / "run.json").write_text(json.dumps([{"git": None}, last]))
 
@@ -63,18 +58,16 @@ def test_interval_is_that_of_students_t() -> None:
 def test_table_and_chart_of_hand_made_runs(tmp_path: Path) -> None:
     study = tmp_path / "s"
     for seed, (base, other) in enumerate([(0.40, 0.42), (0.44, 0.48), (0.40, 0.46)]):
-        finish(study / "irm" / str(seed), base, speed=100)
-        # A GPU beside a CPU says nothing about the variant's cost.
-        speed, devices = (80, "cpu") if seed else (8000, "H200")
-        finish(study / "hard" / str(seed), other, speed, rescored=other, devices=devices)
-    finish(study / "soft" / "1", 0.34, speed=50, revision="b" * 40)
+        finish(study / "irm" / str(seed), base)
+        finish(study / "hard" / str(seed), other, rescored=other, devices="cpu" if seed else "H200")
+    finish(study / "soft" / "1", 0.34, revision="b" * 40)
     finish(study / "soft" / "3", 0.9)  # no pair of it
     (study / "both" / "0").mkdir(parents=True)  # not finished
     words = paired.write(study, tmp_path / "s", ["irm", "hard", "soft", "both"], 9)
     assert (tmp_path / "s.md").read_text() == words + "\n"
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in words.split("\n") if line.startswith("| ")]
     own, free = lines[:5], lines[5:]
-    heads = ["seeds", "mean", *tasks.TASK_NAMES, "t2i+rescored", "step time"]
+    heads = ["seeds", "mean", *tasks.TASK_NAMES, "t2i+rescored"]
     assert own[0] == ["mAP, task-specific", *heads]
     assert free[0] == ["mAP, task-free", *(head for head in heads if head != "t2i+rescored")]
     irm, hard, soft, both = (dict(zip(heads, row[1:], strict=True)) for row in own[1:])
@@ -86,7 +79,6 @@ def test_table_and_chart_of_hand_made_runs(tmp_path: Path) -> None:
     assert irm["cc"] == "0.313"
     # Rescored t2i beside the first variant's plain one: .42, .48, .46 less .30, .34, .30.
     assert [row["t2i+rescored"] for row in (irm, hard, soft)] == ["", "0.453 (+0.140 ± 0.050)", ""]
-    assert [row["step time"] for row in (irm, hard, soft, both)] == ["1.00", "1.25", "2.00", ""]
     assert words.endswith("Code: aaaaaaa (7 runs), bbbbbbb (1 runs). Devices: cpu (7 runs), H200 (1 runs).")
 
     drawn = ElementTree.parse(tmp_path / "s.svg").getroot()
@@ -130,9 +122,9 @@ def test_the_variants_together_are_the_mean_of_each_seeds_finished_ones(tmp_path
 
 def test_a_study_goes_on_from_what_it_wrote_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    finish(here / "irm" / "0", 0.4)
-    finish(here / "hard" / "0", 0.5, revision="b" * 40)
-    finish(here / "hard" / "1", 0.6)
+    finish(here / "irm" / "0", 0.4, options=ablation.options_of((), 0, 400))
+    finish(here / "hard" / "0", 0.5, revision="b" * 40, options=ablation.options_of(("--config.x=1",), 0, 400))
+    finish(here / "hard" / "1", 0.6, options=ablation.options_of(("--config.x=1",), 1, 400))
     words = paired.write(here, tmp_path / "s", ["irm", "hard"], 2)
     known = paired.read_known(tmp_path / "s.jsonl")
     there.mkdir()
@@ -143,7 +135,12 @@ def test_a_study_goes_on_from_what_it_wrote_of_its_runs(tmp_path: Path, monkeypa
 
     trainings = Trainings()
     monkeypatch.setattr(ablation.subprocess, "run", trainings)
-    assert ablation.run_all(there, {"irm": (), "hard": ()}, None, 2, 400, "data", known)
+    assert ablation.run_all(there, {"irm": (), "hard": ("--config.x=1",)}, None, 2, 400, "data", known)
+    assert trainings.started == ["irm/1"]
+    with pytest.raises(SystemExit, match=r"--known has, as irm of seed 0, .*was .*steps=400, now .*steps=200\)"):
+        ablation.run_all(there, {"irm": (), "hard": ("--config.x=1",)}, None, 2, 200, "data", known)
+    with pytest.raises(SystemExit, match=r"as hard of seed 0, .*\(was --config.x=1\): give the options of then"):
+        ablation.run_all(there, {"irm": (), "hard": ()}, ["hard"], 1, 400, "data", known)
     assert trainings.started == ["irm/1"]
 
     (tmp_path / "s.jsonl").write_text('{"variant": "irm"}\n')
@@ -200,6 +197,21 @@ def test_a_run_that_another_process_is_at_is_passed_over(tmp_path: Path, monkeyp
     child.communicate(b"\n", timeout=30)
     assert ablation.run_all(tmp_path, {"a": (), "b": ()}, None, 1, 400, "data", {})
     assert trainings.started == ["b/0", "a/0"]
+
+
+@pytest.mark.parametrize("study", ablation.STUDIES)
+def test_the_pages_tables_and_charts_are_those_of_the_runs_that_it_names(study: str, tmp_path: Path) -> None:
+    known = paired.read_known(DOCS / "ablation_runs.jsonl")
+    variants = ablation.STUDIES[study]
+    for (variant, seed), run in known.items():
+        if variant in variants:
+            assert run.options == ablation.options_of(variants[variant], seed, 400)
+    words = paired.write(tmp_path, tmp_path / study, list(variants), 6, together=ablation.TOGETHER, known=known)
+    page = (DOCS / "ablations.md").read_text("utf-8")
+    specific, free, *_ = words.split("\n\n")
+    assert specific in page
+    assert free in page
+    assert (tmp_path / f"{study}.svg").read_bytes() == (DOCS / f"ablation_{study}.svg").read_bytes()
 
 
 def test_studies_share_their_baseline_and_no_other_name() -> None:
