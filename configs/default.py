@@ -151,7 +151,7 @@ def get_config() -> ConfigDict:
     config.text_to_image.momentum_contrast = False  # four directions over momentum keys, not two within the batch
     config.text_to_image.queue_size = 0  # past keys kept for it, at least (0 = none; the paper scale: 65,536)
     config.text_to_image.soft_weight = 0.4  # of the momentum model's soft targets, contrast and masked words
-    config.text_to_image.soft_ramp_steps = 500  # steps over which that weight rises from 0
+    config.text_to_image.soft_ramp_steps = 500  # steps over which that weight rises from 0 [ours; ALBEF: an epoch]
     config.text_to_image.masked_probability = 0.15  # of a word to be masked and guessed
     config.text_to_image.replaced_probability = 0.3  # of a word to be hidden where replacements are drawn
     config.text_to_image.release_mlm_axis = False  # soft labels normalised over positions, as the released code does
@@ -163,7 +163,7 @@ def get_config() -> ConfigDict:
 
     config.memory_bank = ConfigDict()  # of IRM++ [ours]; size 0 is IRM
     config.memory_bank.size = 0  # keys kept, at least (0 = no bank and no momentum model; the paper scale: 65,536)
-    config.memory_bank.dtype = "float32"  # of the keys: float32 | bfloat16
+    config.memory_bank.dtype = "float32"  # of its keys and of the caption queue's: float32 | bfloat16
     config.memory_bank.negatives = "all"  # all | task: entries of which tasks are negatives of an anchor
     config.memory_bank.overlaps = ()  # pairs of data sets "A:B" that share people who are not linked: never negatives
     config.memory_bank.temperature = 0.07  # t of all similarities

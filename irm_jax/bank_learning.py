@@ -24,7 +24,12 @@ NO_KIND = -1
 
 
 def batch_entries(rows: KeyRows, mean: InstructionMean, batch: Batch, options: LossOptions) -> Entries:
-    """The momentum model's keys of all rows of a batch, in the order (block; text, visual, caption): [R * B, ...]."""
+    """The momentum model's keys of all rows of a batch, in the order (block; text, visual, caption): [R * B, ...].
+
+    [ours] Their instructions are centred by the mean of the model's own instruction features over the steps before:
+    those of the first step by none. An entry does not say which instruction it is of, so an equal one counts by its
+    cosine, a little under the 1 that it has within a batch (`instruction_similarity.similarity`).
+    """
     assert rows.embedding is not None
     assert rows.instruction is not None
     groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch]

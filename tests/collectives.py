@@ -5,7 +5,7 @@ import re
 
 
 def moved_sizes(text):
-    """Elements of every array that a collective of a compiled program yields or takes."""
+    """Elements of each array that a collective of a compiled program yields; of what it takes no shapes are told."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     sizes = []
     for line in text.splitlines():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irm_jax import memory_bank
+from irm_jax import memory_bank, momentum
 from irm_jax.memory_bank import EMPTY, Entries
 
 BLOCKS, ROWS, WIDTH, INSTRUCTION = 4, 3, 2, 5
@@ -125,3 +125,12 @@ def test_a_push_has_no_collective():
     assert "dynamic-update-slice" in text
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
         assert collective not in text
+
+
+def test_the_momentum_model_by_hand():
+    """.75 of what it was and .25 of the parameters, in its own type, without the heads."""
+    params = {"encoder": {"w": jnp.asarray([1.0, 4.0])}, "head_person": jnp.ones(3)}
+    start = momentum.start(params)
+    assert start.keys() == {"encoder"}
+    moved = momentum.update(start, {**params, "encoder": {"w": jnp.asarray([3.0, 0.0])}}, 0.75)
+    np.testing.assert_array_equal(moved["encoder"]["w"], [1.5, 3.0])

@@ -106,7 +106,7 @@ def test_float64_step_agrees_on_every_mesh(micro_config):
     """
     with_bank(micro_config)
     micro_config.memory_bank.dtype = "float32"  # and then float64, as all of the state
-    metrics = agree_in_float64(micro_config, [ONE, (1, 4, 1), (2, 2, 2)], "memory_bank")
+    metrics = agree_in_float64(micro_config, [ONE, (2, 2, 2), (4, 2, 1)], "memory_bank")
     assert metrics["bank_filled"] == 1
     for name in ("bank_hard_loss", "bank_soft_loss", "bank_same_identity_mass"):
         assert metrics[f"li/{name}"] > 0
@@ -115,7 +115,7 @@ def test_float64_step_agrees_on_every_mesh(micro_config):
 def test_float64_caption_objectives_agree(micro_config):
     """The same for all text-to-image objectives, whose draws must not depend on the mesh either."""
     only_captions(micro_config)
-    metrics = agree_in_float64(micro_config, [ONE, (2, 2, 2)], "caption_queue")
+    metrics = agree_in_float64(micro_config, [ONE, (2, 2, 2), (4, 2, 1)], "caption_queue")
     assert metrics["queue_filled"] == 1
     for name in ("contrastive", "matching", "masked", "replaced"):
         assert metrics[f"t2i/{name}_loss"] > 0
@@ -203,11 +203,10 @@ def test_a_bank_of_no_weight_changes_nothing_but_itself(micro_config):
     expected = [np.where(own[0], 0, -1), np.where(own[1], 1, -1), np.full_like(batch["caption"]["identity"], -1)]
     np.testing.assert_array_equal(bank.entries.kind[..., 0], np.concatenate(expected, 1))
     np.testing.assert_allclose(np.linalg.norm(bank.entries.key, axis=-1), 1, rtol=1e-5)
-    # Two updates: m2 = .75 (.75 p0 + .25 p1) + .25 p2 lies between start and end, nearer the start.
+    # Two updates: m2 - p0 = .1875 (p1 - p0) + .25 (p2 - p0), where p1 lies between p0 and p2.
     leaf = ("image_encoder", "final_norm", "scale")
     old, average, new = (x[leaf[0]][leaf[1]][leaf[2]] for x in (start, banked.momentum_params, banked.params))
-    assert np.all(np.abs(average - old) < np.abs(new - old) + 1e-12)
-    assert np.any(average != old)
+    assert 0.25 < np.linalg.norm(average - old) / np.linalg.norm(new - old) < 0.4375
     assert not any(name.startswith("head_") for name in banked.momentum_params)
 
 
@@ -262,11 +261,9 @@ def test_the_compiled_step_never_moves_the_bank(micro_config):
         compiled = step.lower(abstract, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1)).compile()
     part = math.prod(abstract.memory_bank.entries.key.sharding.shard_shape(abstract.memory_bank.entries.key.shape))
     assert part * 8 == math.prod(abstract.memory_bank.entries.key.shape)
-    scores = len(data.plan.units) and abstract.memory_bank.entries.identity.size * data.plan.batch_size
     moved = moved_sizes(compiled.as_text())
     assert moved  # gradients are summed over devices: the pattern finds what there is
     assert max(moved) < part
-    assert max(moved) < scores
     queue = abstract.caption_queue.entries.image
     assert max(moved) < math.prod(queue.sharding.shard_shape(queue.shape)) == math.prod(queue.shape) // 8
 

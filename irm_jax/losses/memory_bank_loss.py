@@ -101,8 +101,7 @@ def memory_bank_loss(
         z, teacher, instruction, labels, own_row, valid = rows
 
         def products(queries: jax.Array, name: str) -> list[jax.Array]:
-            keys = [getattr(source, name).astype(dtype) for source in sources]
-            return [jnp.einsum("aw,nw->an", queries, k, precision=EXACT) for k in keys]
+            return [_product(queries, getattr(source, name)) for source in sources]
 
         return _supervision(
             products(z, "key"),
@@ -114,13 +113,54 @@ def memory_bank_loss(
 
     rows = (z, teacher, anchor.instruction.astype(dtype), _labels(anchor), own_row, valid)
     anchors, keys = z.shape[0], sum(source.identity.shape[0] for source in sources)
-    if keys < MANY_KEYS or anchors % ANCHOR_BLOCKS:
+    if keys < MANY_KEYS:
         hard, soft_loss, aux = supervised(rows)
     else:
-        cut = jax.tree.map(lambda x: x.reshape(ANCHOR_BLOCKS, -1, *x.shape[1:]), rows)
-        found = jax.lax.map(jax.checkpoint(supervised), cut)
-        hard, soft_loss, aux = jax.tree.map(lambda x: x.reshape(anchors), found)
+        missing = -anchors % ANCHOR_BLOCKS  # rows that are not valid
+
+        def cut(x: jax.Array) -> jax.Array:
+            whole = jnp.pad(x, ((0, missing), *((0, 0) for _ in x.shape[1:])))
+            return whole.reshape(ANCHOR_BLOCKS, -1, *x.shape[1:])
+
+        found = jax.lax.map(jax.checkpoint(supervised), jax.tree.map(cut, rows))
+        hard, soft_loss, aux = jax.tree.map(lambda x: x.reshape(-1)[:anchors], found)
     return hard, soft_loss, jax.lax.stop_gradient(aux)
+
+
+@jax.custom_vjp
+def _product(rows: Float[Array, "A W"], keys: Inexact[Array, "N W"]) -> Float[Array, "A N"]:
+    """Products of rows and keys in the rows' type. Keys have no gradient."""
+    return _contracted(rows, keys, 1)
+
+
+def _forward(rows: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _contracted(rows, keys, 1), keys
+
+
+def _backward(keys: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
+    return _contracted(gradient, keys, 0), None
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _contracted(rows: jax.Array, keys: jax.Array, axis: int) -> jax.Array:
+    """Rows times keys over the rows' last axis and that axis of the keys, exact to the rows' type.
+
+    f32 rows go to bfloat16 keys as the three bfloat16 numbers that each of their numbers is the sum of: such products
+    are exact, and a bank kept narrow to be small is not made anew in f32, twice its size.
+    """
+    over = (((1,), (axis,)), ((), ()))
+    if (rows.dtype, keys.dtype) != (jnp.float32, jnp.bfloat16):
+        return jax.lax.dot_general(rows, keys.astype(rows.dtype), over, precision=EXACT)
+    parts, rest = [], rows
+    for _ in range(3):
+        # Not a cast there and back, which XLA may leave out.
+        part = jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
+        parts.append(part.astype(jnp.bfloat16))
+        rest = rest - part
+    found = jax.lax.dot_general(jnp.concatenate(parts), keys, over, preferred_element_type=jnp.float32)
+    return jnp.sum(found.reshape(3, rows.shape[0], -1), axis=0)
 
 
 class _Labels(NamedTuple):

@@ -1,9 +1,13 @@
 """The bank's loss against a slow NumPy twin, and what may and may not reach the gradient."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from irm_jax import memory_bank
 from irm_jax.losses import memory_bank_loss as loss_module
@@ -186,14 +190,15 @@ def test_soft_supervision_switched_off_costs_and_gives_nothing():
     np.testing.assert_allclose(hard, run(make_case(2), NO_OVERLAP, dtype=np.float32)[0], rtol=1e-6)
 
 
-def test_anchors_in_blocks_give_the_same(monkeypatch):
+@pytest.mark.parametrize("anchors", [8, 6])
+def test_anchors_in_blocks_give_the_same(monkeypatch, anchors):
     """Against many keys the anchors come in four blocks: values, gradients and what is noted do not change."""
     with jax.enable_x64(True):
-        case = make_case(3, rows=16, anchors=8, bank=40)
+        case = make_case(3, rows=16, anchors=anchors, bank=40)
 
         def value(z):
             hard, soft, aux = run((z, *case[1:]), RULES[1])
-            return jnp.sum(hard * jnp.arange(1.0, 9.0) + 0.3 * soft), aux
+            return jnp.sum(hard * jnp.arange(1.0, anchors + 1) + 0.3 * soft), aux
 
         (one, one_aux), one_grad = jax.value_and_grad(value, has_aux=True)(jnp.asarray(case[0]))
         monkeypatch.setattr(loss_module, "MANY_KEYS", 1)
@@ -203,11 +208,30 @@ def test_anchors_in_blocks_give_the_same(monkeypatch):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), four_aux, one_aux)
 
 
-def test_the_loss_holds_four_arrays_and_the_push_copies_nothing():
-    """Read from the compiled program: beside the bank at most four arrays of anchors x keys."""
-    anchors, keys, width = 32, 16_384, 128
-    spec = memory_bank.entry_spec(width, 8, jnp.dtype(jnp.float32))
-    bank = jax.eval_shape(lambda: memory_bank.create(spec, keys, 4, 8))
+def test_narrow_keys_lose_nothing_that_they_had():
+    """f32 rows by bfloat16 keys, against float64: as exact as f32 keys of the same values, forward and backward."""
+    rng = np.random.default_rng(4)
+    rows = rng.standard_normal((5, 64)).astype(np.float32)
+    keys = jnp.asarray(unit(rng.standard_normal((40, 64))), jnp.bfloat16)
+    cotangent = rng.standard_normal((5, 40)).astype(np.float32)
+    exact = np.asarray(keys, np.float64)
+    product, back = jax.vjp(lambda rows: loss_module._product(rows, keys), jnp.asarray(rows))
+    assert product.dtype == jnp.float32
+    np.testing.assert_allclose(product, rows.astype(np.float64) @ exact.T, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(back(jnp.asarray(cotangent))[0], cotangent.astype(np.float64) @ exact, rtol=0, atol=2e-6)
+    rounded = rows.astype(jnp.bfloat16).astype(np.float64) @ exact.T  # what a plain product of bfloat16 would be
+    assert np.abs(product - rounded).max() > 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "anchors"), [("float32", 32), ("float32", 30), ("bfloat16", 32)])
+def test_the_loss_holds_four_arrays_and_the_push_copies_nothing(dtype, anchors):
+    """Read from the compiled program: beside the bank at most four arrays of anchors x keys.
+
+    XLA's CPU compiler widens bfloat16 by itself, so of such a bank only the program is read: it asks for no f32 copy.
+    """
+    keys, width = 16_384, 128
+    spec = memory_bank.entry_spec(width, 8, jnp.dtype(dtype))
+    bank = jax.eval_shape(lambda: memory_bank.create(spec, keys, 2, anchors // 2))
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((anchors, *leaf.shape), leaf.dtype), spec)
 
     def step(bank, z, batch, waits):
@@ -225,10 +249,35 @@ def test_the_loss_holds_four_arrays_and_the_push_copies_nothing():
         return grad, memory_bank.push(bank, batch, value + jnp.sum(grad) if waits else None)
 
     z = jax.ShapeDtypeStruct((anchors, width), jnp.float32)
-    extra = {}
-    for waits in (True, False):
-        compiled = jax.jit(step, donate_argnums=0, static_argnums=3).lower(bank, z, batch, waits).compile()
-        extra[waits] = compiled.memory_analysis().temp_size_in_bytes
+    jitted = jax.jit(step, donate_argnums=0, static_argnums=3)
+    lowered = {waits: jitted.lower(bank, z, batch, waits) for waits in (True, False)}
+    wide = f"tensor<{bank.entries.identity.size}x{width}xf32>"
+    assert (wide in lowered[True].as_text()) == (dtype == "float32")
+    if dtype != "float32":
+        return
+    extra = {waits: program.compile().memory_analysis().temp_size_in_bytes for waits, program in lowered.items()}
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(bank))
     assert extra[True] < 4 * anchors * keys * 4 < held
     assert extra[False] > held / 2  # why the push is told what to wait for
+
+
+def test_sharded_equals_one_device(assert_same_when_sharded: Callable[..., None]) -> None:
+    """Anchors whole, batch and bank cut over the devices, as in a step."""
+    z, anchor, own, _, batch, bank = make_case(8, rows=16, anchors=8, bank=64)
+    valid = np.arange(8) != 3
+
+    def function(z: jax.Array, anchor: Entries, own: jax.Array, valid: jax.Array, batch: Entries, bank: Entries) -> Any:
+        rules = Rules(jnp.asarray(OVERLAP), (2,), False)
+
+        def total(z: jax.Array) -> Any:
+            found = memory_bank_loss(z, anchor, own, valid, batch, bank, rules, temperature=TEMPERATURE, soft=True)
+            return jnp.sum(found[0] + 0.5 * found[1]), found
+
+        return jax.value_and_grad(total, has_aux=True)(z)
+
+    specs = (P(), P(), P(), P(), P("data"), P("data"))
+    given = (z, anchor, own, valid, batch, bank)
+    narrow = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, given)
+    assert_same_when_sharded(function, narrow, 1e-6, specs)
+    with jax.enable_x64(True):
+        assert_same_when_sharded(function, given, 1e-12, specs)
