@@ -2,6 +2,7 @@
 
 Usage: python -m benchmarks.ablation --study bank|captions --workdir runs/ablation [--seeds 5] [--steps 400]
        python -m benchmarks.ablation --study bank --workdir runs/ablation --table   (only write what is there)
+       python -m benchmarks.ablation --study bank --workdir runs/ablation --table --base hard   (beside another variant)
 
 Each variant is `configs/quickstart.py` with some keys changed, trained by `python -m irm_jax.main` as a user would,
 with the same steps and seeds for all, in WORKDIR/runs/VARIANT/SEED; the studies share their baseline. WORKDIR/STUDY.md
@@ -61,6 +62,14 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 TOGETHER = "all of these"
+T2I = "procedural_t2i"
+PANELS: dict[str, paired.Panels] = {
+    "bank": paired.MEANS,
+    "captions": {
+        "mean": "all tasks", f"{paired.FREE}mean": "all, task-free",
+        T2I: "t2i", T2I + paired.RESCORED: "ranked again, less t2i",
+    },
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -163,6 +172,20 @@ def run_all(
     return all(runs)
 
 
+def results(study: str, workdir: Path, seeds: int, known: paired.Runs, base: str | None = None) -> str:
+    """Writes WORKDIR/STUDY.md and the files beside it; returns the table. With a `base`: WORKDIR/STUDY-BASE.md, where
+    the differences are to that variant, and no row of all others together."""
+    variants = list(STUDIES[study])
+    name, together = study, TOGETHER
+    if base:
+        variants.remove(base)
+        variants.insert(0, base)
+        name, together = f"{study}-{base}", ""
+    return paired.write(
+        workdir / "runs", workdir / name, variants, seeds, together=together, known=known, panels=PANELS[study]
+    )
+
+
 def add_options(parser: argparse.ArgumentParser, *, seeds: int, steps: int) -> None:
     """Options that every study has."""
     parser.add_argument("--workdir", required=True, type=Path, help="folder of all runs and of the results")
@@ -182,15 +205,16 @@ def check_names(parser: argparse.ArgumentParser, only: Sequence[str] | None, var
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", required=True, choices=STUDIES)
+    parser.add_argument("--base", help="variant that the differences are to, written to STUDY-BASE (default: irm)")
     add_options(parser, seeds=5, steps=400)
     args = parser.parse_args()
     variants = STUDIES[args.study]
-    check_names(parser, args.only, variants)
+    check_names(parser, [*(args.only or ()), *([args.base] if args.base else ())], variants)
     runs = args.workdir / "runs"
     known = paired.read_known(args.known)
     done = args.table or run_all(runs, variants, args.only, args.seeds, args.steps, args.data_dir, known)
     args.workdir.mkdir(parents=True, exist_ok=True)
-    print(paired.write(runs, args.workdir / args.study, list(variants), args.seeds, together=TOGETHER, known=known))
+    print(results(args.study, args.workdir, args.seeds, known, args.base))
     sys.exit(0 if done else "not all runs are finished: run the same command again")
 
 

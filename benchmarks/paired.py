@@ -43,7 +43,9 @@ Runs = dict[tuple[str, int], Run]
 
 FREE = "task_free/"
 RESCORED = "+rescored"
-MEANS = {"mean": "task-specific, mean of the tasks", f"{FREE}mean": "task-free, mean of the tasks"}
+Panels = dict[str, str]
+"""What a chart shows: figure -> title."""
+MEANS: Panels = {"mean": "task-specific, mean of the tasks", f"{FREE}mean": "task-free, mean of the tasks"}
 COMMAND = "command.json"
 """File of a run's folder: the options that it was started with."""
 # Two-sided 95% quantiles of Student's t by degrees of freedom, 1 to 9; beyond, the last is a little too wide.
@@ -97,14 +99,15 @@ def read_known(path: Path | None) -> Runs:
 
 
 def with_mean(found: Found, variants: Sequence[str], name: str) -> Found:
-    """`found` and a variant `name`: of every seed the mean over those of `variants` that are finished.
+    """`found` and a variant `name`: of every seed that all of `variants` are finished of, their mean.
 
     What they have in common shows more clearly than in each: chance is averaged out, but for the first variant's.
     """
-    seeds = {seed for variant, seed in found if variant in variants}
     pooled: Found = {}
-    for seed in seeds:
-        runs = [found[variant, seed] for variant in variants if (variant, seed) in found]
+    for seed in {seed for _, seed in found}:
+        if not all((variant, seed) in found for variant in variants):
+            continue
+        runs = [found[variant, seed] for variant in variants]
         common = set(runs[0]).intersection(*runs)
         pooled[name, seed] = {key: float(np.mean([run[key] for run in runs])) for key in common}
     return found | pooled
@@ -120,11 +123,12 @@ def interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def differences(found: Found, base: str, variant: str, figure: str) -> np.ndarray:
-    """A variant's figure less the first one's, f64[seeds that both have]; of a rescored one, less its plain ranking."""
-    plain = figure.removesuffix(RESCORED)
+    """A variant's figure less that of `base`, f64[seeds that both have]; a rescored one less its own plain ranking."""
+    plain, to_itself = figure.removesuffix(RESCORED), figure.endswith(RESCORED)
     seeds = sorted(seed for name, seed in found if name == variant and (base, seed) in found)
-    pairs = [(found[variant, seed].get(figure), found[base, seed][plain]) for seed in seeds]
-    return np.array([own - other for own, other in pairs if own is not None])
+    others = [found[variant if to_itself else base, seed][plain] for seed in seeds]
+    owns = [found[variant, seed].get(figure) for seed in seeds]
+    return np.array([own - other for own, other in zip(owns, others, strict=True) if own is not None])
 
 
 def table(found: Found, variants: Sequence[str]) -> str:
@@ -154,7 +158,7 @@ def table(found: Found, variants: Sequence[str]) -> str:
         lines.append("")
     lines.append(f"In brackets: the mean difference to `{base}` over paired seeds and its 95% interval (Student's t).")
     if rescored:
-        lines.append(f"Of `{RESCORED}` the difference is to the plain ranking of `{base}`.")
+        lines.append(f"Of `{RESCORED}` the difference is to the plain ranking of the same runs.")
     return "\n".join(lines)
 
 
@@ -174,15 +178,15 @@ WIDTH, LEFT, GAP, TOP, ROW = 760, 140, 30, 46, 26
 _INK, _GRID, _BLUE = "#222", "#ccc", "#1f5fa8"
 
 
-def chart(found: Found, variants: Sequence[str]) -> str:
-    """The paired differences of both means as one SVG file: a row a variant, a panel a mean, dots with 95% intervals.
+def chart(found: Found, variants: Sequence[str], panels: Panels) -> str:
+    """The paired differences as one SVG file: a row a variant, a panel a figure, dots with 95% intervals.
 
     A dot is filled where its interval leaves out 0; a single pair has no interval. "" where there is no pair yet.
     """
     base, *others = variants
     rows = {
         (figure, variant): interval(apart)
-        for figure in MEANS
+        for figure in panels
         for variant in others
         if len(apart := differences(found, base, variant, figure))
     }
@@ -192,7 +196,7 @@ def chart(found: Found, variants: Sequence[str]) -> str:
     shown += [0.0, *(mean for mean, _ in rows.values())]
     low, high = min(shown), max(shown)
     low, high = (low - 0.005, high + 0.005) if high - low < 1e-6 else (low, high)
-    panel = (WIDTH - LEFT - GAP * len(MEANS)) / len(MEANS)
+    panel = (WIDTH - LEFT - GAP * len(panels)) / len(panels)
     bottom = TOP + ROW * len(others)
     parts = [f'<rect width="{WIDTH}" height="{bottom + 40}" fill="#fff"/>']
 
@@ -201,14 +205,14 @@ def chart(found: Found, variants: Sequence[str]) -> str:
 
     for row, variant in enumerate(others):
         parts.append(text(LEFT - 10, TOP + ROW * (row + 0.5) + 4, variant, "end"))
-    for number, (figure, title) in enumerate(MEANS.items()):
+    for number, (figure, title) in enumerate(panels.items()):
         start = LEFT + number * (panel + GAP)
 
         def at(value: float, start: float = start) -> float:
             return start + 8 + (value - low) / (high - low) * (panel - 16)
 
         parts.append(text(start + panel / 2, TOP - 22, title, "middle", ' font-weight="bold"'))
-        for tick in report_figures.ticks(low, high, 4):
+        for tick in report_figures.ticks(low, high, 4 if len(panels) < 3 else 3):
             parts.append(f'<path stroke="{_GRID}" d="M{at(tick):.1f} {TOP}V{bottom}"/>')
             parts.append(text(at(tick), bottom + 16, f"{tick:+g}" if tick else "0", "middle"))
         parts.append(f'<path stroke="{_INK}" d="M{at(0):.1f} {TOP}V{bottom}"/>')
@@ -234,12 +238,19 @@ def chart(found: Found, variants: Sequence[str]) -> str:
 
 
 def write(
-    study: Path, target: Path, variants: Sequence[str], seeds: int, *, together: str = "", known: Runs | None = None
+    study: Path,
+    target: Path,
+    variants: Sequence[str],
+    seeds: int,
+    *,
+    together: str = "",
+    known: Runs | None = None,
+    panels: Panels = MEANS,
 ) -> str:
     """Writes TARGET.md, TARGET.jsonl and, once there are pairs, TARGET.svg of the finished runs; returns the table.
 
     `together` names one more row, the mean of all variants but the first ("": none); `known`: runs that count though
-    they are not in the folder `study`.
+    they are not in the folder `study`; `panels`: of the chart.
     """
     runs = collect(study, variants, seeds, known or {})
     if not runs:
@@ -251,6 +262,6 @@ def write(
     target.with_suffix(".md").write_text(words + "\n", "utf-8")
     lines = [json.dumps(dataclasses.asdict(run)) + "\n" for run in runs.values()]
     target.with_suffix(".jsonl").write_text("".join(lines), "utf-8")
-    if drawn := chart(found, variants):
+    if drawn := chart(found, variants, panels):
         target.with_suffix(".svg").write_text(drawn, "utf-8")
     return words

@@ -77,8 +77,8 @@ def test_table_and_chart_of_hand_made_runs(tmp_path: Path) -> None:
     assert free[2][:3] == ["hard", "3", "0.218 (+0.020 ± 0.025)"]
     assert [row["trad"] for row in (irm, hard)] == ["0.813", "0.853 (+0.040 ± 0.050)"]
     assert irm["cc"] == "0.313"
-    # Rescored t2i beside the first variant's plain one: .42, .48, .46 less .30, .34, .30.
-    assert [row["t2i+rescored"] for row in (irm, hard, soft)] == ["", "0.453 (+0.140 ± 0.050)", ""]
+    # Rescored t2i beside its own plain one: .42, .48, .46 less .1 less.
+    assert [row["t2i+rescored"] for row in (irm, hard, soft)] == ["", "0.453 (+0.100 ± 0.000)", ""]
     assert words.endswith("Code: aaaaaaa (7 runs), bbbbbbb (1 runs). Devices: cpu (7 runs), H200 (1 runs).")
 
     drawn = ElementTree.parse(tmp_path / "s.svg").getroot()
@@ -100,23 +100,23 @@ def test_dot_is_filled_where_the_interval_leaves_out_0_and_nothing_is_drawn_with
         for seed in range(3)
     }
     found["b", 0]["mean"] += 0.002
-    dots = ElementTree.fromstring(paired.chart(found, ["a", "b"])).findall(f"{SVG}circle")
+    dots = ElementTree.fromstring(paired.chart(found, ["a", "b"], paired.MEANS)).findall(f"{SVG}circle")
     assert [dot.get("fill") == "#fff" for dot in dots] == [False, True]
-    assert paired.chart({("a", 0): {}, ("b", 1): {}}, ["a", "b"]) == ""
+    assert paired.chart({("a", 0): {}, ("b", 1): {}}, ["a", "b"], paired.MEANS) == ""
     assert paired.write(tmp_path, tmp_path / "s", ["a"], 2) == f"no run of s in {tmp_path} is finished yet"
     assert not list(tmp_path.iterdir())
 
 
-def test_the_variants_together_are_the_mean_of_each_seeds_finished_ones(tmp_path: Path) -> None:
-    for variant, values in {"irm": (0.4, 0.5), "hard": (0.5, 0.5), "soft": (0.6,)}.items():
+def test_the_variants_together_are_the_mean_of_each_seed_that_all_are_finished_of(tmp_path: Path) -> None:
+    for variant, values in {"irm": (0.4, 0.5, 0.5), "hard": (0.5, 0.5, 0.9), "soft": (0.6, 0.5)}.items():
         for seed, value in enumerate(values):
             finish(tmp_path / variant / str(seed), value, rescored=value if variant == "hard" else None)
-    words = paired.write(tmp_path, tmp_path / "s", ["irm", "hard", "soft"], 2, together="both")
+    words = paired.write(tmp_path, tmp_path / "s", ["irm", "hard", "soft"], 3, together="both")
     row = next(line for line in words.split("\n") if line.startswith("| both"))
-    # .55 of seed 0 and .5 of seed 1, less .4 - .5 / 6 - .1; differences .15 and 0, 12.706 * .15 / 2.
+    # .55 of seed 0 and .5 of seed 1, less .1, and .5 / 6 more; differences .15 and 0, 12.706 * .15 / 2.
     assert row.split("|")[2:4] == [" 2 ", " 0.508 (+0.075 ± 0.953) "]
     assert "t2i+rescored" in words
-    assert words.endswith("Devices: cpu (5 runs).")
+    assert words.endswith("Devices: cpu (8 runs).")
     assert (tmp_path / "s.svg").read_text().count("<circle") == 6
 
 
@@ -206,11 +206,11 @@ def test_the_pages_tables_and_charts_are_those_of_the_runs_that_it_names(study: 
     for (variant, seed), run in known.items():
         if variant in variants:
             assert run.options == ablation.options_of(variants[variant], seed, 400)
-    words = paired.write(tmp_path, tmp_path / study, list(variants), 6, together=ablation.TOGETHER, known=known)
     page = (DOCS / "ablations.md").read_text("utf-8")
-    specific, free, *_ = words.split("\n\n")
-    assert specific in page
-    assert free in page
+    for base in (None, "hard") if study == "bank" else (None,):
+        specific, free, *_ = ablation.results(study, tmp_path, 6, known, base).split("\n\n")
+        assert specific in page
+        assert free in page
     assert (tmp_path / f"{study}.svg").read_bytes() == (DOCS / f"ablation_{study}.svg").read_bytes()
 
 
