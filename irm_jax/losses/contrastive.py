@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from irm_jax.losses.geometry import keep_rows, loss_dtype, unit_rows
+from irm_jax.losses.key_products import key_products
 from irm_jax.losses.parts import log_sum_exp, total
 
 TEMPERATURE_BOUNDS = (0.01, 0.5)
@@ -179,10 +180,10 @@ def momentum_contrastive_loss(
     positives = total([jnp.sum(s, axis=1).astype(dtype) for s in same])
 
     def direction(asking: str, asked: str) -> tuple[jax.Array, jax.Array]:
-        keys = [getattr(source, asked).astype(dtype) for source in sources]
+        keys = [getattr(source, asked) for source in sources]
 
         def similarities(rows: jax.Array, unit: jax.Array) -> list[jax.Array]:
-            products = [jnp.einsum("bd,nd->bn", rows, k, precision=jax.lax.Precision.HIGHEST) / unit for k in keys]
+            products = [key_products(rows, k) / unit for k in keys]
             return [jnp.where(mask, p, low) for p, mask in zip(products, usable, strict=True)]
 
         scores, taught = similarities(query[asking], scale), similarities(teacher[asking], fixed)

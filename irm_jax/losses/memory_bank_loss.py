@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from irm_jax.losses.geometry import keep_rows, loss_dtype, unit_rows
+from irm_jax.losses.key_products import key_products
 from irm_jax.losses.parts import log_sum_exp, total
 
-EXACT = jax.lax.Precision.HIGHEST
 MANY_KEYS, ANCHOR_BLOCKS = 16_384, 4
 """Against so many keys the anchors come in blocks, one after the other, and a block's arrays [A/4, N] are made again
 for its backward pass: the loss then holds about as much as four arrays [A, N], whatever the compiler makes of it."""
@@ -101,7 +101,7 @@ def memory_bank_loss(
         z, teacher, instruction, labels, own_row, valid = rows
 
         def products(queries: jax.Array, name: str) -> list[jax.Array]:
-            return [_product(queries, getattr(source, name)) for source in sources]
+            return [key_products(queries, getattr(source, name)) for source in sources]
 
         return _supervision(
             products(z, "key"),
@@ -125,42 +125,6 @@ def memory_bank_loss(
         found = jax.lax.map(jax.checkpoint(supervised), jax.tree.map(cut, rows))
         hard, soft_loss, aux = jax.tree.map(lambda x: x.reshape(-1)[:anchors], found)
     return hard, soft_loss, jax.lax.stop_gradient(aux)
-
-
-@jax.custom_vjp
-def _product(rows: Float[Array, "A W"], keys: Inexact[Array, "N W"]) -> Float[Array, "A N"]:
-    """Products of rows and keys in the rows' type. Keys have no gradient."""
-    return _contracted(rows, keys, 1)
-
-
-def _forward(rows: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _contracted(rows, keys, 1), keys
-
-
-def _backward(keys: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
-    return _contracted(gradient, keys, 0), None
-
-
-_product.defvjp(_forward, _backward)
-
-
-def _contracted(rows: jax.Array, keys: jax.Array, axis: int) -> jax.Array:
-    """Rows times keys over the rows' last axis and that axis of the keys, exact to the rows' type.
-
-    f32 rows go to bfloat16 keys as the three bfloat16 numbers that each of their numbers is the sum of: such products
-    are exact, and a bank kept narrow to be small is not made anew in f32, twice its size.
-    """
-    over = (((1,), (axis,)), ((), ()))
-    if (rows.dtype, keys.dtype) != (jnp.float32, jnp.bfloat16):
-        return jax.lax.dot_general(rows, keys.astype(rows.dtype), over, precision=EXACT)
-    parts, rest = [], rows
-    for _ in range(3):
-        # Not a cast there and back, which XLA may leave out.
-        part = jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
-        parts.append(part.astype(jnp.bfloat16))
-        rest = rest - part
-    found = jax.lax.dot_general(jnp.concatenate(parts), keys, over, preferred_element_type=jnp.float32)
-    return jnp.sum(found.reshape(3, rows.shape[0], -1), axis=0)
 
 
 class _Labels(NamedTuple):

@@ -258,6 +258,33 @@ def test_the_momentum_contrast_is_its_twin(seed, queue, share):
     assert not np.any(np.asarray(aux.text_to_image_correct)[~valid])
 
 
+def test_the_momentum_contrast_sharded_equals_one_device(assert_same_when_sharded: Callable[..., None]) -> None:
+    """Pairs whole, keys of batch and queue cut over the devices, as in a step."""
+    rng = np.random.default_rng(2)
+
+    def keys(count: int) -> CaptionKeys:
+        rows = rng.normal(size=(2, count, 6))
+        numbers = rng.integers(-1, 4, count), rng.integers(-1, 2, count)
+        rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+        return CaptionKeys(*rows, *(number.astype(np.int32) for number in numbers))
+
+    def function(image: jax.Array, text: jax.Array, anchor: CaptionKeys, batch: CaptionKeys, queue: CaptionKeys) -> Any:
+        def total(image: jax.Array, text: jax.Array) -> Any:
+            valid = anchor.identity >= 0
+            loss, _ = momentum_contrastive_loss(image, text, anchor, valid, batch, queue, 0.2, 0.4)
+            return jnp.sum(loss), loss
+
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(image, text)
+
+    batch = keys(16)
+    given = (*rng.normal(size=(2, 8, 6)), jax.tree.map(lambda x: x[:8], batch), batch, keys(32))
+    specs = (P(), P(), P(), P("data"), P("data"))
+    narrow = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, given)
+    assert_same_when_sharded(function, narrow, 1e-6, specs)
+    with jax.enable_x64(True):
+        assert_same_when_sharded(function, given, 1e-12, specs)
+
+
 def test_an_empty_queue_is_no_queue():
     image, text, batch, valid, past = momentum_case(0, True)
     empty = past.replace(identity=np.full(9, -1, np.int32))

@@ -208,21 +208,6 @@ def test_anchors_in_blocks_give_the_same(monkeypatch, anchors):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), four_aux, one_aux)
 
 
-def test_narrow_keys_lose_nothing_that_they_had():
-    """f32 rows by bfloat16 keys, against float64: as exact as f32 keys of the same values, forward and backward."""
-    rng = np.random.default_rng(4)
-    rows = rng.standard_normal((5, 64)).astype(np.float32)
-    keys = jnp.asarray(unit(rng.standard_normal((40, 64))), jnp.bfloat16)
-    cotangent = rng.standard_normal((5, 40)).astype(np.float32)
-    exact = np.asarray(keys, np.float64)
-    product, back = jax.vjp(lambda rows: loss_module._product(rows, keys), jnp.asarray(rows))
-    assert product.dtype == jnp.float32
-    np.testing.assert_allclose(product, rows.astype(np.float64) @ exact.T, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(back(jnp.asarray(cotangent))[0], cotangent.astype(np.float64) @ exact, rtol=0, atol=2e-6)
-    rounded = rows.astype(jnp.bfloat16).astype(np.float64) @ exact.T  # what a plain product of bfloat16 would be
-    assert np.abs(product - rounded).max() > 1e-3
-
-
 @pytest.mark.parametrize(("dtype", "anchors"), [("float32", 32), ("float32", 30), ("bfloat16", 32)])
 def test_the_loss_holds_four_arrays_and_the_push_copies_nothing(dtype, anchors):
     """Read from the compiled program: beside the bank at most four arrays of anchors x keys.
