@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.tokenizer import Tokenizer
-from irm_jax import memory_bank
+from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax.losses.memory_bank_loss import Rules, memory_bank_loss
-from irm_jax.memory_bank import Entries, MemoryBank
 from irm_jax.models import presets
 from irm_jax.models.irm import IRM, initialise
+from irm_jax.objectives import lanes
+from irm_jax.objectives.lanes import Entries, MemoryBank
 
 WIDTH = 768
 BLOCKS = 8
@@ -61,23 +61,23 @@ def bank_part(bank: MemoryBank, embedding: jax.Array, batch: Entries) -> tuple[j
 
     def loss(z: jax.Array) -> jax.Array:
         hard, soft, _ = memory_bank_loss(
-            z, batch, jnp.arange(rows, dtype=jnp.int32), jnp.ones(rows, bool), batch, memory_bank.flat(bank), rules,
+            z, batch, jnp.arange(rows, dtype=jnp.int32), jnp.ones(rows, bool), batch, lanes.flat(bank), rules,
             temperature=0.07, soft=True,
         )  # fmt: skip
         return jnp.mean(hard + soft)
 
     value, gradient = jax.value_and_grad(loss)(embedding)
-    return value, gradient, memory_bank.push(bank, batch, value + jnp.sum(gradient))
+    return value, gradient, lanes.push(bank, batch, value + jnp.sum(gradient))
 
 
 def measure_bank(rows: int, size: int, dtype: str, repeats: int) -> float:
-    spec = memory_bank.entry_spec(2 * WIDTH, WIDTH, jnp.dtype(dtype))
+    spec = lanes.entry_spec(2 * WIDTH, WIDTH, jnp.dtype(dtype))
     entries = random_entries(rows, 1)
     embedding = jnp.asarray(np.random.default_rng(2).normal(size=(rows, 2 * WIDTH)), jnp.float32)
     part = jax.jit(bank_part, donate_argnums=0)
 
     def full_bank() -> MemoryBank:
-        bank = memory_bank.create(spec, size, BLOCKS, rows // BLOCKS)
+        bank = lanes.create(spec, size, BLOCKS, rows // BLOCKS)
         filled = random_entries(int(np.prod(bank.lanes)), 3, dtype)
         laid = jax.tree.map(lambda new, old: new.reshape(old.shape), filled, bank.entries)
         return MemoryBank(laid, bank.pushes)

@@ -22,7 +22,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_pipelines import shards, sources
+from data_pipelines import sources
+from data_pipelines.dataset import shards
 
 IMAGES_A_PERSON = 15
 _SOURCE = "synth_pedes"

@@ -21,7 +21,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from data_pipelines import tasks
-from irm_jax.evaluation import report_figures
+from irm_jax.evaluation.report import charts
 
 Found = dict[tuple[str, int], dict[str, float]]
 """Figures by (variant, seed), of the runs that are finished."""
@@ -212,7 +212,7 @@ def chart(found: Found, variants: Sequence[str], panels: Panels) -> str:
             return start + 8 + (value - low) / (high - low) * (panel - 16)
 
         parts.append(text(start + panel / 2, TOP - 22, title, "middle", ' font-weight="bold"'))
-        for tick in report_figures.ticks(low, high, 4 if len(panels) < 3 else 3):
+        for tick in charts.ticks(low, high, 4 if len(panels) < 3 else 3):
             parts.append(f'<path stroke="{_GRID}" d="M{at(tick):.1f} {TOP}V{bottom}"/>')
             parts.append(text(at(tick), bottom + 16, f"{tick:+g}" if tick else "0", "middle"))
         parts.append(f'<path stroke="{_INK}" d="M{at(0):.1f} {TOP}V{bottom}"/>')

@@ -9,7 +9,7 @@ fed with one batch of noise, so that no data set is needed. The variants take tu
 products, the median time of a step, its ratio to the first variant's, images a second, FLOP/s over the chip's peak
 (products that `model.remat` computes twice counted once), the compiled program's peak of memory, and what `--mode
 compile` would say of that program: the least that products and memory traffic could take. Chips that are not in
-irm_jax/aot/chips.py have no peak to compare with.
+irm_jax/compile/chips.py have no peak to compare with.
 
 All variants' states are held at once: at paper scale 5 to 6 GB each, and the batch's activations.
 """
@@ -29,10 +29,15 @@ from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines import batch_plan, stated_data
-from data_pipelines.joint_data import JointData
-from irm_jax import config_check, experiment, sharding, state, time_use
-from irm_jax.aot import analytic_flops, chips, hlo, programs, roofline, targets
+from data_pipelines.batches import layout as batch_plan
+from data_pipelines.batches import stated_data
+from data_pipelines.batches.training_data import JointData
+from irm_jax import run as experiment
+from irm_jax.compile import analytic_flops, chips, hlo, programs, roofline, targets
+from irm_jax.config import check
+from irm_jax.logs import timing
+from irm_jax.parallel import sharding
+from irm_jax.training import state
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/irm_pp.py", "Configuration file.", lock_config=True)
 _ONLY = flags.DEFINE_list("only", [], "Names of variants, instead of all.")
@@ -110,7 +115,7 @@ def _fill(fields: dict[str, np.ndarray], layout: batch_plan.UnitLayout, data: Jo
 
 def training(config: ConfigDict, mesh: Mesh) -> tuple[JointData, programs.Program]:
     """The stated training data and the training step over abstract arrays. Raises ConfigError for a wrong key."""
-    config_check.check(config)
+    check.check(config)
     data = stated_data.plan_training(config, max_length=experiment.model_config(config).max_length)
     return data, programs.training(config, data, mesh)[0]
 
@@ -121,7 +126,7 @@ def make_step(config: ConfigDict, mesh: Mesh) -> Step:
     traced = program.trace()
     with jax.set_mesh(mesh):
         compiled = traced.lower().compile()
-    ideal = time_use.ideal_seconds(config, data, mesh)
+    ideal = timing.ideal_seconds(config, data, mesh)
     model, optimizer = experiment.make_model(config, data), experiment.make_optimizer(config)
     memory, constants = experiment.memory_shapes(config, data), data.plan.constant_tokens
     held = state.create_state(model, optimizer, constants, config.seed, mesh, memory)

@@ -28,7 +28,9 @@ import torch
 import torch.utils.data
 from absl import app, flags
 
-from data_pipelines import batch_plan, image_ops, pipeline, schema, shards
+from data_pipelines.batches import augment as image_ops
+from data_pipelines.batches import layout, pipeline
+from data_pipelines.dataset import schema, shards
 
 _WORKERS = flags.DEFINE_list("workers", ["0", "2"], "Processes that make batches, for both sides.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each figure, alternating; the median is printed.", 1)
@@ -166,8 +168,8 @@ def stage_rates(jpegs: list[bytes], rounds: int) -> dict[str, tuple[float, float
 
 
 def _ours(dataset: shards.Dataset, workers: int) -> Iterator[object]:
-    unit = batch_plan.Unit.of_task(dataset.name, "trad")
-    plan = batch_plan.plan_batch([unit], BATCH, 1, tokenizer=_NoTokenizer())
+    unit = layout.Unit.of_task(dataset.name, "trad")
+    plan = layout.plan_batch([unit], BATCH, 1, tokenizer=_NoTokenizer())
     with pipeline.train_stream(
         plan,
         {dataset.name: dataset},

@@ -35,8 +35,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from irm_jax.evaluation import ranking, tau_similarity
 from irm_jax.evaluation.protocols import PROTOCOLS
+from irm_jax.evaluation.ranking import rank as ranking
+from irm_jax.evaluation.ranking import tau_similarity
 
 CASE = flags.DEFINE_enum("case", "all", ["all", "market1501", "million", "msmt17"], "Which size to run.")
 FASTREID = flags.DEFINE_string("fastreid", "", "Folder of fast-reid's built rank_cy module, to measure it as well.")

@@ -27,17 +27,19 @@ def measure(config_file: str, steps: int) -> dict[str, float]:
     import jax.numpy as jnp
     from absl import flags
 
-    from irm_jax import experiment, sharding, state
+    from irm_jax import run
+    from irm_jax.parallel import sharding
+    from irm_jax.training import state
 
     flags.FLAGS.mark_as_parsed()
     config = runpy.run_path(config_file)["get_config"]()
-    experiment.enable_compilation_cache(config)
-    data = experiment.open_training(config)
+    run.enable_compilation_cache(config)
+    data = run.open_training(config)
     mesh = sharding.make_mesh(config.mesh)
-    model, optimizer = experiment.make_model(config, data), experiment.make_optimizer(config)
-    memory = experiment.memory_shapes(config, data)
+    model, optimizer = run.make_model(config, data), run.make_optimizer(config)
+    memory = run.memory_shapes(config, data)
     current = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, memory)
-    step = experiment.train_step(config, data, model, mesh)
+    step = run.train_step(config, data, model, mesh)
     constants, key = jnp.asarray(data.plan.constant_tokens), jax.random.key(1)
     blocks = sharding.addressable_blocks(mesh, data.plan.batch_blocks)
     with data.stream(0, 1, blocks, workers=0, threads=1, prefetch=1) as stream:

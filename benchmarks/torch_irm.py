@@ -22,8 +22,8 @@ from torch import nn
 from data_pipelines.tasks import TaskSpec
 from irm_jax.convert import bert, irm_release, pass_vit
 from irm_jax.convert.rules import take
-from irm_jax.loss_options import CaptionOptions, LossOptions
 from irm_jax.losses.words import Vocabulary
+from irm_jax.objectives.options import CaptionOptions, LossOptions
 
 MEAN, STD = (torch.tensor(x) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 SPECIAL = [("cls_token", "cls_pos"), *((f"part_token{i}", f"part{i}_pos") for i in (1, 2, 3))]

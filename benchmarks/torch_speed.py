@@ -45,7 +45,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from irm_jax.aot import analytic_flops
+from irm_jax.compile import analytic_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def vit(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
 
     from irm_jax.convert import vit as names
     from irm_jax.convert.rules import take
-    from irm_jax.models.image_encoder import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder
+    from irm_jax.models.encoders.vit import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder
     from irm_jax.models.plain_forms import plain_forms
     from irm_jax.models.transformer import BlockConfig
 
@@ -126,12 +126,13 @@ def irm(rows: int, compiled: bool, checkout: Path | None = None) -> dict[str, di
 
     from benchmarks import torch_irm, torch_release
     from data_pipelines import tasks
-    from data_pipelines.tokenizer import Tokenizer
-    from irm_jax import optimizer, sharding, state
+    from data_pipelines.instructions.tokenizer import Tokenizer
     from irm_jax.evaluation import embed
     from irm_jax.models import presets
     from irm_jax.models.irm import IRM
-    from irm_jax.train_step import make_train_step
+    from irm_jax.parallel import sharding
+    from irm_jax.training import optimizer, state
+    from irm_jax.training.step import make_train_step
 
     torch.manual_seed(0)
     if checkout is None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import data_sets, default
+from irm_jax.config import data_sets, keys
 
 EDITED = ("market1501", "msmt17", "cuhk03_labeled", "prcc", "ltcc", "vcclothes", "real1_ctcc", "real1_li", "llcm")
 CAPTIONS = {"cuhk_pedes": 1, "synth_pedes": 6}
@@ -27,7 +27,7 @@ TEST = (
 
 
 def get_config() -> ConfigDict:
-    config = default.get_config()
+    config = keys.get_config()
     config.data.build_missing = False
     data_sets.train_on(config, (*EDITED, *CAPTIONS))
     data_sets.test_on(config, TEST)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import default, scratch
+from irm_jax.config import keys, scratch
 
 TASKS = ("trad", "cc", "ctcc", "vi", "t2i", "li")
 
 
 def get_config() -> ConfigDict:
-    config = scratch.from_scratch(default.get_config())
+    config = scratch.from_scratch(keys.get_config())
     with config.unlocked():
         for task in TASKS:
             name = f"procedural_{task}"
-            config.data.train[name] = default.train_unit(name, task)
-            config.evaluation.sets[name] = default.evaluation_set(name, task, (name, f"{name}+identity"))
+            config.data.train[name] = keys.train_unit(name, task)
+            config.evaluation.sets[name] = keys.evaluation_set(name, task, (name, f"{name}+identity"))
     config.data.train.procedural_t2i.images_per_identity = 1
     # What an infrared image does not show must not matter: visible ones come in any colour, or in none.
     config.data.train.procedural_vi.hue = 0.5

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import data_sets, default, scratch
+from irm_jax.config import data_sets, keys, scratch
 
 SHARES = {"market1501": 5.0, "market1501_attributes": 3.0, "cuhk01": 2.0, "cuhk_pedes_part": 2.0}
 """Rows of each data set in a batch, relative to the others."""
 
 
 def get_config() -> ConfigDict:
-    config = scratch.from_scratch(default.get_config())
+    config = scratch.from_scratch(keys.get_config())
     data_sets.train_on(config, tuple(SHARES))
     data_sets.test_on(config, tuple(SHARES))
     for name, share in SHARES.items():

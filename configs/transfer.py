@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import data_sets, default, scratch
+from irm_jax.config import data_sets, keys, scratch
 
 
 def get_config(sets: str = "market1501:msmt17") -> ConfigDict:
     """`sets`: names to train on, a colon, names to test on; several are separated by commas."""
     train, _, test = sets.partition(":")
-    config = scratch.from_scratch(default.get_config())
+    config = scratch.from_scratch(keys.get_config())
     data_sets.train_on(config, [name for name in train.split(",") if name])
     data_sets.test_on(config, [name for name in test.split(",") if name])
     config.data.build_missing = False

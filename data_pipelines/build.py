@@ -16,12 +16,15 @@ from typing import Any
 
 from absl import logging
 
-from data_pipelines import schema, shards, source_choice, sources, tasks, tested_people
-from data_pipelines.shards import DatasetError
-from data_pipelines.source_choice import SourceOptions
+from data_pipelines import sources, tasks
+from data_pipelines.dataset import schema, shards
+from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.people import tested_people
+from data_pipelines.sources import choice
+from data_pipelines.sources.choice import SourceOptions
 
 PROCEDURAL = "procedural"
-DATASETS = (PROCEDURAL, *sources.NAMES, *source_choice.OWN)
+DATASETS = (PROCEDURAL, *sources.NAMES, *choice.OWN)
 
 
 def count_table(
@@ -73,11 +76,11 @@ def build(
             raise DatasetError("the procedural benchmark takes no options of a raw data set: leave them out")
         _build_procedural(out, workers, overwrite)
         return
-    source = source_choice.choose(dataset, options)
+    source = choice.choose(dataset, options)
     if raw is None and options.table is not None:
         raw = str(Path(options.table).parent)
     if raw is None:
-        if dataset == source_choice.DATALIST:
+        if dataset == choice.DATALIST:
             raise DatasetError("--dataset datalist needs --raw: the folder in which the lists' paths begin")
         raise DatasetError(f"{dataset} is built from its official files: give their folder with --raw")
     scan = source.scan(Path(raw))

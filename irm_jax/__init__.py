@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from irm_jax.evaluate import Embedder
+    from irm_jax.embedder import Embedder
 
 __all__ = ["Embedder"]
 
@@ -14,7 +14,7 @@ def __getattr__(name: str) -> Any:
     """Imports `Embedder` on first use: `import irm_jax` alone loads neither jax nor a model, so that a wrong flag or
     configuration is answered at once."""
     if name == "Embedder":
-        from irm_jax.evaluate import Embedder
+        from irm_jax.embedder import Embedder
 
         return Embedder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ With `--format onnx`, wherever ONNX runs, computed in f32:
     session = onnxruntime.InferenceSession(FILE)
     (embedding,) = session.run(None, {"image": image, "instruction": instruction})
 
-Images are of the model's size; sentences are the ids that `data_pipelines.tokenizer` makes.
+Images are of the model's size; sentences are the ids that `data_pipelines.instructions.tokenizer` makes.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--instruction", choices=("text", "image"), default="text", help="what the function reads beside it")
     p.add_argument("--format", choices=tuple(MISSING), default="stablehlo", help="what to write (see the README)")
     options = p.parse_args(arguments)
-    from irm_jax import config_check
-    from irm_jax.checkpoint import CheckpointError
-    from irm_jax.evaluate import Embedder
+    from irm_jax.checkpoint.saving import CheckpointError
+    from irm_jax.config import check
+    from irm_jax.embedder import Embedder
 
     package, cure = MISSING[options.format]
     try:
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.error("--format %s is written with %s: %s (%s)", options.format, package, cure, error)
         return 2
     try:
-        workdir, out = config_check.folder(options.workdir, "--workdir"), config_check.folder(options.out, "--out")
+        workdir, out = check.folder(options.workdir, "--workdir"), check.folder(options.out, "--out")
         out.parent.mkdir(parents=True, exist_ok=True)
         embedder = Embedder(workdir)
         whole = jax.device_get(dict(embedder.variables))
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data = bytes(export_embedding(embedder.model, whole, options.instruction).serialize())
             where = ", ".join(PLATFORMS)
         out.write_bytes(data)
-    except (config_check.ConfigError, CheckpointError, OSError) as error:
+    except (check.ConfigError, CheckpointError, OSError) as error:
         logging.error("%s", error)
         return 2
     print(f"{out}: {len(data) / 2**20:.1f} MiB, for {where}")

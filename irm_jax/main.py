@@ -18,8 +18,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from irm_jax import config_check
-from irm_jax.rate_factors import RecipeError
+from irm_jax.config import check
+from irm_jax.config.layer_rates import RecipeError
 
 MODES = ("train", "evaluate", "embed", "compare", "compile")
 
@@ -53,8 +53,8 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("--config is missing, say --config configs/quickstart.py")
     config = _CONFIG.value
     try:
-        config_check.check(config)
-        workdir = config_check.folder(_WORKDIR.value or f"runs/{_config_name()}", "--workdir")
+        check.check(config)
+        workdir = check.folder(_WORKDIR.value or f"runs/{_config_name()}", "--workdir")
         _run(_MODE.value, config, workdir)
     except _user_errors() as error:
         logging.error("%s", error)
@@ -80,60 +80,61 @@ def _compare(argv: Sequence[str]) -> None:
 def _run(mode: str, config: ConfigDict, workdir: epath.Path) -> None:
     # Late imports: a wrong configuration is reported before jax and its devices are touched.
     if mode in ("train", "evaluate"):
-        from irm_jax import processes
+        from irm_jax.parallel import processes
 
         processes.start()
         if not processes.is_main():
             logging.set_verbosity(logging.WARNING)  # the others would say the same
     if mode == "train":
-        from irm_jax.train import train
+        from irm_jax.training.loop import train
 
         train(config, workdir)
     elif mode == "evaluate":
-        from irm_jax.evaluate import evaluate
+        from irm_jax.embedder import evaluate
 
         evaluate(config, workdir)
     elif mode == "compile":
         _compile(config, workdir)
     else:
-        from irm_jax.evaluate import embed_folder
+        from irm_jax.embedder import embed_folder
 
         embed_folder(config, workdir)
 
 
 def _compile(config: ConfigDict, workdir: epath.Path) -> None:
-    from irm_jax.aot import chips
+    from irm_jax.compile import chips
 
     topology = chips.parse_topology(_TOPOLOGY.value or "", _NUM_SLICES.value)
     chips.prepare(topology)
-    from irm_jax.aot import compile_mode
+    from irm_jax.compile import mode as compile_mode
 
     compile_mode.compile_run(config, workdir, topology)
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    return (config_check.ConfigError, RecipeError, *_late_errors())
+    return (check.ConfigError, RecipeError, *_late_errors())
 
 
 def _passing_errors() -> tuple[type[BaseException], ...]:
-    module = sys.modules.get("irm_jax.processes")
+    module = sys.modules.get("irm_jax.parallel.processes")
     return (module.ProcessesLost,) if module else ()
 
 
 def _late_errors() -> tuple[type[BaseException], ...]:
     own = (
-        ("irm_jax.train", "NonFiniteLoss"), ("irm_jax.evaluate", "ImageError"), ("irm_jax.aot.chips", "TopologyError"),
-        ("irm_jax.aot.compile_mode", "DoesNotFit"), ("irm_jax.aot.scheduled", "CompilerError"),
-        ("irm_jax.processes", "ProcessesError"), ("irm_jax.metric_log", "MetricLogError"),
-        ("data_pipelines.stream", "StreamError"),
+        ("irm_jax.training.loop", "NonFiniteLoss"), ("irm_jax.embedder", "ImageError"),
+        ("irm_jax.compile.chips", "TopologyError"),
+        ("irm_jax.compile.mode", "DoesNotFit"), ("irm_jax.compile.scheduled", "CompilerError"),
+        ("irm_jax.parallel.processes", "ProcessesError"), ("irm_jax.logs.metric_log", "MetricLogError"),
+        ("data_pipelines.batches.prefetch", "StreamError"),
     )  # fmt: skip
     found: list[type[BaseException]] = [getattr(sys.modules[m], name) for m, name in own if m in sys.modules]
-    if "irm_jax.experiment" not in sys.modules:
+    if "irm_jax.run" not in sys.modules:
         return tuple(found)
-    from data_pipelines.shard_files import DatasetError
-    from irm_jax.checkpoint import CheckpointError
+    from data_pipelines.dataset.files import DatasetError
+    from irm_jax.checkpoint.saving import CheckpointError
     from irm_jax.convert.source import ConvertError
-    from irm_jax.sharding import ShardingError
+    from irm_jax.parallel.sharding import ShardingError
 
     return (*found, DatasetError, CheckpointError, ConvertError, ShardingError)
 
@@ -151,7 +152,7 @@ def parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError):
         # absl gives up before the configuration is there: read it once more to say which key is wrong.
         file = _config_file(argv)
-        message = file and config_check.unknown_override(runpy.run_path(file)["get_config"](), argv)
+        message = file and check.unknown_override(runpy.run_path(file)["get_config"](), argv)
         if not message:
             raise
         sys.stderr.write(f"{message}\n")

@@ -51,7 +51,7 @@ command -v "$python" >/dev/null || { echo "launch/slurm.sh: no $python; install 
 # shellcheck source=launch/newest_checkpoint.sh
 source launch/newest_checkpoint.sh
 
-# What the processes need to find each other; irm_jax/processes.py reads it.
+# What the processes need to find each other; irm_jax/parallel/processes.py reads it.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export JAX_NUM_PROCESSES=$SLURM_NTASKS
 # srun does not take over the cores of a process from sbatch (since Slurm 22.05).

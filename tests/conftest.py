@@ -76,7 +76,7 @@ def micro_config(make_micro_config: Callable[[], ConfigDict]) -> ConfigDict:
 @pytest.fixture(scope="session")
 def first_devices() -> Iterator[None]:
     """Meshes are made of as many of the simulated devices as they need, as on a machine with no more than that."""
-    from irm_jax import sharding
+    from irm_jax.parallel import sharding
 
     original = sharding.make_mesh
 
@@ -121,7 +121,7 @@ def trained_run(
     make_run_config: Callable[[], ConfigDict], first_devices: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The folder of a run of four steps without a break, with checkpoints of steps 2 and 4. Copy it to change it."""
-    from irm_jax.train import train
+    from irm_jax.training.loop import train
 
     workdir = tmp_path_factory.mktemp("run")
     with few_optimizations():

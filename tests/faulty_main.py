@@ -19,9 +19,11 @@ import numpy as np
 from absl import app
 from jax._src import cache_key
 
-from irm_jax import main, sharding, train
+from irm_jax import main
+from irm_jax.parallel import sharding
+from irm_jax.training import loop
 
-_require_finite, _to_global = train.require_finite, sharding.to_global
+_require_finite, _to_global = loop.require_finite, sharding.to_global
 
 
 def with_faults(values, step, checkpoints):
@@ -66,5 +68,5 @@ def share_programs(patch=setattr):
 if __name__ == "__main__":
     share_programs()
     record_batches(os.environ["BATCHES"])
-    train.require_finite = with_faults
+    loop.require_finite = with_faults
     app.run(main.main, flags_parser=main.parse)

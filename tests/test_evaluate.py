@@ -9,12 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import image_ops, joint_data
+from data_pipelines.batches import augment, training_data
 from data_pipelines.tasks import NEUTRAL_SENTENCE
-from irm_jax import checkpoint, config_check, evaluate, experiment, sharding
-from irm_jax.evaluate import Embedder, ImageError
+from irm_jax import embedder as evaluate
+from irm_jax import run
+from irm_jax.checkpoint import saving
+from irm_jax.config import check
+from irm_jax.embedder import Embedder, ImageError
 from irm_jax.evaluation.embed import embed_split
-from irm_jax.train import CHECKPOINTS
+from irm_jax.parallel import sharding
+from irm_jax.training.loop import CHECKPOINTS
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 
@@ -39,7 +43,7 @@ def model(make_run_config, trained_run, first_devices):
 @pytest.fixture(scope="module")
 def people(make_run_config):
     """The ctcc queries: pictures as bytes, and their templates."""
-    sets = {s.name: s for s in experiment.open_evaluation_sets(make_run_config())}
+    sets = {s.name: s for s in run.open_evaluation_sets(make_run_config())}
     query = sets["procedural_ctcc"].query
     reader = query.dataset.reader("query", ("image",))
     pictures = [bytes(reader[i]["image"]) for i in range(len(query))]
@@ -68,20 +72,20 @@ def test_evaluating_a_checkpoint_gives_the_figures_of_the_end_of_training(config
 def test_no_such_checkpoint(config, trained_run, tmp_path):
     mesh = sharding.make_mesh(config.mesh)
     assert evaluate.load(trained_run, config, mesh, "best")[0] == 4
-    with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint of step 3 .*\[2, 4\]"):
+    with pytest.raises(saving.CheckpointError, match=r"no checkpoint of step 3 .*\[2, 4\]"):
         evaluate.load(trained_run, config, mesh, 3)
-    with pytest.raises(checkpoint.CheckpointError, match=r"no complete checkpoint in .*name the right workdir"):
+    with pytest.raises(saving.CheckpointError, match=r"no complete checkpoint in .*name the right workdir"):
         Embedder(tmp_path)
     config.model.width = 32
-    with pytest.raises(checkpoint.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
+    with pytest.raises(saving.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
         evaluate.load(trained_run, config, mesh, None)
 
 
 def test_another_vocabulary_is_refused(config, trained_run, tmp_path):
-    entries = list(joint_data.make_tokenizer(config, 16).entries)
+    entries = list(training_data.make_tokenizer(config, 16).entries)
     (tmp_path / "vocab.txt").write_text("\n".join(entries[:-2] + entries[:-3:-1]) + "\n")
     config.data.vocab = str(tmp_path)
-    with pytest.raises(checkpoint.CheckpointError, match=r"vocabulary of config.data.vocab = .* is not the one"):
+    with pytest.raises(saving.CheckpointError, match=r"vocabulary of config.data.vocab = .* is not the one"):
         evaluate.load(trained_run, config, sharding.make_mesh(config.mesh), None)
 
 
@@ -122,8 +126,8 @@ def test_text_to_image_search_gives_the_evaluators_scores(make_micro_config, mod
         for name in set(config.evaluation.sets) - {"procedural_t2i"}:
             del config.evaluation.sets[name]
     config.evaluation.update({"controls": False, "task_free": False, "open_set": False, "rescore_top": 0})
-    sets = experiment.open_evaluation_sets(config)
-    ranking = experiment.evaluate(config, model, sets).ranked["procedural_t2i"].ranking
+    sets = run.open_evaluation_sets(config)
+    ranking = run.evaluate(config, model, sets).ranked["procedural_t2i"].ranking
     query, gallery = sets[0].query, sets[0].gallery
     reader = gallery.dataset.reader("gallery", ("image",))
     sentences = embedder.project_sentences([query.asks[i] for i in query.own])
@@ -144,7 +148,7 @@ def test_the_embedder_takes_paths_bytes_and_arrays(trained_run, embedder, people
     template = tmp_path / "template.png"
     assert cv2.imwrite(str(template), cv2.cvtColor(templates[0], cv2.COLOR_RGB2BGR))
     path = tmp_path / "person.jpg"
-    images = [path, str(path), pictures[0], image_ops.decode(pictures[0])]
+    images = [path, str(path), pictures[0], augment.decode(pictures[0])]
     found = embedder(images, [template, template.read_bytes(), templates[0], templates[0]])
     np.testing.assert_allclose(found, np.tile(found[:1], (4, 1)), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
@@ -161,7 +165,7 @@ def test_heads_load_as_they_are_saved(trained_run, make_run_config):
     config.model.identity_multiple = 4096
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
     _, embedder = evaluate.load(trained_run, config, mesh, None)
-    saved = checkpoint.array_shapes(trained_run / CHECKPOINTS)["params/head_person"]
+    saved = saving.array_shapes(trained_run / CHECKPOINTS)["params/head_person"]
     assert embedder.variables["params"]["head_person"].shape == saved.shape
     assert saved.shape[1] < 4096
 
@@ -170,10 +174,10 @@ def test_an_instruction_picture_for_many_images_is_decoded_once(embedder, people
     _, pictures, templates = people
     path, decoded = tmp_path / "template.png", []
     assert cv2.imwrite(str(path), cv2.cvtColor(templates[0], cv2.COLOR_RGB2BGR))
-    encoded, images = path.read_bytes(), [image_ops.decode(p) for p in pictures[:6]]
+    encoded, images = path.read_bytes(), [augment.decode(p) for p in pictures[:6]]
     expected = embedder(images, [templates[0]] * 6)
-    decode = image_ops.decode
-    monkeypatch.setattr(image_ops, "decode", lambda data: decoded.append(1) or decode(data))
+    decode = augment.decode
+    monkeypatch.setattr(augment, "decode", lambda data: decoded.append(1) or decode(data))
     found = embedder(images, [path, encoded, Path(str(path)), bytes(bytearray(encoded)), templates[0], path])
     assert len(decoded) == 2
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -228,7 +232,7 @@ def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, peopl
         np.testing.assert_allclose(file["embeddings"], expected, atol=1e-5)
     for wrong in ("", "template.png"):
         config.embed.instruction = wrong
-        with pytest.raises(config_check.ConfigError, match=r"text_to_image searches by a sentence"):
+        with pytest.raises(check.ConfigError, match=r"text_to_image searches by a sentence"):
             evaluate.embed_folder(config, workdir)
     config.embed.text_to_image, config.embed.instruction = False, ""
     (folder / "b" / "cut.jpg").write_bytes(pictures[0][:300])
@@ -236,5 +240,5 @@ def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, peopl
         evaluate.embed_folder(config, workdir)
     for empty in ("", str(tmp_path / "nothing")):
         config.embed.images = empty
-        with pytest.raises(config_check.ConfigError, match=r"no images in config\.embed\.images"):
+        with pytest.raises(check.ConfigError, match=r"no images in config\.embed\.images"):
             evaluate.embed_folder(config, workdir)

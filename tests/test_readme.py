@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default
-from data_pipelines import batch_plan, data_options
-from irm_jax import config_check
+from data_pipelines import options
+from data_pipelines.batches import layout
+from irm_jax.config import check
+from irm_jax.config import keys as default
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -105,17 +106,17 @@ def test_a_pod_command_has_a_batch_for_its_chips(file: str, command: str) -> Non
     """Blocks divide over the devices, whole people fill the rows, the rest of the configuration stands."""
     words = dict(word.split("=", 1) for word in shlex.split(command) if "=" in word)
     config, devices = configured(command), chips(words)
-    assert config_check.block_problem(config, devices) is None
-    units, d = data_options.units_of(config), config.data
-    assert batch_plan.next_batch_size(units, d.batch_size, d.batch_blocks) == d.batch_size
+    assert check.block_problem(config, devices) is None
+    units, d = options.units_of(config), config.data
+    assert layout.next_batch_size(units, d.batch_size, d.batch_blocks) == d.batch_size
     assert d.batch_blocks == devices, "a batch of no more rows than it must have"
     assert config.model.dtype == "bfloat16"
     assert "--config.data.vocab" in words, "real captions need another vocabulary than the built-in one"
-    config_check.check(config)
+    check.check(config)
 
 
 def test_what_a_pod_command_lacks_is_named() -> None:
     config = configured("launch/slurm.sh configs/irm_pp.py /shared/a")
-    problem = config_check.block_problem(config, 256)
+    problem = check.block_problem(config, 256)
     assert problem is not None
     assert "set --config.data.batch_blocks=256 --config.data.batch_size=9728" in problem

@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import instructions, schema, shards, tasks
-from data_pipelines.procedural import outfits, people, render, rows, scene, template
+from data_pipelines import tasks
+from data_pipelines.dataset import schema, shards
+from data_pipelines.instructions import sentences as instructions
+from data_pipelines.procedural import outfits, people, rows
+from data_pipelines.procedural.drawing import render, scene, template
 
 VERSION = "1.0.0"
 """Part of every seed and of the folder's name: a change of any picture, row or sentence needs a new one."""

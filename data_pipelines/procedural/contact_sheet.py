@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from data_pipelines import schema, tasks
+from data_pipelines import tasks
+from data_pipelines.dataset import schema
 from data_pipelines.procedural.benchmark import Benchmark
 
 _INK, _PAPER = (20, 20, 20), 255

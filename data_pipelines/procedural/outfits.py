@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines import schema
+from data_pipelines.dataset import schema
 
 Outfit = tuple[int, ...]
 

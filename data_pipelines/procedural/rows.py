@@ -17,6 +17,8 @@ import dataclasses
 
 import numpy as np
 
+from data_pipelines.dataset.schema import UNKNOWN
+from data_pipelines.procedural.drawing.scene import CAMERAS, VISIBLE_CAMERAS
 from data_pipelines.procedural.outfits import (
     OWNED,
     Catalogue,
@@ -27,8 +29,6 @@ from data_pipelines.procedural.outfits import (
     own_fresh,
     own_fresh_agreeing,
 )
-from data_pipelines.procedural.scene import CAMERAS, VISIBLE_CAMERAS
-from data_pipelines.schema import UNKNOWN
 
 TRAIN_IMAGES, QUERIES, GALLERY_IMAGES = 12, 2, 8
 _TRAIN_OUTFITS = {"trad": 1, "cc": OWNED, "ctcc": OWNED, "vi": 2, "t2i": OWNED, "li": OWNED}

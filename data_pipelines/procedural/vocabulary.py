@@ -1,4 +1,4 @@
-"""Makes the built-in vocabulary `data_pipelines/vocab/procedural.txt`.
+"""Makes the built-in vocabulary `data_pipelines/instructions/vocab/procedural.txt`.
 
 Usage: python -m data_pipelines.procedural.vocabulary
 
@@ -12,7 +12,8 @@ import argparse
 import pathlib
 import string
 
-from data_pipelines import instructions, tasks, tokenizer
+from data_pipelines import tasks
+from data_pipelines.instructions import sentences, tokenizer
 from data_pipelines.procedural import outfits, people
 
 PLAIN_WORDS = """
@@ -32,7 +33,7 @@ def entries() -> list[str]:
     """Returns the vocabulary in id order: special tokens, letters and digits, words (sorted), continuations."""
     slots = [*outfits.BASE_SLOTS, *outfits.EXTRA_SLOTS.values()]
     texts = [
-        *instructions.words(),
+        *sentences.words(),
         *[f"{slot.name} {' '.join(slot.values)}" for slot in slots],
         *people.HAIR_COLOURS,
         *[spec.sentence or "" for spec in tasks.TASKS.values()],

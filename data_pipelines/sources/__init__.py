@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import schema
+from data_pipelines.dataset import schema
 
 _MODULES = {
     "market1501": ("market1501", "market1501_500k"),

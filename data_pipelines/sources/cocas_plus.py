@@ -17,8 +17,8 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, datalist, listing
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.sources import Scan, Source, datalist, reading
 
 _SENTENCES = {
     "cocas_real1": ("runner_real1_v1_gpt.json", "real1_v1.json"),
@@ -35,7 +35,7 @@ _COUNTS = {
 
 def scan(raw: Path, name: str, task: str, namespace: str, lists: Mapping[str, str]) -> Scan:
     """Reads the lists and, for li, whichever of the sentence files is there."""
-    listing.check_tree(raw, f"{name} (the authors' datalists)", ["datalist/", *lists.values()])
+    reading.check_tree(raw, f"{name} (the authors' datalists)", ["datalist/", *lists.values()])
     sentences = None
     if task == "li":
         names = [f"datalist/{file}" for file in _SENTENCES[namespace] if (raw / "datalist" / file).is_file()]
@@ -56,7 +56,7 @@ def _source(name: str, task: str, namespace: str, **lists: str) -> Source:
         namespace=namespace,
         expected=_COUNTS[namespace],
         scan=functools.partial(scan, name=name, task=task, namespace=namespace, lists=paths),
-        load=listing.load,
+        load=reading.load,
     )
 
 

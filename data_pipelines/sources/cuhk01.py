@@ -13,10 +13,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipelines.person_names import CUHK01_PICTURES, cuhk01_camera, person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.people.names import CUHK01_PICTURES, cuhk01_camera, person_name
+from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources.reading import Picture
 
 NAMESPACE = "cuhk01"
 TITLE = "CUHK01"
@@ -26,10 +26,10 @@ _NAME = re.compile(r"(\d{4})(\d{3})\.")
 
 def scan(raw: Path) -> Scan:
     """Lists `campus/` in order of file name."""
-    listing.check_tree(raw, TITLE, ["campus/"])
+    reading.check_tree(raw, TITLE, ["campus/"])
     pictures = []
-    for file, size in listing.files(raw, "campus", TITLE, (".png",)):
-        match = listing.parsed(
+    for file, size in reading.files(raw, "campus", TITLE, (".png",)):
+        match = reading.parsed(
             _NAME, file, TITLE, "four digits of the person and three of the picture, as in 0001001.png"
         )
         number = int(match[2])
@@ -50,7 +50,7 @@ def scan(raw: Path) -> Scan:
         "gallery": [item for item in test if item.camera == 1],
     }
     split = f"the first {TRAIN_PEOPLE} identities by number train; query camera a, gallery camera b"
-    return scanning.scan_of(splits, TITLE, "trad", {"layout": "campus", "split": split, "terms": "research only"})
+    return checks.scan_of(splits, TITLE, "trad", {"layout": "campus", "split": split, "terms": "research only"})
 
 
 SOURCES = {
@@ -65,6 +65,6 @@ SOURCES = {
             "gallery": {"images": 972, "identities": 486, "cameras": 1},
         },
         scan=scan,
-        load=listing.load,
+        load=reading.load,
     )
 }

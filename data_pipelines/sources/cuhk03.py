@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import mat_files, schema
-from data_pipelines.person_names import person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, mat_files, reading
+from data_pipelines.sources.reading import Picture
 
 NAMESPACE = "cuhk03"
 TITLE = "CUHK03"
@@ -36,7 +36,7 @@ _PEOPLE_OF_PAIRS = (843, 440, 77, 58, 49)
 def scan(raw: Path, kind: str) -> Scan:
     """Reads the protocol file; `kind` is "detected" or "labeled"."""
     protocol = raw / f"cuhk03_new_protocol_config_{kind}.mat"
-    listing.check_tree(raw, TITLE, [protocol.name])
+    reading.check_tree(raw, TITLE, [protocol.name])
     folder, size_of = _pictures(raw, kind)
     values = mat_files.load_mat(protocol)
     missing = [key for key in ("labels", "filelist", *[f"{split}_idx" for split in _SPLITS]) if key not in values]
@@ -54,11 +54,11 @@ def scan(raw: Path, kind: str) -> Scan:
         if len(pairs) > min(len({person for person, _ in pairs}), len({label for _, label in pairs})):
             raise DatasetError(f"{protocol}: labels and filelist disagree on who is who: get the file again")
     source = {"layout": "CUHK03 767/700", "boxes": kind, "pictures": folder, "terms": "research only"}
-    return scanning.scan_of(splits, TITLE, "trad", source)
+    return checks.scan_of(splits, TITLE, "trad", source)
 
 
 def _picture(file: str, size_of: Callable[[str], int]) -> Picture:
-    match = listing.parsed(_NAME, file, TITLE, "<pair>_<pid>_<view>_<picture>, as in 1_001_1_01.png")
+    match = reading.parsed(_NAME, file, TITLE, "<pair>_<pid>_<view>_<picture>, as in 1_001_1_01.png")
     number = sum(_PEOPLE_OF_PAIRS[: int(match[1]) - 1]) + int(match[2])
     return Picture(file, person_name(NAMESPACE, number), int(match[3]) - 1, size_of(file))
 
@@ -67,7 +67,7 @@ def _pictures(raw: Path, kind: str) -> tuple[str, Callable[[str], int]]:
     """Returns where the pictures are (a folder, or a variable of the .mat file) and f(file) -> size."""
     if (raw / f"images_{kind}").is_dir():
         where = f"cuhk03_new_protocol_config_{kind}.mat"
-        return f"images_{kind}", lambda file: listing.listed_size(raw, file, where)
+        return f"images_{kind}", lambda file: reading.listed_size(raw, file, where)
     if mat := next((name for name in _MAT if (raw / name).is_file()), ""):
         cells = mat_files.PictureCells(raw / mat, kind)
         return f"{mat}/{kind}", lambda file: cells.values(*_place(file))
@@ -78,7 +78,7 @@ def _pictures(raw: Path, kind: str) -> tuple[str, Callable[[str], int]]:
 
 def _place(file: str) -> tuple[int, int, int]:
     """Cell, row and column of a picture in the .mat file, from 0."""
-    pair, pid, _, number = map(int, listing.parsed(_NAME, file, TITLE, "<pair>_<pid>_<view>_<picture>").groups())
+    pair, pid, _, number = map(int, reading.parsed(_NAME, file, TITLE, "<pair>_<pid>_<view>_<picture>").groups())
     return pair - 1, pid - 1, number - 1
 
 
@@ -86,9 +86,9 @@ def load(raw: Path, item: Any) -> schema.Record:
     """Returns the Record of a picture: its file as it is, or the array of the .mat file as PNG."""
     mat, _, rest = item.file.partition(".mat/")
     if not rest:
-        return listing.load(raw, item)
+        return reading.load(raw, item)
     kind = rest.split("/")[0]
-    return listing.record(item, mat_files.PictureCells(raw / f"{mat}.mat", kind).png(*_place(item.file)))
+    return reading.record(item, mat_files.PictureCells(raw / f"{mat}.mat", kind).png(*_place(item.file)))
 
 
 def _source(kind: str, train: int, gallery: int) -> Source:

@@ -22,11 +22,11 @@ from typing import Any
 
 from absl import logging
 
-from data_pipelines import schema
-from data_pipelines.person_names import known_camera, known_person, person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.people.names import known_camera, known_person, person_name
+from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources.reading import Picture
 
 NAMESPACE = "cuhk_pedes"
 TITLE = "CUHK-PEDES"
@@ -38,7 +38,7 @@ CAMERAS_OF = ("cuhk01", "market1501")
 
 def scan(raw: Path) -> Scan:
     """Reads the list, sorted by official identity and file."""
-    listing.check_tree(raw, TITLE, ["imgs/", _LIST])
+    reading.check_tree(raw, TITLE, ["imgs/", _LIST])
     entries: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
     for where, entry in read_annotations(raw / _LIST, ("split", "captions", "file_path", "id")):
         if entry["split"] not in _SPLITS:  # any JSON value may stand there
@@ -58,7 +58,7 @@ def scan(raw: Path) -> Scan:
     both = {item.person for item in train} & {item.person for item in splits["gallery"]}
     if both:  # under different official identities, so it is the data set's own fault, not the copy's
         logging.warning("%s: %d people stand in train and test, for example %s", TITLE, len(both), min(both))
-    return scanning.scan_of(splits, TITLE, "t2i", source, disjoint=False)
+    return checks.scan_of(splits, TITLE, "t2i", source, disjoint=False)
 
 
 def read_annotations(path: Path, keys: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -113,7 +113,7 @@ def pictures(
         file = entry["file_path"]
         person = known_person(file) or person_name(NAMESPACE, entry["id"])
         camera = known_camera(file)
-        size = listing.listed_size(raw, place(file), entry["where"])
+        size = reading.listed_size(raw, place(file), entry["where"])
         sentences = tuple(entry["captions"])
         found.append(Picture(file, person, unknown_camera if camera is None else camera, size, sentences=sentences))
     return found
@@ -127,7 +127,7 @@ def test_splits(items: list[Picture]) -> dict[str, list[Picture]]:
 
 def load(raw: Path, item: Any) -> schema.Record:
     """Returns the Record of a Picture, whose file is inside `imgs/`."""
-    return listing.load(raw / "imgs", item)
+    return reading.load(raw / "imgs", item)
 
 
 SOURCES = {

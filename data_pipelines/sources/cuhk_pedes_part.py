@@ -18,10 +18,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import schema
-from data_pipelines.person_names import known_person
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, cuhk01, cuhk_pedes, listing, market1501, scanning
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.people.names import known_person
+from data_pipelines.sources import Scan, Source, checks, cuhk01, cuhk_pedes, market1501, reading
 
 TITLE = "CUHK-PEDES on Market-1501 and CUHK01"
 _LISTS = ("test_reid.json", "val_reid.json")
@@ -30,7 +30,7 @@ _FOLDERS = {"Market/": f"{market1501.TITLE}/gt_bbox/", "CUHK01/": "CUHK01/campus
 
 def scan(raw: Path) -> Scan:
     """Reads both lists, and who is on which side from the folders of the two sets."""
-    listing.check_tree(raw, TITLE, [*_FOLDERS.values(), *_LISTS])
+    reading.check_tree(raw, TITLE, [*_FOLDERS.values(), *_LISTS])
     market, _ = market1501.pictures(raw / market1501.TITLE)
     campus = cuhk01.scan(raw / "CUHK01").splits
     train, test = (
@@ -62,7 +62,7 @@ def scan(raw: Path) -> Scan:
         "cameras_of": list(cuhk_pedes.CAMERAS_OF),
         "terms": "research only",
     }
-    return scanning.scan_of(splits, TITLE, "t2i", source)
+    return checks.scan_of(splits, TITLE, "t2i", source)
 
 
 def place(file: str) -> str:
@@ -73,7 +73,7 @@ def place(file: str) -> str:
 
 def load(raw: Path, item: Any) -> schema.Record:
     """Returns the Record of a Picture."""
-    return listing.record(item, listing.read(raw / place(item.file)))
+    return reading.record(item, reading.read(raw / place(item.file)))
 
 
 SOURCES = {

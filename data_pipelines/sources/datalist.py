@@ -22,11 +22,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from data_pipelines import clothes_crops, schema, tasks
-from data_pipelines.person_names import person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines import tasks
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.instructions import clothes_crops
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources.reading import Picture
 
 UNKNOWN_CAMERA = {"train": 0, "query": -1, "gallery": -2}
 _INFRARED = {"nir", "ir", "thermal", "infrared"}
@@ -60,7 +62,7 @@ def source(
         namespace=namespace,
         expected={},
         scan=functools.partial(scan, name=name, task=task, namespace=namespace, lists=lists, sentences=sentences),
-        load=listing.load,
+        load=reading.load,
     )
 
 
@@ -76,7 +78,7 @@ def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str,
         )
     texts = _texts(raw / sentences) if sentences is not None else {}
     rows = {
-        split: [_row(*line, _instruction(task, split)) for line in listing.lines(raw / file)]
+        split: [_row(*line, _instruction(task, split)) for line in reading.lines(raw / file)]
         for split, file in lists.items()
     }
     splits = {split: _pictures(raw, task, namespace, split, rows[split], texts) for split in rows}
@@ -85,7 +87,7 @@ def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str,
         made["instruction_images"] = "the pictures that the lists name"
     for split in splits:
         if task == "ctcc" and not any(row.instruction for row in rows[split]):
-            splits |= scanning.with_crops({split: splits[split]}, "outfit", name)
+            splits |= checks.with_crops({split: splits[split]}, "outfit", name)
             made["instructions_made"] = {"split": split, **clothes_crops.describe("outfit")}
     if task == "vi" and len({item.modality for items in splits.values() for item in items}) < 2:
         raise DatasetError(
@@ -93,7 +95,7 @@ def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str,
             f"({', '.join(sorted(_INFRARED))}); else give a table with a modality column (--dataset table)"
         )
     files = {split: Path(file).name for split, file in lists.items()}
-    return scanning.scan_of(splits, name, task, {"layout": "datalist", "lists": files, **made})
+    return checks.scan_of(splits, name, task, {"layout": "datalist", "lists": files, **made})
 
 
 def _instruction(task: str, split: str) -> Literal["picture", "key", "ignored"]:
@@ -146,7 +148,7 @@ def _texts(path: Path) -> dict[str, tuple[str, ...]]:
     texts = {}
     for key, value in values.items():
         parts = value if isinstance(value, list) else [value]
-        if not parts or not all(isinstance(part, str) and listing.is_utf8(part) for part in parts):
+        if not parts or not all(isinstance(part, str) and reading.is_utf8(part) for part in parts):
             raise DatasetError(f"{path}, key {key!r}: the value must be a sentence, or a list of sentences")
         texts[key] = tuple(parts)
     return texts
@@ -163,7 +165,7 @@ def _pictures(
             file=row.image,
             person=person_name(namespace, row.pid),
             camera=UNKNOWN_CAMERA[split] if row.camera is None else row.camera,
-            size=listing.listed_size(raw, row.image, row.where),
+            size=reading.listed_size(raw, row.image, row.where),
             clothes=row.clothes,
             instruction_clothes=row.clothes if tasks.task(task).composed else schema.UNKNOWN,
         )
@@ -171,7 +173,7 @@ def _pictures(
             parts = {part.lower() for folder in Path(row.image).parts[:-1] for part in folder.split("_")}
             item = item._replace(modality=schema.INFRARED if parts & _INFRARED else schema.VISIBLE)
         if wants_picture and row.instruction:
-            size = listing.listed_size(raw, row.instruction, row.where)
+            size = reading.listed_size(raw, row.instruction, row.where)
             item = item._replace(template=row.instruction, template_size=size)
         if wants_text:
             if row.instruction not in texts:
@@ -179,5 +181,5 @@ def _pictures(
                     f"{row.where}, column 2: {row.instruction!r} is no key of the JSON file of sentences"
                 )
             item = item._replace(sentences=texts[row.instruction])
-        items.extend(scanning.records_of(item, task, split))
+        items.extend(checks.records_of(item, task, split))
     return items

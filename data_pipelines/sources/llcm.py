@@ -15,11 +15,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipelines import schema
-from data_pipelines.person_names import person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources.reading import Picture
 
 NAMESPACE = "llcm"
 TITLE = "LLCM"
@@ -32,18 +32,18 @@ _CAMERAS = 9
 def scan(raw: Path) -> Scan:
     """Reads the training lists and lists the folders of the test people, in order of person, camera and file."""
     lists = {f"idx/train_{kind}.txt": modality for kind, modality in _MODALITIES.items()}
-    listing.check_tree(raw, TITLE, ["idx/", "test_vis/", "test_nir/", *lists, "idx/test_id.txt"])
+    reading.check_tree(raw, TITLE, ["idx/", "test_vis/", "test_nir/", *lists, "idx/test_id.txt"])
     train = [item for name, modality in lists.items() for item in _train(raw, name, modality)]
-    splits = {"train": train, "test": _test(raw, listing.comma_numbers(raw / "idx" / "test_id.txt"))}
-    return scanning.scan_of(splits, TITLE, "vi", {"layout": TITLE, "terms": "research only"})
+    splits = {"train": train, "test": _test(raw, reading.comma_numbers(raw / "idx" / "test_id.txt"))}
+    return checks.scan_of(splits, TITLE, "vi", {"layout": TITLE, "terms": "research only"})
 
 
 def _train(raw: Path, name: str, modality: int) -> list[Picture]:
     items = []
-    for where, file, _ in listing.path_and_label(raw / name):
-        match = listing.parsed(_NAME, file, TITLE, "<pid>_c<camera>, as in 0001_c07_s184229_f3600_vis.jpg")
-        camera = listing.camera_index(int(match[2]), _CAMERAS, file, TITLE) if match[2] else 0
-        size = listing.listed_size(raw, file, where)
+    for where, file, _ in reading.path_and_label(raw / name):
+        match = reading.parsed(_NAME, file, TITLE, "<pid>_c<camera>, as in 0001_c07_s184229_f3600_vis.jpg")
+        camera = reading.camera_index(int(match[2]), _CAMERAS, file, TITLE) if match[2] else 0
+        size = reading.listed_size(raw, file, where)
         items.append(Picture(file, person_name(NAMESPACE, int(match[1])), camera, size, modality=modality))
     return items
 
@@ -51,8 +51,8 @@ def _train(raw: Path, name: str, modality: int) -> list[Picture]:
 def _test(raw: Path, people: list[int]) -> list[Picture]:
     cameras: list[tuple[str, int, int]] = []
     for kind, modality in _MODALITIES.items():
-        for name in listing.folders(raw, f"test_{kind}", TITLE):
-            match = listing.parsed(_FOLDER, name, TITLE, "cam<number>, as in cam1")
+        for name in reading.folders(raw, f"test_{kind}", TITLE):
+            match = reading.parsed(_FOLDER, name, TITLE, "cam<number>, as in cam1")
             cameras.append((f"test_{kind}/{name}", int(match[1]) - 1, modality))
     items: list[Picture] = []
     for pid in sorted(people):
@@ -62,7 +62,7 @@ def _test(raw: Path, people: list[int]) -> list[Picture]:
             if (raw / own).is_dir():  # not everybody passed every camera
                 items += [
                     Picture(file, person_name(NAMESPACE, pid), camera, size, modality=modality)
-                    for file, size in listing.files(raw, own, TITLE)
+                    for file, size in reading.files(raw, own, TITLE)
                 ]
         if len(items) == seen:
             raise DatasetError(
@@ -83,6 +83,6 @@ SOURCES = {
             "test": {"images": 8_680 + 7_166, "identities": 351, "cameras": 9, "infrared": 7_166},
         },
         scan=scan,
-        load=listing.load,
+        load=reading.load,
     )
 }

@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipelines.person_names import person_name
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources.reading import Picture
 
 NAMESPACE = "ltcc"
 TITLE = "LTCC"
@@ -27,17 +27,17 @@ _CAMERAS = 12
 def scan(raw: Path) -> Scan:
     """Lists the three folders in order of file name."""
     prefix = "LTCC_ReID/" if (raw / "LTCC_ReID").is_dir() else ""
-    listing.check_tree(raw, TITLE, [prefix + folder for folder in _FOLDERS.values()])
+    reading.check_tree(raw, TITLE, [prefix + folder for folder in _FOLDERS.values()])
     splits = {
-        split: [_picture(file, size) for file, size in listing.files(raw, prefix + folder, TITLE, (".png", ".jpg"))]
+        split: [_picture(file, size) for file, size in reading.files(raw, prefix + folder, TITLE, (".png", ".jpg"))]
         for split, folder in _FOLDERS.items()
     }
-    return scanning.scan_of(splits, TITLE, "cc", {"layout": "LTCC_ReID", "terms": "research only"})
+    return checks.scan_of(splits, TITLE, "cc", {"layout": "LTCC_ReID", "terms": "research only"})
 
 
 def _picture(file: str, size: int) -> Picture:
-    match = listing.parsed(_NAME, file, TITLE, "<pid>_<outfit>_c<camera>, as in 001_1_c5_015874.png")
-    camera = listing.camera_index(int(match[3]), _CAMERAS, file, TITLE)
+    match = reading.parsed(_NAME, file, TITLE, "<pid>_<outfit>_c<camera>, as in 001_1_c5_015874.png")
+    camera = reading.camera_index(int(match[3]), _CAMERAS, file, TITLE)
     return Picture(file, person_name(NAMESPACE, int(match[1])), camera, size, clothes=int(match[2]))
 
 
@@ -53,6 +53,6 @@ SOURCES = {
             "gallery": {"images": 7_050, "identities": 75},
         },
         scan=scan,
-        load=listing.load,
+        load=reading.load,
     )
 }

@@ -19,10 +19,10 @@ import functools
 import re
 from pathlib import Path
 
-from data_pipelines.person_names import person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources.reading import Picture
 
 NAMESPACE = "market1501"
 TITLE = "Market-1501-v15.09.15"
@@ -37,12 +37,12 @@ DISTRACTORS = person_name(NAMESPACE, _DISTRACTOR)
 def scan(raw: Path, distractors: bool = False) -> Scan:
     """Lists the folders in order of file name. Raises DatasetError for a wrong or incomplete tree."""
     splits, dropped = pictures(raw, distractors)
-    return scanning.scan_of(
+    return checks.scan_of(
         splits,
         TITLE,
         "trad",
         {"layout": TITLE, "dropped_junk": dropped, "terms": "research only"},
-        count=functools.partial(scanning.counts, no_person=DISTRACTORS),
+        count=functools.partial(checks.counts, no_person=DISTRACTORS),
     )
 
 
@@ -52,11 +52,11 @@ def pictures(raw: Path, distractors: bool = False) -> tuple[dict[str, list[Pictu
     `distractors`: the further ones in `images/` join the gallery.
     """
     folders = _FOLDERS | _MORE_DISTRACTORS if distractors else _FOLDERS
-    listing.check_tree(raw, TITLE, list(folders))
+    reading.check_tree(raw, TITLE, list(folders))
     splits: dict[str, list[Picture]] = {split: [] for split in folders.values()}
     dropped = dict.fromkeys(splits, 0)
     for folder, split in folders.items():
-        found = [_picture(file, size) for file, size in listing.files(raw, folder, TITLE)]
+        found = [_picture(file, size) for file, size in reading.files(raw, folder, TITLE)]
         kept = [item for item in found if item is not None]
         splits[split] += kept
         dropped[split] += len(found) - len(kept)
@@ -71,8 +71,8 @@ def pictures(raw: Path, distractors: bool = False) -> tuple[dict[str, list[Pictu
 
 def _picture(file: str, size: int) -> Picture | None:
     """None: junk."""
-    match = listing.parsed(_NAME, file, TITLE, "<pid>_c<camera>, as in 0002_c1s1_000451_03.jpg")
-    camera = listing.camera_index(int(match[2]), _CAMERAS, file, "Market-1501")
+    match = reading.parsed(_NAME, file, TITLE, "<pid>_c<camera>, as in 0002_c1s1_000451_03.jpg")
+    camera = reading.camera_index(int(match[2]), _CAMERAS, file, "Market-1501")
     return None if int(match[1]) == _JUNK else Picture(file, person_name(NAMESPACE, int(match[1])), camera, size)
 
 
@@ -94,7 +94,7 @@ def _source(name: str, distractors: int) -> Source:
             },
         },
         scan=functools.partial(scan, distractors=distractors > 0),
-        load=listing.load,
+        load=reading.load,
     )
 
 

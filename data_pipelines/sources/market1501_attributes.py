@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import attribute_sentences, mat_files
-from data_pipelines.person_names import person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, market1501, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.instructions import attribute_sentences
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, market1501, mat_files, reading
+from data_pipelines.sources.reading import Picture
 
 _FILE = "market_attribute.mat"
 _PARAPHRASES = {"train": 3, "query": 1, "gallery": 1}
@@ -31,7 +31,7 @@ _PARAPHRASES = {"train": 3, "query": 1, "gallery": 1}
 
 def scan(raw: Path) -> Scan:
     """Lists Market-1501 and reads the attributes of its people."""
-    listing.check_tree(raw, f"{market1501.TITLE} and {_FILE}", [_FILE])
+    reading.check_tree(raw, f"{market1501.TITLE} and {_FILE}", [_FILE])
     values = _slot_values(raw / _FILE)
     pictures, _ = market1501.pictures(raw)
     splits = {
@@ -44,7 +44,7 @@ def scan(raw: Path) -> Scan:
         "slots": {name: list(names) for name, names in attribute_sentences.SLOTS.items()},
         "terms": "research only",
     }
-    return scanning.scan_of(splits, market1501.TITLE, "li", source)
+    return checks.scan_of(splits, market1501.TITLE, "li", source)
 
 
 def _slot_values(path: Path) -> dict[str, tuple[int, ...]]:
@@ -91,6 +91,6 @@ SOURCES = {
             "gallery": {"images": 15_913 - 2_798, "identities": 750, "sentences": 15_913 - 2_798},
         },
         scan=scan,
-        load=listing.load,
+        load=reading.load,
     )
 }

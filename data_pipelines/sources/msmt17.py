@@ -17,9 +17,9 @@ import functools
 import re
 from pathlib import Path
 
-from data_pipelines.person_names import person_name
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources.reading import Picture
 
 NAMESPACE = "msmt17"
 TITLE = "MSMT17"
@@ -34,23 +34,23 @@ def scan(raw: Path, validation: bool) -> Scan:
     train, test = _VERSIONS[version]
     lists = {"train": ["train", "val"] if validation else ["train"], "query": ["query"], "gallery": ["gallery"]}
     needed = [f"list_{name}.txt" for names in lists.values() for name in names]
-    listing.check_tree(raw, f"{TITLE} {version}", [f"{train}/", f"{test}/", *needed])
+    reading.check_tree(raw, f"{TITLE} {version}", [f"{train}/", f"{test}/", *needed])
     splits = {}
     for split, names in lists.items():
         folder, people = (train, "") if split == "train" else (test, "test_")
         splits[split] = [item for name in names for item in _pictures(raw, f"list_{name}.txt", folder, people)]
     source = {"layout": f"{TITLE} {version}", "train_lists": lists["train"], "terms": "research only"}
-    return scanning.scan_of(splits, TITLE, "trad", source)
+    return checks.scan_of(splits, TITLE, "trad", source)
 
 
 def _pictures(raw: Path, name: str, folder: str, people: str) -> list[Picture]:
     items = []
-    for where, path, pid in listing.path_and_label(raw / name):
+    for where, path, pid in reading.path_and_label(raw / name):
         file = f"{folder}/{path}"
-        match = listing.parsed(_NAME, file, TITLE, "<pid>_<number>_<camera>_, as in 0000_000_01_0303morning_0015_0.jpg")
-        camera = listing.camera_index(int(match[1]), _CAMERAS, file, TITLE)
+        match = reading.parsed(_NAME, file, TITLE, "<pid>_<number>_<camera>_, as in 0000_000_01_0303morning_0015_0.jpg")
+        camera = reading.camera_index(int(match[1]), _CAMERAS, file, TITLE)
         items.append(
-            Picture(file, person_name(NAMESPACE, f"{people}{pid:04d}"), camera, listing.listed_size(raw, file, where))
+            Picture(file, person_name(NAMESPACE, f"{people}{pid:04d}"), camera, reading.listed_size(raw, file, where))
         )
     return items
 
@@ -67,7 +67,7 @@ def _source(name: str, train_images: int, validation: bool) -> Source:
             "gallery": {"images": 82_161, "identities": 3_060, "cameras": 15},
         },
         scan=functools.partial(scan, validation=validation),
-        load=listing.load,
+        load=reading.load,
     )
 
 

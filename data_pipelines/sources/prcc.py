@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipelines.person_names import person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources.reading import Picture
 
 NAMESPACE = "prcc"
 TITLE = "PRCC"
@@ -29,20 +29,20 @@ _SPLITS = {"query": ("B", "C"), "gallery": ("A",)}
 
 def scan(raw: Path) -> Scan:
     """Lists the folders of people, in order of camera, person and file."""
-    listing.check_tree(raw, TITLE, ["rgb/", "rgb/train/", *[f"rgb/test/{camera}/" for camera in "ABC"]])
+    reading.check_tree(raw, TITLE, ["rgb/", "rgb/train/", *[f"rgb/test/{camera}/" for camera in "ABC"]])
     splits: dict[str, list[Picture]] = {"train": []}
-    for pid in listing.folders(raw, "rgb/train", TITLE):
-        for file, size in listing.files(raw, f"rgb/train/{pid}", TITLE):
-            camera = listing.parsed(_TRAIN, file, TITLE, "the camera, as in A_cropped_rgb001.jpg")[1]
+    for pid in reading.folders(raw, "rgb/train", TITLE):
+        for file, size in reading.files(raw, f"rgb/train/{pid}", TITLE):
+            camera = reading.parsed(_TRAIN, file, TITLE, "the camera, as in A_cropped_rgb001.jpg")[1]
             splits["train"].append(_picture(file, pid, camera, size))
     for split, cameras in _SPLITS.items():
         splits[split] = [
             _picture(file, pid, camera, size)
             for camera in cameras
-            for pid in listing.folders(raw, f"rgb/test/{camera}", TITLE)
-            for file, size in listing.files(raw, f"rgb/test/{camera}/{pid}", TITLE)
+            for pid in reading.folders(raw, f"rgb/test/{camera}", TITLE)
+            for file, size in reading.files(raw, f"rgb/test/{camera}/{pid}", TITLE)
         ]
-    return scanning.scan_of(splits, TITLE, "cc", {"layout": TITLE, "terms": "research only"})
+    return checks.scan_of(splits, TITLE, "cc", {"layout": TITLE, "terms": "research only"})
 
 
 def _picture(file: str, pid: str, camera: str, size: int) -> Picture:
@@ -63,6 +63,6 @@ SOURCES = {
             "gallery": {"images": 3_384, "identities": 71, "cameras": 1},
         },
         scan=scan,
-        load=listing.load,
+        load=reading.load,
     )
 }

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from data_pipelines import json_stream, schema
-from data_pipelines.array_rows import ArrayRows
-from data_pipelines.person_names import person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.array_rows import ArrayRows
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, json_stream, reading
 from data_pipelines.sources.cuhk_pedes import check_annotation
 
 NAMESPACE = "synth_pedes"
@@ -39,14 +39,14 @@ _LOG_SECONDS = 10.0
 
 def scan(raw: Path) -> Scan:
     """Reads the list as a stream and looks at every picture's size; records are sorted by person, then as listed."""
-    listing.check_tree(raw, TITLE, ["Part1/", _LIST])
+    reading.check_tree(raw, TITLE, ["Part1/", _LIST])
     columns = {name: array.array("I" if _ROW[name] == np.uint32 else "q") for name in _ROW.names or ()}
     sentences, last = 0, time.monotonic()
     for offset, data, entry in json_stream.objects(raw / _LIST):
         where = f"{raw / _LIST}, byte {offset}"
         check_annotation(entry, ("id", "file_path"), where)
         sentences += len(_sentences(entry, where))
-        size = listing.listed_size(raw, json_stream.text(entry["file_path"]), where)
+        size = reading.listed_size(raw, json_stream.text(entry["file_path"]), where)
         for name, value in zip(columns, (entry["id"], offset, len(data), zlib.crc32(data), size), strict=True):
             columns[name].append(value)
         if time.monotonic() - last >= _LOG_SECONDS:
@@ -89,7 +89,7 @@ def load(raw: Path, item: Any) -> schema.Record:
     entry = json.loads(data)
     file = entry["file_path"]
     return schema.Record(
-        image=listing.read(raw / file),
+        image=reading.read(raw / file),
         file=file,
         person=person_name(NAMESPACE, pid),
         camera=0,

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipelines import schema
-from data_pipelines.person_names import person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources.reading import Picture
 
 NAMESPACE = "sysu_mm01"
 TITLE = "SYSU-MM01"
@@ -32,16 +32,16 @@ _SPLITS = {
 def scan(raw: Path) -> Scan:
     """Lists the folders of the people that the id files name, in order of person, camera and file."""
     lists = [f"exp/{name}_id.txt" for name in ("train", "val", "test")]
-    listing.check_tree(raw, TITLE, [*[f"cam{number}/" for number in range(1, 7)], *lists])
+    reading.check_tree(raw, TITLE, [*[f"cam{number}/" for number in range(1, 7)], *lists])
     splits = {}
     for split, (names, cameras) in _SPLITS.items():
-        people = {pid for name in names for pid in listing.comma_numbers(raw / f"exp/{name}_id.txt")}
+        people = {pid for name in names for pid in reading.comma_numbers(raw / f"exp/{name}_id.txt")}
         splits[split] = [
             item for pid in sorted(people) for number in sorted(cameras) for item in _pictures(raw, number, pid)
         ]
         if not splits[split]:
             raise DatasetError(f"{raw}: no picture of the people in exp/{names[0]}_id.txt: get {TITLE} again")
-    return scanning.scan_of(splits, TITLE, "vi", {"layout": TITLE, "terms": "research only"})
+    return checks.scan_of(splits, TITLE, "vi", {"layout": TITLE, "terms": "research only"})
 
 
 def _pictures(raw: Path, number: int, pid: int) -> list[Picture]:
@@ -51,7 +51,7 @@ def _pictures(raw: Path, number: int, pid: int) -> list[Picture]:
     modality = schema.INFRARED if number in _INFRARED else schema.VISIBLE
     return [
         Picture(file, person_name(NAMESPACE, pid), number - 1, size, modality=modality)
-        for file, size in listing.files(raw, folder, TITLE)
+        for file, size in reading.files(raw, folder, TITLE)
     ]
 
 
@@ -67,6 +67,6 @@ SOURCES = {
             "gallery": {"identities": 96, "cameras": 4},
         },
         scan=scan,
-        load=listing.load,
+        load=reading.load,
     )
 }

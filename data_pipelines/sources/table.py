@@ -17,13 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import attribute_sentences, instructions, schema, tasks
-from data_pipelines.clothes_crops import Kind
-from data_pipelines.person_names import person_name
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources import Scan, Source, listing, scanning, table_parser
+from data_pipelines import tasks
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.instructions import attribute_sentences
+from data_pipelines.instructions import sentences as instructions
+from data_pipelines.instructions.clothes_crops import Kind
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, reading, table_parser
 from data_pipelines.sources.datalist import UNKNOWN_CAMERA
-from data_pipelines.sources.listing import Picture
+from data_pipelines.sources.reading import Picture
 from data_pipelines.sources.table_parser import Row
 
 _PARAPHRASES = {"train": 3}
@@ -38,7 +41,7 @@ def source(name: str, task: str, namespace: str, table: str, crops: Kind | None 
         namespace=namespace,
         expected={},
         scan=functools.partial(scan, task=task, namespace=namespace, table=Path(table), crops=crops),
-        load=listing.load,
+        load=reading.load,
     )
 
 
@@ -75,12 +78,12 @@ def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | Non
             wanted = templates.get((person, row.instruction_image), "")
             wanted_outfit = outfits.get((person, wanted), schema.UNKNOWN)
             item = item._replace(attributes=(), instruction_clothes=wanted_outfit)
-        splits.setdefault(row.split, []).extend(scanning.records_of(item, task, row.split))
+        splits.setdefault(row.split, []).extend(checks.records_of(item, task, row.split))
     ordered = {split: splits[split] for split in table_parser.SPLITS if split in splits}
     source: dict[str, object] = {"layout": "table", "table": table.name, "slots": slots}
     if made := sum(_is_made(row, task) for row in rows):
         source["sentences"] = f"of {made} rows made from attributes by templates, seeded by file name"
-    return scanning.scan_of(ordered, str(table), task, source)
+    return checks.scan_of(ordered, str(table), task, source)
 
 
 def _is_made(row: Row, task: str) -> bool:
@@ -149,12 +152,12 @@ def _picture(
     clothes = outfits.get((person, row.clothes), schema.UNKNOWN)
     template_size = 0
     if row.instruction_image:
-        template_size = listing.listed_size(raw, row.instruction_image, f"{row.where}, column 'instruction_image'")
+        template_size = reading.listed_size(raw, row.instruction_image, f"{row.where}, column 'instruction_image'")
     return Picture(
         file=row.image,
         person=person,
         camera=UNKNOWN_CAMERA.get(row.split, -2) if row.camera is None else row.camera,
-        size=listing.listed_size(raw, row.image, f"{row.where}, column 'image'"),
+        size=reading.listed_size(raw, row.image, f"{row.where}, column 'image'"),
         clothes=clothes,
         modality=row.modality,
         sentences=_made(row) if _is_made(row, task) else row.captions,

@@ -21,9 +21,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
-from data_pipelines import schema
-from data_pipelines.shard_files import DatasetError
-from data_pipelines.sources.listing import is_utf8
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.sources.reading import is_utf8
 
 REQUIRED = ("image", "identity", "camera", "split")
 COLUMNS = (*REQUIRED, "clothes", "modality", "caption", "instruction_image", "attributes")

@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipelines.person_names import person_name
-from data_pipelines.sources import Scan, Source, listing, scanning
-from data_pipelines.sources.listing import Picture
+from data_pipelines.people.names import person_name
+from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources.reading import Picture
 
 NAMESPACE = "vcclothes"
 TITLE = "VC-Clothes"
@@ -26,17 +26,17 @@ _CAMERAS = 4
 
 def scan(raw: Path) -> Scan:
     """Lists the three folders in order of file name."""
-    listing.check_tree(raw, TITLE, list(_FOLDERS.values()))
+    reading.check_tree(raw, TITLE, list(_FOLDERS.values()))
     splits = {
-        split: [_picture(file, size) for file, size in listing.files(raw, folder, TITLE)]
+        split: [_picture(file, size) for file, size in reading.files(raw, folder, TITLE)]
         for split, folder in _FOLDERS.items()
     }
-    return scanning.scan_of(splits, TITLE, "cc", {"layout": TITLE, "terms": "research only"})
+    return checks.scan_of(splits, TITLE, "cc", {"layout": TITLE, "terms": "research only"})
 
 
 def _picture(file: str, size: int) -> Picture:
-    match = listing.parsed(_NAME, file, TITLE, "<pid>-<camera>-<outfit>-<number>, as in 0001-01-01-01.jpg")
-    camera = listing.camera_index(int(match[2]), _CAMERAS, file, TITLE)
+    match = reading.parsed(_NAME, file, TITLE, "<pid>-<camera>-<outfit>-<number>, as in 0001-01-01-01.jpg")
+    camera = reading.camera_index(int(match[2]), _CAMERAS, file, TITLE)
     return Picture(file, person_name(NAMESPACE, int(match[1])), camera, size, clothes=int(match[3]))
 
 
@@ -52,6 +52,6 @@ SOURCES = {
             "gallery": {"images": 8_591, "identities": 256, "cameras": 4},
         },
         scan=scan,
-        load=listing.load,
+        load=reading.load,
     )
 }

@@ -13,12 +13,13 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from irm_jax import momentum, sharding
 from irm_jax.convert import folder, manifest, positions
 from irm_jax.convert.rules import unscanned
 from irm_jax.convert.source import ConvertError
 from irm_jax.models.presets import IRMConfig
-from irm_jax.state import TrainState
+from irm_jax.parallel import sharding
+from irm_jax.training import momentum
+from irm_jax.training.state import TrainState
 
 PREFIXES = ("special_tokens", "special_positions", "word_embedding", "word_bias")
 """Arrays of which a smaller source fills the first entries: fewer part tokens, a vocabulary that is not padded."""

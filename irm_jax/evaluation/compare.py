@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from data_pipelines import storage
-from irm_jax.evaluation.figures import Ranking
+from irm_jax.evaluation.ranking.metrics import Ranking
 
 FOLDER = "per_query"
 RESAMPLED_AT_ONCE = 1 << 22

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from irm_jax.evaluation import controls, protocols
-from irm_jax.evaluation.evaluation_sets import Columns, EvaluationSet
-from irm_jax.evaluation.figures import METRICS, summarize
+from irm_jax.evaluation.ranking.metrics import METRICS, summarize
+from irm_jax.evaluation.ranking.trials import Scorer, taken
 from irm_jax.evaluation.rankings import Rankings
-from irm_jax.evaluation.trials import Scorer, taken
+from irm_jax.evaluation.test_sets import Columns, EvaluationSet
 
 
 def rank_controls(run: Rankings, test: EvaluationSet) -> None:

@@ -11,12 +11,13 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from data_pipelines import pipeline, shards
-from irm_jax.evaluation import selection
-from irm_jax.evaluation.figures import METRICS
+from data_pipelines.batches import pipeline
+from data_pipelines.dataset import shards
 from irm_jax.evaluation.protocols import Columns, Protocol
-from irm_jax.evaluation.related_pairs import RelatedPairs
-from irm_jax.evaluation.trials import taken
+from irm_jax.evaluation.ranking import selection
+from irm_jax.evaluation.ranking.metrics import METRICS
+from irm_jax.evaluation.ranking.related_pairs import RelatedPairs
+from irm_jax.evaluation.ranking.trials import taken
 
 Judge = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(query records i[n], gallery records i[m]) -> f32[n, m], larger for images that it thinks right."""

@@ -11,11 +11,11 @@ from absl import logging
 
 from irm_jax.evaluation.control_rankings import rank_controls
 from irm_jax.evaluation.embed import EmbeddingModel
-from irm_jax.evaluation.evaluation_sets import EvaluationSet
 from irm_jax.evaluation.rankings import Options, Ranked, Rankings
 from irm_jax.evaluation.set_features import embed_set
 from irm_jax.evaluation.task_free import rank_task_free
 from irm_jax.evaluation.task_specific import rank_task_specific
+from irm_jax.evaluation.test_sets import EvaluationSet
 
 __all__ = ["Evaluation", "Evaluator", "Options", "Ranked"]
 

@@ -2,7 +2,7 @@
 
 Columns are dicts of arrays, one entry a record: `identity`, `camera`, `camera_number`, `source`, `dataset`, `clothes`,
 `modality`, `distractor`, `instruction_clothes` i32[n], `order` i64[n], `attributes`, `instruction_attributes`
-i32[n,8], `content` u64[n], `instruction_key` u32[n]. They are the fields of data_pipelines.schema.Index with people
+i32[n,8], `content` u64[n], `instruction_key` u32[n]. They are the fields of `schema.Index` with people
 (`identity`) and cameras (`camera`) numbered in one space; `camera_number` is the camera's number within its data set,
 from 0, `source` the namespace that it belongs to, `dataset` the test set, and `order` sorts the records by person name,
 camera and file name. For mAP_tau a test set adds `instruction_outfit` i32[n,8], see evaluation_sets.
@@ -14,11 +14,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.schema import INFRARED, VISIBLE
+from data_pipelines.dataset.schema import INFRARED, VISIBLE
 from data_pipelines.tasks import TASKS
 from data_pipelines.tasks import task as task_of
-from irm_jax.evaluation import rules
-from irm_jax.evaluation.rules import Columns, Relate, Test
+from irm_jax.evaluation.ranking import relations
+from irm_jax.evaluation.ranking.relations import Columns, Relate, Test
 
 __all__ = ["PROTOCOLS", "Columns", "Protocol", "Relate", "cut", "protocol_of", "task_free", "with_distractors"]
 
@@ -112,15 +112,15 @@ def _procedural() -> list[Protocol]:
     """Strict targets of the procedural sets (data.md section 6), each with its `+identity` variant."""
     targets: dict[str, tuple[Test, str, str]] = {
         "trad": (
-            lambda q, g: rules.same_outfit(q, g) & (q["camera"] != g["camera"]),
+            lambda q, g: relations.same_outfit(q, g) & (q["camera"] != g["camera"]),
             "junk",
             "same identity, same outfit, other camera",
         ),
-        "cc": (lambda q, g: ~rules.same_outfit(q, g), "junk", "same identity, other outfit"),
+        "cc": (lambda q, g: ~relations.same_outfit(q, g), "junk", "same identity, other outfit"),
         "vi": (lambda q, g: q["modality"] != g["modality"], "junk", "same identity, other modality"),
-        "ctcc": (rules.wears_template, "negative", "same identity wearing the template's outfit"),
-        "li": (rules.wears_named, "negative", "same identity wearing every named attribute"),
-        "t2i": (rules.same_outfit, "junk", "same identity in the described outfit"),
+        "ctcc": (relations.wears_template, "negative", "same identity wearing the template's outfit"),
+        "li": (relations.wears_named, "negative", "same identity wearing every named attribute"),
+        "t2i": (relations.same_outfit, "junk", "same identity in the described outfit"),
     }
     protocols = []
     for task, (target, rest, words) in targets.items():
@@ -128,7 +128,7 @@ def _procedural() -> list[Protocol]:
         has_instruction = task_of(task).has_query_image
         protocols += [
             Protocol(
-                f"procedural_{task}", task, description, rules.strict(target, rest),
+                f"procedural_{task}", task, description, relations.strict(target, rest),
                 gallery_has_instruction=has_instruction,
             ),
             _plain(f"procedural_{task}+identity", task),
@@ -144,7 +144,7 @@ def _plain(name: str, task: str, words: str = "", **options: Any) -> Protocol:
     image_query = task_of(task).has_query_image
     description = MARKET if image_query else "positive: same identity; no junk"
     return Protocol(
-        name, task, description + words, rules.market_rule if image_query else rules.identity_rule,
+        name, task, description + words, relations.market_rule if image_query else relations.identity_rule,
         gallery_has_instruction=image_query, **options,
     )  # fmt: skip
 
@@ -173,12 +173,12 @@ def _real() -> list[Protocol]:
 
     protocols.append(_plain("ltcc_general", "cc"))
     clothes: dict[str, tuple[Test, str]] = {
-        "cc": (lambda q, g: ~rules.same_outfit(q, g), "other clothes"),
-        "sc": (rules.same_outfit, "same clothes"),
+        "cc": (lambda q, g: ~relations.same_outfit(q, g), "other clothes"),
+        "sc": (relations.same_outfit, "same clothes"),
     }
     for name, (target, words) in clothes.items():
         description = f"positive: same identity, other camera, {words}; other images of the identity: junk"
-        relate = rules.strict(rules.other_camera_and(target), "junk")
+        relate = relations.strict(relations.other_camera_and(target), "junk")
         protocols.append(Protocol(f"ltcc_{name}", "cc", description, relate))
 
     protocols.append(_plain("vcclothes_all", "cc"))
@@ -190,7 +190,7 @@ def _real() -> list[Protocol]:
     for task in ("ctcc", "li"):
         protocols.append(_plain(f"real2_{task}", task))
         description = "positive: same identity in the clothes asked for; junk: same identity and camera"
-        protocols.append(Protocol(f"real2_{task}+clothes", task, description, rules.asked_outfit_rule))
+        protocols.append(Protocol(f"real2_{task}+clothes", task, description, relations.asked_outfit_rule))
 
     drawn: dict[str, Any] = {"draw": ("identity", "camera_number"), "trials": TRIALS, "distinct_identities": True}
     words = f"; one random gallery image a person and camera, {TRIALS} trials, CMC over distinct people"
@@ -209,7 +209,7 @@ def _real() -> list[Protocol]:
         description = f"positive: same identity; junk: camera 2 for a query of camera 3; infrared to visible{words}"
         protocols.append(
             Protocol(
-                f"sysu_{name}", "vi", description, rules.sysu_rule, linked_by=("identity", "source"),
+                f"sysu_{name}", "vi", description, relations.sysu_rule, linked_by=("identity", "source"),
                 queries=infrared, gallery={**visible, "camera_number": searched}, **drawn,
             )
         )  # fmt: skip

@@ -10,12 +10,12 @@ import numpy as np
 
 from irm_jax.evaluation import controls, protocols
 from irm_jax.evaluation.embed import EmbeddingModel
-from irm_jax.evaluation.evaluation_sets import Columns, EvaluationSet
-from irm_jax.evaluation.figures import Ranking, summarize
-from irm_jax.evaluation.selection import Selection
+from irm_jax.evaluation.ranking.metrics import Ranking, summarize
+from irm_jax.evaluation.ranking.selection import Selection
+from irm_jax.evaluation.ranking.tau_similarity import similarity_of
+from irm_jax.evaluation.ranking.trials import Scorer, rank_trials, taken
 from irm_jax.evaluation.set_features import SetFeatures
-from irm_jax.evaluation.tau_similarity import similarity_of
-from irm_jax.evaluation.trials import Scorer, rank_trials, taken
+from irm_jax.evaluation.test_sets import Columns, EvaluationSet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax.evaluation import controls, protocols
 from irm_jax.evaluation.embed import EmbeddingModel, SplitFeatures, Variant, embed_split
-from irm_jax.evaluation.evaluation_sets import EvaluationSet, SplitData
-from irm_jax.evaluation.rescoring import CaptionMatcher
+from irm_jax.evaluation.ranking.rescore import CaptionMatcher
+from irm_jax.evaluation.test_sets import EvaluationSet, SplitData
 
 FLIP = "own+flip"
 """The variant "own" averaged over each image and its mirror."""

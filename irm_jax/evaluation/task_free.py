@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from irm_jax.evaluation import evaluation_sets, protocols
-from irm_jax.evaluation.evaluation_sets import EvaluationSet
+from irm_jax.evaluation import protocols, test_sets
+from irm_jax.evaluation.ranking.trials import taken
 from irm_jax.evaluation.rankings import Rankings, named
-from irm_jax.evaluation.trials import taken
+from irm_jax.evaluation.test_sets import EvaluationSet
 
 
 def rank_task_free(run: Rankings) -> None:
@@ -24,7 +24,7 @@ def rank_task_free(run: Rankings) -> None:
     counts them).
     """
     sets = [test for test in run.sets if test.task_free]
-    columns = evaluation_sets.concatenate([test.gallery_columns for test in sets])
+    columns = test_sets.concatenate([test.gallery_columns for test in sets])
     source = np.concatenate([run.source(test) for test in sets])
     by_instruction = columns["content"].astype(np.uint64) * np.uint64(31) + columns["instruction_key"]
     for test in sets:
@@ -32,7 +32,7 @@ def rank_task_free(run: Rankings) -> None:
         asking = run.features[test.name].asking("own")
         # Of equal images the own source's copy stays: its identity and camera are what the rule is about.
         order = 2 * columns["distractor"] + (columns["source"] != query["source"][0])
-        clear = np.flatnonzero(~evaluation_sets.possibly_same(test, sets, run.options.overlaps))
+        clear = np.flatnonzero(~test_sets.possibly_same(test, sets, run.options.overlaps))
         neutral = clear[_first_of_each(columns["content"][clear], order[clear])]
         own = clear[_first_of_each(by_instruction[clear], order[clear])]
         junk = len(np.unique(columns["content"])) - len(neutral)

@@ -6,15 +6,16 @@ import dataclasses
 
 import numpy as np
 
-from irm_jax.evaluation import open_set, protocols, selection
-from irm_jax.evaluation.evaluation_sets import Columns, EvaluationSet
+from irm_jax.evaluation import open_set, protocols
+from irm_jax.evaluation.ranking import selection
+from irm_jax.evaluation.ranking.rerank import KReciprocal
+from irm_jax.evaluation.ranking.rescore import Rescored
+from irm_jax.evaluation.ranking.selection import Selection
+from irm_jax.evaluation.ranking.tau_similarity import similarity_of
+from irm_jax.evaluation.ranking.trials import Scorer, taken
 from irm_jax.evaluation.rankings import Rankings, named
-from irm_jax.evaluation.rerank import KReciprocal
-from irm_jax.evaluation.rescoring import Rescored
-from irm_jax.evaluation.selection import Selection
 from irm_jax.evaluation.set_features import FLIP
-from irm_jax.evaluation.tau_similarity import similarity_of
-from irm_jax.evaluation.trials import Scorer, taken
+from irm_jax.evaluation.test_sets import Columns, EvaluationSet
 
 
 def rank_task_specific(run: Rankings, test: EvaluationSet) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from irm_jax.losses.geometry import chosen_distances, keep_rows, loss_dtype, pairwise_squared_distance
-from irm_jax.sharding import constrain_rows, constrain_whole
+from irm_jax.parallel.sharding import constrain_rows, constrain_whole
 
 
 class AdaptiveTripletAux(NamedTuple):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from irm_jax.losses.geometry import keep_rows, loss_dtype, unit_rows
 from irm_jax.losses.key_products import key_products
-from irm_jax.losses.parts import log_sum_exp, total
+from irm_jax.losses.reductions import log_sum_exp, total
 
 TEMPERATURE_BOUNDS = (0.01, 0.5)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from irm_jax.losses.geometry import keep_rows, loss_dtype, unit_rows
 from irm_jax.losses.key_products import key_products
-from irm_jax.losses.parts import log_sum_exp, total
+from irm_jax.losses.reductions import log_sum_exp, total
 
 MANY_KEYS, ANCHOR_BLOCKS = 16_384, 4
 """Against so many keys the anchors come in blocks, one after the other, and a block's arrays [A/4, N] are made again

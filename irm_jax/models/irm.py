@@ -12,23 +12,16 @@ from flax import struct
 
 from irm_jax.models import transformer
 from irm_jax.models.editing_transformer import EditingTransformer
-from irm_jax.models.image_encoder import (
-    CLIP_MEAN,
-    CLIP_STD,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ImageEncoder,
-    ImageFeatures,
-)
+from irm_jax.models.encoders.vit import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ImageEncoder, ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction, TextEncoder, WordHead
 from irm_jax.models.presets import IRMConfig, token_grid
-from irm_jax.sharding import constrain_rows, constrain_whole
+from irm_jax.parallel.sharding import constrain_rows, constrain_whole
 
 Array = jax.Array
 Batch = Mapping[str, Mapping[str, Array]]
 EDITED_GROUPS = ("text", "visual")
 CAPTION_TOKENS = ("tokens", "masked_tokens", "replaced_tokens", "hidden_tokens")
-"""Fields of the caption group that are sentences; the last three come from the step, see irm_jax.text_to_image."""
+"""Fields of the caption group that are sentences; `irm_jax.objectives.captions` makes the last three."""
 STATISTICS = {"clip": (CLIP_MEAN, CLIP_STD), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
 """What the template encoder normalises by. The released code trains with the first and tests with the second."""
 
@@ -187,7 +180,7 @@ class IRM(nn.Module):
             self.replaced_head = nn.Dense(2, kernel_init=transformer.INIT, dtype=dtype)
 
     def __call__(self, batch: Batch, constant_tokens: Array, *, train: bool) -> IRMOutput:
-        """A joint batch (dict of groups of block arrays [R, b, ...], see data_pipelines.pipeline) -> IRMOutput.
+        """A joint batch (dict of groups of block arrays [R, b, ...], see data_pipelines.batches.pipeline) -> IRMOutput.
 
         `constant_tokens` i32[C, L]: the constant sentences, encoded once for the whole batch.
         """

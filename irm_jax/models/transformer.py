@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from irm_jax.models import dense, plain_forms
-from irm_jax.sharding import stay_with_rows
+from irm_jax.parallel.sharding import stay_with_rows
 
 Array = jax.Array
 _KEPT = {

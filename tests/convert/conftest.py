@@ -9,7 +9,6 @@ import pytest
 import weights
 from jax.sharding import NamedSharding, PartitionSpec
 
-from irm_jax import sharding
 from irm_jax.convert import folder
 from irm_jax.convert.conversion import Options, convert
 from irm_jax.convert.source import Source
@@ -17,8 +16,9 @@ from irm_jax.losses.instruction_similarity import init_mean
 from irm_jax.models import presets
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.models.presets import IRMConfig
-from irm_jax.momentum import averaged_part
-from irm_jax.state import TrainState
+from irm_jax.parallel import sharding
+from irm_jax.training.momentum import averaged_part
+from irm_jax.training.state import TrainState
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from weights import SIZES
 
-from configs import default, procedural
-from irm_jax import checkpoint
-from irm_jax.config_check import ConfigError, check
+from configs import procedural
+from irm_jax.checkpoint import saving
+from irm_jax.config import keys
+from irm_jax.config.check import ConfigError, check
 from irm_jax.convert import folder, manifest, to_torch
 from irm_jax.convert.conversion import Options, convert
 from irm_jax.convert.source import ConvertError, Source
@@ -134,10 +135,10 @@ def runs(folders, fresh_fusion, tmp_path_factory):
         params = {**params, "image_encoder": dict(params["image_encoder"])}
         for name in ("special_tokens", "special_positions"):
             params["image_encoder"][name] = params["image_encoder"][name][:, : 1 + parts]
-        config = default.get_config()
+        config = keys.get_config()
         config.model.update({**SIZES, "preset": "small", "text_depth": 2, "fusion_depth": 1, "part_tokens": parts})
         folder_ = tmp_path_factory.mktemp(f"run{parts}")
-        with checkpoint.Checkpointer(folder_ / "checkpoints", async_=False) as checkpoints:
+        with saving.Checkpointer(folder_ / "checkpoints", async_=False) as checkpoints:
             batch_stats = jax.device_get(before.batch_stats)
             checkpoints.save(3, {"params": params, "batch_stats": batch_stats}, {"config": config.to_dict()})
         found[parts] = (flatten_dict(params, sep="/"), folder_)

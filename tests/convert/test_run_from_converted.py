@@ -9,11 +9,13 @@ import pytest
 import weights
 from flax.traverse_util import flatten_dict
 
-from data_pipelines.tokenizer import Tokenizer
-from irm_jax import checkpoint, experiment, train
-from irm_jax.config_check import ConfigError, check
+from data_pipelines.instructions.tokenizer import Tokenizer
+from irm_jax import run as experiment
+from irm_jax.checkpoint import saving
+from irm_jax.config.check import ConfigError, check
 from irm_jax.convert import __main__ as command
 from irm_jax.convert import folder, manifest
+from irm_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 
@@ -54,7 +56,7 @@ def first_state(monkeypatch):
 
     def run(config, workdir):
         with pytest.raises(Started) as caught:
-            train.train(config, workdir)
+            loop.train(config, workdir)
         return caught.value.args[0]
 
     return run
@@ -83,7 +85,7 @@ def test_a_fresh_run_starts_from_the_converted_weights_and_a_resumed_one_does_no
 
     monkeypatch.setattr(experiment, "check_words", refuse)
     with pytest.raises(ConfigError, match="other words"):
-        train.train(config, tmp_path / "other")
+        loop.train(config, tmp_path / "other")
 
     # The same configuration, now with a checkpoint.
     own = dataclasses.replace(
@@ -92,7 +94,7 @@ def test_a_fresh_run_starts_from_the_converted_weights_and_a_resumed_one_does_no
         params={**state.params, "matching_head": jax.tree.map(jnp.ones_like, state.params["matching_head"])},
     )
     fingerprint = experiment.open_training(config).fingerprint()
-    with checkpoint.Checkpointer(tmp_path / "run" / train.CHECKPOINTS, async_=False) as checkpoints:
+    with saving.Checkpointer(tmp_path / "run" / loop.CHECKPOINTS, async_=False) as checkpoints:
         checkpoints.save(2, own, {"fingerprint": fingerprint, "config": config.to_dict()})
     resumed = first_state(config, tmp_path / "run")
     assert int(resumed.step) == 2

@@ -8,13 +8,17 @@ import pytest
 from flax.traverse_util import flatten_dict
 from weights import SIZES
 
-from configs import default, procedural
-from irm_jax import checkpoint, evaluate, sharding, state
-from irm_jax.config_check import ConfigError, check
+from configs import procedural
+from irm_jax import embedder as evaluate
+from irm_jax.checkpoint import saving
+from irm_jax.config import keys
+from irm_jax.config.check import ConfigError, check
 from irm_jax.convert import folder, manifest, positions, to_torch
 from irm_jax.convert.conversion import Options, convert
 from irm_jax.convert.source import ConvertError, Source
 from irm_jax.convert.warm_start import Sources, _filled, _scanned, warm_start
+from irm_jax.parallel import sharding
+from irm_jax.training import state
 
 
 def test_towers_fill_their_part_and_nothing_else(folders, fresh):
@@ -98,9 +102,9 @@ def test_a_run_goes_out_in_released_names_and_comes_back(folders, fresh, tmp_pat
     """A checkpoint as a released file, converted again: the same model, but for statistics that file cannot hold."""
     model, before = fresh
     started = warm_start(before, model, Sources(model=folders["irm_release"], editing_blocks=True))
-    config = default.get_config()
+    config = keys.get_config()
     config.model.update({**SIZES, "preset": "small"})
-    with checkpoint.Checkpointer(tmp_path / "run" / "checkpoints", async_=False) as checkpoints:
+    with saving.Checkpointer(tmp_path / "run" / "checkpoints", async_=False) as checkpoints:
         parts = jax.device_get({"params": started.params, "batch_stats": started.batch_stats})
         checkpoints.save(3, parts, {"config": config.to_dict()})
     file = tmp_path / "out.safetensors"
@@ -181,4 +185,4 @@ def test_words_must_be_the_same_ones(folders):
 
 
 def test_sources_are_the_keys_of_the_configuration():
-    assert sorted(default.get_config().init) == sorted(field.name for field in dataclasses.fields(Sources))
+    assert sorted(keys.get_config().init) == sorted(field.name for field in dataclasses.fields(Sources))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import schema
-from data_pipelines.shards import Dataset, open_dataset, write_dataset
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.shards import Dataset, open_dataset, write_dataset
 
 
 def _jpeg(seed: int, height: int, width: int) -> bytes:

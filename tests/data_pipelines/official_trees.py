@@ -16,8 +16,9 @@ import numpy as np
 import toy_shards
 from scipy import io
 
-from data_pipelines import build, shards
-from data_pipelines.shards import Dataset
+from data_pipelines import build
+from data_pipelines.dataset import shards
+from data_pipelines.dataset.shards import Dataset
 
 Answer = dict[str, list[tuple[str, str, int, int, int]]]
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import toy_shards
 
-from data_pipelines import build, build_folder, dataset_writer, procedural, schema, shards
-from data_pipelines.shards import DatasetError
+from data_pipelines import build, procedural
+from data_pipelines.dataset import build_folder, schema, shards, writer
+from data_pipelines.dataset.shards import DatasetError
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +278,9 @@ def test_count_table_names_what_differs() -> None:
 
 def test_progress_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, lines = [0.0], []
-    monkeypatch.setattr(dataset_writer.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(dataset_writer.logging, "info", lambda text, *values: lines.append((clock[0], text % values)))
-    progress = dataset_writer._Progress("toy", shards=5, finished=1, images=400, enabled=True)
+    monkeypatch.setattr(writer.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(writer.logging, "info", lambda text, *values: lines.append((clock[0], text % values)))
+    progress = writer._Progress("toy", shards=5, finished=1, images=400, enabled=True)
     for clock[0] in (1.0, 50.0, 51.0, 80.0):  # a line every few seconds, and one at the end
         progress.add(100)
     assert lines == [

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import procedural, shards, tasks
-from data_pipelines.procedural import contact_sheet, outfits, people, render, rows, scene, template
+from data_pipelines import procedural, tasks
+from data_pipelines.dataset import shards
+from data_pipelines.dataset.schema import INFRARED, UNKNOWN
+from data_pipelines.procedural import contact_sheet, outfits, people, rows
 from data_pipelines.procedural.benchmark import Benchmark
-from data_pipelines.schema import INFRARED, UNKNOWN
+from data_pipelines.procedural.drawing import render, scene, template
 
 BENCHMARK = Benchmark(image_size=(64, 32))
 ATTRIBUTES = len(outfits.BASE_SLOTS)

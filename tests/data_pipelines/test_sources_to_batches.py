@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from official_trees import TREES, built
 
-from data_pipelines import image_ops, pipeline
-from data_pipelines.batch_plan import Unit, plan_batch
-from data_pipelines.identity_space import IdentitySpace
-from data_pipelines.shards import Dataset
-from data_pipelines.tokenizer import Tokenizer
+from data_pipelines.batches import augment, pipeline
+from data_pipelines.batches.layout import Unit, plan_batch
+from data_pipelines.dataset.shards import Dataset
+from data_pipelines.instructions.tokenizer import Tokenizer
+from data_pipelines.people.identity_space import IdentitySpace
 
 TASKS = {
     "cuhk01": "trad", "prcc": "cc", "real1_ctcc": "ctcc", "llcm": "vi", "cuhk_pedes": "t2i", "real1_li": "li",
@@ -36,7 +36,7 @@ def test_people_have_one_number_over_all_sets(datasets: dict[str, Dataset]) -> N
 
 def test_a_batch_of_all_six_tasks(datasets: dict[str, Dataset]) -> None:
     options = {"seed": 0, "image_size": (32, 16), "instruction_image_size": (16, 16)}
-    options |= {"tokenizer": TOKENIZER, "augment": image_ops.Augment(), "workers": 0, "threads": 0}
+    options |= {"tokenizer": TOKENIZER, "augment": augment.Augment(), "workers": 0, "threads": 0}
     with pipeline.train_stream(PLAN, datasets, start_step=0, num_steps=1, **options) as stream:
         _, batch = next(iter(stream))
         found = {group: {key: np.array(value[0]) for key, value in fields.items()} for group, fields in batch.items()}

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipelines import schema, shards
+from data_pipelines.dataset import schema, shards
 
 PEOPLE = [f"toy/{i:04d}" for i in range(5)]
 SPLITS = {"train": range(40), "query": range(100, 105), "gallery": range(200, 212)}

@@ -8,7 +8,8 @@ import itertools
 import numpy as np
 import pytest
 
-from irm_jax.evaluation import compare, protocols, ranking
+from irm_jax.evaluation import compare, protocols
+from irm_jax.evaluation.ranking import rank
 
 MARKET = protocols.PROTOCOLS["market1501"]
 IMAGES = np.arange(300, dtype=np.uint64) + (1 << 63)
@@ -18,14 +19,14 @@ def save(workdir, result, ids, gallery=IMAGES):
     return compare.save_per_query(workdir, result, ids, gallery)
 
 
-def a_ranking(seed: int, noise: float, queries: int = 200) -> ranking.Ranking:
+def a_ranking(seed: int, noise: float, queries: int = 200) -> rank.Ranking:
     random = np.random.default_rng(seed)
     centre = np.random.default_rng(0).standard_normal((20, 8))
     identity = np.arange(300) % 20
     embedding = centre[identity] + noise * random.standard_normal((300, 8))
     columns = {"identity": identity, "camera": np.arange(300) % 7}
     query = {name: column[:queries] for name, column in columns.items()}
-    return ranking.rank(embedding[:queries], embedding, query, columns, MARKET)
+    return rank.rank(embedding[:queries], embedding, query, columns, MARKET)
 
 
 def test_saved_results_read_back(tmp_path):
@@ -74,8 +75,8 @@ def test_a_better_run_is_found_better_in_any_query_order(tmp_path):
     assert [row.metric for row in rows] == ["mAP", "rank1"]
     first = rows[0]
     assert (first.protocol, first.queries) == ("market1501", 200)
-    assert first.a == pytest.approx(ranking.summarize(worse)["mAP"])
-    assert first.b == pytest.approx(ranking.summarize(better)["mAP"])
+    assert first.a == pytest.approx(rank.summarize(worse)["mAP"])
+    assert first.b == pytest.approx(rank.summarize(better)["mAP"])
     assert first.difference == pytest.approx(first.b - first.a)
     assert 0 < first.low < first.difference < first.high
     assert first.clear

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from irm_jax.evaluation import controls
-from irm_jax.evaluation.figures import average_precision, summarize
 from irm_jax.evaluation.protocols import protocol_of
-from irm_jax.evaluation.ranking import rank
+from irm_jax.evaluation.ranking.metrics import average_precision, summarize
+from irm_jax.evaluation.ranking.rank import rank
 
 NAMED = 8
 

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from data_pipelines.tasks import TASKS
-from irm_jax import evaluate, experiment, metric_log, sharding
-from irm_jax.evaluation import finish
-from irm_jax.evaluation.benchmark_checks import benchmark_checks
+from irm_jax import embedder as evaluate
+from irm_jax import run
+from irm_jax.evaluation.report import finish
+from irm_jax.evaluation.report.benchmark_checks import benchmark_checks
+from irm_jax.logs import metric_log
+from irm_jax.parallel import sharding
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 STRICT = [f"procedural_{task}" for task in TASKS]
@@ -25,7 +28,7 @@ def evaluated(make_micro_config, trained_run, first_devices):
     config.loss.matching_weight = 1.0
     mesh = sharding.make_mesh(config.mesh)
     _, embedder = evaluate.load(trained_run, config, mesh, None)
-    return config, experiment.evaluate(config, embedder, experiment.open_evaluation_sets(config)), embedder
+    return config, run.evaluate(config, embedder, run.open_evaluation_sets(config)), embedder
 
 
 @pytest.fixture(scope="module")

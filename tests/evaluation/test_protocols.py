@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.procedural.benchmark import Benchmark
-from irm_jax.evaluation import evaluation_sets, protocols, related_pairs, rules, tau_similarity
+from irm_jax.evaluation import protocols, test_sets
 from irm_jax.evaluation.protocols import PROTOCOLS, protocol_of
+from irm_jax.evaluation.ranking import related_pairs, relations, tau_similarity
 
 SLOTS = 8
 
@@ -115,12 +116,12 @@ def test_rules_work_alike_on_numpy_jax_and_lists_of_pairs(name):
 def test_unknown_template_matches_nothing():
     asked = {"instruction_clothes": np.array([-1, 1])}
     shown = {"clothes": np.array([-1, 1])}
-    assert rules.wears_template(asked, shown).tolist() == [False, True]
+    assert relations.wears_template(asked, shown).tolist() == [False, True]
 
 
 def test_unknown_cameras_are_never_junk():
     query = {"identity": np.array([1]), "camera": np.array([-1])}
-    positive, junk = rules.market_rule(query, {"identity": np.array([1]), "camera": np.array([-2])})
+    positive, junk = relations.market_rule(query, {"identity": np.array([1]), "camera": np.array([-2])})
     assert (positive.tolist(), junk.tolist()) == ([True], [False])
 
 
@@ -135,7 +136,7 @@ def test_names_lead_to_variants():
     with pytest.raises(ValueError, match="at least 1, not 0"):
         protocols.cut(PROTOCOLS["market1501"], 0)
     with pytest.raises(ValueError, match="'junk' or 'negative'"):
-        rules.strict(rules.same_outfit, "ignored")
+        relations.strict(relations.same_outfit, "ignored")
 
 
 def columns_of(random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -209,7 +210,7 @@ def test_every_tau_keeps_other_positives_of_the_drawn_instructions(task):
         return {name: np.array(values, np.int32) for name, values in (slots | numbers).items()}
 
     query, gallery = columns("query"), columns("gallery")
-    evaluation_sets.add_instruction_outfits(query, gallery)
+    test_sets.add_instruction_outfits(query, gallery)
     own = query["identity"][:, None] == gallery["identity"]
     asked, shown = query["instruction_outfit"][:, None], gallery["instruction_outfit"][None]
     keys = {"instruction_key": np.array(1)}, {"instruction_key": np.array(2)}

@@ -11,11 +11,12 @@ import protocol_twin
 import pytest
 from jax.sharding import Mesh
 
-from irm_jax.evaluation import compare, selection
+from irm_jax.evaluation import compare
 from irm_jax.evaluation.controls import random_ranking
-from irm_jax.evaluation.figures import summarize
 from irm_jax.evaluation.protocols import PROTOCOLS, protocol_of, task_free
-from irm_jax.evaluation.trials import rank_trials
+from irm_jax.evaluation.ranking import selection
+from irm_jax.evaluation.ranking.metrics import summarize
+from irm_jax.evaluation.ranking.trials import rank_trials
 
 ONE = Mesh(np.array(jax.devices()[:1]), ("data",))
 """Several devices change no figure (test_ranking.py), but compile longer."""

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from data_pipelines import schema, shards, tasks
-from data_pipelines.shard_files import DatasetError
-from irm_jax.evaluation import evaluation_sets, open_set
+from data_pipelines import tasks
+from data_pipelines.dataset import schema, shards
+from data_pipelines.dataset.files import DatasetError
+from irm_jax.evaluation import open_set, test_sets
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
-from irm_jax.evaluation.figures import summarize
 from irm_jax.evaluation.protocols import protocol_of
-from irm_jax.evaluation.rerank import KReciprocal
-from irm_jax.evaluation.trials import rank_trials
+from irm_jax.evaluation.ranking.metrics import summarize
+from irm_jax.evaluation.ranking.rerank import KReciprocal
+from irm_jax.evaluation.ranking.trials import rank_trials
 
 PEOPLE = 5
 
@@ -99,7 +100,7 @@ def test_an_outfit_that_is_asked_for_is_known_by_the_pictures_that_show_it():
         [7, 7, 8, 9], [1, 1, 1, -1], [[5, 6, 2], [5, 6, 3], [8, -1, 7], [9, 9, 9]], [1, 0, 1, -1],
         [[-1, 6, -1], [1, -1, -1], [-1] * 3, [-1] * 3],
     )  # fmt: skip
-    evaluation_sets.add_instruction_outfits(query, gallery)
+    test_sets.add_instruction_outfits(query, gallery)
     # The two pictures of person 7's outfit 1 disagree in the last slot; nobody shows that person's outfit 2; what an
     # instruction names stands, whatever the picture shows; another person's outfit 1 is another outfit.
     assert query["instruction_outfit"].tolist() == [[5, 6, -1], [5, -1, -1], [8, -1, 6], [4, -1, -1]]
@@ -139,11 +140,11 @@ class Eyes:
         return np.stack([np.random.default_rng(p).integers(0, 256, 3) - 128 for p in people]).astype(np.float32)
 
 
-def load_sets(folder: Path, entries: list[tuple]) -> list[evaluation_sets.EvaluationSet]:
-    space = evaluation_sets.PeopleSpace()
+def load_sets(folder: Path, entries: list[tuple]) -> list[test_sets.EvaluationSet]:
+    space = test_sets.PeopleSpace()
     opened = {name: shards.open_dataset(folder, name) for name in ("night", "street", "crowd", "words", "shop")}
     return [
-        evaluation_sets.load_set(
+        test_sets.load_set(
             name, tasks.task(task), protocols, True, (opened[name], query), (opened[name], gallery),
             [(opened["crowd"], split) for split in distractors], space, number,
         )
@@ -168,7 +169,7 @@ def evaluated(folder: Path) -> tuple[Evaluation, Eyes]:
     return Evaluator(eyes, load_sets(folder, ENTRIES), OPTIONS).run(), eyes
 
 
-def features(test: evaluation_sets.EvaluationSet, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+def features(test: test_sets.EvaluationSet, flip: bool) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of both sides, read and averaged one picture at a time."""
     sides = []
     for parts in ([test.query], test.parts):
@@ -355,7 +356,7 @@ def test_borrowed_pictures_have_the_cameras_of_their_own_set(folder, tmp_path):
     captions = [("street", 0, -1, False, 603, "person 0")]
     write(tmp_path, "album", "t2i", "album", {"query": captions, "gallery": shown}, cameras_of=["street"])
     write(tmp_path, "plain", "t2i", "album", {"query": captions, "gallery": shown})
-    space, street = evaluation_sets.PeopleSpace(), shards.open_dataset(folder, "street")
+    space, street = test_sets.PeopleSpace(), shards.open_dataset(folder, "street")
     query = space.columns(street, street.index("query"), 0, -1)
     found = {}
     for number, name in enumerate(("album", "plain"), 1):

@@ -18,7 +18,7 @@ from irm_jax.losses.contrastive import (
     same_and_other_outfit,
     spread,
 )
-from irm_jax.memory_bank import CaptionKeys
+from irm_jax.objectives.lanes import CaptionKeys
 
 B, WIDTH = 16, 5
 UNKNOWN = np.full(2, -1, np.int32)

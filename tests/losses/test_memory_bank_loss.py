@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from irm_jax import memory_bank
 from irm_jax.losses import memory_bank_loss as loss_module
 from irm_jax.losses.memory_bank_loss import Rules, memory_bank_loss
-from irm_jax.memory_bank import Entries
+from irm_jax.objectives import lanes
+from irm_jax.objectives.lanes import Entries
 
 TEMPERATURE = 0.07
 SETS = 3
@@ -215,8 +215,8 @@ def test_the_loss_holds_four_arrays_and_the_push_copies_nothing(dtype, anchors):
     XLA's CPU compiler widens bfloat16 by itself, so of such a bank only the program is read: it asks for no f32 copy.
     """
     keys, width = 16_384, 128
-    spec = memory_bank.entry_spec(width, 8, jnp.dtype(dtype))
-    bank = jax.eval_shape(lambda: memory_bank.create(spec, keys, 2, anchors // 2))
+    spec = lanes.entry_spec(width, 8, jnp.dtype(dtype))
+    bank = jax.eval_shape(lambda: lanes.create(spec, keys, 2, anchors // 2))
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((anchors, *leaf.shape), leaf.dtype), spec)
 
     def step(bank, z, batch, waits):
@@ -224,14 +224,14 @@ def test_the_loss_holds_four_arrays_and_the_push_copies_nothing(dtype, anchors):
             own = jnp.arange(anchors, dtype=jnp.int32)
             valid = jnp.ones(anchors, bool)
             rules = Rules(jnp.zeros((1, 1), bool), (), False)
-            flat = memory_bank.flat(bank)
+            flat = lanes.flat(bank)
             hard, soft, _ = memory_bank_loss(
                 z, batch, own, valid, batch, flat, rules, temperature=TEMPERATURE, soft=True
             )
             return jnp.mean(hard + soft)
 
         value, grad = jax.value_and_grad(loss)(z)
-        return grad, memory_bank.push(bank, batch, value + jnp.sum(grad) if waits else None)
+        return grad, lanes.push(bank, batch, value + jnp.sum(grad) if waits else None)
 
     z = jax.ShapeDtypeStruct((anchors, width), jnp.float32)
     jitted = jax.jit(step, donate_argnums=0, static_argnums=3)

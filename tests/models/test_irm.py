@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from quick_compilation import few_optimizations
 
-from irm_jax import experiment
-from irm_jax.aot import analytic_flops
-from irm_jax.models import image_encoder, presets, transformer
+from irm_jax import run
+from irm_jax.compile import analytic_flops
+from irm_jax.models import presets, transformer
+from irm_jax.models.encoders import vit
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.models.plain_forms import plain_forms
-from irm_jax.sharding import path_string
+from irm_jax.parallel.sharding import path_string
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -31,8 +32,8 @@ def apply(model, variables, *arrays, **options):
 @pytest.fixture(scope="module")
 def prepared(make_micro_config):
     config = make_micro_config()
-    data = experiment.open_training(config)
-    model = experiment.make_model(config, data)
+    data = run.open_training(config)
+    model = run.make_model(config, data)
     with data.stream(0, 1, range(data.plan.batch_blocks), workers=0, threads=0, prefetch=1) as stream:
         batch = jax.tree.map(jnp.asarray, next(stream)[1])
     with few_optimizations():
@@ -132,7 +133,7 @@ def test_what_pads_a_template_is_never_attended_to(prepared):
 
 
 def test_a_model_without_identities_still_has_heads_of_a_size(micro_config):
-    assert experiment.model_config(micro_config, num_identities=0).num_identities == 64
+    assert run.model_config(micro_config, num_identities=0).num_identities == 64
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
@@ -313,8 +314,8 @@ def test_every_product_of_a_bfloat16_block_is_one_of_bfloat16():
 
 def test_every_pixel_value_stays_apart_in_bfloat16():
     values = jnp.arange(256, dtype=jnp.uint8)[:, None, None].repeat(3, axis=2)
-    found = image_encoder.normalize(values, image_encoder.IMAGENET_MEAN, image_encoder.IMAGENET_STD, jnp.bfloat16)
-    exact = image_encoder.normalize(values, image_encoder.IMAGENET_MEAN, image_encoder.IMAGENET_STD, jnp.float32)
+    found = vit.normalize(values, vit.IMAGENET_MEAN, vit.IMAGENET_STD, jnp.bfloat16)
+    exact = vit.normalize(values, vit.IMAGENET_MEAN, vit.IMAGENET_STD, jnp.float32)
     np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(exact.astype(jnp.bfloat16), np.float32))
     assert [len(np.unique(np.asarray(found[..., c], np.float32))) for c in range(3)] == [256] * 3
 

@@ -14,10 +14,10 @@ from parity import check, scramble, torch, tower
 from irm_jax.convert.warm_start import Sources, warm_start
 from irm_jax.losses.instruction_similarity import init_mean
 from irm_jax.models import presets, transformer
-from irm_jax.models.image_encoder import IMAGENET_MEAN, IMAGENET_STD
+from irm_jax.models.encoders.vit import IMAGENET_MEAN, IMAGENET_STD
 from irm_jax.models.irm import IRM, image_tokens, initialise
-from irm_jax.momentum import averaged_part
-from irm_jax.state import TrainState
+from irm_jax.training.momentum import averaged_part
+from irm_jax.training.state import TrainState
 
 timm_vit = pytest.importorskip("timm.models.vision_transformer")
 transformers = pytest.importorskip("transformers")

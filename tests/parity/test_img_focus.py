@@ -18,7 +18,7 @@ from irm_jax.convert import folder, positions
 from irm_jax.convert.source import Source
 from irm_jax.convert.warm_start import _tower
 from irm_jax.models import presets
-from irm_jax.models.image_encoder import ImageEncoder
+from irm_jax.models.encoders.vit import ImageEncoder
 from irm_jax.models.transformer import BlockConfig
 
 onnx = pytest.importorskip("onnx")

@@ -16,12 +16,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from parity import check, scramble, torch
 
 from data_pipelines import tasks
-from irm_jax import optimizer
 from irm_jax.losses.instruction_similarity import init_mean
 from irm_jax.models import presets
 from irm_jax.models.instruction_encoder import Instruction
 from irm_jax.models.irm import IRM, initialise
-from irm_jax.train_step import edited_loss
+from irm_jax.training import optimizer
+from irm_jax.training.step import edited_loss
 
 pytest.importorskip("timm", reason="parity tests need timm: pip install -e '.[dev,parity]'")
 torch_irm = importlib.import_module("benchmarks.torch_irm")  # what is wrong with it is an error, not a skip

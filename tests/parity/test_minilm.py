@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from parity import check, torch, tower
 
-from data_pipelines.tokenizer import Tokenizer
+from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax.convert import __main__ as command
 from irm_jax.convert import folder
 from irm_jax.models.instruction_encoder import TextEncoder

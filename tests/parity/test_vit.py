@@ -8,7 +8,7 @@ from parity import check, scramble, torch, tower
 from irm_jax.convert import positions
 from irm_jax.convert.warm_start import _tower
 from irm_jax.models import presets
-from irm_jax.models.image_encoder import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder
+from irm_jax.models.encoders.vit import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder
 from irm_jax.models.transformer import BlockConfig
 
 SIZE, PATCH = (32, 32), 8

@@ -1,0 +1,1 @@
+"""From built data sets to training batches: layout, sampling, augmentation, streaming."""

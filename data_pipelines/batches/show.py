@@ -1,0 +1,175 @@
+"""Shows a training batch as a picture: every row after augmentation, with the instruction it is trained under.
+
+python -m data_pipelines.batches.show --config configs/quickstart.py --step 0 --out batch.png
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from data_pipelines.batches.layout import BatchPlan, UnitLayout
+from data_pipelines.batches.make import Batch
+from data_pipelines.dataset import schema
+
+_COLUMNS = 8
+_CARD_WIDTH = 156  # pixels
+_IMAGE_HEIGHT = 144
+_THUMBNAIL = 48
+_LINE = 12
+_WRAP, _MOST_LINES = 25, 5  # characters of a line in a card, lines of a sentence
+_BLACK, _GREY, _BLUE = (20, 20, 20), (130, 130, 130), (20, 60, 180)  # RGB
+
+
+class Words(Protocol):
+    """What the picture needs of a tokenizer."""
+
+    def decode(self, ids: np.ndarray) -> str:
+        """Returns the text of one row of token ids."""
+        ...
+
+
+def _text(canvas: np.ndarray, lines: list[str], left: int, top: int, colour: tuple[int, int, int]) -> int:
+    """Writes lines and returns where the next one would stand."""
+    for line in lines:
+        cv2.putText(canvas, line, (left, top), cv2.FONT_HERSHEY_SIMPLEX, 0.34, colour, 1, cv2.LINE_AA)
+        top += _LINE
+    return top
+
+
+def _fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    scale = min(height / image.shape[0], width / image.shape[1])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(
+        np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    )
+
+
+def _paste(canvas: np.ndarray, image: np.ndarray, left: int, top: int) -> None:
+    canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+
+
+def _instruction(
+    group: Mapping[str, np.ndarray], block: int, slot: int, plan: BatchPlan, words: Words
+) -> str | np.ndarray:
+    """The sentence or the instruction image (u8[h,w,3]) that `instruction` = slot stands for."""
+    if slot < 0:
+        return plan.constants[-1 - slot]
+    entry = group["table"][block, slot]
+    return entry if entry.ndim == 3 else words.decode(entry)
+
+
+def _card_height(layout: UnitLayout) -> int:
+    sentences = 0 if layout.constant >= 0 or layout.group == "visual" else 2 if layout.composed_rows else 1
+    return _IMAGE_HEIGHT + 24 + _LINE * max(1, sentences * _MOST_LINES)
+
+
+def _card(
+    group: Mapping[str, np.ndarray], block: int, row: int, layout: UnitLayout, plan: BatchPlan, words: Words
+) -> np.ndarray:
+    """One row: the image, whose it is, its instruction (black; constant: grey) and the composed one (blue)."""
+    height, width = _card_height(layout), _CARD_WIDTH
+    card = np.full((height, width, 3), 255, np.uint8)
+    image = _fit(group["image"][block, row], _IMAGE_HEIGHT, width - _THUMBNAIL - 12)
+    _paste(card, image, 4, 4)
+    infrared = " IR" if group["modality"][block, row] == schema.INFRARED else ""
+    facts = (
+        f"id {group['identity'][block, row]} cam {group['camera'][block, row]} outfit {group['clothes'][block, row]}"
+    )
+    top = _text(card, [facts + infrared], 4, _IMAGE_HEIGHT + 16, _BLACK)
+    asked: list[tuple[str | np.ndarray, tuple[int, int, int]]] = []
+    if layout.group == "caption":
+        asked.append((words.decode(group["tokens"][block, row]), _BLACK))
+    else:
+        slot = int(group["instruction"][block, row])
+        asked.append((_instruction(group, block, slot, plan, words), _GREY if slot < 0 else _BLACK))
+        for place in np.flatnonzero((group["composed_row"][block] == row) & group["composed_valid"][block]):
+            wanted = int(group["composed_instruction"][block, place])
+            asked.append((_instruction(group, block, wanted, plan, words), _BLUE))
+    thumbnail_top = 4
+    for instruction, colour in asked:
+        if isinstance(instruction, str):
+            top = _text(card, textwrap.wrap(instruction, _WRAP, max_lines=_MOST_LINES), 4, top, colour)
+        else:
+            thumbnail = _fit(instruction, _THUMBNAIL, _THUMBNAIL)
+            left = width - _THUMBNAIL - 4
+            _paste(card, thumbnail, left, thumbnail_top)
+            bottom_right = (left + thumbnail.shape[1] - 1, thumbnail_top + thumbnail.shape[0] - 1)
+            cv2.rectangle(card, (left, thumbnail_top), bottom_right, colour, 1)
+            thumbnail_top += _THUMBNAIL + 6
+    return card
+
+
+def draw_batch(batch: Batch, plan: BatchPlan, words: Words) -> np.ndarray:
+    """Draws all rows of a batch (without an axis of accumulated batches), unit by unit: u8[height,width,3] RGB."""
+    width = _CARD_WIDTH
+    strips = []
+    for layout in plan.units:
+        group, height = batch[layout.group], _card_height(layout)
+        header = np.full((26, _COLUMNS * width, 3), 235, np.uint8)
+        blocks = group["image"].shape[0]
+        facts = (
+            f"{layout.unit.dataset}: task {layout.unit.task}, group {layout.group}, {blocks} blocks of "
+            f"{layout.identities} identities x {layout.unit.images_per_identity} images"
+            + ("; blue: the composed row's instruction" if layout.composed_rows else "")
+        )
+        _text(header, [facts], 6, 17, _BLACK)
+        strips.append(header)
+        rows = range(layout.row, layout.row + layout.rows)
+        cards = [_card(group, block, row, layout, plan, words) for block in range(blocks) for row in rows]
+        for start in range(0, len(cards), _COLUMNS):
+            strip = np.full((height, _COLUMNS * width, 3), 255, np.uint8)
+            for column, card in enumerate(cards[start : start + _COLUMNS]):
+                _paste(strip, card, column * width, 0)
+            strips.append(strip)
+    return np.concatenate(strips)
+
+
+def save_png(path: str | Path, image: np.ndarray) -> None:
+    """Writes u8[H,W,3] RGB; the folder is made. Raises OSError if the file cannot be written."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise OSError(f"{path}: an image of shape {image.shape} does not encode as PNG")
+    Path(path).write_bytes(data.tobytes())
+
+
+def main(argv: list[str]) -> None:
+    # Only the command needs a configuration and the model's image sizes; who draws a batch brings its own.
+    from data_pipelines.batches import training_data
+    from irm_jax.models import presets
+
+    del argv
+    config = _CONFIG.value
+    changes = {key: config.model[key] for key in ("image_size", "instruction_image_size", "max_length")}
+    model = presets.preset(config.model.preset, **{key: value for key, value in changes.items() if value is not None})
+    first = _STEP.value * config.optimizer.accumulate
+    config.optimizer.accumulate = 1
+    data = training_data.open_training(
+        config,
+        image_size=model.image_size,
+        instruction_image_size=model.instruction_image_size,
+        max_length=model.max_length,
+    )
+    blocks = range(data.plan.batch_blocks)
+    with data.stream(first, 1, blocks, workers=0, threads=0, prefetch=1) as stream:
+        _, batch = next(stream)
+    save_png(_OUT.value, draw_batch(batch, data.plan, data.tokenizer))
+    logging.info("step %d drawn to %s", _STEP.value, _OUT.value)
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.", lock_config=True)
+    _STEP = flags.DEFINE_integer(
+        "step", 0, "Step whose batch is drawn, the first of them if it accumulates several.", lower_bound=0
+    )
+    _OUT = flags.DEFINE_string("out", "batch.png", "Picture to write.")
+    flags.mark_flag_as_required("config")
+    app.run(main)

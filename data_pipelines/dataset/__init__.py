@@ -1,0 +1,1 @@
+"""A built data set on disk: records, index, shards; writing, reading and copying them."""

@@ -1,0 +1,203 @@
+"""The folder of a build under way: locked, resumed or cleared, completed, and moved into place in one rename.
+
+.{version}.building/lock         held by the process that builds; a kill frees it
+.{version}.building/plan.json    what was asked for: shards are kept only for the same plan
+.{version}.building/people.json  person names, for the workers
+.{version}.building/data/        becomes the version folder
+.{version}.building/parts/       what is known of each finished shard (see shard_writer)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from data_pipelines.dataset import files, record_format, schema
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.dataset.shard_writer import ShardJob, bad_images
+
+
+@contextlib.contextmanager
+def locked(work: Path, wait: bool = False) -> Iterator[None]:
+    """Creates and holds the building folder. While another process holds it: waits if told so, else DatasetError."""
+    file = None
+    while file is None:
+        with files.writing(work):
+            file = _hold(work, wait)
+    with file:  # closing it frees the lock
+        yield
+
+
+def _hold(work: Path, wait: bool) -> TextIO | None:
+    """Returns the locked file; None if the build that held the folder removed it just now."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        file = open(work / "lock", "w")  # noqa: SIM115 (the lock lives as long as the file is open)
+    except FileNotFoundError:
+        return None
+    except FileExistsError:  # from mkdir: there a moment ago, or no folder
+        if work.is_file():
+            raise
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        if not wait:
+            file.close()
+            raise DatasetError(f"another process is building {work}: wait until it ends, or end it") from error
+        logging.info("waiting for the process that builds %s", work)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(work / "lock")):
+            return file
+    file.close()
+    return None
+
+
+def remove(work: Path) -> None:
+    """Removes the held folder. The lock goes last: once it is gone, a process that waited may hold a new one there."""
+    with files.writing(work):
+        for path in work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+        (work / "lock").unlink()
+    with contextlib.suppress(OSError):
+        work.rmdir()
+
+
+def finished(final: Path, plan: dict[str, Any], on_bad_image: str, overwrite: bool) -> schema.Manifest | None:
+    """Returns the manifest if the version folder already holds this very build, None if it is to be built.
+
+    Raises DatasetError if it holds something else and `overwrite` is off, or pictures were skipped that now may not be.
+    """
+    if not final.exists():
+        return None
+    is_built = (final / files.MANIFEST).is_file()
+    changed = _changed_keys(final / files.PLAN, plan) if is_built else [files.MANIFEST]
+    if changed:
+        if overwrite:
+            return None
+        raise DatasetError(
+            f"{final} holds another build (different: {', '.join(changed)}): choose another version, delete it, "
+            f"or build with overwrite"
+        )
+    manifest = files.load_manifest(final)
+    bad = {split: value["skipped"] for split, value in manifest.splits.items() if value["skipped"]}
+    if bad and on_bad_image == "error":
+        raise bad_images(manifest.name, bad)
+    logging.info("%s is already built", final)
+    return manifest
+
+
+def _changed_keys(path: Path, plan: dict[str, Any]) -> list[str]:
+    try:
+        old = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return [path.name]
+    return sorted(key for key in {*old, *plan} if old.get(key) != plan.get(key))
+
+
+def prepare(work: Path, plan: dict[str, Any], people: Sequence[str]) -> None:
+    """Keeps the finished shards of a killed build of the same plan, and clears what is left of any other."""
+    changed = _changed_keys(work / files.PLAN, plan)
+    if changed:
+        if (work / "parts").exists():
+            logging.warning("%s is left from another build (different: %s): starting over", work, ", ".join(changed))
+        for folder in (work / "parts", work / "data"):
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder in (work / "parts", work / "data"):
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob("tmp-*"):
+            path.unlink()
+    files.write_json(work / files.PEOPLE, list(people))
+    files.write_json(work / files.PLAN, plan)
+
+
+def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan: dict[str, Any]) -> schema.Manifest:
+    """Writes the indexes, TFDS's description, the plan and last the manifest beside the finished shards."""
+    splits: dict[str, dict[str, Any]] = {}
+    for split, (asked, _) in plan["splits"].items():
+        own = [job for job in jobs if job.split == split]
+        summaries = [job.summary() for job in own]
+        skipped = [item for summary in summaries for item in summary["skipped"]]
+        if not sum(summary["records"] for summary in summaries):
+            raise DatasetError(f"{plan['name']}: no picture of split {split!r} decodes; is the raw folder complete?")
+        if skipped:
+            logging.warning("%s: %d of %d pictures of %s left out", plan["name"], len(skipped), asked, split)
+        identity, camera = files.join_index_files(folder / files.index_name(split), [job.index_file for job in own])
+        splits[split] = {
+            "records": len(identity),
+            "identities": len(np.unique(identity)),
+            "cameras": len(np.unique(camera[camera >= 0])),
+            "shards": [
+                {"file": job.path.name, **{key: summary[key] for key in ("records", "bytes", "sha256")}}
+                for job, summary in zip(own, summaries, strict=True)
+            ],
+            "skipped": skipped,
+        }
+    _write_tfds_metadata(folder, plan, splits)
+    files.write_json(folder / files.PLAN, plan)
+    manifest = schema.Manifest(
+        name=plan["name"],
+        version=plan["version"],
+        schema_version=schema.SCHEMA_VERSION,
+        task=plan["task"],
+        namespace=plan["namespace"],
+        people=list(people),
+        splits=splits,
+        source=plan["source"],
+        # Shards number people; who they are decides which people of several data sets are one.
+        content_hash=files.sha256(
+            [f"{shard['file']} {shard['sha256']}" for split in sorted(splits) for shard in splits[split]["shards"]]
+            + [f"{files.PEOPLE} {files.sha256(people)}"]
+        ),
+    )
+    files.write_json(folder / files.MANIFEST, dataclasses.asdict(manifest))
+    return manifest
+
+
+def _write_tfds_metadata(folder: Path, plan: dict[str, Any], splits: Mapping[str, dict[str, Any]]) -> None:
+    """Writes features.json and dataset_info.json, so that tfds.builder_from_directory reads the folder."""
+    template = tfds.core.ShardedFileTemplate(folder, dataset_name=plan["name"], filetype_suffix="array_record")
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard["records"] for shard in value["shards"]],
+            num_bytes=sum(shard["bytes"] for shard in value["shards"]),
+            filename_template=template.replace(split=split),
+        )
+        for split, value in splits.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=record_format.FEATURES,
+        split_infos=infos,
+        version=plan["version"],
+        filename_template=template,
+        check_data=False,
+    )
+
+
+def move_into_place(work: Path, final: Path) -> None:
+    """The step that makes the data set exist; after a kill at any line here the next run of the build ends well."""
+    shutil.rmtree(work / "replaced", ignore_errors=True)
+    if final.exists():  # only with overwrite
+        os.rename(final, work / "replaced")
+    os.rename(work / "data", final)
+    directory = os.open(final.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+    remove(work)

@@ -1,0 +1,154 @@
+"""Writes one shard: the unit of work of a build, and of what survives a kill.
+
+A shard is finished when its part files (`parts/{split}-{shard}.npz`, then `.json`) are there and the shard still has
+the recorded hash; they are written last. A worker holds one record at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from array_record.python import array_record_module
+
+from data_pipelines.dataset import files, image_check, record_format, schema
+from data_pipelines.dataset.files import DatasetError
+
+# Pictures do not shrink by a general compressor, and a stored chunk is written four times as fast.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """One shard to write: `items` are the descriptors of its records, `first` the number of the first in its split."""
+
+    work: str
+    people_sha256: str
+    name: str
+    split: str
+    shard: int
+    shards: int
+    first: int
+    items: Sequence[Any]
+    load: Callable[[Any], schema.Record]
+    skip_bad: bool
+
+    @property
+    def path(self) -> Path:
+        return Path(self.work, "data", files.shard_name(self.name, self.split, self.shard, self.shards))
+
+    @property
+    def index_file(self) -> Path:
+        return Path(self.work, "parts", f"{self.split}-{self.shard:05d}.npz")
+
+    @property
+    def summary_file(self) -> Path:
+        return self.index_file.with_suffix(".json")
+
+    def summary(self) -> dict[str, Any]:
+        """Returns {"records", "bytes", "sha256", "skipped"} of a finished shard."""
+        return json.loads(self.summary_file.read_bytes())
+
+
+def is_finished(job: ShardJob) -> bool:
+    """A shard in which pictures were skipped counts as finished only for a build that skips, too."""
+    try:
+        summary = job.summary()
+        whole = summary["sha256"] == files.file_sha256(job.path)
+    except (FileNotFoundError, ValueError):
+        return False
+    return whole and (job.skip_bad or not summary["skipped"])
+
+
+@functools.lru_cache(maxsize=1)
+def _identities(work: str, people_sha256: str) -> dict[str, int]:
+    """Person name -> identity, read once a worker from the building folder; the hash tells one build from the next."""
+    return {person: at for at, person in enumerate(json.loads(Path(work, files.PEOPLE).read_bytes()))}
+
+
+def write_shard(job: ShardJob) -> int:
+    """Writes one shard and then its part files; returns its number of records.
+
+    Raises DatasetError if a picture does not decode (all of the shard's are named) unless the job skips them; whatever
+    `load` raises comes through, with a note that names the record.
+    """
+    columns = files.IndexColumns(job.shard)
+    bad: list[dict[str, str]] = []
+    temporary = job.path.with_name(f"tmp-{os.getpid()}-{job.path.name}")
+    try:
+        _fill(job, temporary, columns, bad)
+        if bad and not job.skip_bad:
+            raise bad_images(job.name, {job.split: bad})
+        with files.writing(temporary):
+            _publish(job, temporary, columns, bad)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return len(columns)
+
+
+def _fill(job: ShardJob, path: Path, columns: files.IndexColumns, bad: list[dict[str, str]]) -> None:
+    """Writes the job's records to `path`; adds their rows to `columns`, and what does not decode to `bad`."""
+    identities = _identities(job.work, job.people_sha256)
+    with files.writing(path):
+        writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    for number, item in enumerate(job.items, job.first):
+        try:
+            record = job.load(item)
+            identity = identities.get(record.person)
+            if identity is None:
+                raise DatasetError(f"person {record.person!r} is not among the people given to write_dataset")
+            reason = _bad_picture(record)
+            if reason:
+                bad.append({"file": record.file, "reason": reason})
+                continue
+            data = record_format.serialize(record, identity)
+            columns.add(record, identity, hashlib.sha256(record.image).digest())
+        except Exception as error:
+            error.add_note(f"while building {job.name}, split {job.split}, record {number}: {item!r}")
+            raise
+        with files.writing(path):
+            writer.write(data)
+    with files.writing(path):
+        writer.close()
+
+
+def _publish(job: ShardJob, temporary: Path, columns: files.IndexColumns, skipped: list[dict[str, str]]) -> None:
+    reader = array_record_module.ArrayRecordReader(str(temporary))
+    written = reader.num_records()
+    reader.close()
+    if written != len(columns):
+        raise OSError(f"it holds {written} of {len(columns)} records after writing")
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    sha256 = files.file_sha256(temporary)
+    summary = {"records": written, "bytes": temporary.stat().st_size, "sha256": sha256, "skipped": skipped}
+    os.replace(temporary, job.path)
+    files.save_index(job.index_file, columns.index())
+    files.write_json(job.summary_file, summary)
+
+
+def _bad_picture(record: schema.Record) -> str:
+    """Returns why the record's picture or an instruction picture does not decode, "" if all do."""
+    for what, data in [("", record.image), *[("instruction image: ", image) for image in record.instruction_images]]:
+        try:
+            image_check.image_size(data)
+        except ValueError as error:
+            return f"{what}{error}"
+    return ""
+
+
+def bad_images(name: str, bad: dict[str, list[dict[str, str]]]) -> DatasetError:
+    """Returns the error for pictures ({split: [{"file", "reason"}]}) that do not decode."""
+    lines = [f"\n  {split}: {item['file']}: {item['reason']}" for split, items in bad.items() for item in items]
+    more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
+    return DatasetError(
+        f"{name}: {len(lines)} picture(s) do not decode:{''.join(lines[:20])}{more}\n"
+        f"Replace them, or leave them out (--on_bad_image skip). Finished shards are kept."
+    )

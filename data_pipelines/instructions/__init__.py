@@ -1,0 +1,1 @@
+"""Instructions: sentences and their tokens, vocabularies, pictures of clothes."""

@@ -1,0 +1,230 @@
+"""Finds people known to be the same in two data sets, inside training and between training and test.
+
+    python -m data_pipelines.people.leaks --data_dir DIR [--datasets A B] [--strict]
+
+Three kinds of evidence: the same person name; a file name that states its origin (see person_names: CUHK-PEDES keeps
+Market-1501's pictures as `Market/0031_c2...`); the same picture, byte by byte. People who were photographed twice and
+named twice, without any of these, stay unfound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from data_pipelines.dataset import shards
+from data_pipelines.dataset.shards import Dataset, DatasetError
+from data_pipelines.people.names import known_person
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Leak:
+    """One person of training who also stands elsewhere, possibly under another name.
+
+    `kind`: "train_test" (`a` is the training side) or "train_train". `evidence`: "name", "file" or "picture".
+    `linked`: both sides carry one person name, so that training treats them as one identity. `images`: records on side
+    a and side b that belong to the evidence. `example`: one file name of each side.
+    """
+
+    kind: str
+    evidence: str
+    dataset_a: str
+    person_a: str
+    dataset_b: str
+    person_b: str
+    linked: bool
+    images: tuple[int, int]
+    example: tuple[str, str]
+
+    @property
+    def harmful(self) -> bool:
+        """A linked person in two training sets is one identity with more images; everything else distorts figures."""
+        return self.kind == "train_test" or not self.linked
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """The training part or the test part of one data set."""
+
+    dataset: str
+    train: bool
+    person: np.ndarray  # str[N], name of each record's person
+    file: np.ndarray  # str[N]
+    content: np.ndarray  # u64[N]
+    by_name: dict[str, np.ndarray]  # person name -> record numbers
+    by_origin: dict[str, np.ndarray]  # the same, by the name that the file states
+
+
+def find_leaks(datasets: Sequence[Dataset]) -> list[Leak]:
+    """Compares all given data sets, each with itself too; returns the leaks sorted, harmful or not.
+
+    A split named `train` is training, all others are test. One Leak stands for one pair of person names: the strongest
+    evidence is kept, in the order name, file, picture.
+    """
+    sides = [side for dataset in datasets for side in _sides(dataset)]
+    leaks: list[Leak] = []
+    for at, a in enumerate(sides):
+        if a.train:
+            leaks.extend(_relabelled(a))
+        for b in sides[at + 1 :]:
+            if a.train or b.train:
+                leaks.extend(compare(a, b) if a.train else compare(b, a))
+    return sorted(leaks)
+
+
+def _sides(dataset: Dataset) -> list[_Side]:
+    sides = []
+    for train in (True, False):
+        splits = [split for split in dataset.splits if (split == "train") == train]
+        if splits:
+            sides.append(side(dataset, splits, train))
+    return sides
+
+
+def side(dataset: Dataset, splits: Sequence[str], train: bool, rows: np.ndarray | None = None) -> _Side:
+    """The given splits as one side; `rows`: bool over all their records, those to look at (None: all)."""
+    people = np.array(dataset.manifest.people)
+    indexes = [dataset.index(split) for split in splits]
+    chosen = slice(None) if rows is None else rows
+    person = people[np.concatenate([index.identity for index in indexes])[chosen]]
+    file = np.concatenate([index.file for index in indexes])[chosen]
+    content = np.concatenate([index.content for index in indexes])[chosen]
+    by_origin = _group((known_person(name) for name in file.tolist()), len(file))
+    return _Side(dataset.name, train, person, file, content, _group(person.tolist(), len(file)), by_origin)
+
+
+def _group(keys: Iterable[str | None], count: int) -> dict[str, np.ndarray]:
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for row, key in zip(range(count), keys, strict=True):
+        if key is not None:
+            groups[key].append(row)
+    return {key: np.array(rows) for key, rows in groups.items()}
+
+
+def compare(a: _Side, b: _Side) -> list[Leak]:
+    """Leaks between two sides; `a` is a training side."""
+    found: dict[tuple[str, str], Leak] = {}
+    kind = "train_train" if b.train else "train_test"
+
+    def add(evidence: str, rows_a: np.ndarray, rows_b: np.ndarray) -> None:
+        # The rows of one name, or of one picture, may belong to several people on either side: a leak a pair.
+        for person_a, person_b in itertools.product(np.unique(a.person[rows_a]), np.unique(b.person[rows_b])):
+            own_a, own_b = rows_a[a.person[rows_a] == person_a], rows_b[b.person[rows_b] == person_b]
+            leak = Leak(
+                kind=kind,
+                evidence=evidence,
+                dataset_a=a.dataset,
+                person_a=str(person_a),
+                dataset_b=b.dataset,
+                person_b=str(person_b),
+                linked=bool(person_a == person_b),
+                images=(len(own_a), len(own_b)),
+                example=(str(a.file[own_a[0]]), str(b.file[own_b[0]])),
+            )
+            found.setdefault((leak.person_a, leak.person_b), leak)
+
+    for evidence, keys_a, keys_b in [
+        ("name", a.by_name, b.by_name),
+        ("file", a.by_origin, b.by_name),
+        ("file", a.by_name, b.by_origin),
+        ("file", a.by_origin, b.by_origin),
+    ]:
+        for key in sorted(keys_a.keys() & keys_b.keys()):
+            add(evidence, keys_a[key], keys_b[key])
+    for pair, (rows_a, rows_b) in sorted(_pairs_by_picture(a, b).items()):
+        if pair not in found:
+            add("picture", np.array(rows_a), np.array(rows_b))
+    return list(found.values())
+
+
+def _pairs_by_picture(a: _Side, b: _Side) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
+    """(person of a, person of b) -> the records of each whose pictures the two have in common, in record order."""
+    by_content: defaultdict[int, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(np.isin(b.content, a.content)).tolist():
+        by_content[int(b.content[row])].append(row)
+    pairs: defaultdict[tuple[str, str], tuple[set[int], set[int]]] = defaultdict(lambda: (set(), set()))
+    for row in np.flatnonzero(np.isin(a.content, b.content)).tolist():
+        for other in by_content[int(a.content[row])]:
+            own, others = pairs[str(a.person[row]), str(b.person[other])]
+            own.add(row)
+            others.add(other)
+    return {pair: (sorted(own), sorted(others)) for pair, (own, others) in pairs.items()}
+
+
+def _relabelled(side: _Side) -> list[Leak]:
+    """Pictures that one training set holds under two names."""
+    return [
+        Leak(
+            kind="train_train",
+            evidence="picture",
+            dataset_a=side.dataset,
+            person_a=person_a,
+            dataset_b=side.dataset,
+            person_b=person_b,
+            linked=False,
+            images=(len(rows_a), len(rows_b)),
+            example=(str(side.file[rows_a[0]]), str(side.file[rows_b[0]])),
+        )
+        for (person_a, person_b), (rows_a, rows_b) in sorted(_pairs_by_picture(side, side).items())
+        if person_a < person_b
+    ]
+
+
+def summary(leaks: Sequence[Leak]) -> str:
+    """Returns a table: how many people each pair of data sets shares, by evidence, with one example."""
+    if not leaks:
+        return "no person known to stand in two places"
+    groups = Counter((leak.kind, leak.dataset_a, leak.dataset_b, leak.evidence, leak.linked) for leak in leaks)
+    examples = {
+        (leak.kind, leak.dataset_a, leak.dataset_b, leak.evidence, leak.linked): leak for leak in reversed(leaks)
+    }
+    rows = [("people", "kind", "data sets", "evidence", "linked", "harmful", "for example")]
+    for key, count in groups.items():
+        leak = examples[key]
+        rows.append(
+            (
+                str(count),
+                leak.kind,
+                f"{leak.dataset_a} / {leak.dataset_b}",
+                leak.evidence,
+                "yes" if leak.linked else "no",
+                "yes" if leak.harmful else "no",
+                f"{leak.person_a} ({leak.example[0]}) = {leak.person_b} ({leak.example[1]})",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Finds people known to be the same in two data sets.")
+    parser.add_argument("--data_dir", required=True, help="folder of built data sets")
+    parser.add_argument(
+        "--datasets", nargs="*", default=[], help="the data sets to compare (default: all in the folder)"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 if anything harmful is found")
+    args = parser.parse_args(argv)
+    try:
+        names = args.datasets or shards.dataset_names(args.data_dir)
+        if not names:
+            raise DatasetError(
+                f"no built data set in {args.data_dir}: build one first (python -m data_pipelines.build)"
+            )
+        leaks = find_leaks([shards.open_dataset(args.data_dir, name) for name in names])
+    except DatasetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(names)} data sets: {', '.join(names)}\n{summary(leaks)}")
+    return 1 if args.strict and any(leak.harmful for leak in leaks) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

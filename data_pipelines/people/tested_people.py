@@ -1,0 +1,118 @@
+"""Who is tested must not be trained on: leaving people out of a build, and finding them before a training starts.
+
+A person is known by name, by what a file name says of its origin (see person_names), and, once pictures are built, by
+the picture itself, byte by byte; leak_check says more on this evidence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.dataset.shards import Dataset
+from data_pipelines.people import leaks as leak_check
+from data_pipelines.people.leaks import Leak
+from data_pipelines.people.names import ORIGINS, known_person
+from data_pipelines.sources import Scan, checks
+from data_pipelines.sources.reading import Picture
+
+TRAIN = "train"
+
+
+def leave_out(scan: Scan, name: str, tested: Sequence[Dataset]) -> tuple[Scan, dict[str, Any]]:
+    """Takes the people of the other splits of built data sets out of `train`.
+
+    Returns the Scan, whose source says so, and what it says: {"tested_in": names, "people", "images": counts}. Raises
+    DatasetError if there is no `train`, if nobody is left in it, or if the descriptors name no people (SYNTH-PEDES).
+    """
+    items = scan.splits.get(TRAIN, ())
+    if not len(items):
+        raise DatasetError(f"{name} has no training part: leave --leave_out out")
+    if not isinstance(items[0], Picture):
+        raise DatasetError(f"{name} shows nobody of other data sets: leave --leave_out out")
+    names: set[str] = set()
+    for dataset in tested:
+        names |= _people(dataset, [split for split in dataset.splits if split != TRAIN])
+    dropped = [item for item in items if item.person in names or known_person(item.file) in names]
+    gone = {item.person for item in dropped}
+    kept = [item for item in items if item.person not in gone]
+    if not kept:
+        where = ", ".join(dataset.name for dataset in tested)
+        raise DatasetError(f"{name}: everybody in train is tested in {where}, so nobody is left")
+    said = {
+        "tested_in": [dataset.name for dataset in tested],
+        "people": len(gone),
+        "images": len(items) - len(kept),
+    }
+    splits = {**scan.splits, TRAIN: kept}
+    changed = dataclasses.replace(
+        scan,
+        people=sorted({item.person for items in splits.values() for item in items}),
+        splits=splits,
+        found={**scan.found, TRAIN: checks.counts(kept)},
+        source={**scan.source, "left_out_of_train": said},
+    )
+    return changed, said
+
+
+def leaks(training: Iterable[Dataset], tests: Mapping[str, tuple[Dataset, Sequence[str]]]) -> list[Leak]:
+    """Training people of one data set who stand in another's test splits; `tests`: name -> (data set, splits).
+
+    What a data set's own splits share is its authors' doing and not listed. Memory: beside the indexes, only the
+    training rows that are evidence are looked at, so that millions of other rows cost nothing.
+    """
+    asked = [
+        (other, splits, _people(other, splits), np.concatenate([other.index(split).content for split in splits]))
+        for other, splits in tests.values()
+    ]
+    found: list[Leak] = []
+    for dataset in training:
+        index, people = dataset.index(TRAIN), np.array(dataset.manifest.people)
+        stated = {row: known_person(str(index.file[row])) for row in _of_known_origin(index.file).tolist()}
+        for other, splits, known, content in asked:
+            if other.name == dataset.name:
+                continue
+            evidence = np.isin(people, sorted(known))[index.identity] | np.isin(index.content, content)
+            evidence[[row for row, person in stated.items() if person in known]] = True
+            if evidence.any():
+                a = leak_check.side(dataset, [TRAIN], True, evidence)
+                found += leak_check.compare(a, leak_check.side(other, splits, False))
+    return sorted(found)
+
+
+def _people(dataset: Dataset, splits: Sequence[str]) -> set[str]:
+    """Names of the people of some splits, those that file names state included."""
+    names: set[str] = set()
+    for split in splits:
+        index = dataset.index(split)
+        names |= {dataset.manifest.people[number] for number in np.unique(index.identity)}
+        stated = (known_person(str(index.file[row])) for row in _of_known_origin(index.file))
+        names |= {name for name in stated if name is not None}
+    return names
+
+
+def _of_known_origin(file: np.ndarray) -> np.ndarray:
+    """Rows whose file name begins with a folder of ORIGINS."""
+    begins = [np.char.startswith(file, folder) for folder in ORIGINS]
+    return np.flatnonzero(np.logical_or.reduce(begins))
+
+
+def refusal(found: Sequence[Leak]) -> str:
+    """What is wrong and the cure, for leaks that `leaks` found."""
+    people = len({leak.person_b for leak in found})
+    tested: dict[str, list[str]] = {}
+    for leak in found:
+        names = tested.setdefault(leak.dataset_a, [])
+        if leak.dataset_b not in names:
+            names.append(leak.dataset_b)
+    options = "; ".join(f"{name}: --leave_out {' '.join(names)} --overwrite" for name, names in tested.items())
+    first = found[0]
+    return (
+        f"{people} person(s) of the test sets would be trained on, for example {first.person_b} of {first.dataset_b} "
+        f"({first.example[1]}), who is {first.person_a} in {first.dataset_a}'s train ({first.example[0]}). Build the "
+        f"training set again as before but without them ({options})"
+    )

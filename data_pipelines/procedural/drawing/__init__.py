@@ -1,0 +1,1 @@
+"""Draws people, clothes and scenes: deterministic in (seed, version), at any size."""

@@ -1,0 +1,96 @@
+"""Reads a JSON list of objects too large for memory, one object at a time, with its place in the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_pipelines.dataset.files import DatasetError
+
+_CHUNK = 1 << 20
+_LONGEST = 1 << 24
+
+
+def objects(path: Path, chunk: int = _CHUNK) -> Iterator[tuple[int, bytes, Any]]:
+    """Yields (offset, bytes, value) of every object of the list; the bytes alone are valid JSON, in UTF-8.
+
+    Text in `value` is decoded as Latin-1, byte for byte: `text(value["file_path"])` is what stands there. `chunk` bytes
+    are held at a time, or twice the longest object. Raises DatasetError with the place if the file is no JSON list of
+    objects, or if one is longer than 16 MiB.
+    """
+    with open(path, "rb") as file:
+        window = _Window(path, file, chunk)
+        if window.mark() != "[":
+            raise window.broken("it does not begin with [")
+        window.at += 1
+        if window.mark() == "]":
+            return
+        while True:
+            yield window.value()
+            mark = window.mark()
+            if mark == "]":
+                return
+            if mark != ",":
+                raise window.broken("',' or ']' expected" if mark else "the list does not end")
+            window.at += 1
+
+
+def text(value: str) -> str:
+    """Returns the text of a value that `objects` gave (a character that was escaped is already what it is)."""
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return value
+
+
+class _Window:
+    """The part of the file that is held: `buffer` begins at byte `start` and is read up to `at`.
+
+    It is Latin-1, which has one character a byte, so that places in the text are places in the file.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, chunk: int) -> None:
+        self._path, self._file, self._chunk = path, file, chunk
+        self._decoder = json.JSONDecoder()
+        self.buffer, self.start, self.at, self.ended = "", 0, 0, False
+
+    def broken(self, reason: str) -> DatasetError:
+        place = self.start + self.at
+        return DatasetError(
+            f"{self._path}, byte {place}: this is no JSON list of objects ({reason}): get the file again"
+        )
+
+    def mark(self) -> str:
+        """Returns the next character that is no space, "" at the end; it is not consumed."""
+        while True:
+            while self.at < len(self.buffer) and self.buffer[self.at] in " \t\r\n":
+                self.at += 1
+            if self.at < len(self.buffer):
+                return self.buffer[self.at]
+            if self.ended:
+                return ""
+            self._more()
+
+    def value(self) -> tuple[int, bytes, Any]:
+        """Consumes an object; returns its place, its bytes, and what they mean."""
+        if self.mark() != "{":  # a number could go on in what is not read yet; an object ends with its bracket
+            raise self.broken("an object expected" if self.buffer[self.at :] else "the list does not end")
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self.buffer, self.at)
+            except json.JSONDecodeError as error:
+                if self.ended or len(self.buffer) - self.at > _LONGEST:
+                    raise self.broken(str(error)) from error
+            else:
+                place, data = self.start + self.at, self.buffer[self.at : end].encode("latin-1")
+                self.at = end
+                return place, data, value
+            self._more()
+
+    def _more(self) -> None:
+        kept = self.buffer[self.at :]
+        read = self._file.read(max(self._chunk, len(kept)))  # twice as much when an object is longer than a chunk
+        self.buffer, self.start, self.at = kept + read.decode("latin-1"), self.start + self.at, 0
+        self.ended = not read

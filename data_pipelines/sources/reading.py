@@ -1,0 +1,207 @@
+"""What the sources share: descriptors of pictures, and reading folders and lists with errors that name a place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.files import DatasetError
+from data_pipelines.instructions import clothes_crops
+
+
+class Picture(NamedTuple):
+    """A descriptor of `shards.write_dataset`: one record but for the pixels.
+
+    `file` is relative to the raw folder; `size` in bytes makes a replaced picture visible to a resumed build.
+    `template` is the file of the instruction image and `template_size` its size; only the upper clothes of it are taken
+    if `crop`. The other fields are those of schema.Record.
+    """
+
+    file: str
+    person: str
+    camera: int
+    size: int
+    clothes: int = schema.UNKNOWN
+    modality: int = schema.VISIBLE
+    sentences: tuple[str, ...] = ()
+    attributes: tuple[int, ...] = ()
+    instruction_attributes: tuple[int, ...] = ()
+    instruction_clothes: int = schema.UNKNOWN
+    template: str = ""
+    template_size: int = 0
+    crop: bool = False
+
+
+def load(raw: Path, item: Any) -> schema.Record:
+    """Returns the Record of a Picture; its bytes go in as they are."""
+    return record(item, read(raw / item.file), read(raw / item.template) if item.template else b"")
+
+
+def read(path: Path) -> bytes:
+    """Returns the bytes of a picture. Raises DatasetError if it can no longer be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(
+            f"{path} was there when the folder was listed, and cannot be read now ({error.strerror}): put it back, and "
+            f"run the same build again; finished shards are kept"
+        ) from error
+
+
+def record(item: Picture, image: bytes, template: bytes = b"") -> schema.Record:
+    """Returns the Record of a Picture whose bytes, and those of its instruction image, are given."""
+    if item.crop:
+        with contextlib.suppress(ValueError):  # the writer names a damaged picture, or leaves the record out
+            template = clothes_crops.upper_clothes(template)
+    return schema.Record(
+        image=image,
+        file=item.file,
+        person=item.person,
+        camera=item.camera,
+        clothes=item.clothes,
+        modality=item.modality,
+        attributes=item.attributes,
+        sentences=item.sentences,
+        instruction_images=(template,) if item.template else (),
+        instruction_clothes=item.instruction_clothes,
+        instruction_attributes=item.instruction_attributes,
+    )
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text can be stored; what Python made of a file name in another encoding, or of half an escape, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _storable(names: list[str], folder: Path) -> list[str]:
+    """Returns the names. Raises DatasetError for one that is not UTF-8."""
+    for name in names:
+        if not is_utf8(name):
+            raise DatasetError(f"{folder}: the name {os.fsencode(name)!r} is not UTF-8: rename it")
+    return names
+
+
+def check_tree(raw: Path, title: str, needed: Sequence[str]) -> None:
+    """Raises DatasetError unless `raw` holds all of `needed`; a name that ends with / is a folder, else a file."""
+
+    def there(folder: Path, name: str) -> bool:
+        return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
+
+    if not raw.is_dir():
+        raise DatasetError(f"the raw folder {raw} does not exist: unpack {title} there, or correct the path")
+    missing = [name for name in needed if not there(raw, name)]
+    if not missing:
+        return
+    if not any(raw.iterdir()):
+        raise DatasetError(f"the raw folder {raw} is empty: unpack {title} there, or correct the path")
+    message = f"{raw} lacks {', '.join(missing)}"
+    if inside := [path for path in sorted(raw.iterdir()) if there(path, needed[0])]:
+        raise DatasetError(f"{message}, but {inside[0]} looks like {title}: give that folder")
+    raise DatasetError(f"{message}: give the folder that holds {', '.join(needed)}")
+
+
+def files(raw: Path, folder: str, title: str, suffixes: tuple[str, ...] = (".jpg",)) -> list[tuple[str, int]]:
+    """Returns (file relative to `raw`, size in bytes) of the folder's pictures by name; an error if it has none."""
+    with os.scandir(raw / folder) as entries:
+        found = [(entry.name, entry.stat().st_size) for entry in entries if entry.name.lower().endswith(suffixes)]
+    if not found:
+        what = " or ".join(suffixes)
+        raise DatasetError(f"{raw / folder} holds no {what} file: the copy of {title} is incomplete, get it again")
+    _storable([name for name, _ in found], raw / folder)
+    prefix = folder.rstrip("/")
+    return [(f"{prefix}/{name}", size) for name, size in sorted(found)]
+
+
+def folders(raw: Path, folder: str, title: str) -> list[str]:
+    """Returns the names of the folders inside a folder, sorted; an error if there are none."""
+    with os.scandir(raw / folder) as entries:
+        found = sorted(entry.name for entry in entries if entry.is_dir())
+    if not found:
+        raise DatasetError(f"{raw / folder} holds no folder: the copy of {title} is incomplete, get it again")
+    return _storable(found, raw / folder)
+
+
+def parsed(pattern: re.Pattern[str], file: str, title: str, form: str) -> re.Match[str]:
+    """Matches the last part of a file's path. `form` describes what it should begin with."""
+    match = pattern.match(file.rsplit("/", 1)[-1])
+    if match is None:
+        raise DatasetError(
+            f"{file}: the name does not begin with {form}: remove the file if it is no picture of {title}, else get "
+            f"the data set again"
+        )
+    return match
+
+
+def camera_index(number: int, cameras: int, file: str, title: str) -> int:
+    """Returns a camera's number from 0. Raises DatasetError unless it is one of 1..`cameras`."""
+    if not 1 <= number <= cameras:
+        raise DatasetError(
+            f"{file}: camera {number}, but {title} has cameras 1 to {cameras}: remove or rename the file"
+        )
+    return number - 1
+
+
+def lines(path: Path) -> list[tuple[str, str]]:
+    """Returns ("file, line n", text) of every line of a text file that is not blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} does not exist: get the list again, or correct the path") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not text in UTF-8 ({error}): save it as such") from error
+    return [(f"{path}, line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def path_and_label(path: Path) -> list[tuple[str, str, int]]:
+    """Returns ("file, line n", relative path, label) of a list of lines `relpath label`."""
+    rows = []
+    for where, line in lines(path):
+        match = re.fullmatch(r"\s*(\S.*?)\s+(\d+)\s*", line)
+        if match is None:
+            raise DatasetError(
+                f"{where}: {line.strip()!r} is not `path label`: is this the official list? Get it again"
+            )
+        rows.append((where, match[1], int(match[2])))
+    if not rows:
+        raise DatasetError(f"{path} is empty: get the official list again")
+    return rows
+
+
+def comma_numbers(path: Path) -> list[int]:
+    """Returns the numbers of a list that is one comma-separated line, in order."""
+    numbers: list[int] = []
+    for where, line in lines(path):
+        for column, cell in enumerate(line.split(","), 1):
+            if not cell.strip():
+                continue
+            if not cell.strip().isdigit():
+                raise DatasetError(f"{where}, entry {column}: {cell.strip()!r} is no number: get the list again")
+            numbers.append(int(cell))
+    if not numbers:
+        raise DatasetError(f"{path} is empty: get the official list again")
+    return numbers
+
+
+def listed_size(raw: Path, file: str, where: str) -> int:
+    """Returns the size of a picture that a list names.
+
+    Raises DatasetError naming the list's line if it is missing, or its name not UTF-8.
+    """
+    if not is_utf8(file):
+        raise DatasetError(f"{where}: the picture's name {file!r} is not UTF-8: rename the file, here and on the disk")
+    try:
+        return os.stat(raw / file).st_size
+    except OSError as error:
+        raise DatasetError(
+            f"{where}: the picture {raw / file} is not there: the copy is incomplete, or the folder is not the one the "
+            f"list belongs to"
+        ) from error

@@ -1,0 +1,133 @@
+"""The programs of a run over abstract arrays: the training step, embedding and ranking, ready to be lowered."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from data_pipelines import options as data_options
+from data_pipelines.batches.make import batch_spec
+from data_pipelines.batches.training_data import JointData
+from irm_jax import compile, run
+from irm_jax.evaluation.embed import TABLE_ROWS, EmbeddingModel
+from irm_jax.evaluation.ranking import counting, rank
+from irm_jax.parallel import sharding
+from irm_jax.training import state
+
+RANKED_GALLERY = 82_161
+"""Images of the largest gallery among the test sets of the paper: MSMT17's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function with its abstract arguments, and the mesh that is in scope when it is called."""
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    mesh: Mesh
+    static: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def trace(self) -> Any:
+        """The program as jax.stages.Traced."""
+        with jax.set_mesh(self.mesh):
+            return self.function.trace(*self.arguments, **self.static)
+
+    def lower(self, **options: Any) -> Any:
+        """The program as jax.stages.Lowered; `options`, such as lowering_platforms, go to jax."""
+        with jax.set_mesh(self.mesh):
+            return self.trace().lower(**options)
+
+
+def abstract_batch(config: ConfigDict, data: JointData, mesh: Mesh) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The arrays of a training batch, [accumulate] before [R, b, ...] where batches are accumulated."""
+    sizes = run.model_config(config)
+    accumulate = config.optimizer.accumulate
+    lead = (accumulate,) if accumulate > 1 else ()
+    layout = sharding.batch_sharding(mesh, leading=len(lead))
+    second_view = config.momentum.second_view and data_options.needs_keys(config)
+    spec = batch_spec(data.plan, sizes.image_size, sizes.instruction_image_size, second_view=second_view)
+    return {
+        group: {
+            name: jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=layout) for name, (shape, dtype) in f.items()
+        }
+        for group, f in spec.items()
+    }
+
+
+def training(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:
+    """The one program of a training step."""
+    model, optimizer = run.make_model(config, data), run.make_optimizer(config)
+    whole = sharding.replicated(mesh)
+    constants = data.plan.constant_tokens
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = (
+        state.abstract_state(model, optimizer, constants, mesh, run.memory_shapes(config, data)),
+        abstract_batch(config, data, mesh),
+        jax.ShapeDtypeStruct(constants.shape, constants.dtype, sharding=whole),
+        jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
+    )
+    return [Program("train_step", run.train_step(config, data, model, mesh), arguments, mesh)]
+
+
+def embedding(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:
+    """One batch of images, encoded, then edited under instructions of a full table."""
+    model, optimizer = run.make_model(config, data), run.make_optimizer(config)
+    full = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh)
+    variables = {"params": full.params, "batch_stats": full.batch_stats}
+    embedder = EmbeddingModel(model, variables, data.tokenizer, mesh, config.evaluation.batch_size)
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    size, length = model.config.image_size, model.config.max_length
+    images = jax.ShapeDtypeStruct((embedder.batch_size, *size, 3), np.uint8, sharding=rows)
+    tokens = jax.ShapeDtypeStruct((TABLE_ROWS, length), np.int32)
+    index = jax.ShapeDtypeStruct((embedder.batch_size,), np.int32, sharding=whole)
+    encode, sentences, edit, take = embedder.functions()
+    with jax.set_mesh(mesh):
+        features = _laid(jax.eval_shape(encode, variables, images), rows)
+        table = _laid(jax.eval_shape(sentences, variables, tokens), whole)
+        asked = _laid(jax.eval_shape(take, table, index), whole)
+    return [
+        Program("encode_images", encode, (variables, images), mesh),
+        Program("edit", edit, (variables, features, asked), mesh),
+    ]
+
+
+def ranked(config: ConfigDict, data: JointData, mesh: Mesh, gallery: int = RANKED_GALLERY) -> list[Program]:
+    """One block of queries against a gallery: products, scores, ranks of one tile of positives, best images."""
+    del data
+    width = run.model_config(config).embedding_width
+    line = Mesh(mesh.devices.reshape(-1), (counting.AXIS,), axis_types=(AxisType.Auto,))
+    layout = counting.Layout.of(gallery, line.devices.size)
+    columns = layout.width * layout.shards
+    rows = config.evaluation.query_block or rank.default_block(rank.MOST_ROWS, layout.width)
+
+    def array(shape: tuple[int, ...], dtype: Any, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(line, spec))
+
+    scores = array((rows, columns), np.float32, P(None, counting.AXIS))
+    per_image = array((columns,), np.float32, P(counting.AXIS))
+    queries = array((rows, width), np.float32, P())
+    of_gallery = array((columns, width), np.float32, P(counting.AXIS))
+    query_scale, images = array((rows,), np.float32, P()), array((), np.int32, P())
+    wanted = array((rows, counting.TILE), np.int32, P())
+    laid = {"mesh": line, "layout": layout}
+    return [
+        Program("products", counting.products, (queries, of_gallery, scores), line, {"mesh": line}),
+        Program("to_scores", counting.to_scores, (scores, query_scale, per_image, per_image, images), line, laid),
+        Program("count", counting.count, (scores, wanted), line, laid),
+        Program("top", counting.top, (scores,), line, {**laid, "k": config.evaluation.top_k}),
+    ]
+
+
+def _laid(tree: Any, layout: NamedSharding) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
+
+
+STEPS = dict(zip(compile.STEPS, (training, embedding, ranked), strict=True))
+"""The steps of a run; each is one program or several, called one after the other."""

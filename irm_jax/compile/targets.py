@@ -1,0 +1,138 @@
+"""Devices that are not here: the mesh of a topology, and how a program is compiled for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+
+from irm_jax.compile.analytic_flops import Flops, count
+from irm_jax.compile.chips import GIB, Topology, TopologyError
+from irm_jax.compile.hlo import Module, Traffic
+from irm_jax.compile.programs import Program
+from irm_jax.compile.scheduled import Compilation, CompilerError, Job
+from irm_jax.parallel import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One program compiled: `peak_bytes` a device, and what it moves; `traffic` None where it does not fit, then
+    `peak_bytes` is what the compiler asked for."""
+
+    peak_bytes: int
+    traffic: Traffic | None
+    flops: Flops
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        return self.traffic is not None
+
+
+def make_mesh(shape: Mapping[str, int], topology: Topology) -> Mesh:
+    """The mesh over the topology's devices; for GPUs over as many simulated ones of this machine.
+
+    Raises TopologyError for a topology that the TPU compiler does not know, or without it.
+    """
+    if not topology.chip.is_tpu:
+        devices = jax.devices("cpu")
+        if len(devices) < topology.devices:
+            raise TopologyError(f"{len(devices)} simulated devices, but {topology.name} has {topology.devices}")
+        return sharding.make_mesh(shape, devices[: topology.devices])
+    if importlib.util.find_spec("libtpu") is None:
+        raise TopologyError("the TPU compiler is not installed: pip install -c constraints.txt -e '.[tpu]'")
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {"num_slices": topology.groups} if topology.groups > 1 else {}
+    if topology.chip.name == "v4":
+        options["chip_config_name"] = "megacore"  # one device a chip
+    try:
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
+    except Exception as error:  # the plugin raises whatever it likes
+        raise TopologyError(f"the TPU compiler refuses {topology.name}: {str(error).splitlines()[0]}") from error
+    if len(description.devices) != topology.devices:
+        raise TopologyError(f"{topology.name} has {len(description.devices)} devices for the TPU compiler")
+    return sharding.make_mesh(shape, description.devices)
+
+
+def groups(mesh: Mesh, topology: Topology) -> list[int]:
+    """The slice (TPU) or node (GPU) of each place in the mesh."""
+    places = mesh.devices.reshape(-1)
+    if topology.chip.is_tpu:
+        return [getattr(device, "slice_index", 0) for device in places]
+    return [place // topology.size for place in range(len(places))]
+
+
+def compile_program(program: Program, topology: Topology) -> Compiled:
+    """Compiles one program; that it does not fit into memory is a result, every other error is raised.
+
+    For GPUs it is lowered for CUDA, as proof that it can be, and compiled by XLA:CPU for as many simulated devices:
+    memory and traffic are that program's, an estimate.
+    """
+    start = time.perf_counter()
+    traced = program.trace()
+    flops = count(traced.jaxpr)
+    with jax.set_mesh(program.mesh):
+        if not topology.chip.is_tpu:
+            traced.lower(lowering_platforms=("cuda",))
+        lowered = traced.lower()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            asked = asked_bytes(str(error))
+            if asked is None:
+                raise
+            return Compiled(asked, None, flops, time.perf_counter() - start)
+    traffic = _traffic(program, compiled.as_text())
+    return Compiled(peak_bytes(compiled.memory_analysis()), traffic, flops, time.perf_counter() - start)
+
+
+def schedule_program(program: Program, job: Job) -> Compiled:
+    """The same for a TPU as far as its compiler's schedule and layout, without machine code; `job` names `program`."""
+    start = time.perf_counter()
+    with Compilation(job) as compilation:
+        flops = count(program.trace().jaxpr)
+        try:
+            found = compilation.result()
+        except CompilerError as error:
+            asked = asked_bytes(str(error))
+            if asked is None:
+                raise
+            return Compiled(asked, None, flops, time.perf_counter() - start)
+    return Compiled(found.peak_bytes, _traffic(program, found.text), flops, time.perf_counter() - start)
+
+
+def _traffic(program: Program, text: str) -> Traffic:
+    traffic = Module(text).traffic()
+    if traffic.unknown_loops:
+        logging.warning("%s: the trips of %d loops are not known; counted once", program.name, traffic.unknown_loops)
+    return traffic
+
+
+def peak_bytes(stats: Any) -> int:
+    """A device's peak of a compiled program: what the backend gives, at least the sum of its parts, since XLA:CPU's
+    leaves temporaries out."""
+    parts = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return int(max(getattr(stats, "peak_memory_in_bytes", 0), parts + stats.temp_size_in_bytes))
+
+
+def asked_bytes(message: str) -> int | None:
+    """The memory that the compiler asked for in a refusal ("... required for HLO temporaries (20.51G) exceeds ..."), or
+    None if the message is about something else."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    for pattern in (
+        r"required[^()]*\(([\d.]+)([KMGT])i?B?\)",
+        r"Used ([\d.]+)([KMGT])i?B? of",
+        r"([\d.]+)([KMGT])i?B?\b",
+    ):
+        if found := re.search(pattern, message):
+            return int(float(found[1]) * {"K": 1 << 10, "M": 1 << 20, "G": GIB, "T": 1 << 40}[found[2]])
+    return 0

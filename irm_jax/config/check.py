@@ -1,0 +1,356 @@
+"""Checks a configuration before any device is touched: every key known, every type right, nothing contradictory."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict, FieldReference
+
+from data_pipelines import options, procedural, storage, tasks
+from data_pipelines.batches import layout
+from data_pipelines.instructions.tokenizer import Tokenizer
+from irm_jax import compile
+from irm_jax.config import keys as default
+from irm_jax.config import layer_rates
+from irm_jax.convert import manifest
+from irm_jax.evaluation import protocols
+from irm_jax.logs import timing
+from irm_jax.models import presets
+
+FREE_TABLES = {"data.train": default.train_unit("", "trad"), "evaluation.sets": default.evaluation_set("", "trad", ())}
+"""Tables whose entry names are the user's; each entry has the keys of its template."""
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be run; the message names the key, the cause and the cure."""
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError for the first thing that is wrong."""
+    check_keys(config, default.get_config(), "config")
+    check_values(config)
+
+
+def folder(path: str, where: str) -> epath.Path:
+    """A folder named by the user, local or on object storage. Raises ConfigError if it cannot be reached from here."""
+    try:
+        storage.require_library(path)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return epath.Path(path).expanduser()
+
+
+def check_keys(config: ConfigDict, reference: ConfigDict, path: str) -> None:
+    """Every key of `config` is one of `reference` and has its type. Raises ConfigError naming the nearest key."""
+    for key in config:
+        here = f"{path}.{key}"
+        if key not in reference:
+            raise ConfigError(f"unknown configuration key {here}; {_hint(key, reference, path)}")
+        value = config[key]
+        template = FREE_TABLES.get(here.removeprefix("config."))
+        if template is not None:
+            for name in value:
+                check_keys(value[name], template, f"{here}.{name}")
+        elif isinstance(reference[key], ConfigDict):
+            if not isinstance(value, ConfigDict):
+                raise ConfigError(f"{here} is a table of keys, not {value!r}")
+            check_keys(value, reference[key], here)
+        else:
+            _check_type(value, reference, key, here)
+
+
+def unknown_override(config: ConfigDict, arguments: Sequence[str]) -> str | None:
+    """The message for the first `--config.a.b=...` among command-line arguments whose key `config` lacks, or None."""
+    for argument in arguments:
+        name = argument.partition("=")[0].lstrip("-")
+        if not argument.startswith("-") or not name.startswith("config."):
+            continue
+        table, path = config, "config"
+        for key in name.split(".")[1:]:
+            if not isinstance(table, ConfigDict):
+                return f"unknown configuration key {name}; {path} is a value, it holds no keys"
+            if key not in table:
+                return f"unknown configuration key {path}.{key}; {_hint(key, table, path)}"
+            table, path = table[key], f"{path}.{key}"
+    return None
+
+
+def _hint(key: str, table: ConfigDict, path: str) -> str:
+    near = difflib.get_close_matches(key, list(table), n=1, cutoff=0.5)
+    return f"did you mean {path}.{near[0]}?" if near else f"the keys there are {', '.join(sorted(table))}"
+
+
+def _check_type(value: Any, reference: ConfigDict, key: str, path: str) -> None:
+    field = reference.get_ref(key)
+    expected = field.get_type() if isinstance(field, FieldReference) else type(reference[key])
+    if value is None and reference[key] is None:
+        return
+    fits = (
+        isinstance(value, expected)
+        or (expected is float and isinstance(value, int))
+        or (expected is tuple and isinstance(value, list))
+    )
+    if not fits or (isinstance(value, bool) and expected in (int, float)):
+        raise ConfigError(f"{path} = {value!r} is of type {type(value).__name__}; it must be {expected.__name__}")
+
+
+AT_LEAST = {
+    **dict.fromkeys(
+        (
+            "data.batch_size", "data.batch_blocks", "data.prefetch", "train.steps", "train.log_every",
+            "optimizer.accumulate", "checkpoint.keep", "evaluation.batch_size", "evaluation.top_k", "compare.samples",
+            "model.vocab_multiple", "model.identity_multiple", "model.width", "model.image_depth", "model.image_heads",
+            "model.patch", "model.stride", "model.text_depth", "model.text_heads", "model.instruction_tokens",
+            "model.template_depth", "model.template_heads", "model.template_patch", "model.editing_depth",
+            "model.projection_width",
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            "data.workers", "data.threads", "train.evaluate_every", "checkpoint.every", "optimizer.warmup_steps",
+            "optimizer.weight_decay", "optimizer.clip_norm", "evaluation.query_block", "evaluation.rescore_top",
+            "report.queries", "report.rollouts", "model.part_tokens", "model.fusion_depth", "loss.alpha", "loss.margin",
+            "loss.rank_weight", "loss.composed_weight", "loss.contrastive_weight", "loss.matching_weight",
+            "loss.masked_weight", "loss.replaced_weight", "text_to_image.queue_size", "text_to_image.soft_ramp_steps",
+            "memory_bank.size", "memory_bank.ramp_steps", "memory_bank.soft_ramp_steps", "memory_bank.weight",
+            "memory_bank.hard_weight", "memory_bank.soft_weight",
+        ),
+        0,
+    ),
+    "model.max_length": 3,  # [CLS], a word, [SEP]
+}  # fmt: skip
+POSITIVE = ("model.mlp_ratio", "model.temperature", "optimizer.learning_rate", "memory_bank.temperature")
+SHARES = (
+    "data.instruction_dropout", "text_to_image.soft_weight", "text_to_image.masked_probability",
+    "text_to_image.replaced_probability",
+)  # fmt: skip
+BELOW_ONE = (
+    "model.text_dropout", "model.drop_path", "model.editing_drop_path", "optimizer.beta1", "optimizer.beta2",
+    "momentum.decay", "loss.instruction_mean_momentum",
+)  # fmt: skip
+"""Ranges of numbers, by path below `config`; those left to the preset (None) are not looked at."""
+
+
+def _range_problems(config: ConfigDict) -> Iterator[str]:
+    rules: list[tuple[Iterable[str], Callable[[str, Any], bool], str]] = [
+        (AT_LEAST, lambda key, value: value >= AT_LEAST[key], "must be at least {least}"),
+        (POSITIVE, lambda _, value: value > 0, "must be positive"),
+        (SHARES, lambda _, value: 0 <= value <= 1, "must lie between 0 and 1"),
+        (BELOW_ONE, lambda _, value: 0 <= value < 1, "must be at least 0 and below 1"),
+    ]
+    for keys, fits, words in rules:
+        for path in keys:
+            table, _, key = path.rpartition(".")
+            value = config[table][key]
+            if value is not None and not fits(path, value):
+                yield f"config.{path} = {value} {words.format(least=AT_LEAST.get(path))}"
+    for key in ("image_size", "instruction_image_size"):
+        size = config.model[key]
+        if size is not None and (len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size)):
+            yield f"config.model.{key} = {tuple(size)}; it must be (height, width) in pixels"
+
+
+def _model_problems(config: ConfigDict) -> Iterator[str]:
+    m = config.model
+    if m.preset not in presets.PRESETS:
+        yield f"config.model.preset = {m.preset!r}; the presets are {', '.join(presets.PRESETS)}"
+    if m.dtype not in ("float32", "bfloat16"):
+        yield f"config.model.dtype = {m.dtype!r}; it must be float32 or bfloat16 (parameters are always float32)"
+    if m.remat not in presets.REMAT:
+        yield f"config.model.remat = {m.remat!r}; it must be one of {', '.join(presets.REMAT)}"
+    if m.template_statistics not in (None, "clip", "imagenet"):
+        yield f"config.model.template_statistics = {m.template_statistics!r}; it must be clip or imagenet"
+    for key in ("stem", "template_stem"):
+        if m[key] not in (None, "patch", "conv"):
+            yield f"config.model.{key} = {m[key]!r}; it must be patch or conv"
+    yield from _refused("config.model", lambda: presets.from_options(m.to_dict()))
+
+
+def _init_problems(config: ConfigDict) -> Iterator[str]:
+    model, words = presets.from_options(config.model.to_dict()), Tokenizer(vocab=config.data.vocab)
+    yield from manifest.problems(config.init, model, words.entries, config.data.vocab)
+
+
+def _data_problems(config: ConfigDict) -> Iterator[str]:
+    d = config.data
+    if not d.train:
+        yield "config.data.train is empty: name at least one data set, as configs/procedural.py does"
+    for axis, size in config.mesh.items():
+        if size < 1 and size != -1:
+            yield f"config.mesh.{axis} = {size}; it must be a number of devices, or -1 for the rest"
+    if d.leaks not in ("refuse", "warn"):
+        yield f"config.data.leaks = {d.leaks!r}; it must be refuse or warn"
+    yield from _refused("config.data.dir", lambda: storage.require_library(d.dir))
+    yield from _refused("config.data.vocab", lambda: Tokenizer(vocab=d.vocab))
+    yield from _refused("config.data.procedural", lambda: procedural.Benchmark(**options.benchmark_options(config)))
+    for name, unit in d.train.items():
+        if unit.task not in tasks.TASKS:
+            yield f"config.data.train.{name}.task = {unit.task!r}; the tasks are {', '.join(tasks.TASKS)}"
+            continue
+        spec = tasks.task(unit.task)
+        if spec.has_query_image and unit.images_per_identity < 2:
+            yield (
+                f"config.data.train.{name}.images_per_identity = {unit.images_per_identity}: the triplet loss of task "
+                f"{unit.task} needs at least 2 images of each identity in a batch"
+            )
+        if unit.loss_weight < 0:
+            yield f"config.data.train.{name}.loss_weight = {unit.loss_weight} must not be negative"
+        yield from _refused(f"config.data.train.{name}", partial(options.augment_of, config, name))
+    yield from _refused("config.data.train", lambda: options.units_of(config))
+    yield from _refused("config.data.train", lambda: options.augments_of(config))
+    if d.train and (problem := block_problem(config, max(config.mesh.data, 1) * max(config.mesh.fsdp, 1))):
+        yield problem
+    if d.train and not sum(unit.loss_weight for unit in d.train.values()) > 0:
+        yield "the loss_weight of every data set in config.data.train is 0; give at least one a positive weight"
+
+
+def block_problem(config: ConfigDict, pieces: int) -> str | None:
+    """What is wrong with the batch's blocks where rows are cut into `pieces`, with the two keys that mend it."""
+    d = config.data
+    if d.batch_blocks % pieces == 0:
+        return None
+    blocks, size = fitting_batch(config, pieces)
+    return (
+        f"config.data.batch_blocks = {d.batch_blocks} does not divide over the {pieces} devices of mesh.data * "
+        f"mesh.fsdp; set --config.data.batch_blocks={blocks} --config.data.batch_size={size} (a step had "
+        f"{d.batch_size} rows; a block holds whole people of every data set), or use fewer devices"
+    )
+
+
+def fitting_batch(config: ConfigDict, pieces: int) -> tuple[int, int]:
+    """(batch_blocks, batch_size) nearest to the configuration's that rows cut into `pieces` allow; no fewer rows."""
+    d = config.data
+    blocks = pieces * max(1, round(d.batch_blocks / pieces))
+    return blocks, layout.next_batch_size(options.units_of(config), d.batch_size, blocks)
+
+
+def _run_problems(config: ConfigDict) -> Iterator[str]:
+    o, t, e, loss = config.optimizer, config.train, config.evaluation, config.loss
+    if loss.instruction_similarity not in ("centered", "raw"):
+        yield f"config.loss.instruction_similarity = {loss.instruction_similarity!r}; it must be centered or raw"
+    if loss.triplet_unit not in ("feature", "spread"):
+        yield f"config.loss.triplet_unit = {loss.triplet_unit!r}; it must be feature or spread"
+    if e.metric not in ("cosine", "euclidean"):
+        yield f"config.evaluation.metric = {e.metric!r}; it must be cosine or euclidean"
+    if e.tau_similarity not in ("attributes", "clothes", "model"):
+        yield f"config.evaluation.tau_similarity = {e.tau_similarity!r}; it must be attributes, clothes or model"
+    if any(not isinstance(tau, int | float) or not 0 <= tau <= 1 for tau in e.taus):
+        yield f"config.evaluation.taus = {tuple(e.taus)}; each must lie between 0 and 1"
+    try:
+        re.compile(o.no_decay)
+    except re.error as error:
+        yield f"config.optimizer.no_decay = {o.no_decay!r} is no regular expression: {error}"
+    recipe = layer_rates.Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay)
+    yield from _refused("config.optimizer", recipe.check)
+    yield from _refused("config.profile", lambda: timing.profiled_steps(config.profile))
+    if (traced := timing.profiled_steps(config.profile)) and traced[0] > t.steps:
+        yield f"config.profile = {config.profile!r} begins after the last step, config.train.steps = {t.steps}"
+    steps = tuple(config.compile.steps)
+    if not steps or set(steps) - set(compile.STEPS):
+        yield f"config.compile.steps = {steps}; it must name one or more of {', '.join(compile.STEPS)}"
+    if config.compile.search_batch and "train" not in steps:
+        yield "config.compile.search_batch looks for a training batch; add 'train' to config.compile.steps"
+    yield from _test_set_problems(config)
+
+
+def _bank_problems(config: ConfigDict) -> Iterator[str]:
+    b, here = config.memory_bank, "config.memory_bank"
+    if b.dtype not in ("float32", "bfloat16"):
+        yield f"{here}.dtype = {b.dtype!r}; it must be float32 or bfloat16"
+    if b.negatives not in ("all", "task"):
+        yield f"{here}.negatives = {b.negatives!r}; it must be all or task"
+    yield from _overlap_problems(b.overlaps, here)
+    known = [unit.task for unit in config.data.train.values() if unit.task in tasks.TASKS]
+    if b.size and known and not any(tasks.task(name).has_query_image for name in known):
+        yield f"{here}.size = {b.size}: a bank holds keys of rows with an instruction, and no training set has any"
+
+
+def _overlap_problems(pairs: Sequence[str], table: str) -> Iterator[str]:
+    for pair in pairs:
+        names = pair.split(":")
+        if len(names) != 2 or not all(names):
+            yield f"{table}.overlaps: {pair!r} is no pair of data sets; write 'A:B'"
+        elif names[0] == names[1]:
+            yield f"{table}.overlaps: {pair!r} is one data set; name two, 'A:B'"
+
+
+def _caption_problems(config: ConfigDict) -> Iterator[str]:
+    t, loss, here = config.text_to_image, config.loss, "config.text_to_image"
+    if t.queue_size and not t.momentum_contrast:
+        yield (
+            f"{here}.queue_size = {t.queue_size}, but the queue is read by the momentum contrast only; set "
+            f"{here}.momentum_contrast=True, or queue_size to 0"
+        )
+    asked = [key for key in ("matching_weight", "masked_weight", "replaced_weight") if loss[key] > 0]
+    depth = presets.from_options(config.model.to_dict()).fusion_depth
+    if asked and depth < 1:
+        yield (
+            f"config.loss.{asked[0]} = {loss[asked[0]]} needs the layers in which captions read images; set "
+            "config.model.fusion_depth (ALBEF: 6)"
+        )
+    given = asked + [f"{here}.momentum_contrast"] * t.momentum_contrast
+    known = [unit.task for unit in config.data.train.values() if unit.task in tasks.TASKS]
+    if given and known and all(tasks.task(name).has_query_image for name in known):
+        yield f"config: {given[0]} is on, but no training set has captions (task t2i); switch it off or add one"
+
+
+def _test_set_problems(config: ConfigDict) -> Iterator[str]:
+    sets = config.evaluation.sets
+    if not sets:
+        yield "config.evaluation.sets is empty: name at least one test set, as configs/procedural.py does"
+    asked: dict[str, str] = {}
+    for name, entry in sets.items():
+        here = f"config.evaluation.sets.{name}"
+        if entry.task not in tasks.TASKS:
+            yield f"{here}.task = {entry.task!r}; the tasks are {', '.join(tasks.TASKS)}"
+        if not entry.protocols:
+            yield f"{here}.protocols is empty; name at least one protocol"
+        for protocol in entry.protocols:
+            yield from _refused(f"{here}.protocols", partial(protocols.protocol_of, protocol))
+            if protocols.protocol_of(protocol).task != entry.task:
+                yield f"{here}: protocol {protocol} is of task {protocols.protocol_of(protocol).task}, not {entry.task}"
+            if protocol in asked:
+                yield f"{here}: protocol {protocol} is that of test set {asked[protocol]} already; name it once"
+            asked[protocol] = name
+        using = [protocol for protocol in entry.protocols if protocols.protocol_of(protocol).distractors]
+        if bool(using) != bool(entry.distractors):
+            cause = f"protocol {using[0]} needs distractors" if using else "no protocol uses the distractors"
+            yield (
+                f"{here}: {cause}; name their splits in {here}.distractors, and NAME+distractors in {here}.protocols"
+            )
+    yield from _overlap_problems(config.evaluation.overlaps, "config.evaluation")
+    tested = {entry.data_set for entry in sets.values()}
+    for name in (name for pair in config.evaluation.overlaps for name in pair.split(":")):
+        if name not in tested:
+            yield (
+                f"config.evaluation.overlaps names {name}, which no test set shows; the data sets there are "
+                f"{', '.join(sorted(tested))}"
+            )
+    best = config.checkpoint.best_metric
+    if best != "mean_mAP" and best not in asked:
+        yield f"config.checkpoint.best_metric = {best!r}; it must be mean_mAP or one of {', '.join(asked)} (its mAP)"
+
+
+def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
+    """What the part itself says against its options, if anything."""
+    try:
+        make()
+    except (ValueError, OSError) as error:
+        yield f"{where}: {error}"
+
+
+def check_values(config: ConfigDict) -> None:
+    """Settings that contradict each other. Raises ConfigError."""
+    checks = (
+        _range_problems, _model_problems, _data_problems, _init_problems, _run_problems, _bank_problems,
+        _caption_problems,
+    )  # fmt: skip
+    for problems in checks:
+        for problem in problems(config):
+            raise ConfigError(problem)

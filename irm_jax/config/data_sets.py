@@ -1,0 +1,65 @@
+"""The published data sets as entries of `data.train` and `evaluation.sets`, each with its task and its protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from irm_jax.config import keys as default
+
+TEST: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "market1501": ("trad", ("market1501",), {}),
+    "msmt17": ("trad", ("msmt17",), {}),
+    "cuhk03_detected": ("trad", ("cuhk03_np",), {}),
+    "cuhk03_labeled": ("trad", ("cuhk03_np+labeled",), {}),
+    "cuhk01": ("trad", ("cuhk01",), {}),
+    "prcc": (
+        "cc",
+        ("prcc_cross+multi_shot", "prcc_cross+single_shot", "prcc_same+multi_shot", "prcc_same+single_shot"),
+        {},
+    ),
+    "ltcc": ("cc", ("ltcc_cc", "ltcc_general", "ltcc_sc"), {}),
+    "vcclothes": ("cc", ("vcclothes_cc", "vcclothes_all", "vcclothes_sc"), {}),
+    "real2_ctcc": ("ctcc", ("real2_ctcc", "real2_ctcc+clothes"), {}),
+    "real2_li": ("li", ("real2_li", "real2_li+clothes"), {}),
+    "market1501_attributes": ("li", ("own_li",), {}),
+    "llcm": ("vi", ("llcm_n2v", "llcm_v2n", "llcm_v2n@released"), {"query_split": "test", "gallery_split": "test"}),
+    "sysu_mm01": ("vi", ("sysu_all", "sysu_indoor"), {}),
+    "cuhk_pedes": ("t2i", ("cuhk_pedes",), {}),
+    "cuhk_pedes_part": ("t2i", ("cuhk_pedes_part",), {}),
+}
+"""Data set -> task, protocols (the first is the headline), other keys of its entry."""
+TRAIN = {name: task for name, (task, _, _) in TEST.items()} | {
+    "msmt17_trainval": "trad",
+    "real1_ctcc": "ctcc",
+    "real1_li": "li",
+    "synth_pedes": "t2i",
+}
+"""Data set -> task. Some have no training part (Real2): opening them says so."""
+
+
+def train_on(config: ConfigDict, names: Sequence[str]) -> None:
+    """Adds training sets. Raises ValueError for a data set that is not in the table."""
+    with config.unlocked():
+        for name in names:
+            task = _known(TRAIN, name)
+            config.data.train[name] = default.train_unit(name, task)
+            if task == "t2i":
+                config.data.train[name].images_per_identity = 1
+
+
+def test_on(config: ConfigDict, names: Sequence[str]) -> None:
+    """Adds test sets under their protocols. Raises ValueError for a data set that is not in the table."""
+    with config.unlocked():
+        for name in names:
+            task, protocols, keys = _known(TEST, name)
+            config.evaluation.sets[name] = default.evaluation_set(name, task, protocols)
+            config.evaluation.sets[name].update(keys)
+
+
+def _known(table: dict[str, Any], name: str) -> Any:
+    if name not in table:
+        raise ValueError(f"no data set {name!r}; known are {', '.join(table)}")
+    return table[name]

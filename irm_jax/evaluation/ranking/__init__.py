@@ -1,0 +1,1 @@
+"""Ranks galleries for queries under a protocol: relations, scores on devices, metrics, re-ranking."""

@@ -1,0 +1,65 @@
+"""Rows of a joint batch: block arrays as flat rows, their weights, and means a task."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from data_pipelines.tasks import TaskSpec
+from irm_jax.parallel import sharding
+
+Array = jax.Array
+Metrics = dict[str, Array]
+Batch = Mapping[str, Mapping[str, Array]]
+COMPARED = ("identity", "dataset", "task", "clothes", "valid", "attributes", "instruction", "instruction_key")
+"""Columns of a batch that losses compare between any two rows."""
+
+
+def flat(x: Array) -> Array:
+    """[R, b, D] -> [R*b, D]."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def join(parts: Sequence[Array]) -> Array:
+    """Fields [R, b_g, ...] of the groups -> [R*B, ...] in row order."""
+    return flat(jnp.concatenate([*parts], axis=1))
+
+
+def whole_columns(batch: Batch) -> Batch:
+    """The batch with its compared columns [R, b] and [R, b, slots] whole on every device, all by one collective.
+
+    Left to the compiler, each comparison gathers its columns again: a hundred collectives of a few kilobytes.
+    """
+    names = [(group, name) for group, fields in batch.items() for name in COMPARED if name in fields]
+    parts = [batch[group][name] for group, name in names]
+    flattened = [part.reshape(part.shape[0], -1).astype(jnp.int32) for part in parts]
+    stops = list(itertools.accumulate(part.shape[1] for part in flattened))
+    gathered = jnp.split(sharding.constrain_whole(jnp.concatenate(flattened, axis=1)), stops[:-1], axis=1)
+    whole: dict[str, dict[str, Array]] = {group: dict(fields) for group, fields in batch.items()}
+    for (group, name), part, column in zip(names, parts, gathered, strict=True):
+        whole[group][name] = column.reshape(part.shape).astype(part.dtype)
+    return whole
+
+
+def row_weights(dataset: Array, valid: Array, data_set_weight: Sequence[float], total: float) -> Array:
+    """f32[B]: weight of each row, so that a weighted sum is sum_d w_d * mean over rows of d / total."""
+    weights = jnp.asarray(data_set_weight, jnp.float32)
+    member = (dataset[:, None] == jnp.arange(len(data_set_weight))[None]) & valid[:, None]
+    rows = jnp.maximum(jnp.sum(member, axis=0).astype(jnp.float32), 1.0)
+    share = weights / (rows * jnp.float32(total))
+    return jnp.sum(jnp.where(member, share[None], 0.0), axis=1)
+
+
+def per_task(measured: Metrics, task: Array, valid: Array, tasks: Sequence[TaskSpec]) -> Metrics:
+    """Mean over the valid rows of each task, as `task/name`."""
+    metrics = {}
+    for spec in tasks:
+        member = (task == spec.id) & valid
+        rows = jnp.maximum(jnp.sum(member), 1)
+        for key, value in measured.items():
+            total = jnp.sum(jnp.where(member, value, jnp.zeros((), value.dtype)))
+            metrics[f"{spec.name}/{key}"] = total / rows.astype(value.dtype)
+    return metrics

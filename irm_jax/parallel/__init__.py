@@ -1,0 +1,1 @@
+"""Meshes, the sharding rules, and several processes that run one program."""

@@ -1,0 +1,252 @@
+"""From a configuration to the parts of a run: model, optimizer, training data, test sets. Config stops here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines import tasks
+from data_pipelines.batches import training_data
+from data_pipelines.batches.training_data import JointData
+from data_pipelines.instructions import vocabulary as caption_vocabulary
+from data_pipelines.people import tested_people
+from irm_jax.checkpoint import saving
+from irm_jax.config.check import ConfigError
+from irm_jax.config.layer_rates import Recipe
+from irm_jax.convert.warm_start import Sources
+from irm_jax.evaluation import test_sets
+from irm_jax.evaluation.embed import EmbeddingModel
+from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
+from irm_jax.losses.words import Vocabulary
+from irm_jax.models import presets
+from irm_jax.models.irm import IRM
+from irm_jax.models.presets import IRMConfig
+from irm_jax.objectives.options import BankOptions, CaptionOptions, LossOptions
+from irm_jax.parallel import processes
+from irm_jax.training import optimizer as optimizers
+from irm_jax.training.state import BankShape, MemoryShapes
+from irm_jax.training.step import make_train_step
+
+FREE_MODEL_KEYS = (
+    "dtype", "remat", "text_dropout", "drop_path", "editing_drop_path", "temperature", "identity_multiple",
+)  # fmt: skip
+"""Keys that may change between a checkpoint and its use: the parameters keep their shapes and their meaning."""
+
+
+def model_config(config: ConfigDict, *, vocab_size: int = 1, num_identities: int = 1) -> IRMConfig:
+    """The preset with the keys that `config.model` sets; vocabulary and identities rounded up to their multiples."""
+    return presets.from_options(config.model.to_dict(), vocab_size=vocab_size, num_identities=num_identities)
+
+
+def check_model(saved: Mapping[str, Any], config: ConfigDict) -> None:
+    """Raises CheckpointError naming the keys in which a checkpoint's model is another one than the configuration's."""
+    fixed = [{k: v for k, v in m.items() if k not in FREE_MODEL_KEYS} for m in (saved["model"], config.model.to_dict())]
+    if lines := saving.differences(*fixed):
+        words = "; ".join(f"config.model.{line}" for line in lines)
+        raise saving.CheckpointError(
+            f"the checkpoint is of another model: {words}. Set these keys as they were, or use another workdir"
+        )
+
+
+def open_training(config: ConfigDict) -> JointData:
+    """The training sets and batch plan, in the image and sentence sizes of the model."""
+    sizes = model_config(config)
+    with processes.main_first("training data"):
+        return training_data.open_training(
+            config, image_size=sizes.image_size, instruction_image_size=sizes.instruction_image_size,
+            max_length=sizes.max_length,
+        )  # fmt: skip
+
+
+def check_leaks(config: ConfigDict, data: JointData, sets: Sequence[test_sets.EvaluationSet]) -> None:
+    """Raises ConfigError if people of a training set stand in another data set's test; warns if that is allowed."""
+    splits: dict[str, list[str]] = {}
+    opened = {}
+    for part in (part for test in sets for part in (test.query, *test.parts)):
+        opened[part.dataset.name] = part.dataset
+        splits.setdefault(part.dataset.name, []).append(part.split)
+    tests = {name: (dataset, sorted(set(splits[name]))) for name, dataset in opened.items()}
+    found = tested_people.leaks([data.datasets[name] for name in data.plan.datasets], tests)
+    if found and config.data.leaks == "refuse":
+        raise ConfigError(
+            f"{tested_people.refusal(found)}, or accept figures that are too good with config.data.leaks=warn"
+        )
+    if found:
+        logging.warning("%s", tested_people.refusal(found))
+
+
+def check_words(config: ConfigDict, data: JointData) -> None:
+    """Raises ConfigError if the built-in vocabulary is not that of the training sentences; of another one it warns."""
+    found = caption_vocabulary.misfits([data.datasets[name] for name in data.plan.datasets], data.tokenizer)
+    if not found:
+        return
+    words = f"config.data.vocab = {config.data.vocab!r} does not suit the training data. {'; '.join(found)}"
+    if config.data.vocab != "builtin":
+        logging.warning("%s", words)
+        return
+    raise ConfigError(
+        f"{words}. It holds the words of the drawn benchmark: give the folder of another, --config.data.vocab=FOLDER. "
+        f"`python -m data_pipelines.instructions.vocabulary --data_dir {config.data.dir} --out FOLDER` makes one of "
+        "the training captions; BERT's comes with its weights (README, 'Pretrained weights')"
+    )
+
+
+def make_model(config: ConfigDict, data: JointData) -> IRM:
+    return IRM(model_config(config, vocab_size=data.tokenizer.vocab_size, num_identities=data.space.num_head))
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    o = config.optimizer
+    return optimizers.make_optimizer(
+        learning_rate=o.learning_rate, steps=config.train.steps, warmup_steps=o.warmup_steps,
+        weight_decay=o.weight_decay, no_decay=o.no_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.clip_norm,
+        recipe=Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay),
+    )  # fmt: skip
+
+
+def train_step(config: ConfigDict, data: JointData, model: IRM, mesh: Mesh) -> jax.stages.Wrapped:
+    """The jitted training step of a run, see `make_train_step`."""
+    members, optimizer = jnp.asarray(head_members(data, model)), make_optimizer(config)
+    return make_train_step(model, optimizer, loss_options(config, data), members, mesh, frozen=config.optimizer.frozen)
+
+
+def init_sources(config: ConfigDict) -> Sources:
+    """Where a fresh run's weights come from."""
+    return Sources(**config.init.to_dict())
+
+
+def loss_options(config: ConfigDict, data: JointData) -> LossOptions:
+    """Losses with each data set's weight, in the plan's order of data sets; units that share one add up."""
+    used = {layout.task_id for layout in data.plan.units}
+    weights, caption_weights = [0.0] * len(data.plan.datasets), [0.0] * len(data.plan.datasets)
+    for layout in data.plan.units:
+        of = caption_weights if layout.group == "caption" else weights
+        of[layout.dataset] += layout.unit.loss_weight
+    loss = config.loss
+    return LossOptions(
+        tasks=tuple(spec for spec in tasks.TASKS.values() if spec.id in used),
+        composed_tasks=tuple(sorted({u.unit.task for u in data.plan.units if u.composed_rows})),
+        data_set_weight=tuple(weights),
+        caption_weight=tuple(caption_weights),
+        alpha=loss.alpha,
+        triplet_unit=loss.triplet_unit,
+        margin=loss.margin,
+        rank_weight=loss.rank_weight,
+        instruction_similarity=loss.instruction_similarity,
+        instruction_mean_momentum=loss.instruction_mean_momentum,
+        composed_weight=loss.composed_weight,
+        momentum=config.momentum.decay,
+        captions=caption_options(config, data),
+        bank=bank_options(config, data) if config.memory_bank.size else None,
+    )
+
+
+def bank_options(config: ConfigDict, data: JointData) -> BankOptions:
+    """How the memory bank is used. Raises ConfigError for an overlap of data sets that are not trained on."""
+    b = config.memory_bank
+    pairs = [tuple(pair.split(":")) for pair in b.overlaps]
+    for name in {name for pair in pairs for name in pair} - set(data.plan.datasets):
+        raise ConfigError(
+            f"config.memory_bank.overlaps names {name}, which is not trained on; the training sets are "
+            f"{', '.join(data.plan.datasets)}"
+        )
+    numbers = {name: number for number, name in enumerate(data.plan.datasets)}
+    return BankOptions(
+        temperature=b.temperature, weight=b.weight, ramp_steps=b.ramp_steps, hard_weight=b.hard_weight,
+        soft_weight=b.soft_weight, soft_ramp_pushes=b.soft_ramp_steps * config.optimizer.accumulate,
+        task_negatives=b.negatives == "task",
+        known_overlap=tuple((numbers[one], numbers[other]) for one, other in pairs),
+    )  # fmt: skip
+
+
+def caption_options(config: ConfigDict, data: JointData) -> CaptionOptions:
+    """The text-to-image objectives."""
+    loss, t, words = config.loss, config.text_to_image, data.tokenizer
+    return CaptionOptions(
+        contrastive_weight=loss.contrastive_weight, matching_weight=loss.matching_weight,
+        masked_weight=loss.masked_weight, replaced_weight=loss.replaced_weight, queue=t.momentum_contrast,
+        soft_weight=t.soft_weight, soft_ramp_steps=t.soft_ramp_steps, masked_probability=t.masked_probability,
+        replaced_probability=t.replaced_probability, release_mlm_axis=t.release_mlm_axis,
+        release_mask_sep=t.release_mask_sep,
+        vocabulary=Vocabulary(words.vocab_size, words.pad_id, words.cls_id, words.sep_id, words.mask_id),
+    )  # fmt: skip
+
+
+def memory_shapes(config: ConfigDict, data: JointData) -> MemoryShapes:
+    """The momentum model, bank and queue of a run, for the batches of the plan."""
+    plan, bank, queue = data.plan, config.memory_bank, config.text_to_image.queue_size
+    captions = caption_options(config, data).needs_momentum and "caption" in plan.groups
+    rows = sum(plan.rows(group) for group in plan.groups)
+    return MemoryShapes(
+        momentum=bool(bank.size) or captions,
+        bank=BankShape(bank.size, plan.batch_blocks, rows, bank.dtype) if bank.size else None,
+        queue=BankShape(queue, plan.batch_blocks, plan.rows("caption"), bank.dtype) if queue and captions else None,
+    )
+
+
+def head_members(data: JointData, model: IRM) -> np.ndarray:
+    """bool[data sets, padded identities]: among which identities a row of each data set is classified."""
+    members = np.zeros((len(data.plan.datasets), model.config.num_identities), bool)
+    members[:, : data.space.num_head] = data.space.members
+    return members
+
+
+def open_evaluation_sets(config: ConfigDict) -> list[test_sets.EvaluationSet]:
+    """All test sets, in one space of people and cameras."""
+    entries = {name: config.evaluation.sets[name] for name in sorted(config.evaluation.sets)}
+    parts = {name: [(e.data_set, e.query_split), (e.data_set, e.gallery_split)] for name, e in entries.items()}
+    for name, entry in entries.items():
+        for text in entry.distractors:
+            data_set, _, split = text.rpartition(":")
+            parts[name].append((data_set or entry.data_set, split))
+    with processes.main_first("test data"):
+        datasets = training_data.open_datasets(config, [data_set for part in parts.values() for data_set, _ in part])
+    space = test_sets.PeopleSpace()
+    sets = []
+    for number, (name, entry) in enumerate(entries.items()):
+        query, gallery, *distractors = [(datasets[data_set], split) for data_set, split in parts[name]]
+        sets.append(
+            test_sets.load_set(
+                name, tasks.task(entry.task), entry.protocols, entry.task_free, query, gallery, distractors,
+                space, number,
+            )
+        )  # fmt: skip
+    return sets
+
+
+def embedding_model(
+    config: ConfigDict, model: IRM, variables: Mapping[str, Any], tokenizer: Any, mesh: Mesh
+) -> EmbeddingModel:
+    return EmbeddingModel(model, variables, tokenizer, mesh, config.evaluation.batch_size)
+
+
+def evaluate(config: ConfigDict, embedder: EmbeddingModel, sets: list[test_sets.EvaluationSet]) -> Evaluation:
+    e = config.evaluation
+    # A head that judges pairs was trained here, or came with a whole model.
+    judges = config.loss.matching_weight > 0 or (config.init.model and embedder.model.config.fusion_depth)
+    options = Options(
+        metric=e.metric, query_block=e.query_block, top_k=e.top_k, taus=tuple(e.taus), tau_similarity=e.tau_similarity,
+        task_free=e.task_free, controls=e.controls, top500=e.top500, flip=e.flip, rerank=e.rerank, open_set=e.open_set,
+        overlaps=tuple(tuple(pair.split(":")) for pair in e.overlaps),
+        rescore_top=e.rescore_top if judges else 0,
+        seed=config.seed, threads=config.data.threads, workers=config.data.workers,
+    )  # fmt: skip
+    return Evaluator(embedder, sets, options).run()
+
+
+def enable_compilation_cache(config: ConfigDict) -> None:
+    """Programs compiled once are read from disk by later runs."""
+    if config.compilation_cache:
+        folder = epath.Path(config.compilation_cache).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,0 +1,272 @@
+"""Workdir and data on object storage, against a bucket in memory behind gs:// (bucket.py)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from bucket import Bucket, install
+from etils import epath
+from ml_collections import ConfigDict
+from tensorboardX.proto.event_pb2 import Event
+
+from data_pipelines import procedural, storage
+from data_pipelines.batches import stated_data, training_data
+from data_pipelines.dataset import files, local_copy, shards
+from irm_jax.config import check
+from irm_jax.evaluation import compare
+from irm_jax.evaluation.ranking.metrics import Ranking
+from irm_jax.evaluation.report import write
+from irm_jax.logs import metric_log
+from irm_jax.logs.growing_file import GrowingFile
+from irm_jax.logs.metric_log import MetricLog, read_metrics
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    return install(monkeypatch)
+
+
+def test_a_growing_file_is_written_whole_now_and_then_and_at_the_end(bucket: Bucket) -> None:
+    now = [100.0]
+    file = GrowingFile(epath.Path("gs://bucket/log"), b"old\n", seconds=30.0, clock=lambda: now[0])
+    for seconds in (0.0, 10.0, 19.0, 2.0, 5.0):
+        now[0] += seconds
+        file.write(f"{seconds}\n")
+        file.flush()
+    assert bucket.files["bucket/log"] == b"old\n0.0\n10.0\n19.0\n2.0\n"
+    assert bucket.written == ["bucket/log"] * 2
+    file.close()
+    file.close()
+    assert bucket.files["bucket/log"] == b"old\n0.0\n10.0\n19.0\n2.0\n5.0\n"
+    assert bucket.written == ["bucket/log"] * 3
+
+
+def events(data: bytes) -> list[Event]:
+    found = []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        found.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return found
+
+
+def test_the_metric_log_of_a_run_and_of_its_resumption(bucket: Bucket) -> None:
+    workdir = epath.Path("gs://bucket/runs/a")
+    with MetricLog(workdir) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"loss": float(step)})
+    with MetricLog(workdir, 2) as log:
+        log.write(3, {"loss": 30.0})
+    assert [(r["step"], r["loss"]) for r in read_metrics(workdir)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    first, second = (events(bucket.files[name]) for name in sorted(bucket.files) if "tensorboard/events" in name)
+    values = [(v.tag, e.step, v.simple_value) for e in first for v in e.summary.value]
+    assert values == [("loss", 1, 1.0), ("loss", 2, 2.0), ("loss", 3, 3.0)]
+    assert [e.step for e in second if e.HasField("session_log")] == [3]  # what TensorBoard drops from there on
+    with MetricLog(workdir):
+        pass
+    assert b"30.0" in bucket.files["bucket/runs/a/metrics.previous.jsonl"]
+    assert read_metrics(workdir) == []
+    for seed in (3, 4):
+        metric_log.write_run_metadata(workdir, {"seed": seed})
+    assert [start["seed"] for start in json.loads(bucket.files["bucket/runs/a/run.json"])] == [3, 4]
+
+
+def test_report_and_comparison(bucket: Bucket, tmp_path: Path) -> None:
+    """The files are those of a local workdir, byte by byte."""
+    figures = {**dict.fromkeys(("mAP", "rank1", "rank5", "rank10", "mINP"), 0.5), "mAP_tau": None}
+    entry = {"task": "trad", "setting": "task_specific", **figures, "queries": 2, "dropped": {}}
+    results = {"protocols": {"p": entry}}
+    data = write.ReportData({"config": {}, "seed": 0, "versions": {}, "git": None, "command": "python"})
+    where = (tmp_path, epath.Path("gs://bucket/runs/a"))
+    for workdir in where:
+        write.write_report(workdir, results, data)
+        for protocol, ap in (("p", [0.5, 1.0]), ("p/of_before", [0.0, 0.0]), ("p/sub", [0.25, 0.75])):
+            compare.save_per_query(workdir, ranking(protocol, ap), [7, 8], range(4))
+        kept = {epath.Path(workdir) / "per_query" / name for name in ("p.npz", "p/sub.npz")}
+        compare.remove_other_results(workdir, kept)
+    local = {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert {name.removeprefix("bucket/runs/a/"): data for name, data in bucket.files.items()} == local
+    assert set(local) == {"report.html", "results.json", "per_query/p.npz", "per_query/p/sub.npz"}
+    rows = compare.compare_runs(tmp_path, "gs://bucket/runs/a", samples=10)
+    assert [(row.protocol, row.metric, row.a, row.b) for row in rows if row.metric == "mAP"] == [
+        ("p", "mAP", 0.75, 0.75), ("p/sub", "mAP", 0.5, 0.5),
+    ]  # fmt: skip
+
+
+def ranking(protocol: str, ap: list[float]) -> Ranking:
+    queries = len(ap)
+    return Ranking(
+        protocol=protocol, metric="cosine", gallery=4, ap=np.array(ap), inp=np.array(ap),
+        first_positive_rank=np.ones(queries, np.int32), num_positives=np.ones(queries, np.int32),
+        drop_cause=np.full(queries, ""),
+        top_ids=np.zeros((queries, 1), np.int32), top_scores=np.zeros((queries, 1), np.float32),
+    )  # fmt: skip
+
+
+def upload(bucket: Bucket, folder: Path, prefix: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            bucket.files[f"{prefix}/{path.relative_to(folder)}"] = path.read_bytes()
+
+
+def same_files(copy: shards.Dataset, original: shards.Dataset) -> bool:
+    found = [{file.name: file.read_bytes() for file in dataset.folder.iterdir()} for dataset in (copy, original)]
+    return found[0] == found[1]
+
+
+def test_a_copy_of_the_data_is_made_once_and_gives_the_same_records(
+    bucket: Bucket,
+    procedural_dir: Path,
+    make_micro_config: Callable[[], ConfigDict],
+    tmp_path: Path,
+) -> None:
+    upload(bucket, procedural_dir, "bucket/shards")
+    config = make_micro_config()
+    config.data.dir, config.data.cache = "gs://bucket/shards", str(tmp_path / "cache")
+    check.check_values(config)
+    [copied] = training_data.open_datasets(config, ["procedural_trad"]).values()
+    there = shards.open_dataset(procedural_dir, "procedural_trad")
+    assert copied.folder == epath.Path(tmp_path, "cache/gs/bucket/shards/procedural_trad", there.folder.name)
+    assert same_files(copied, there)
+    for split in there.splits:
+        reader, original = copied.reader(split), there.reader(split)
+        assert len(reader) == len(original) > 0
+        assert reader[len(reader) - 1] == original[len(original) - 1]
+        np.testing.assert_array_equal(copied.index(split).content, there.index(split).content)
+    # Once: not even a lost shard is fetched again, since the manifest says that the copy is there.
+    shard = copied.folder / copied.manifest.splits["train"]["shards"][0]["file"]
+    shard.unlink()
+    with pytest.raises(shards.DatasetError, match="is missing: delete the folder"):
+        training_data.open_datasets(config, ["procedural_trad"])
+    # Data that were built again replace the copy.
+    manifest = f"bucket/shards/procedural_trad/{there.folder.name}/manifest.json"
+    bucket.files[manifest] = bucket.files[manifest].replace(b'"task": "trad"', b'"task": "cc"')
+    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path / "cache")
+    assert shard.exists()
+    assert json.loads((copied.folder / "manifest.json").read_bytes())["task"] == "cc"
+
+
+def test_a_copy_that_was_cut_short_goes_on(
+    bucket: Bucket,
+    procedural_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload(bucket, procedural_dir, "bucket/shards")
+    copy, copied = local_copy._copy, []
+
+    def cut(source: epath.Path, target: Path) -> None:
+        if target.name == files.MANIFEST:
+            raise OSError("connection lost")
+        copied.append(target.name)
+        copy(source, target)
+
+    monkeypatch.setattr(storage, "THREADS", 1)  # in order: some files before the manifest, some not
+    monkeypatch.setattr(local_copy, "_copy", cut)
+    with pytest.raises(OSError, match="connection lost"):
+        local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    assert not list(tmp_path.rglob("1.*"))  # nothing that could be taken for a data set
+    before = set(copied)
+
+    def again(source: epath.Path, target: Path) -> None:
+        copied.extend([] if target.exists() else [target.name])
+        copy(source, target)
+
+    monkeypatch.setattr(local_copy, "_copy", again)
+    dataset = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    assert before
+    assert len(copied) == len(set(copied)) > len(before)
+    assert same_files(dataset, shards.open_dataset(procedural_dir, "procedural_trad"))
+
+
+def test_a_withdrawn_version_is_no_longer_opened_from_the_cache(
+    bucket: Bucket, procedural_dir: Path, tmp_path: Path
+) -> None:
+    upload(bucket, procedural_dir / "procedural_trad" / "1.0.0", "bucket/shards/procedural_trad/1.0.0")
+    upload(bucket, procedural_dir / "procedural_trad" / "1.0.0", "bucket/shards/procedural_trad/1.1.0")
+    newest = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    for name in [name for name in bucket.files if "/1.1.0/" in name]:
+        del bucket.files[name]
+    left = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    assert [dataset.folder.name for dataset in (newest, left)] == ["1.1.0", "1.0.0"]
+
+
+def test_a_start_with_a_copy_asks_for_no_size_and_one_without_for_many_at_a_time(
+    bucket: Bucket, procedural_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(bucket, procedural_dir, "bucket/shards")
+    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    threads = set()
+    size = storage._file_size
+
+    def asked(path: epath.Path) -> int | None:
+        if storage.is_remote(path):
+            threads.add(threading.get_ident())
+            together.wait(timeout=10)
+        return size(path)
+
+    monkeypatch.setattr(storage, "_file_size", asked)
+    together = threading.Barrier(3)  # a shard a split: all three are under way before the first is answered
+    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    assert not threads
+    shards.open_dataset("gs://bucket/shards", "procedural_trad")
+    assert len(threads) == 3
+
+
+def test_a_plan_without_training_reads_data_on_gs_too(
+    bucket: Bucket, procedural_dir: Path, micro_config: ConfigDict
+) -> None:
+    upload(bucket, procedural_dir, "bucket/shards")
+    micro_config.data.dir = "gs://bucket/shards"
+    assert stated_data.plan_training(micro_config, max_length=40).space.num_head == 5 * 16
+    micro_config.data.procedural.train_people = 99
+    with pytest.raises(shards.DatasetError, match=r"gs://bucket/shards/procedural_.* was drawn with other options"):
+        stated_data.plan_training(micro_config, max_length=40)
+
+
+def test_records_on_gs_are_asked_from_there_and_other_kinds_need_a_copy(
+    bucket: Bucket,
+    procedural_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload(bucket, procedural_dir, "bucket/shards")
+    dataset = shards.open_dataset("gs://bucket/shards", "procedural_trad")
+    asked: list[str] = []
+
+    class Reader:
+        def __init__(self, path: str, *_: object, **__: object) -> None:
+            asked.append(path)
+            raise RuntimeError("not found")
+
+    monkeypatch.setattr(shards.array_record_module, "ArrayRecordReader", Reader)
+    with pytest.raises(shards.DatasetError, match="gs://bucket/shards/procedural_trad"):
+        dataset.reader("train")[0]
+    assert asked == [f"{dataset.folder}/{dataset.manifest.splits['train']['shards'][0]['file']}"]
+    with pytest.raises(shards.DatasetError, match=r"set config\.data\.cache"):
+        shards.ShardReader("s3://bucket/shards/a/1.0.0", [])
+
+
+def test_builds_are_refused_with_the_way_to_go() -> None:
+    with pytest.raises(shards.DatasetError, match="build there, then copy"):
+        procedural.build("gs://bucket/shards", seed=0, workers=1, progress=False)
+
+
+def test_a_missing_library_and_an_unknown_kind_are_configuration_errors(
+    micro_config: ConfigDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(fsspec.registry, "gs", raising=False)
+    micro_config.data.dir = "gs://bucket/shards"
+    with pytest.raises(check.ConfigError, match=r"config\.data\.dir: gs:// needs a library .*\.\[gcs\]"):
+        check.check_values(micro_config)
+    with pytest.raises(check.ConfigError, match="--workdir: 'gx://bucket/run' is on no known kind"):
+        check.folder("gx://bucket/run", "--workdir")
+    assert check.folder("~/run", "--workdir") == epath.Path("~/run").expanduser()
+    storage.require_library("runs/a")

@@ -1,0 +1,188 @@
+"""Wrong configurations are answered with the key, the cause and the cure, before any device is touched."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cpu_small, irm, irm_pp, market1501, procedural, quickstart, quickstart_pp, real_joint, transfer
+from irm_jax.config import data_sets
+from irm_jax.config import keys as default
+from irm_jax.config.check import ConfigError, check
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "module", [procedural, quickstart, quickstart_pp, cpu_small, market1501, real_joint, transfer, irm, irm_pp]
+)
+def test_shipped_configurations_pass(module):
+    check(module.get_config())
+
+
+def only_captions(config):
+    with config.unlocked():
+        for name in set(config.data.train) - {"procedural_t2i"}:
+            del config.data.train[name]
+
+
+def no_captions(config):
+    with config.unlocked():
+        del config.data.train.procedural_t2i
+
+
+def test_some_data_sets_train_and_all_others_test():
+    """Every published test set with all its protocols, in one configuration."""
+    config = transfer.get_config(f"synth_pedes,market1501:{','.join(data_sets.TEST)}")
+    check(config)
+    assert set(config.data.train) == {"synth_pedes", "market1501"}
+    assert set(config.evaluation.sets) == set(data_sets.TEST)
+    with pytest.raises(ValueError, match="no data set 'market'; known are market1501, "):
+        transfer.get_config("market:msmt17")
+
+
+CASES = {
+    "unknown key": (lambda c: c.optimizer.update({"lerning_rate": 1.0}), r"optimizer.lerning_rate.*learning_rate"),
+    "unknown key of a unit": (
+        lambda c: c.data.train.procedural_cc.update({"outfit": 2}), r"train.procedural_cc.outfit.*outfits",
+    ),
+    "wrong type": (lambda c: c.train.update({"steps": "many"}), r"train.steps = 'many'.*must be int"),
+    "preset": (lambda c: c.model.update({"preset": "huge"}), r"'huge'; the presets are tiny, small, base"),
+    "one image an identity": (
+        lambda c: c.data.train.procedural_cc.update({"images_per_identity": 1}), r"needs at least 2 images",
+    ),
+    "blocks and mesh": (
+        lambda c: c.mesh.update({"data": 3}), r"batch_blocks = 4 does not .*batch_blocks=3 --config.data.batch_size=96",
+    ),
+    "no data": (lambda c: setattr(c.data, "train", ConfigDict()), r"data.train is empty"),
+    "tau": (lambda c: c.evaluation.update({"taus": (0.5, 1.5)}), r"taus.*between 0 and 1"),
+    "task": (lambda c: c.data.train.procedural_cc.update({"task": "clothes"}), r"'clothes'; the tasks are trad, cc"),
+    "protocol": (
+        lambda c: c.evaluation.sets.procedural_cc.update({"protocols": ("procedural_ccc",)}),
+        r"sets.procedural_cc.protocols: unknown protocol 'procedural_ccc'",
+    ),
+    "protocol of another task": (
+        lambda c: c.evaluation.sets.procedural_cc.update({"protocols": ("procedural_vi",)}),
+        r"procedural_vi is of task vi, not cc",
+    ),
+    "one protocol twice": (
+        lambda c: c.evaluation.sets.update({"more": c.evaluation.sets.procedural_cc}),
+        r"procedural_cc(\+identity)? is that of test set",
+    ),
+    "distractors that nothing uses": (
+        lambda c: c.evaluation.sets.procedural_cc.update({"distractors": ("more",)}),
+        r"procedural_cc: no protocol uses the distractors; .*NAME\+distractors",
+    ),
+    "no distractors": (
+        lambda c: c.evaluation.sets.procedural_cc.update({"protocols": ("procedural_cc+distractors",)}),
+        r"procedural_cc\+distractors needs distractors; name their splits in .*procedural_cc.distractors",
+    ),
+    "no test set": (lambda c: setattr(c.evaluation, "sets", ConfigDict()), r"evaluation.sets is empty"),
+    "best metric": (lambda c: c.checkpoint.update({"best_metric": "mAP"}), r"best_metric = 'mAP'; it must be mean"),
+    "share": (lambda c: c.data.train.procedural_cc.update({"share": 0.0}), r"config.data.train: .*share = 0.0 must be"),
+    "outfits": (lambda c: c.data.train.procedural_cc.update({"outfits": 9}), r"9 outfits an identity do not fit"),
+    "composed": (lambda c: c.data.train.procedural_cc.update({"composed": True}), r"rows with an instruction"),
+    "augmentation": (lambda c: c.data.augment.update({"hue": 0.9}), r"train.procedural_cc: augment.hue"),
+    "hue of a unit": (lambda c: c.data.train.procedural_vi.update({"hue": 0.9}), r"train.procedural_vi: augment.hue"),
+    "people": (lambda c: c.data.procedural.update({"train_people": 1}), r"config.data.procedural: train_people"),
+    "vocabulary": (lambda c: c.data.update({"vocab": "/nowhere"}), r"config.data.vocab: .*/nowhere"),
+    "mesh": (lambda c: c.mesh.update({"fsdp": 0}), r"mesh.fsdp = 0; it must be a number of devices, or -1"),
+    "multiple": (lambda c: c.model.update({"vocab_multiple": 0}), r"vocab_multiple = 0 must be at least 1"),
+    "heads": (lambda c: c.model.update({"width": 130}), r"config.model: width 130 is not divisible by image_heads = 4"),
+    "image size": (lambda c: c.model.update({"image_size": (100, 50)}), r"config.model: a conv stem needs a stride"),
+    "bank without rows for it": (
+        lambda c: (c.memory_bank.update({"size": 8}), only_captions(c)), r"memory_bank.size = 8: .*no training set has",
+    ),
+    "negatives": (lambda c: c.memory_bank.update({"negatives": "some"}), r"negatives = 'some'; it must be all or task"),
+    "key type": (lambda c: c.memory_bank.update({"dtype": "float16"}), r"memory_bank.dtype = 'float16'"),
+    "temperature": (lambda c: c.memory_bank.update({"temperature": 0.0}), r"memory_bank.temperature = 0.0 must be pos"),
+    "overlap": (lambda c: c.memory_bank.update({"overlaps": ("a",)}), r"overlaps: 'a' is no pair of data sets"),
+    "overlap of one set": (lambda c: c.evaluation.update({"overlaps": ("a:a",)}), r"evaluation.overlaps: 'a:a' is one"),
+    "overlap of a set that is not tested": (
+        lambda c: c.evaluation.update({"overlaps": ("procedural_cc:a",)}), r"overlaps names a, which no test set",
+    ),
+    "leaks": (lambda c: c.data.update({"leaks": "fix"}), r"data.leaks = 'fix'; it must be refuse or warn"),
+    "width": (lambda c: c.model.update({"width": 0}), r"config.model.width = 0 must be at least 1"),
+    "no head": (lambda c: c.model.update({"image_heads": 0}), r"config.model.image_heads = 0 must be at least 1"),
+    "size of an image": (lambda c: c.model.update({"image_size": (128,)}), r"image_size = \(128,\); it must be \("),
+    "drop path": (lambda c: c.model.update({"drop_path": 1.0}), r"drop_path = 1.0 must be at least 0 and below 1"),
+    "beta": (lambda c: c.optimizer.update({"beta1": 1.0}), r"optimizer.beta1 = 1.0 must be at least 0 and below 1"),
+    "weight of a loss": (lambda c: c.loss.update({"alpha": -1.0}), r"config.loss.alpha = -1.0 must be at least 0"),
+    "tau that is no number": (lambda c: c.evaluation.update({"taus": ("a",)}), r"taus = \('a',\); each must lie"),
+    "two augmentations of one data set": (
+        lambda c: c.data.train.update(
+            {"more": default.train_unit("procedural_trad", "t2i"), "procedural_trad": {"hue": 0.1}}
+        ),
+        r"config.data.train: procedural_trad and another entry read procedural_trad with different hue",
+    ),
+    "decay": (lambda c: c.momentum.update({"decay": 1.0}), r"momentum.decay = 1.0 must be at least 0 and below 1"),
+    "profile": (lambda c: c.update({"profile": "20:10"}), r"config.profile: '20:10' is not START:STOP"),
+    "compiled steps": (lambda c: c.compile.update({"steps": ("train", "query")}), r"compile.steps = .*train, embed"),
+    "search": (lambda c: c.compile.update({"steps": ("embed",), "search_batch": True}), r"add 'train' to config.comp"),
+    "matching without its layers": (
+        lambda c: c.loss.update({"matching_weight": 1.0}), r"matching_weight = 1.0 needs .*set config.model.fusion_dep",
+    ),
+    "a queue nobody reads": (
+        lambda c: c.text_to_image.update({"queue_size": 8}), r"queue_size = 8, but .*momentum_contrast=True",
+    ),
+    "caption objectives without captions": (
+        lambda c: (c.text_to_image.update({"momentum_contrast": True}), no_captions(c)),
+        r"momentum_contrast is on, but no training set has captions",
+    ),
+    "probability": (
+        lambda c: c.text_to_image.update({"masked_probability": 1.5}), r"masked_probability = 1.5 must lie between",
+    ),
+    "pattern": (lambda c: c.optimizer.update({"no_decay": "("}), r"no_decay = '\(' is no regular expression"),
+    "prefetch": (lambda c: c.data.update({"prefetch": 0}), r"data.prefetch = 0 must be at least 1"),
+    "query block": (lambda c: c.evaluation.update({"query_block": -3}), r"query_block = -3 must be at least 0"),
+    "weights": (
+        lambda c: [unit.update({"loss_weight": 0.0}) for unit in c.data.train.values()],
+        r"loss_weight of every data set",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_wrong_is_named(case):
+    change, message = CASES[case]
+    config = procedural.get_config()
+    with config.unlocked(), config.ignore_type():
+        change(config)
+    with pytest.raises(ConfigError, match=message):
+        check(config)
+
+
+def test_every_key_has_a_comment():
+    """irm_jax/config/keys.py is the reference of all keys: each assignment says what it is."""
+    lines = Path(default.__file__).read_text().splitlines()
+    keys = [line for line in lines if line.startswith("    config.") and " = " in line and "ConfigDict()" not in line]
+    assert len(keys) > 60
+    assert [line for line in keys if "  # " not in line] == []
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "irm_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_command_line_names_the_nearest_key():
+    result = run("--config", "configs/quickstart.py", "--config.optimizer.lerning_rate=1")
+    assert result.returncode == 2
+    said = result.stdout + result.stderr
+    assert "config.optimizer.lerning_rate; did you mean config.optimizer.learning_rate?" in said
+    assert "xla_bridge" not in said  # jax's own log line at the first touch of a device
+
+
+def test_command_line_rejects_a_wrong_type():
+    result = run("--config", "configs/quickstart.py", "--config.train.steps=many")
+    assert result.returncode != 0
+    assert "steps" in result.stderr
+
+
+def test_help_explains_the_modes():
+    result = run("--help")
+    said = " ".join((result.stdout + result.stderr).split())
+    assert "train, evaluate a checkpoint, embed a folder, compare two runs, or compile for chips that are not" in said

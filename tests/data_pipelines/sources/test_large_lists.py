@@ -1,0 +1,133 @@
+"""What keeps a build of millions of records small: streamed lists, packed descriptors, indexes joined by column."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_shards
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.dataset import files as shard_files
+from data_pipelines.dataset import schema, shards, writer
+from data_pipelines.dataset.array_rows import ArrayRows
+from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.sources import json_stream
+
+WORD = st.text(max_size=5)
+NUMBER = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+OBJECT = st.dictionaries(WORD, WORD | NUMBER | st.booleans() | st.none() | st.lists(WORD, max_size=2), max_size=3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(OBJECT, max_size=3), st.integers(1, 40), st.sampled_from([None, 1]), st.booleans())
+def test_stream_gives_every_member_and_its_place(
+    tmp_path_factory: pytest.TempPathFactory, values: list, chunk: int, indent: int | None, ascii_only: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "stream.json"
+    data = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    path.write_bytes(data)
+    found = list(json_stream.objects(path, chunk))
+    assert [json.loads(part.decode("utf-8", "surrogatepass")) for _, part, _ in found] == values
+    assert all(data[at : at + len(part)] == part for at, part, _ in found)
+    if not ascii_only:
+        assert [{json_stream.text(key) for key in value} for _, _, value in found] == [set(value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "reason"),
+    [
+        ("", 0, r"does not begin with \["),
+        ('{"a": 1}', 0, r"does not begin with \["),
+        ("[{}, {}", 7, "the list does not end"),
+        ("[{}, ", 5, "the list does not end"),
+        ("[{} {}]", 4, "',' or '\\]' expected"),
+        ("[{}, 3]", 5, "an object expected"),
+        ('[{"a": ', 1, "Expecting value"),
+        ('[{"a": 1}, {"a" 2}]', 11, "Expecting ':' delimiter"),
+    ],
+)
+def test_stream_names_where_a_list_is_broken(tmp_path: Path, text: str, place: int, reason: str) -> None:
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(DatasetError, match=rf"list\.json, byte {place}: this is no JSON list of objects \(.*{reason}"):
+        list(json_stream.objects(tmp_path / "list.json", 4))
+
+
+def test_stream_does_not_swallow_a_broken_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "_LONGEST", 100)
+    (tmp_path / "list.json").write_text('[{"a": "' + "x" * 10_000)
+    window = 0
+    decode = json_stream._Window._more
+
+    def watched(self: json_stream._Window) -> None:
+        nonlocal window
+        decode(self)
+        window = max(window, len(self.buffer))
+
+    monkeypatch.setattr(json_stream._Window, "_more", watched)
+    with pytest.raises(DatasetError, match="byte 1: this is no JSON list of objects"):
+        list(json_stream.objects(tmp_path / "list.json", 16))
+    assert window <= 256
+
+
+def rows(count: int) -> ArrayRows:
+    array = np.zeros(count, [("seed", "i8"), ("crc", "u4")])
+    array["seed"], array["crc"] = np.arange(count), 7
+    return ArrayRows(array)
+
+
+def test_array_rows_are_plain_tuples_and_slices_are_small() -> None:
+    many = rows(10_000)
+    assert (len(many), many[3], many[-1], list(many)[4097]) == (10_000, (3, 7), (9999, 7), (4097, 7))
+    assert repr(many[3]) == "(3, 7)"
+    with pytest.raises(IndexError):
+        many[10_000]
+    part = many[100:110]
+    assert (len(part), part[0]) == (10, (100, 7))
+    assert np.shares_memory(part.rows, many.rows)
+    assert len(pickle.dumps(part)) < 1000
+    assert list(pickle.loads(pickle.dumps(part))) == list(many)[100:110]
+
+
+def load_row(item: tuple[int, int]) -> schema.Record:
+    return toy_shards.load(item[0])
+
+
+def test_array_rows_build_the_same_shards_as_a_list(tmp_path: Path) -> None:
+    toy_shards.build(tmp_path / "rows", splits={"train": rows(20)}, load=load_row)
+    toy_shards.build(tmp_path / "list", splits={"train": list(rows(20))}, load=load_row)
+    assert toy_shards.contents(tmp_path / "rows") == toy_shards.contents(tmp_path / "list")
+
+
+def test_joined_index_file_is_the_joined_index(tmp_path: Path) -> None:
+    toy_shards.build(tmp_path, records_per_shard=8)
+    folder = tmp_path / "toy" / "1.0.0"
+    whole = shards.open_dataset(tmp_path, "toy").index("train")
+    parts = [schema.Index(*[column[at : at + 8] for column in vars(whole).values()]) for at in range(0, 40, 8)]
+    parts.insert(2, schema.Index(*[column[:0] for column in vars(whole).values()]))
+    files = [tmp_path / f"part{at}.npz" for at in range(len(parts))]
+    for file, part in zip(files, parts, strict=True):
+        shard_files.save_index(file, part)
+    identity, camera = shard_files.join_index_files(tmp_path / "joined.npz", files)
+    np.testing.assert_array_equal(identity, whole.identity)
+    np.testing.assert_array_equal(camera, whole.camera)
+    assert (tmp_path / "joined.npz").read_bytes() == (folder / "index-train.npz").read_bytes()
+    with np.load(tmp_path / "joined.npz") as archive:  # any NumPy reads it
+        assert archive["identity"].tolist() == whole.identity.tolist()
+
+
+@pytest.mark.parametrize(
+    ("images", "rate", "words"),
+    [
+        (100, 2.0, "50 s"),
+        (178, 2.0, "89 s"),
+        (240, 2.0, "2 min"),
+        (7_200, 1.0, "2 h 0 min"),
+        (4_791_711, 400, "3 h 20 min"),
+        (-3, 1.0, "0 s"),
+    ],
+)
+def test_time_left_in_words(images: int, rate: float, words: str) -> None:
+    assert writer._duration(images, rate) == words

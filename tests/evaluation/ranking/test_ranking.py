@@ -1,0 +1,464 @@
+"""Ranking by counting against its slow NumPy twin: ties, junk, tiny and degenerate cases, several devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh
+
+from irm_jax.evaluation import protocols
+from irm_jax.evaluation.ranking import counting, device, rank, tau_similarity
+from irm_jax.evaluation.ranking.metrics import average_precision
+
+MARKET = protocols.PROTOCOLS["market1501"]
+EVERY_PAIR = dataclasses.replace(MARKET, linked_by=())
+
+
+def mesh_of(devices: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:devices]), ("data",))
+
+
+def exact_scores(q: np.ndarray, g: np.ndarray, metric: str) -> np.ndarray:
+    """Scores without rounding, for embeddings whose f32 scores have none."""
+    q, g = q.astype(np.float64), g.astype(np.float64)
+    if metric == "euclidean":
+        return -((q[:, None] - g[None]) ** 2).sum(axis=-1)
+    return q @ g.T / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(g, axis=1)
+
+
+def twin(scores: np.ndarray, positive: np.ndarray, junk: np.ndarray, topk: int | None = None) -> list[dict[str, Any]]:
+    """The figures of each query, from a stable full sort."""
+    figures = []
+    for row, hit, out in zip(scores, positive & ~junk, junk, strict=True):
+        order = np.argsort(-row, kind="stable")
+        kept = order[~out[order]]
+        cut = order[:topk]
+        place = np.flatnonzero(hit[cut[~out[cut]]]) + 1
+        found = len(place)
+        figures.append(
+            {
+                "cause": "all_junk" if out.all() else "" if hit.any() else "no_positive",
+                "ap": np.mean(np.arange(1, found + 1) / place) if found else 0.0,
+                "inp": found / place[-1] if found else 0.0,
+                "first": place[0] if found else 0,
+                "order": kept,
+            }
+        )
+    return figures
+
+
+def assert_same(result: rank.Ranking, figures: list[dict[str, Any]]) -> None:
+    for i, expected in enumerate(figures):
+        assert result.drop_cause[i] == expected["cause"]
+        ids = np.full(result.top_ids.shape[1], -1)
+        ids[: len(expected["order"])] = expected["order"][: len(ids)]
+        np.testing.assert_array_equal(result.top_ids[i], ids)
+        if expected["cause"]:
+            assert np.isnan(result.ap[i])
+            assert np.isnan(result.inp[i])
+            assert result.first_positive_rank[i] == 0
+        else:
+            assert result.ap[i] == pytest.approx(expected["ap"], abs=1e-6)
+            assert result.inp[i] == pytest.approx(expected["inp"], abs=1e-6)
+            assert result.first_positive_rank[i] == expected["first"]
+
+
+def draw(
+    random: np.random.Generator, queries: int, images: int, people: int, width: int = 3, cameras: int = 3
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Small whole numbers: f32 scores are exact, and most of them tie with others."""
+
+    def side(count: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        embedding = random.integers(-2, 3, (count, width)).astype(np.float32)
+        columns = {"identity": random.integers(0, people, count), "camera": random.integers(0, cameras, count)}
+        return embedding, columns
+
+    (q, q_columns), (g, g_columns) = side(queries), side(images)
+    return q, g, q_columns, g_columns
+
+
+def related(q: dict[str, np.ndarray], g: dict[str, np.ndarray], rule: protocols.Protocol = MARKET) -> tuple:
+    return rule.relate({k: v[:, None] for k, v in q.items()}, {k: v[None] for k, v in g.items()})
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize(("queries", "images"), [(5, 1), (13, 300), (19, 5003)])
+def test_agrees_with_twin(devices, queries, images):
+    random = np.random.default_rng(images)
+    q, g, q_columns, g_columns = draw(random, queries, images, people=6)
+    result = rank.rank(q, g, q_columns, g_columns, MARKET, metric="euclidean", mesh=mesh_of(devices))
+    assert_same(result, twin(exact_scores(q, g, "euclidean"), *related(q_columns, g_columns)))
+    distance = np.linalg.norm(q[0] - g[result.top_ids[0, 0]]) if result.top_ids[0, 0] >= 0 else np.inf
+    assert -result.top_scores[0, 0] == pytest.approx(distance, abs=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_cosine_agrees_with_twin_and_ignores_length(devices):
+    random = np.random.default_rng(0)
+    _, _, q_columns, g_columns = draw(random, 21, 900, people=9)
+    # Vectors of +-1 and lengths that are powers of two: cosines are multiples of 1/8, exactly.
+    q, g = (random.choice(np.float32([-1, 1]), (n, 16)) for n in (21, 900))
+    long = g * np.float32(2) ** random.integers(-3, 4, (900, 1)).astype(np.float32)
+    result = rank.rank(q, long, q_columns, g_columns, MARKET, mesh=mesh_of(devices))
+    scores = exact_scores(q, g, "cosine")
+    assert_same(result, twin(scores, *related(q_columns, g_columns)))
+    np.testing.assert_allclose(result.top_scores, np.take_along_axis(scores, result.top_ids, 1), atol=1e-7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    queries=st.integers(1, 20),
+    images=st.integers(1, 256) | st.just(256),  # 256: no padding on two devices
+    people=st.integers(1, 40),
+    cameras=st.integers(1, 4),
+    rule=st.sampled_from([MARKET, EVERY_PAIR, protocols.cut(MARKET, 20), protocols.cut(EVERY_PAIR, 1)]),
+    sort_above=st.sampled_from([0, 3, 1000]),
+)
+def test_any_small_problem_agrees_with_twin(seed, queries, images, people, cameras, rule, sort_above):
+    q, g, q_columns, g_columns = draw(np.random.default_rng(seed), queries, images, people, cameras=cameras)
+    result = rank.rank(
+        q,
+        g,
+        q_columns,
+        g_columns,
+        rule,
+        metric="euclidean",
+        mesh=mesh_of(2),
+        query_block=8,
+        sort_above=sort_above,
+        follow=True,
+    )
+    scores = exact_scores(q, g, "euclidean")
+    assert_same(result, twin(scores, *related(q_columns, g_columns), topk=rule.ap_topk))
+    if rule.ap_topk is None:  # under the market rule every image of the person that is not junk is a positive
+        np.testing.assert_array_equal(result.follows, result.valid)
+    summary = rank.summarize(result)
+    assert summary["queries"] + sum(summary["dropped"].values()) == queries
+    if summary["queries"]:
+        assert 0 <= summary["mINP"] <= 1
+        assert summary["rank1"] <= summary["rank5"] <= summary["rank10"] <= 1
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_rounded_scores_agree_with_a_sort_in_float64(devices):
+    random = np.random.default_rng(3)
+    _, _, q_columns, g_columns = draw(random, 40, 700, people=30)
+    q, g = (random.standard_normal((n, 37)).astype(np.float32) for n in (40, 700))
+    for metric in ("cosine", "euclidean"):
+        result = rank.rank(q, g, q_columns, g_columns, MARKET, metric=metric, mesh=mesh_of(devices))
+        assert_same(result, twin(exact_scores(q, g, metric), *related(q_columns, g_columns)))
+
+
+def test_equal_scores_keep_gallery_order():
+    """A collapsed model: every score ties, so the ranking is the gallery without junk."""
+    identity = np.arange(300) % 7
+    columns = {"identity": identity, "camera": np.zeros(300, int)}
+    query = {"identity": np.array([2]), "camera": np.array([1])}
+    result = rank.rank(np.ones((1, 4)), np.ones((300, 4)), query, columns, MARKET, top_k=300)
+    np.testing.assert_array_equal(result.top_ids[0], np.arange(300))
+    assert result.first_positive_rank[0] == 3
+    assert result.inp[0] == pytest.approx((identity == 2).sum() / (np.flatnonzero(identity == 2)[-1] + 1))
+
+
+def test_subnormal_and_negative_zero_scores_tie_with_zero():
+    q = np.float32([[1e-19, 1]])
+    g = np.float32([[-1e-20, 0], [0, 0], [1e-30, -0.0], [-0.0, 0], [1e-20, 0]])  # products from -1e-39 to 1e-39
+    columns = {"identity": np.array([0, 0, 0, 0, 1]), "camera": np.zeros(5, int)}
+    query = {"identity": np.array([1]), "camera": np.array([1])}
+    gallery_ = device.Gallery(g, "euclidean", mesh_of(2))
+    np.testing.assert_array_equal(np.asarray(gallery_.scores(q, 8))[0, :5], np.zeros(5, np.float32))
+    result = rank.rank(q, g, query, columns, MARKET, metric="euclidean", mesh=mesh_of(2))
+    np.testing.assert_array_equal(result.top_ids[0], np.arange(5))
+    assert result.first_positive_rank[0] == 5
+
+
+def test_next_smaller_score_is_exact():
+    tiny, largest = counting.SMALLEST, float(np.finfo(np.float32).max)
+    scores = np.float32([-largest, -1, -tiny, 0, tiny, np.nextafter(np.float32(tiny), np.float32(1)), 0.3, 1, largest])
+    below = np.asarray(counting._below(jnp.asarray(scores)))
+    with np.errstate(over="ignore"):
+        down = np.nextafter(scores, np.float32(-np.inf))
+    expected = np.where(scores == 0, np.float32(-tiny), np.where(scores == np.float32(tiny), np.float32(0), down))
+    np.testing.assert_array_equal(below, expected)
+
+
+def test_dropped_queries_are_counted_by_cause():
+    gallery_columns = {"identity": np.array([1, 1]), "camera": np.array([0, 0])}
+    query_columns = {"identity": np.array([1, 2, 1]), "camera": np.array([0, 0, 1])}
+    result = rank.rank(np.eye(3), np.eye(3)[:2], query_columns, gallery_columns, MARKET)
+    assert result.drop_cause.tolist() == ["all_junk", "no_positive", ""]
+    np.testing.assert_array_equal(result.top_ids[0], [-1, -1])
+    assert np.isneginf(result.top_scores[0]).all()
+    summary = rank.summarize(result)
+    assert summary["dropped"] == {"no_positive": 1, "all_junk": 1}
+    assert summary["queries"] == 1
+    assert summary["mAP"] == result.ap[2] == 1
+
+
+def test_no_query_left_gives_nulls():
+    columns = {"identity": np.array([0, 0]), "camera": np.array([0, 0])}
+    summary = rank.summarize(rank.rank(np.eye(2), np.eye(2), columns, columns, MARKET))
+    assert summary["mAP"] is None
+    assert summary["rank1"] is None
+    assert summary["queries"] == 0
+    assert json.loads(json.dumps(summary)) == summary
+
+
+@pytest.mark.parametrize("sort_above", [100, 100_000])
+def test_one_identity_with_thousands_of_images(monkeypatch, sort_above):
+    random = np.random.default_rng(5)
+    q, g, q_columns, g_columns = draw(random, 12, 4000, people=400)
+    g_columns["identity"][random.random(4000) < 0.9] = 7
+    q_columns["identity"][::3] = 7
+    monkeypatch.setattr(rank, "RANKS_AT_ONCE", 5000)  # one such query a block
+    result = rank.rank(q, g, q_columns, g_columns, MARKET, metric="euclidean", sort_above=sort_above)
+    assert result.num_positives.max() > 2000
+    assert_same(result, twin(exact_scores(q, g, "euclidean"), *related(q_columns, g_columns)))
+
+
+def test_blocks_hold_few_ranks(monkeypatch):
+    monkeypatch.setattr(rank, "RANKS_AT_ONCE", 64)
+    ranked, junk = np.array([0, 1, 1, 70, 3, 16, 2]), np.array([0, 0, 40, 0, 0, 0, 0])
+    blocks = list(rank._blocks(ranked, junk, rows=4))
+    assert sorted(np.concatenate(blocks).tolist()) == list(range(7))
+    assert all(len(b) == 1 or len(b) * max(ranked[b].max(), junk[b].max()) <= 64 for b in blocks)
+    assert [i for b in blocks for i in ranked[b]] == sorted(ranked)
+
+
+def test_the_buffer_is_the_only_array_of_its_size():
+    """Compiled for 8 devices: scores are made in place, nothing gathers the gallery or the buffer."""
+    rows, images, width = 64, 65_536, 16
+    placed = device.Gallery(np.ones((images, width), np.float32), "cosine", mesh_of(8))
+    layout, mesh = placed.layout, placed.mesh
+    buffer = placed.scores(np.ones((rows, width), np.float32), rows)
+    assert buffer.shape == (rows, 8 * layout.width)
+    assert {shard.data.shape for shard in buffer.addressable_shards} == {(rows, layout.width)}
+    local = rows * layout.width * 4
+    columns = jnp.zeros((rows, counting.TILE), jnp.int32)
+    scale, numbers = placed._scale, jnp.ones(rows)
+    compiled = {
+        "products": counting.products.lower(jnp.ones((rows, width)), placed._embedding, buffer, mesh=mesh),
+        "to_scores": counting.to_scores.lower(
+            buffer, numbers, scale, scale, np.int32(images), mesh=mesh, layout=layout
+        ),
+        "remove": counting.remove.lower(buffer, columns, mesh=mesh, layout=layout),
+        "count": counting.count.lower(buffer, columns, mesh=mesh, layout=layout),
+        "top": counting.top.lower(buffer, k=10, mesh=mesh, layout=layout),
+    }
+    for name, lowered in compiled.items():
+        program = lowered.compile()
+        memory = program.memory_analysis()
+        assert memory.temp_size_in_bytes < local / 2, name
+        if name in ("products", "to_scores", "remove"):
+            assert memory.alias_size_in_bytes == local, name
+        if name != "top":  # gathers the k best of each device
+            assert "all-gather" not in program.as_text(), name
+
+
+def test_blocks_and_devices_do_not_change_the_figures():
+    random = np.random.default_rng(9)
+    q, g, q_columns, g_columns = draw(random, 37, 523, people=12)
+    results = [
+        rank.rank(q, g, q_columns, g_columns, MARKET, metric="euclidean", mesh=mesh_of(n), query_block=block)
+        for n, block in ((1, None), (2, 8), (8, 16), (3, 37))
+    ]
+    for other in results[1:]:
+        for field in ("ap", "inp", "first_positive_rank", "top_ids", "top_scores"):
+            np.testing.assert_array_equal(getattr(other, field), getattr(results[0], field))
+
+
+def test_ranks_within_the_mesh_of_a_training():
+    q, g, q_columns, g_columns = draw(np.random.default_rng(3), 5, 40, people=6)
+    alone = rank.rank(q, g, q_columns, g_columns, MARKET, mesh=mesh_of(2))
+    with jax.set_mesh(jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)):
+        inside = rank.rank(q, g, q_columns, g_columns, MARKET, mesh=mesh_of(2))
+    np.testing.assert_array_equal(inside.ap, alone.ap)
+    np.testing.assert_array_equal(inside.top_ids, alone.top_ids)
+
+
+def test_cut_before_junk_removal():
+    """Order: junk, positive, negative, positive. Cut at 2 the second positive is lost, and AP divides by one."""
+    g = np.float32([[4], [3], [2], [1]])
+    gallery_columns = {"identity": np.array([0, 0, 1, 0]), "camera": np.array([0, 1, 0, 2])}
+    query_columns = {"identity": np.array([0]), "camera": np.array([0])}
+    args = (np.float32([[4]]), g, query_columns, gallery_columns)
+    plain = rank.rank(*args, MARKET, metric="euclidean")
+    assert plain.ap[0] == pytest.approx((1 + 2 / 3) / 2)
+    compat = rank.rank(*args, protocols.cut(MARKET, 2), metric="euclidean")
+    assert compat.protocol == "market1501@top2"
+    assert (compat.ap[0], compat.inp[0], compat.first_positive_rank[0]) == (1.0, 1.0, 1)
+    # Nothing found in the cut: AP 0, and the query still counts.
+    summary = rank.summarize(rank.rank(*args, protocols.cut(MARKET, 1), metric="euclidean"))
+    assert (summary["mAP"], summary["rank10"], summary["queries"]) == (0.0, 0.0, 1)
+
+
+def slots(random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
+    attributes = np.full((count, 8), -1)
+    attributes[:, :4] = random.integers(0, 2, (count, 4))
+    return {"instruction_outfit": attributes, "instruction_key": attributes[:, :4] @ [1, 2, 4, 8]}
+
+
+def test_tau_turns_positives_into_negatives():
+    random = np.random.default_rng(11)
+    q, g, q_columns, g_columns = draw(random, 30, 200, people=20)
+    q_columns |= slots(random, 30)
+    g_columns |= slots(random, 200)
+    taus = (0.0, 0.5, 0.75, 1.0)
+    result = rank.rank(
+        q, g, q_columns, g_columns, MARKET, metric="euclidean", taus=taus, tau_similarity=tau_similarity.ATTRIBUTES
+    )
+    positive, junk = related(q_columns, g_columns)
+    a, b = q_columns["instruction_outfit"][:, None, :4], g_columns["instruction_outfit"][None, :, :4]
+    similarity = (a == b).mean(axis=-1)
+    scores = exact_scores(q, g, "euclidean")
+    lost = np.zeros(30, bool)
+    summary = rank.summarize(result)
+    for i, tau in enumerate(taus):
+        expected = twin(scores, positive & (similarity >= tau), junk)
+        valid = np.array([figure["cause"] == "" for figure in expected])
+        lost |= ~valid
+        ap = np.array([figure["ap"] for figure in expected])
+        np.testing.assert_array_equal(np.isnan(result.tau_ap[:, i]), ~valid)
+        np.testing.assert_allclose(result.tau_ap[valid, i], ap[valid], atol=1e-6)
+        name = f"{tau:g}"
+        assert summary["mAP_tau"][name] == pytest.approx(ap[valid].mean(), abs=1e-6)
+        kept = (positive & ~junk & (similarity >= tau)).sum() / (positive & ~junk).sum()
+        assert summary["tau_positives_kept"][name] == pytest.approx(kept)
+        assert summary["mAP_tau_dropped"][name] == (result.valid & ~valid).sum()
+    assert summary["mAP_tau"]["0"] == summary["mAP"]
+    assert summary["dropped"]["tau"] == (lost & result.valid).sum() > 0
+    assert summary["mAP_tau_common"]["0"] == pytest.approx(result.ap[~lost].mean())
+    assert summary["tau_source"] == "attributes"
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_tau_with_constant_instructions_changes_nothing():
+    random = np.random.default_rng(12)
+    q, g, q_columns, g_columns = draw(random, 20, 100, people=10)
+    q_columns |= {"instruction_clothes": np.full(20, -1), "instruction_key": np.full(20, 5)}
+    g_columns |= {"instruction_clothes": np.full(100, -1), "instruction_key": np.full(100, 5)}
+    taus = {"taus": (0.5, 0.9), "tau_similarity": tau_similarity.CLOTHES}
+    summary = rank.summarize(rank.rank(q, g, q_columns, g_columns, MARKET, **taus))
+    assert summary["mAP_tau"] == summary["mAP_tau_common"] == {"0.5": summary["mAP"], "0.9": summary["mAP"]}
+    assert summary["tau_positives_kept"] == {"0.5": 1.0, "0.9": 1.0}
+    without = dataclasses.replace(MARKET, gallery_has_instruction=False)
+    assert rank.summarize(rank.rank(q, g, q_columns, g_columns, without, **taus))["mAP_tau"] is None
+
+
+def test_follow_rate_looks_only_at_the_right_person():
+    """Per query the best image of the person wears: the asked outfit; another; the asked one, behind a stranger."""
+    g = np.float32([[0], [1], [10], [11], [20], [21]])
+    gallery_columns = {
+        "identity": np.array([0, 0, 1, 1, 9, 2]),
+        "clothes": np.array([4, 5, 5, 4, 4, 4]),
+    }
+    query_columns = {
+        "identity": np.array([0, 1, 2, 3]),
+        "instruction_clothes": np.array([4, 4, 4, 4]),
+    }
+    strict = protocols.PROTOCOLS["procedural_ctcc"]
+    result = rank.rank(
+        np.float32([[0], [10], [20], [0]]), g, query_columns, gallery_columns, strict, metric="euclidean", follow=True
+    )
+    assert result.follows.tolist() == [True, False, True, False]
+    assert result.drop_cause.tolist() == ["", "", "", "no_positive"]
+    assert rank.summarize(result)["follow_rate"] == pytest.approx(2 / 3)
+    assert result.first_positive_rank.tolist() == [1, 2, 2, 0]
+    plain = rank.rank(np.float32([[0], [10], [20], [0]]), g, query_columns, gallery_columns, strict, metric="euclidean")
+    np.testing.assert_array_equal(plain.ap, result.ap)
+    assert "follow_rate" not in rank.summarize(plain)
+
+
+def test_retrieval_without_a_protocol():
+    random = np.random.default_rng(13)
+    q, g, _, _ = draw(random, 3, 50, people=2)
+    result = rank.rank(q, g, {}, {}, None, metric="euclidean", top_k=7)
+    order = np.argsort(-exact_scores(q, g, "euclidean"), axis=1, kind="stable")
+    np.testing.assert_array_equal(result.top_ids, order[:, :7])
+    assert not result.valid.any()
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 40, 3000])
+def test_any_number_of_retrieved_images(top_k):
+    random = np.random.default_rng(14)
+    q, g, q_columns, g_columns = draw(random, 4, 2500, people=3)
+    result = rank.rank(q, g, q_columns, g_columns, MARKET, metric="euclidean", top_k=top_k, mesh=mesh_of(2))
+    assert result.top_ids.shape == (4, min(top_k, 2500))
+    assert_same(result, twin(exact_scores(q, g, "euclidean"), *related(q_columns, g_columns)))
+
+
+def test_retrieved_ties_across_chunks_keep_gallery_order():
+    """Best images in few chunks, equal ones in earlier chunks whose best is lower."""
+    random = np.random.default_rng(15)
+    g = random.integers(0, 700, (2800, 1)).astype(np.float32)
+    q = np.full((2, 1), 700, np.float32)
+    result = rank.rank(q, g, {}, {}, None, metric="euclidean", top_k=15, mesh=mesh_of(1))
+    np.testing.assert_array_equal(result.top_ids[0], np.argsort(-g[:, 0], kind="stable")[:15])
+
+
+@pytest.mark.parametrize("sort_above", [0, 1000])
+def test_a_query_with_fewer_positives_than_its_block(sort_above):
+    """Its table of ranks is padded, and the best image of all is the last of a gallery without padding."""
+    g = np.arange(128, dtype=np.float32)[:, None]
+    columns = {"identity": np.where(np.arange(128) < 100, 1, 2), "camera": np.zeros(128, int)}
+    columns["identity"][127] = 3
+    query = {"identity": np.array([1, 2]), "camera": np.array([1, 1])}
+    args = (np.full((2, 1), 127, np.float32), g, query, columns, MARKET)
+    result = rank.rank(*args, metric="euclidean", mesh=mesh_of(1), sort_above=sort_above, follow=True)
+    assert result.first_positive_rank.tolist() == [29, 2]
+    assert result.follows.tolist() == [True, True]
+
+
+def test_junk_wins_over_positive():
+    rule = dataclasses.replace(
+        MARKET, relate=lambda q, g: (q["identity"] == g["identity"], q["camera"] == g["camera"]), linked_by=()
+    )
+    columns = {"identity": np.array([0, 0, 1]), "camera": np.array([0, 1, 1])}
+    result = rank.rank(np.eye(3), np.eye(3), columns, columns, rule)
+    assert result.num_positives.tolist() == [1, 1, 0]
+    assert result.first_positive_rank.tolist() == [1, 1, 0]
+
+
+def test_average_precision_by_hand():
+    ap = average_precision(np.array([[0, 2, 5], [1, 3, 9]]), np.array([[True, True, False], [False, False, False]]))
+    assert ap[0] == pytest.approx((1 + 2 / 3) / 2)
+    assert np.isnan(ap[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_embedding": np.ones((3, 5))}, "5 wide, gallery embeddings 4"),
+        ({"query_embedding": np.ones((0, 4))}, "query embeddings must be a matrix"),
+        ({"gallery_embedding": np.ones(4)}, "gallery embeddings must be a matrix"),
+        ({"gallery_embedding": np.full((6, 4), np.nan)}, r"gallery embedding: row 0 \(and 5 more\)"),
+        (
+            {"query_embedding": np.float32([[1] * 4, [np.inf] * 4, [1e30] * 4])},
+            r"query embedding: row 1 \(and 1 more\)",
+        ),
+        ({"query_columns": {"identity": np.zeros(3)}}, "column 'camera', but given are only identity"),
+        ({"gallery_columns": {"camera": np.zeros(6)}}, "needs the gallery column 'identity'; given are camera"),
+        ({"query_columns": {"identity": np.zeros(2)}}, "query column 'identity' has 2 entries for 3 embeddings"),
+        ({"metric": "manhattan"}, "use 'cosine' or 'euclidean'"),
+        ({"taus": (0.5,)}, "taus are given without tau_similarity"),
+    ],
+)
+def test_wrong_input_is_named(change, message):
+    arguments = {
+        "query_embedding": np.ones((3, 4)),
+        "gallery_embedding": np.ones((6, 4)),
+        "query_columns": {"identity": np.zeros(3), "camera": np.zeros(3)},
+        "gallery_columns": {"identity": np.zeros(6), "camera": np.ones(6)},
+        "protocol": MARKET,
+    }
+    with pytest.raises(ValueError, match=message):
+        rank.rank(**(arguments | change))

@@ -1,0 +1,69 @@
+"""The best by cosine judged again, before the rest."""
+
+import jax
+import numpy as np
+import pytest
+
+from irm_jax.evaluation.ranking.rescore import CaptionMatcher, Rescored
+
+QUERY = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+GALLERY = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 3.0], [-1.0, 0.0]], np.float32)
+
+
+def order(scores):
+    return np.argsort(-scores, axis=1, kind="stable").tolist()
+
+
+def test_the_best_come_in_the_judges_order_and_the_rest_by_cosine():
+    """By cosine: 0 1 2 3 4 and 3 2 1 0 4 (0 and 4 tie at 0). The judge likes high numbers."""
+    asked = []
+
+    def judge(query, gallery):
+        asked.append((query.tolist(), gallery.tolist()))
+        return gallery.astype(np.float32)
+
+    scores = Rescored(QUERY, GALLERY, judge, top=3)(np.array([1, 0]))
+    assert asked == [([1, 1, 1, 0, 0, 0], [1, 2, 3, 0, 1, 2])]
+    assert order(scores) == [[3, 2, 1, 0, 4], [2, 1, 0, 3, 4]]
+    np.testing.assert_allclose(scores[1, 3:], [0, -1], atol=1e-7)
+
+
+def test_equals_keep_the_galleries_order():
+    scores = Rescored(QUERY, GALLERY, lambda q, g: np.zeros(len(q), np.float32), top=4)(np.array([0, 1]))
+    assert order(scores) == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("top", [5, 128])
+def test_more_than_there_are_is_all(top):
+    scores = Rescored(QUERY, GALLERY, lambda q, g: g.astype(np.float32), top=top)(np.array([0]))
+    assert order(scores) == [[4, 3, 2, 1, 0]]
+    assert len(np.unique(scores)) == 5
+
+
+class CountingEmbedder:
+    """Judges a caption and an image by 10 * caption + image, whose "tokens" are these numbers; counts the pairs."""
+
+    def __init__(self):
+        self.mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "model"))
+        self.asked = []
+
+    def caption_tokens(self, sentences):
+        return np.array([[float(s)] for s in sentences]), np.ones((len(sentences), 1), bool)
+
+    def match(self, tokens, mask, image):
+        assert mask.all()
+        self.asked += zip(tokens[:, 0].tolist(), image[:, 0, 0].tolist(), strict=True)
+        return 10 * tokens[:, 0] + image[:, 0, 0]
+
+
+def test_a_pair_of_sentence_and_image_is_judged_once():
+    embedder = CountingEmbedder()
+    matcher = CaptionMatcher(embedder, ["7", "3", "7"], np.arange(4.0)[:, None, None])
+    queries, images = np.array([0, 1, 2, 2]), np.array([3, 0, 3, 1])
+    np.testing.assert_array_equal(matcher(queries, images), [73, 30, 73, 71])
+    assert set(embedder.asked) == {(7.0, 3.0), (3.0, 0.0), (7.0, 1.0)}
+    embedder.asked.clear()
+    np.testing.assert_array_equal(matcher(queries[::-1], images[::-1]), [71, 73, 30, 73])
+    assert not embedder.asked
+    np.testing.assert_array_equal(matcher(np.array([1, 0]), np.array([2, 1])), [32, 71])
+    assert set(embedder.asked) == {(3.0, 2.0)}

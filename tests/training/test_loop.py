@@ -1,0 +1,307 @@
+"""The training loop as a whole: exact resumption, changed plans, other meshes, signals, losses that blow up."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.dataset import schema, shards
+from irm_jax import run as experiment
+from irm_jax.checkpoint import saving
+from irm_jax.config import check, keys
+from irm_jax.parallel import sharding
+from irm_jax.training import loop, state
+
+pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
+
+
+@pytest.fixture
+def config(make_run_config):
+    return make_run_config()
+
+
+@pytest.fixture
+def halfway(trained_run, tmp_path):
+    """The workdir of a run that ended without a trace after its checkpoint of step 2."""
+    workdir = tmp_path / "halfway"
+    shutil.copytree(trained_run / loop.CHECKPOINTS / "2", workdir / loop.CHECKPOINTS / "2")
+    shutil.copy(trained_run / "metrics.jsonl", workdir)
+    return workdir
+
+
+def abstract_state(config, mesh=(1, 1, 1)):
+    data = experiment.open_training(config)
+    return state.abstract_state(
+        experiment.make_model(config, data), experiment.make_optimizer(config), data.plan.constant_tokens,
+        sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True))), experiment.memory_shapes(config, data),
+    )  # fmt: skip
+
+
+def saved_state(config, workdir, step, mesh=(1, 1, 1)):
+    with saving.Checkpointer(workdir / loop.CHECKPOINTS) as checkpoints:
+        return checkpoints.restore(abstract_state(config, mesh), step)[0]
+
+
+def assert_same(a, b):
+    """Bit for bit: parameters, batch statistics, optimizer state, instruction mean and step."""
+    compared = 0
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=sharding.path_string(path))
+        compared += 1
+    assert compared > 100
+
+
+def logged(workdir):
+    """{step: losses} of metrics.jsonl, without the figures of speed; every step must be there once."""
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    kept = {r["step"]: {k: v for k, v in r.items() if "/" in k or k == "loss"} for r in records}
+    assert len(kept) == len(records)
+    return kept
+
+
+def test_two_steps_restored_and_two_more_equal_four_straight_steps(config, trained_run, halfway):
+    straight = saved_state(config, trained_run, 4)
+    earlier = saved_state(config, halfway, 2)
+    assert not np.array_equal(earlier.params["head_person"], straight.params["head_person"])
+    config.profile = "4:6"
+    loop.train(config, halfway)
+    assert list((halfway / "profile").rglob("*.xplane.pb"))
+    goodput = [json.loads(line).get("goodput") for line in (halfway / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < goodput[-1] < 1
+    resumed = saved_state(config, halfway, 4)
+    assert int(resumed.step) == 4
+    assert_same(straight, resumed)
+    assert logged(halfway) == logged(trained_run)
+    assert set(logged(halfway)) == {1, 2, 3, 4}
+
+
+def test_a_changed_batch_is_an_error_unless_accepted_and_lays_the_bank_anew(config, halfway, caplog):
+    before = saved_state(config, halfway, 2).memory_bank
+    config.data.batch_blocks //= 2  # as many rows in fewer blocks: other lanes
+    config.data.train.procedural_t2i.share = 0.25
+    with pytest.raises(saving.CheckpointError, match="accept_changes"):
+        loop.train(config, halfway)
+    config.data.accept_changes = True
+    config.train.steps = 2  # nothing to train: evaluation and report only
+    bank = experiment.memory_shapes(config, experiment.open_training(config)).bank
+    restored = []
+    original = state.with_relaid_banks
+
+    def spy(*args):
+        restored.append(original(*args))
+        return restored[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "with_relaid_banks", spy)
+        loop.train(config, halfway)
+    laid = restored[0][0].memory_bank
+    assert laid.entries.identity.shape[:2] == (bank.blocks, bank.rows)
+    kept = sorted(np.asarray(laid.entries.identity)[np.asarray(laid.entries.identity) >= 0])
+    assert kept == sorted(np.asarray(before.entries.identity)[np.asarray(before.entries.identity) >= 0])
+    assert "laid anew" in caplog.text
+
+
+def test_sigterm_saves_and_the_same_command_finishes(config, trained_run, tmp_path, monkeypatch):
+    config.checkpoint.every = 0  # so that only the signal can have saved something
+    require_finite = loop.require_finite
+
+    def signalled(values, step, checkpoints):
+        require_finite(values, step, checkpoints)
+        if step == 1:  # step 2 is running at this moment
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "require_finite", signalled)
+        with pytest.raises(loop.Stopped, match=r"SIGTERM after step 2; the state is saved in .*Run the same command"):
+            loop.train(config, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert saving.saved_steps(tmp_path / loop.CHECKPOINTS) == [2]
+    assert not (tmp_path / "report.html").exists()
+    loop.train(config, tmp_path)
+    assert_same(saved_state(config, trained_run, 4), saved_state(config, tmp_path, 4))
+    assert (tmp_path / "report.html").exists()
+
+
+def test_an_evaluation_during_training_changes_nothing_and_is_kept(config, trained_run, halfway):
+    config.train.evaluate_every = 3
+    loop.train(config, halfway)
+    assert_same(saved_state(config, trained_run, 4), saved_state(config, halfway, 4))
+    _, saved = saving.read_metadata(halfway / loop.CHECKPOINTS, 3)
+    scores = [json.loads(line) for line in (halfway / "metrics.jsonl").read_text().splitlines()]
+    assert [r["mean_mAP"] for r in scores if "mean_mAP" in r] == [saved["metrics"]["mean_mAP"]]
+    assert 0 < saved["metrics"]["mean_mAP"] <= 1
+
+
+def test_an_evaluation_that_never_ended_is_made_up_on_resuming(config, halfway, monkeypatch):
+    config.train.evaluate_every = 2
+    seen = []
+
+    class Scored:
+        def score(self, _):
+            return 0.25
+
+    def evaluate(_, embedder, sets):
+        del sets
+        seen.append(embedder)
+        if len(seen) == 1:
+            return Scored()
+        raise RuntimeError("the last evaluation")
+
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    for _ in range(2):  # once only: the second time step 4 is the newest
+        with pytest.raises(RuntimeError, match="the last evaluation"):
+            loop.train(config, halfway)
+    assert len(seen) == 3
+    assert saving.read_metadata(halfway / loop.CHECKPOINTS, 2)[1]["metrics"] == {"mean_mAP": 0.25}
+
+
+def test_sigterm_in_the_evaluation_loses_no_training(config, halfway, monkeypatch):
+    config.checkpoint.every = 0
+
+    def evaluate(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    with pytest.raises(loop.Stopped, match="SIGTERM after step 4"):
+        loop.train(config, halfway)
+    assert saving.saved_steps(halfway / loop.CHECKPOINTS) == [2, 4]
+
+
+def test_a_failing_evaluation_loses_no_training(config, halfway, monkeypatch):
+    config.checkpoint.every = 0
+
+    def evaluate(*_):
+        raise RuntimeError("no gallery")
+
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    with pytest.raises(RuntimeError, match="no gallery"):
+        loop.train(config, halfway)
+    assert saving.saved_steps(halfway / loop.CHECKPOINTS) == [2, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, halfway, monkeypatch):
+    train_step = experiment.train_step
+
+    def poisoned(*args):
+        step = train_step(*args)
+
+        def run(before, *rest):
+            if int(before.step) == 2:
+                before = dataclasses.replace(before, params=jax.tree.map(lambda x: x * jnp.nan, before.params))
+            return step(before, *rest)
+
+        return run
+
+    monkeypatch.setattr(experiment, "train_step", poisoned)
+    with pytest.raises(loop.NonFiniteLoss) as caught:
+        loop.train(config, halfway)
+    message = str(caught.value)
+    assert message.startswith("step 3: not finite: ")
+    assert "(task cc, ctcc, li, t2i, trad, vi)" in message
+    assert f"Last good checkpoint: step 2 in {halfway / loop.CHECKPOINTS}" in message
+    assert saving.saved_steps(halfway / loop.CHECKPOINTS) == [2]
+
+
+def test_only_the_task_that_blew_up_is_named(tmp_path):
+    with saving.Checkpointer(tmp_path) as checkpoints:
+        with pytest.raises(loop.NonFiniteLoss, match=r"step 7: .*vi/triplet_loss \(task vi\).*none was saved yet"):
+            loop.require_finite({"vi/triplet_loss": float("inf"), "cc/triplet_loss": 1.0}, 7, checkpoints)
+        loop.require_finite({"vi/triplet_loss": 2.0}, 7, checkpoints)
+
+
+@pytest.mark.parametrize("mesh", [(4, 1, 1), (2, 2, 2)])
+def test_the_state_is_restored_into_another_mesh(config, trained_run, mesh, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALL", 64)  # cut the small arrays of this model too
+    there = saved_state(config, trained_run, 4, mesh)
+    assert_same(saved_state(config, trained_run, 4), there)
+    table = there.params["text_encoder"]["word_embedding"]
+    assert len(table.sharding.device_set) == np.prod(mesh)
+    assert table.addressable_shards[0].data.size == table.size // (mesh[1] * mesh[2])
+    for bank in (there.memory_bank.entries.key, there.caption_queue.entries.text):
+        assert bank.addressable_shards[0].data.size == bank.size // (mesh[0] * mesh[1])
+
+
+def test_another_batch_is_another_plan(config, halfway):
+    config.data.batch_size = 8 * 2 * 5 + 8
+    for unit in config.data.train.values():
+        unit.images_per_identity = min(unit.images_per_identity, 2)
+    with pytest.raises(saving.CheckpointError, match=r"data plan changed[^$]*checkpoint 168, now 88"):
+        loop.train(config, halfway)
+
+
+def test_other_people_are_never_accepted(config, halfway):
+    """Without the first data set the others' people move up in the heads."""
+    config.data.accept_changes = config.data.repeat_people = True
+    with config.unlocked():
+        del config.data.train.procedural_cc
+    with pytest.raises(saving.CheckpointError, match=r"the people of the training data changed.*take people for oth"):
+        loop.train(config, halfway)
+
+
+def test_a_checkpoint_of_another_width_is_refused(config, halfway):
+    config.model.width = 32
+    with pytest.raises(saving.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
+        loop.train(config, halfway)
+
+
+def test_a_misfit_that_comes_from_the_data_says_so(config, halfway):
+    config.model.identity_multiple = 256
+    config.data.instruction_dropout = 0.5
+    with pytest.raises(saving.CheckpointError, match=r"head_person[^$]*Besides, the data plan changed[^$]*dropout"):
+        loop.train(config, halfway)
+
+
+def test_clipping_can_be_switched_on_and_the_change_is_logged(config, halfway, caplog):
+    config.optimizer.clip_norm = 0.5
+    with caplog.at_level("WARNING", logger="absl"):
+        loop.train(config, halfway)
+    assert "config.optimizer.clip_norm: checkpoint 0.0, now 0.5" in caplog.text
+    assert int(saved_state(config, halfway, 4).step) == 4
+
+
+def test_a_run_is_not_overwritten_without_resume(config, halfway):
+    config.resume = False
+    with pytest.raises(saving.CheckpointError, match=r"halfway holds a run at step 2 and config.resume is False"):
+        loop.train(config, halfway)
+
+
+def test_blocks_that_do_not_fit_the_mesh(config):
+    config.data.batch_blocks = 6
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 1})
+    with pytest.raises(check.ConfigError, match=r"batch_blocks = 6 .*batch_blocks=8 --config.data.batch_size="):
+        loop.check_blocks(config, mesh)
+
+
+def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, procedural_dir, tmp_path, caplog):
+    data = tmp_path / "data"
+    shutil.copytree(procedural_dir, data, symlinks=True, copy_function=os.symlink)
+    trad = shards.open_dataset(data, "procedural_trad")
+    index, reader = trad.index("train"), trad.reader("train")
+    records = np.flatnonzero(index.identity == index.identity[0])[:2]
+    person = trad.manifest.people[index.identity[0]]
+
+    def load(item):
+        return schema.Record(image=reader[records[item]]["image"], file=f"{item}.jpg", person=person, camera=item)
+
+    shards.write_dataset(
+        data, name="borrowed", version="1.0.0", task="trad", namespace="borrowed", people=[person],
+        splits={"query": [0], "gallery": [1]}, load=load, source={}, workers=1,
+    )  # fmt: skip
+    config.data.dir = str(data)
+    with config.unlocked():
+        config.evaluation.sets.borrowed = keys.evaluation_set("borrowed", "trad", ("own_trad",))
+    with pytest.raises(check.ConfigError, match=rf"1 person.s. .*{person} of borrowed .*--leave_out borrowed"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.data.leaks = "warn"
+    with caplog.at_level("WARNING"):
+        experiment.check_leaks(config, experiment.open_training(config), experiment.open_evaluation_sets(config))
+    assert f"{person} of borrowed" in caplog.text
