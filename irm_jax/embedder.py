@@ -21,8 +21,8 @@ from data_pipelines.batches import augment, training_data
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import run
 from irm_jax.checkpoint import saving
-from irm_jax.config.check import ConfigError
 from irm_jax.convert import warm_start
+from irm_jax.errors import ConfigError
 from irm_jax.evaluation.embed import Ask, EmbeddingModel, of_length_one
 from irm_jax.evaluation.report import finish
 from irm_jax.logs import metric_log

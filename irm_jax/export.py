@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from irm_jax.checkpoint.saving import CheckpointError
     from irm_jax.config import check
     from irm_jax.embedder import Embedder
+    from irm_jax.errors import ConfigError
 
     package, cure = MISSING[options.format]
     try:
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data = bytes(export_embedding(embedder.model, whole, options.instruction).serialize())
             where = ", ".join(PLATFORMS)
         out.write_bytes(data)
-    except (check.ConfigError, CheckpointError, OSError) as error:
+    except (ConfigError, CheckpointError, OSError) as error:
         logging.error("%s", error)
         return 2
     print(f"{out}: {len(data) / 2**20:.1f} MiB, for {where}")

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from irm_jax.config import check
 from irm_jax.config.layer_rates import RecipeError
+from irm_jax.errors import ConfigError
 
 MODES = ("train", "evaluate", "embed", "compare", "compile")
 
@@ -112,7 +113,7 @@ def _compile(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def _user_errors() -> tuple[type[BaseException], ...]:
-    return (check.ConfigError, RecipeError, *_late_errors())
+    return (ConfigError, RecipeError, *_late_errors())
 
 
 def _passing_errors() -> tuple[type[BaseException], ...]:

@@ -1,7 +1,9 @@
-"""From a configuration to the parts of a run: model, optimizer, training data, test sets. Config stops here."""
+"""Builds a run from its configuration: mesh, data, model, optimizer, step and test sets. Nothing else assembles."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,14 +17,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import tasks
-from data_pipelines.batches import training_data
+from data_pipelines.batches import stated_data, training_data
 from data_pipelines.batches.training_data import JointData
 from data_pipelines.instructions import vocabulary as caption_vocabulary
+from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.people import tested_people
 from irm_jax.checkpoint import saving
-from irm_jax.config.check import ConfigError
+from irm_jax.config import check
 from irm_jax.config.layer_rates import Recipe
+from irm_jax.convert import warm_start
 from irm_jax.convert.warm_start import Sources
+from irm_jax.errors import ConfigError
 from irm_jax.evaluation import test_sets
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
@@ -31,10 +36,148 @@ from irm_jax.models import presets
 from irm_jax.models.irm import IRM
 from irm_jax.models.presets import IRMConfig
 from irm_jax.objectives.options import BankOptions, CaptionOptions, LossOptions
-from irm_jax.parallel import processes
+from irm_jax.parallel import processes, sharding
 from irm_jax.training import optimizer as optimizers
-from irm_jax.training.state import BankShape, MemoryShapes
+from irm_jax.training.state import BankShape, MemoryShapes, TrainState, abstract_state, create_state
 from irm_jax.training.step import make_train_step
+
+
+class Run:
+    """The parts of a run, each made from the configuration when it is first asked for, and then kept.
+
+    An evaluation opens no training data this way, and a program can be compiled for devices that are not here. Every
+    part is an attribute that may be replaced before the parts that depend on it are made.
+
+    Args:
+        config: the checked configuration.
+        mesh: devices; None stands for those of this machine, in the shape `config.mesh`.
+        data: the training data; None stands for the built data sets that `config.data` names.
+        identities: columns of the identity heads; None stands for those of the training data.
+    """
+
+    def __init__(
+        self, config: ConfigDict, *, mesh: Mesh | None = None, data: JointData | None = None,
+        identities: int | None = None,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self._identities = identities
+        if mesh is not None:
+            self.mesh = mesh
+        if data is not None:
+            self.data = data
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The devices, in axes (data, fsdp, model)."""
+        return sharding.make_mesh(self.config.mesh)
+
+    @functools.cached_property
+    def data(self) -> JointData:
+        """The training sets and the layout of a batch, in the image and sentence sizes of the model.
+
+        Raises DatasetError for a data set that is missing or damaged.
+        """
+        return open_training(self.config)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """From sentences to token ids i32[n, max_length]."""
+        return training_data.make_tokenizer(self.config, model_config(self.config).max_length)
+
+    @functools.cached_property
+    def model(self) -> IRM:
+        """The module; its parameters are in a state or in `embedding_model`."""
+        if self._identities is None:
+            return make_model(self.config, self.data)
+        sizes = model_config(self.config, vocab_size=self.tokenizer.vocab_size)
+        return IRM(dataclasses.replace(sizes, num_identities=self._identities))
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of `config.optimizer`, on the schedule of `config.train.steps`."""
+        return make_optimizer(self.config)
+
+    @functools.cached_property
+    def memory(self) -> MemoryShapes:
+        """The momentum model, memory bank and caption queue of the state."""
+        return memory_shapes(self.config, self.data)
+
+    @functools.cached_property
+    def train_step(self) -> jax.stages.Wrapped:
+        """The jitted `step(state, batch, constant_tokens, key) -> (state, metrics)`; the state is donated."""
+        return train_step(self.config, self.data, self.model, self.mesh)
+
+    @functools.cached_property
+    def test_sets(self) -> list[test_sets.EvaluationSet]:
+        """The test sets, their people and cameras numbered over all of them."""
+        return open_evaluation_sets(self.config)
+
+    def check_training(self) -> None:
+        """Raises ConfigError for data that must not be trained on: leaks into test sets, blocks that do not divide."""
+        check_leaks(self.config, self.data, self.test_sets)
+        if problem := check.block_problem(self.config, sharding.row_shards(self.mesh)):
+            raise ConfigError(problem)
+
+    def check_checkpoint(self, saved: Mapping[str, Any]) -> None:
+        """Raises CheckpointError if `saved`, a checkpoint's configuration, is of another model than this one."""
+        check_model(saved, self.config)
+
+    def fresh_state(self) -> TrainState:
+        """The state before the first step: random numbers of `config.seed`, then the weights that `config.init` names.
+
+        Raises ConfigError for a vocabulary that does not suit the training data, ConvertError for weights that do not
+        fit the model.
+        """
+        if self.data.datasets:  # planned data has no sentences
+            check_words(self.config, self.data)
+        constants = self.data.plan.constant_tokens
+        state = create_state(self.model, self.optimizer, constants, self.config.seed, self.mesh, self.memory)
+        return warm_start.warm_start(state, self.model.config, init_sources(self.config))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, nothing allocated: what a checkpoint is restored into."""
+        return abstract_state(self.model, self.optimizer, self.data.plan.constant_tokens, self.mesh, self.memory)
+
+    def abstract_variables(self) -> dict[str, Any]:
+        """Shapes, dtypes and shardings of the parameters and batch statistics; no training data is opened."""
+        constants = self.tokenizer.encode([tasks.NEUTRAL_SENTENCE])
+        state = abstract_state(self.model, optax.identity(), constants, self.mesh)
+        return {"params": state.params, "batch_stats": state.batch_stats}
+
+    def stream(self, start_step: int, num_steps: int, *, workers: int | None = None) -> Any:
+        """This process's blocks of the batches of steps start_step, start_step + 1, ...; a context to be closed.
+
+        `workers`: reader processes; None stands for `config.data.workers`.
+        """
+        d = self.config.data
+        return self.data.stream(
+            start_step, num_steps, sharding.addressable_blocks(self.mesh, self.data.plan.batch_blocks),
+            workers=d.workers if workers is None else workers, threads=d.threads, prefetch=d.prefetch,
+        )  # fmt: skip
+
+    def embedding_model(self, variables: Mapping[str, Any]) -> EmbeddingModel:
+        """The model with these variables (`params`, `batch_stats`) as functions of host arrays."""
+        return EmbeddingModel(
+            self.model, variables, self.tokenizer, self.mesh, self.config.evaluation.batch_size
+        )  # fmt: skip
+
+    def evaluate(self, embedding_model: EmbeddingModel) -> Evaluation:
+        """Ranks all test sets."""
+        return evaluate(self.config, embedding_model, self.test_sets)
+
+
+def build(
+    config: ConfigDict, *, mesh: Mesh | None = None, data: JointData | None = None, identities: int | None = None
+) -> Run:
+    """The parts of a run. Nothing is opened or allocated yet, see `Run`."""
+    return Run(config, mesh=mesh, data=data, identities=identities)
+
+
+def planned(config: ConfigDict, mesh: Mesh) -> Run:
+    """A run on devices and data that need not be here: its state and its batches are shapes alone."""
+    data = stated_data.plan_training(config, max_length=model_config(config).max_length)
+    return build(config, mesh=mesh, data=data)
+
 
 FREE_MODEL_KEYS = (
     "dtype", "remat", "text_dropout", "drop_path", "editing_drop_path", "temperature", "identity_multiple",

@@ -18,16 +18,13 @@ from irm_jax import compile
 from irm_jax.config import keys as default
 from irm_jax.config import layer_rates
 from irm_jax.convert import manifest
+from irm_jax.errors import ConfigError
 from irm_jax.evaluation import protocols
 from irm_jax.logs import timing
 from irm_jax.models import presets
 
 FREE_TABLES = {"data.train": default.train_unit("", "trad"), "evaluation.sets": default.evaluation_set("", "trad", ())}
 """Tables whose entry names are the user's; each entry has the keys of its template."""
-
-
-class ConfigError(ValueError):
-    """The configuration cannot be run; the message names the key, the cause and the cure."""
 
 
 def check(config: ConfigDict) -> None:

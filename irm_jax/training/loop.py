@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 
 from irm_jax import run
 from irm_jax.checkpoint import saving
-from irm_jax.config.check import ConfigError, block_problem
+from irm_jax.config.check import block_problem
 from irm_jax.convert import warm_start
+from irm_jax.errors import ConfigError
 from irm_jax.evaluation.evaluator import Evaluation
 from irm_jax.evaluation.report import finish
 from irm_jax.logs import metric_log, timing

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from configs import cpu_small, irm, irm_pp, market1501, procedural, quickstart, quickstart_pp, real_joint, transfer
 from irm_jax.config import data_sets
 from irm_jax.config import keys as default
-from irm_jax.config.check import ConfigError, check
+from irm_jax.config.check import check
+from irm_jax.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 

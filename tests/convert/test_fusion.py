@@ -12,11 +12,12 @@ from weights import SIZES
 from configs import procedural
 from irm_jax.checkpoint import saving
 from irm_jax.config import keys
-from irm_jax.config.check import ConfigError, check
+from irm_jax.config.check import check
 from irm_jax.convert import folder, manifest, to_torch
 from irm_jax.convert.conversion import Options, convert
 from irm_jax.convert.source import ConvertError, Source
 from irm_jax.convert.warm_start import Sources, _scanned, warm_start
+from irm_jax.errors import ConfigError
 
 CROSS = ("cross_attention", "norm_cross_attention")
 

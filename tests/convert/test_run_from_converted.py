@@ -12,9 +12,10 @@ from flax.traverse_util import flatten_dict
 from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax import run as experiment
 from irm_jax.checkpoint import saving
-from irm_jax.config.check import ConfigError, check
+from irm_jax.config.check import check
 from irm_jax.convert import __main__ as command
 from irm_jax.convert import folder, manifest
+from irm_jax.errors import ConfigError
 from irm_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")

@@ -10,7 +10,7 @@ from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.instructions.vocabulary import entries_of, fit, sentences_of
 from irm_jax import run
 from irm_jax.config import keys
-from irm_jax.config.check import ConfigError
+from irm_jax.errors import ConfigError
 
 
 def test_entries_are_the_built_in_ones_and_what_stands_there_often_enough():

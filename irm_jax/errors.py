@@ -1,0 +1,11 @@
+"""Errors that end a command with one message instead of a traceback, and with a status that launchers act on."""
+
+from __future__ import annotations
+
+from data_pipelines.errors import RetryError, UserError
+
+__all__ = ["ConfigError", "RetryError", "UserError"]
+
+
+class ConfigError(UserError, ValueError):
+    """The configuration cannot be run. The message names the key, the cause and the cure."""
