@@ -1,11 +1,19 @@
-"""Errors that end a command with one message instead of a traceback, and with a status that launchers act on."""
-
-from __future__ import annotations
+"""The two kinds of error that a user meets; every such error of this project derives from one of them."""
 
 
 class UserError(Exception):
-    """Something that the user has to change. The command exits with status 2: a retry cannot help."""
+    """Reports what a retry cannot help: wrong options, damaged or missing files. Commands end with exit status 2.
+
+    The message says what happened, where, and what to do.
+    """
+
+    exit_status = 2
 
 
 class RetryError(Exception):
-    """A failure that may pass, such as a lost process. The command exits with status 1: a retry may help."""
+    """Reports what a retry can help: a lost process, storage that does not answer. Exit status 1.
+
+    Launchers start the command again. The message says what happened, where, and what to do if it happens again.
+    """
+
+    exit_status = 1

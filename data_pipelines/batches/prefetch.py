@@ -12,11 +12,13 @@ import cv2
 import grain
 from absl import flags
 
+from data_pipelines.errors import UserError
+
 T = TypeVar("T")
 
 
-class StreamError(ValueError):
-    """Batches cannot be read ahead as asked; the message names the cause and the cure."""
+class StreamError(UserError, ValueError):
+    """Reports batches that cannot be read ahead as configured; the message names the cause and the cure."""
 
 
 _MIN_SHARED_BYTES = 1 << 16  # smaller arrays travel faster through the workers' queue than as a shared-memory file each

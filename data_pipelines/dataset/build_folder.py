@@ -26,6 +26,7 @@ from absl import logging
 from data_pipelines.dataset import files, record_format, schema
 from data_pipelines.dataset.files import DatasetError
 from data_pipelines.dataset.shard_writer import ShardJob, bad_images
+from data_pipelines.files import SCRATCH_PREFIX, write_json
 
 
 @contextlib.contextmanager
@@ -120,10 +121,10 @@ def prepare(work: Path, plan: dict[str, Any], people: Sequence[str]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     for folder in (work / "parts", work / "data"):
         folder.mkdir(exist_ok=True)
-        for path in folder.glob("tmp-*"):
+        for path in folder.glob(f"{SCRATCH_PREFIX}*"):
             path.unlink()
-    files.write_json(work / files.PEOPLE, list(people))
-    files.write_json(work / files.PLAN, plan)
+    write_json(work / files.PEOPLE, list(people))
+    write_json(work / files.PLAN, plan)
 
 
 def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan: dict[str, Any]) -> schema.Manifest:
@@ -149,7 +150,7 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan
             "skipped": skipped,
         }
     _write_tfds_metadata(folder, plan, splits)
-    files.write_json(folder / files.PLAN, plan)
+    write_json(folder / files.PLAN, plan)
     manifest = schema.Manifest(
         name=plan["name"],
         version=plan["version"],
@@ -165,7 +166,7 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan
             + [f"{files.PEOPLE} {files.sha256(people)}"]
         ),
     )
-    files.write_json(folder / files.MANIFEST, dataclasses.asdict(manifest))
+    write_json(folder / files.MANIFEST, dataclasses.asdict(manifest))
     return manifest
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.dataset import schema
+from data_pipelines.errors import UserError
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
@@ -33,8 +34,8 @@ _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-class DatasetError(ValueError):
-    """A data set cannot be built or read as it is; the message names the cause and the cure."""
+class DatasetError(UserError, ValueError):
+    """Reports a data set that cannot be built or read as it is; the message names the cause and the cure."""
 
 
 def check_names(name: str, version: str, splits: Sequence[str]) -> None:
@@ -89,20 +90,6 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path} ({error}): make room on that disk, or build into another folder, and run the same "
             f"build again; finished shards are kept"
         ) from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a whole file or none: to a temporary name, flushed to the disk, then renamed."""
-    temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def load_manifest(folder: Path | epath.Path) -> schema.Manifest:

@@ -19,6 +19,7 @@ from array_record.python import array_record_module
 
 from data_pipelines.dataset import files, image_check, record_format, schema
 from data_pipelines.dataset.files import DatasetError
+from data_pipelines.files import scratch_path, write_json
 
 # Pictures do not shrink by a general compressor, and a stored chunk is written four times as fast.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -80,7 +81,7 @@ def write_shard(job: ShardJob) -> int:
     """
     columns = files.IndexColumns(job.shard)
     bad: list[dict[str, str]] = []
-    temporary = job.path.with_name(f"tmp-{os.getpid()}-{job.path.name}")
+    temporary = scratch_path(job.path)
     try:
         _fill(job, temporary, columns, bad)
         if bad and not job.skip_bad:
@@ -131,7 +132,7 @@ def _publish(job: ShardJob, temporary: Path, columns: files.IndexColumns, skippe
     summary = {"records": written, "bytes": temporary.stat().st_size, "sha256": sha256, "skipped": skipped}
     os.replace(temporary, job.path)
     files.save_index(job.index_file, columns.index())
-    files.write_json(job.summary_file, summary)
+    write_json(job.summary_file, summary)
 
 
 def _bad_picture(record: schema.Record) -> str:

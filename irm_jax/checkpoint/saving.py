@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from irm_jax.logs.metric_log import jsonable, write_atomically
+from data_pipelines.files import jsonable, write_atomically
 from irm_jax.parallel import processes
 
 StepChoice = int | Literal["latest", "best"] | None

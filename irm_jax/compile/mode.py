@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import options
+from data_pipelines import files, options
 from data_pipelines.batches import layout, stated_data
 from irm_jax import run
 from irm_jax.compile import page, programs, roofline, targets
@@ -21,7 +21,6 @@ from irm_jax.compile.chips import GIB, Topology
 from irm_jax.compile.scheduled import Job
 from irm_jax.compile.targets import Compiled
 from irm_jax.config import check
-from irm_jax.logs import metric_log
 from irm_jax.parallel import sharding
 
 PAGE = "compile.html"
@@ -77,8 +76,8 @@ def compile_run(config: ConfigDict, workdir: epath.Path, topology: Topology) -> 
     print(page.text(entries, described))
     workdir.mkdir(parents=True, exist_ok=True)
     table = {step: dataclasses.asdict(entry) for step, entry in entries.items()}
-    metric_log.write_atomically(workdir / page.FILE, json.dumps(table, indent=1, allow_nan=False) + "\n")
-    metric_log.write_atomically(workdir / PAGE, page.html(entries, described))
+    files.write_atomically(workdir / page.FILE, json.dumps(table, indent=1, allow_nan=False) + "\n")
+    files.write_atomically(workdir / PAGE, page.html(entries, described))
     logging.info("the table is in %s and %s", workdir / page.FILE, workdir / PAGE)
     refuse(entries, config, mesh)
     return entries

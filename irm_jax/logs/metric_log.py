@@ -28,6 +28,7 @@ import tensorboardX
 from etils import epath
 
 from data_pipelines import storage
+from data_pipelines.files import jsonable, write_atomically
 from irm_jax.logs import growing_file
 from irm_jax.logs.timing import DATA_WAIT, IMAGES_PER_SECOND
 
@@ -43,34 +44,6 @@ PACKAGES = (
 
 class MetricLogError(RuntimeError):
     """The metrics cannot be written, or what is there cannot be read; the message names the file and the cure."""
-
-
-def jsonable(value: Any, path: str = "") -> Any:
-    """`value` as strict JSON has it: tuples become lists, keys strings, array scalars numbers, NaN and infinities None.
-
-    Raises TypeError naming the path of a value that JSON cannot hold.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item, f"{path}[{number}]") for number, item in enumerate(value)]
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return jsonable(np.asarray(value).tolist(), path)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    raise TypeError(f"{path or 'the value'} has type {type(value).__name__}, which JSON cannot hold: pass plain values")
-
-
-def write_atomically(path: Path | epath.Path, text: str) -> None:
-    """Replaces the file in one step, so that a kill leaves either the old or the new content."""
-    if storage.is_remote(path):  # does so by itself
-        path.write_text(text, encoding="utf-8")
-        return
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 class MetricLog:

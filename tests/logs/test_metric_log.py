@@ -20,7 +20,6 @@ from irm_jax.logs.metric_log import (
     MetricLog,
     MetricLogError,
     git_revision,
-    jsonable,
     read_metrics,
     run_metadata,
     write_run_metadata,
@@ -161,14 +160,6 @@ def test_progress_on_a_terminal_is_redrawn_in_place(tmp_path: Path) -> None:
     assert stream.getvalue() == (
         "\x1b[Kstep 6/24,000  loss 1  left --:--\r\x1b[Kstep 7/24,000  left 9:59:50\r\n"
     )  # fmt: skip
-
-
-def test_jsonable_is_strict_and_names_the_place() -> None:
-    value = {1: (np.int32(2), np.float32("nan"), True), "array": np.arange(3), "none": None, "text": "a"}
-    assert jsonable(value) == {"1": [2, None, True], "array": [0, 1, 2], "none": None, "text": "a"}
-    json.dumps(jsonable(value), allow_nan=False)
-    with pytest.raises(TypeError, match=r"model\.layers\[1\] has type object"):
-        jsonable({"model": {"layers": [1, object()]}})
 
 
 def test_run_metadata_tells_how_the_run_was_made(tmp_path: Path) -> None:

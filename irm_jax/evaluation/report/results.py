@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipelines.files import jsonable
 from data_pipelines.tasks import TASKS
-from irm_jax.logs.metric_log import jsonable
 
 if TYPE_CHECKING:  # at run time it would import the whole shard reader
     from data_pipelines.people.leaks import Leak

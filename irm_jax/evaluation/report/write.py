@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from data_pipelines.files import jsonable, write_atomically
 from data_pipelines.tasks import TASKS
 from irm_jax.compile.page import FILE as COMPILE_FILE
 from irm_jax.evaluation.report.charts import Series
@@ -26,7 +27,6 @@ from irm_jax.evaluation.report.results import (
     TaskSection,
     checked_results,
 )
-from irm_jax.logs.metric_log import jsonable, write_atomically
 
 if TYPE_CHECKING:  # at run time it would import the whole shard reader
     from data_pipelines.people.leaks import Leak
