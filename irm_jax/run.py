@@ -33,8 +33,8 @@ from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
 from irm_jax.losses.words import Vocabulary
 from irm_jax.models import presets
+from irm_jax.models.config import IRMConfig
 from irm_jax.models.irm import IRM
-from irm_jax.models.presets import IRMConfig
 from irm_jax.objectives.options import BankOptions, CaptionOptions, LossOptions
 from irm_jax.parallel import processes, sharding
 from irm_jax.training import optimizer as optimizers

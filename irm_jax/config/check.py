@@ -21,6 +21,7 @@ from irm_jax.convert import manifest
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import protocols
 from irm_jax.logs import timing
+from irm_jax.models import config as models_config
 from irm_jax.models import presets
 
 FREE_TABLES = {"data.train": default.train_unit("", "trad"), "evaluation.sets": default.evaluation_set("", "trad", ())}
@@ -159,8 +160,8 @@ def _model_problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.model.preset = {m.preset!r}; the presets are {', '.join(presets.PRESETS)}"
     if m.dtype not in ("float32", "bfloat16"):
         yield f"config.model.dtype = {m.dtype!r}; it must be float32 or bfloat16 (parameters are always float32)"
-    if m.remat not in presets.REMAT:
-        yield f"config.model.remat = {m.remat!r}; it must be one of {', '.join(presets.REMAT)}"
+    if m.remat not in models_config.REMAT:
+        yield f"config.model.remat = {m.remat!r}; it must be one of {', '.join(models_config.REMAT)}"
     if m.template_statistics not in (None, "clip", "imagenet"):
         yield f"config.model.template_statistics = {m.template_statistics!r}; it must be clip or imagenet"
     for key in ("stem", "template_stem"):

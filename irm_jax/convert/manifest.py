@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from irm_jax.models.presets import IRMConfig
+from irm_jax.models.config import IRMConfig
 
 FILE, ARRAYS, VOCABULARY = "manifest.json", "arrays", "vocab.txt"
 FORMAT = 1

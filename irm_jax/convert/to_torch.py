@@ -18,7 +18,7 @@ from irm_jax.convert import albef, bert, folder, fusion, irm_release, pass_vit, 
 from irm_jax.convert.rules import Rule, Taken, give_back, unscanned
 from irm_jax.convert.source import ConvertError
 from irm_jax.models import presets
-from irm_jax.models.presets import IRMConfig
+from irm_jax.models.config import IRMConfig
 
 Place = str | os.PathLike[str]
 Table = Sequence[tuple[str, str, Sequence[Rule]]]

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from irm_jax.convert import folder, manifest, positions
 from irm_jax.convert.rules import unscanned
 from irm_jax.convert.source import ConvertError
-from irm_jax.models.presets import IRMConfig
+from irm_jax.models.config import IRMConfig
 from irm_jax.parallel import sharding
 from irm_jax.training import momentum
 from irm_jax.training.state import TrainState

@@ -11,10 +11,10 @@ from flax import linen as nn
 from flax import struct
 
 from irm_jax.models import transformer
+from irm_jax.models.config import IRMConfig, token_grid
 from irm_jax.models.editing_transformer import EditingTransformer
 from irm_jax.models.encoders.vit import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ImageEncoder, ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction, TextEncoder, WordHead
-from irm_jax.models.presets import IRMConfig, token_grid
 from irm_jax.parallel.sharding import constrain_rows, constrain_whole
 
 Array = jax.Array

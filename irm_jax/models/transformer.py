@@ -215,7 +215,7 @@ class Mlp(nn.Module):
 
 
 def with_remat(block: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:
-    """The block under one of `presets.REMAT`. Raises KeyError for another name."""
+    """The block under one of `config.REMAT`. Raises KeyError for another name."""
     return block if remat == "none" else nn.remat(block, policy=_KEPT[remat], **options)
 
 
@@ -284,7 +284,7 @@ class Stack(nn.Module):
     """`depth` blocks in a row.
 
     `drop_path` holds the stochastic-depth rate of each block. `scan_layers` keeps the blocks' parameters stacked on a
-    leading axis and compiles one block; `remat`: one of `presets.REMAT`. x [B, N, D], mask bool[B, N] or None, context:
+    leading axis and compiles one block; `remat`: one of `config.REMAT`. x [B, N, D], mask bool[B, N] or None, context:
     see `Block` -> [B, Q, D], the first Q = `queries` tokens (all if None); without a scan no others are computed in the
     last block.
     """

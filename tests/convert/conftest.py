@@ -14,8 +14,8 @@ from irm_jax.convert.conversion import Options, convert
 from irm_jax.convert.source import Source
 from irm_jax.losses.instruction_similarity import init_mean
 from irm_jax.models import presets
+from irm_jax.models.config import IRMConfig
 from irm_jax.models.irm import IRM, initialise
-from irm_jax.models.presets import IRMConfig
 from irm_jax.parallel import sharding
 from irm_jax.training.momentum import averaged_part
 from irm_jax.training.state import TrainState

@@ -12,6 +12,7 @@ from quick_compilation import few_optimizations
 from irm_jax import run
 from irm_jax.compile import analytic_flops
 from irm_jax.models import presets, transformer
+from irm_jax.models.config import REMAT
 from irm_jax.models.encoders import vit
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.models.plain_forms import plain_forms
@@ -152,7 +153,7 @@ def test_scan_and_remat_equal_the_plain_stack(norm_first):
     expected, gradient = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(params)
     for stack in (
         *(transformer.Stack(config, 3, remat=remat) for remat in ("minimal", "full")),
-        *(transformer.Stack(config, 3, scan_layers=True, remat=remat) for remat in presets.REMAT),
+        *(transformer.Stack(config, 3, scan_layers=True, remat=remat) for remat in REMAT),
     ):
         own = stacked if stack.scan_layers else params
         value, found = jax.jit(jax.value_and_grad(lambda p, s=stack: loss(s, p)))(own)

@@ -4,6 +4,8 @@ Hugging Face builds cross-attention for decoders only, with a causal mask; ALBEF
 are called one by one with the mask given: padding is hidden, what follows is not.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,7 +151,7 @@ def test_a_plain_bert_with_its_head(converted):
     _, arrays = converted("bert", bert.state_dict(), heads=3)
     tokens = sentences()
     theirs = bert(tokens, attention_mask=(tokens != 0).long())
-    model = IRM(presets.IRMConfig(**{**vars(CONFIG), "vocab_size": WORDS}))
+    model = IRM(dataclasses.replace(CONFIG, vocab_size=WORDS))
     text = {path: array for path, array in arrays.items() if path.startswith(("text_encoder/", "word_head/"))}
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.ones((1, 12), jnp.int32), method=initialise)

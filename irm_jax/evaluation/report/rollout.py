@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from irm_jax.models.config import token_grid
 from irm_jax.models.instruction_encoder import PAD
 from irm_jax.models.irm import IRM
-from irm_jax.models.presets import token_grid
 from irm_jax.parallel import sharding
 
 

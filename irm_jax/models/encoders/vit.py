@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import struct
 
 from irm_jax.models import transformer
-from irm_jax.models.presets import token_grid
+from irm_jax.models.config import token_grid
 
 Array = jax.Array
 

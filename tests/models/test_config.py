@@ -1,0 +1,62 @@
+"""The saved form of a model configuration: what one version wrote, every later one reads."""
+
+import dataclasses
+import json
+
+import pytest
+
+from irm_jax.models import config, presets
+
+SAVED_TABLE = {
+    "preset": "tiny", "dtype": "float32", "scan_layers": False, "remat": "none", "mask_instruction_padding": True,
+    "vocab_multiple": 256, "identity_multiple": 1024, "width": 64, "image_size": [64, 32], "image_depth": None,
+    "image_heads": None, "patch": None, "stride": None, "stem": None, "part_tokens": None, "text_depth": None,
+    "text_heads": None, "max_length": None, "instruction_tokens": None, "instruction_image_size": None,
+    "template_depth": None, "template_heads": None, "template_patch": None, "template_stem": None,
+    "template_statistics": None, "editing_depth": None, "editing_drop_path": None, "fusion_depth": None,
+    "projection_width": None, "mlp_ratio": None, "text_dropout": None, "drop_path": None, "temperature": None,
+}  # fmt: skip
+"""`config.model` as checkpoints before the resolved configuration hold it (77f4167)."""
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_what_is_saved_is_read_back(name):
+    before = presets.preset(name, image_encoder_options=(("widths", (1, 2)),))
+    assert config.from_json(json.loads(json.dumps(config.to_json(before)))) == before
+
+
+def test_a_checkpoint_without_a_resolved_configuration():
+    found = presets.from_saved_table(SAVED_TABLE, vocab_size=300, num_identities=5)
+    expected = presets.preset("tiny", width=64, image_size=(64, 32), vocab_size=512, num_identities=1024)
+    assert found == expected
+    assert found.image_encoder == "vit"
+
+
+def test_keys_that_were_added_or_renamed_since(monkeypatch):
+    """A key saved under its former name is read, and one that did not exist takes the value it stood for."""
+    current = presets.preset("tiny")
+    saved = config.to_json(current)
+    for key in config.ADDED:
+        del saved[key]
+    saved["depth"] = saved.pop("image_depth")
+    monkeypatch.setattr(config, "VERSION", 2)
+    monkeypatch.setattr(config, "RENAMED", {2: {"depth": "image_depth"}})
+    assert config.from_json(saved) == current
+    assert config.from_json(config.to_json(current)) == current
+
+
+def test_a_saved_configuration_that_this_code_cannot_read():
+    saved = config.to_json(presets.preset("tiny"))
+    with pytest.raises(config.ModelConfigError, match=r"version 99, this code reads \d+: update irm_jax"):
+        config.from_json({**saved, "version": 99})
+    with pytest.raises(config.ModelConfigError, match="unknown keys colour"):
+        config.from_json({**saved, "colour": "red"})
+    with pytest.raises(config.ModelConfigError, match="lacks width"):
+        config.from_json({key: value for key, value in saved.items() if key != "width"})
+
+
+def test_differences_name_the_keys_that_change_parameters():
+    saved = presets.preset("tiny")
+    other = dataclasses.replace(saved, image_depth=4, dtype="bfloat16", drop_path=0.3)
+    assert config.differences(saved, other) == ["image_depth: checkpoint 3, now 4"]
+    assert config.differences(saved, dataclasses.replace(saved, remat="full")) == []
