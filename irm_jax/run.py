@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -387,8 +388,8 @@ def evaluate(config: ConfigDict, embedder: EmbeddingModel, sets: list[test_sets.
 
 
 def enable_compilation_cache(config: ConfigDict) -> None:
-    """Programs compiled once are read from disk by later runs."""
-    if config.compilation_cache:
+    """Keeps compiled programs in the configured folder. JAX's own JAX_COMPILATION_CACHE_DIR, where set, decides."""
+    if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = epath.Path(config.compilation_cache).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))

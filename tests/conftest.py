@@ -1,10 +1,19 @@
-"""Test settings: eight simulated CPU devices, strict promotion, warnings as errors (pyproject.toml)."""
+"""Settings of all tests: eight simulated CPU devices, strict promotion, warnings as errors (pyproject.toml).
+
+Compiled programs are kept in one folder outside the checkout, for all workers, their subprocesses and later sessions:
+JAX_COMPILATION_CACHE_DIR, by default irm_jax/xla in the user's cache folder. A test that is marked `nightly` is skipped
+unless --nightly is given.
+"""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache") + "/irm_jax/xla"
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +26,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from quick_compilation import few_optimizations
+from session import FilesInOrder, built_once, longest_first, seconds_per_file, write_durations
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -31,14 +41,45 @@ MICRO = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nightly", action="store_true", help="also run the tests that are marked nightly")
+    parser.addoption("--keep-durations", action="store_true", help="write tests/durations.txt, which orders the files")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--nightly"):
+        skip = pytest.mark.skip(reason="nightly: run with --nightly, or .ci/run --all")
+        for item in items:
+            if item.get_closest_marker("nightly"):
+                item.add_marker(skip)
+    if hasattr(config, "workerinput"):  # several workers: none is left alone with the longest file at the end
+        longest_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesInOrder | None:
+    return FilesInOrder(config, log) if config.getvalue("dist") in ("load", "loadfile") else None
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    seconds = seconds_per_file(report for reports in terminalreporter.stats.values() for report in reports)
+    if config.getoption("--keep-durations"):
+        write_durations(seconds)
+    if len(seconds) > 1:
+        terminalreporter.section("longest files")
+        for path, value in sorted(seconds.items(), key=lambda item: -item[1])[:15]:
+            terminalreporter.line(f"{value:7.1f} s {path}")
+
+
 @pytest.fixture(scope="session")
 def procedural_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The procedural benchmark at its smallest, as real shards."""
     from data_pipelines import procedural
 
-    folder = tmp_path_factory.mktemp("procedural")
-    procedural.build(folder, seed=0, workers=1, progress=False, **MICRO)
-    return folder
+    def build(folder: Path) -> None:
+        procedural.build(folder, seed=0, workers=1, progress=False, **MICRO)
+
+    return built_once(tmp_path_factory, "procedural", build)
 
 
 @pytest.fixture(scope="session")
@@ -89,18 +130,11 @@ def first_devices() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder that keeps compiled programs, for the tests that run the same training more than once."""
-    return str(tmp_path_factory.mktemp("xla"))
-
-
-@pytest.fixture(scope="session")
-def make_run_config(make_micro_config: Callable[[], ConfigDict], compiled_programs: str) -> Callable[[], ConfigDict]:
+def make_run_config(make_micro_config: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
     """Configurations of whole runs whose evaluation is short: two test sets, no controls, nothing task-free."""
 
     def make() -> ConfigDict:
         config = make_micro_config()
-        config.compilation_cache = compiled_programs
         config.memory_bank.update({"size": 3 * config.data.batch_size, "ramp_steps": 2, "soft_weight": 0.1})
         config.momentum.second_view = True
         config.model.fusion_depth = 1
@@ -123,10 +157,11 @@ def trained_run(
     """The folder of a run of four steps without a break, with checkpoints of steps 2 and 4. Copy it to change it."""
     from irm_jax.training.loop import train
 
-    workdir = tmp_path_factory.mktemp("run")
-    with few_optimizations():
-        train(make_run_config(), workdir)
-    return workdir
+    def build(workdir: Path) -> None:
+        with few_optimizations():
+            train(make_run_config(), workdir)
+
+    return built_once(tmp_path_factory, "run", build)
 
 
 @pytest.fixture

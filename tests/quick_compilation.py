@@ -1,4 +1,4 @@
-"""Programs that are compiled quickly, for tests that run them a few times only."""
+"""Quick compilation, for programs that a test runs a few times only, and compilation that reads nothing back."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,12 +9,25 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 @contextlib.contextmanager
 def few_optimizations() -> Iterator[None]:
-    """XLA compiles faster, to slower programs; afterwards nothing is read from the folder of compiled programs."""
-    reset_cache()  # jax decides once a process whether it keeps programs
+    """Compiles faster, to slower programs. Kept programs are told apart by this option, which is part of their key."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Compiles every program anew, for a test of compilation itself: its time, its messages, what it dumps.
+
+    The text, the memory report and the costs of a program that is read back are those of the compiled one.
+    """
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # jax decides once per process whether it keeps programs
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
         reset_cache()

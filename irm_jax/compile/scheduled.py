@@ -117,6 +117,7 @@ def main(folder: Path) -> None:
     from irm_jax import run
     from irm_jax.compile import programs, targets
 
+    jax.config.update("jax_enable_compilation_cache", False)  # a program that is read back writes no report
     job: Job = pickle.loads((folder / JOB).read_bytes())
     mesh = targets.make_mesh(job.config.mesh, job.topology)
     data = stated_data.plan_training(job.config, max_length=run.model_config(job.config).max_length)

@@ -22,13 +22,6 @@ ONE = (1, 1, 1)
 """(data, fsdp, model) of a single device."""
 
 
-@pytest.fixture
-def micro_config(micro_config, compiled_programs):
-    """As everywhere, but a program that an earlier run of this file compiled is read from disk."""
-    micro_config.compilation_cache = compiled_programs
-    return micro_config
-
-
 def one_batch(data, step=0):
     with data.stream(step, 1, range(data.plan.batch_blocks), workers=0, threads=0, prefetch=1) as stream:
         return next(stream)[1]
@@ -42,7 +35,6 @@ def run_step(config, data, batch, mesh_shape, **options):
 
 def run_steps(config, data, batch, mesh_shape, *, double=False, steps=1):
     """Parameters before, the state after, and the metrics of each step, on the first devices in the given mesh."""
-    run.enable_compilation_cache(config)
     mesh = sharding.make_mesh(
         dict(zip(sharding.AXES, mesh_shape, strict=True)), jax.devices()[: int(np.prod(mesh_shape))]
     )
