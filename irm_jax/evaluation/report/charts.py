@@ -1,7 +1,7 @@
-"""Pictures of the report: SVG charts drawn here (no plotting library), and person images as base64 JPEG.
+"""Draws the report's charts as SVG (without a plotting library) and encodes its pictures as base64 JPEG.
 
-Charts take their colours from CSS classes (`s0`, `s1`, ...: one hue a task), so that they follow the page's light or
-dark scheme; every series also has its own dash and mark, so that colour is never the only difference.
+Charts take their colours from CSS classes (`s0`, `s1`, ...: one hue per task), so they follow the page's light or dark
+scheme. Every series also has its own dash and mark: colour is never the only difference.
 """
 
 from __future__ import annotations
@@ -10,23 +10,28 @@ import base64
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import cv2
 import numpy as np
 from markupsafe import Markup, escape
 
-from irm_jax.evaluation.report.results import Picture
-
+Picture = bytes | np.ndarray
+"""JPEG or PNG bytes, or u8[H,W,3] RGB."""
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2", "12 4")
 MARKS = ("circle", "square", "triangle", "diamond", "plus", "cross", "bar", "down")
 WIDTH = 400  # viewBox units; text of 12 units then stays legible on a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 38
-CHARACTER = 7  # width of a letter of a label, in the widest of the page's fonts
+CHARACTER = 7  # viewBox units per letter of a label, in the widest of the page's fonts
+FEW_POINTS = 12  # a line of at most this many points gets a mark at each
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line of a chart: x, y of equal length, NaN breaks it. `style` picks colour, dash and mark; -1 is neutral."""
+    """One line of a chart: x and y of equal length; NaN breaks it.
+
+    `style` selects colour, dash and mark; -1 is neutral.
+    """
 
     name: str
     x: Sequence[float]
@@ -34,8 +39,16 @@ class Series:
     style: int = -1
 
 
+@dataclasses.dataclass(frozen=True)
+class Dots:
+    """One row of a dot chart: a label and one fraction per name of the chart; NaN draws nothing."""
+
+    label: str
+    values: Sequence[float]
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Returns about `count` round numbers that lie within [low, high]."""
+    """Returns about `count` round numbers within [low, high]."""
     if not high > low:
         return [low]
     raw = (high - low) / count
@@ -53,7 +66,7 @@ def number(value: float) -> str:
 
 
 def mark(shape: str, x: float, y: float, r: float, css: str) -> str:
-    """Returns one SVG mark centred at (x, y), in viewBox units."""
+    """Returns one SVG mark of radius `r` centred at (x, y), in viewBox units."""
     points = {
         "triangle": [(0, -1.15), (1.05, 0.8), (-1.05, 0.8)],
         "down": [(0, 1.15), (1.05, -0.8), (-1.05, -0.8)],
@@ -71,10 +84,6 @@ def mark(shape: str, x: float, y: float, r: float, css: str) -> str:
     return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}"/>'
 
 
-def _css(style: int) -> str:
-    return "sn" if style < 0 else f"s{style % 6}"
-
-
 def legend(entries: Sequence[tuple[str, str]]) -> str:
     """Returns an HTML list of (SVG sample in a 30x14 box, name)."""
     items = "".join(
@@ -84,110 +93,138 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
+@dataclasses.dataclass(frozen=True)
+class _Axes:
+    """The data range of a line chart, its round heights, and where a point lies in the viewBox."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    heights: Sequence[float]
+    columns: Sequence[float]
+    height: int
+
+    @classmethod
+    def around(cls, series: Sequence[Series], height: int) -> Self:
+        """Returns axes that hold every point; y starts at or below 0 and ends on a round number."""
+        xs = np.concatenate([np.asarray(s.x, np.float64) for s in series])
+        ys = np.concatenate([np.asarray(s.y, np.float64) for s in series])
+        ys = ys[np.isfinite(ys)]
+        x0, x1 = float(xs.min()), float(xs.max())
+        x0 = 0.0 if 0 < x0 < 0.05 * x1 else x0  # a curve of averaged steps starts slightly after 0
+        y0, y1 = min(0.0, float(ys.min())), float(ys.max())
+        x1, y1 = (x1 if x1 > x0 else x0 + 1.0), (y1 if y1 > y0 else y0 + 1.0)
+        heights = ticks(y0, y1)
+        if len(heights) > 1 and heights[-1] < y1:
+            y1 = heights[-1] + heights[1] - heights[0]
+            heights.append(y1)
+        columns = ticks(x0, x1, 4) if len(set(xs)) > 4 else sorted(set(xs))
+        return cls((x0, x1), (y0, y1), heights, columns, height)
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        (x0, x1), (y0, y1) = self.x, self.y
+        left = LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
+        return left, self.height - BOTTOM - (y - y0) / (y1 - y0) * (self.height - TOP - BOTTOM)
+
+    def svg(self, x_label: str, unit: str) -> str:
+        """Returns the grid and the axis labels."""
+        parts = []
+        for value in self.heights:
+            y = self.at(self.x[0], value)[1]
+            parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}{unit}</text>')
+        for value in self.columns:
+            x, bottom = self.at(value, self.y[0])[0], self.height - BOTTOM
+            parts.append(f'<path class="grid" d="M{x:.1f} {bottom}v4"/>')
+            parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{number(value)}</text>')
+        middle, bottom = (LEFT + WIDTH - RIGHT) / 2, self.height - 5
+        parts.append(f'<text class="axis" x="{middle}" y="{bottom}" text-anchor="middle">{escape(x_label)}</text>')
+        return "".join(parts)
+
+
+def _curve(series: Series, axes: _Axes) -> tuple[str, str]:
+    """Returns the SVG of one line, and its sample for the legend."""
+    css = "sn" if series.style < 0 else f"s{series.style % len(DASHES)}"
+    dash = DASHES[max(series.style, 0) % len(DASHES)]
+    shape = MARKS[max(series.style, 0) % len(MARKS)]
+    points = [axes.at(x, y) if math.isfinite(y) else None for x, y in zip(series.x, series.y, strict=True)]
+    path, pen = "", "M"
+    for point in points:
+        if point is not None:
+            path += f"{pen}{point[0]:.1f} {point[1]:.1f}"
+        pen = "M" if point is None else "L"
+    stroke = f'<path class="line {css}" stroke-dasharray="{dash}" d="{{}}"/>'
+    svg, sample = stroke.format(path), stroke.format("M1 7H29")
+    if len(points) <= FEW_POINTS:
+        svg += "".join(mark(shape, *point, 4, f"dot {css}") for point in points if point is not None)
+        sample += mark(shape, 15, 7, 4, f"dot {css}")
+    return svg, sample
+
+
+def _figure(title: str, description: str, size: tuple[int, int], svg: str, key: str = "") -> Markup:
+    """Returns a `<figure>`; `description` is what a screen reader says."""
+    label = f'role="img" aria-label="{escape(description)}"'
+    chart = f'<svg class="chart" viewBox="0 0 {size[0]} {size[1]}" {label}>{svg}</svg>'
+    return Markup(f"<figure><figcaption>{escape(title)}</figcaption>{chart}{key}</figure>")
+
+
 def line_chart(
     title: str, series: Sequence[Series], *, x_label: str, percent: bool = False, height: int = 230
 ) -> Markup:
-    """Returns a `<figure>` with a line chart; with `percent`, y holds fractions and the axis runs from 0 in percent.
+    """Returns a `<figure>` with a line chart; with `percent`, y holds fractions and the axis shows percent.
 
-    Marks are drawn where a line has at most 12 points. Raises ValueError if no point is finite.
+    Lines of at most FEW_POINTS points have marks. Raises ValueError if no point is finite.
     """
-    scale = 100.0 if percent else 1.0
-    lines = [(s, np.asarray(s.x, np.float64), np.asarray(s.y, np.float64) * scale) for s in series]
-    values = np.concatenate([y[np.isfinite(y)] for _, _, y in lines])
-    if not values.size:
+    if not any(math.isfinite(y) for s in series for y in s.y):
         raise ValueError(f"chart {title!r} has no finite value to draw")
-    xs = np.concatenate([x for _, x, _ in lines])
-    x0, x1 = float(xs.min()), float(xs.max())
-    x0 = 0.0 if 0 < x0 < 0.05 * x1 else x0  # a curve of averaged steps starts a little after 0
-    y0, y1 = min(0.0, float(values.min())), float(values.max())
-    x1, y1 = (x1 if x1 > x0 else x0 + 1.0), (y1 if y1 > y0 else y0 + 1.0)
-    heights = ticks(y0, y1)
-    if len(heights) > 1 and heights[-1] < y1:
-        y1 = heights[-1] + heights[1] - heights[0]
-        heights.append(y1)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        left = LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
-        return left, height - BOTTOM - (y - y0) / (y1 - y0) * (height - TOP - BOTTOM)
-
     unit = "%" if percent else ""
-    parts = []
-    for value in heights:
-        y = at(x0, value)[1]
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}{unit}</text>')
-    for value in ticks(x0, x1, 4) if len(set(xs)) > 4 else sorted(set(xs)):
-        x = at(value, y0)[0]
-        parts.append(f'<path class="grid" d="M{x:.1f} {height - BOTTOM}v4"/>')
-        parts.append(f'<text x="{x:.1f}" y="{height - BOTTOM + 17}" text-anchor="middle">{number(value)}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{height - 5}" text-anchor="middle">{escape(x_label)}</text>')
-    entries: list[tuple[str, str]] = []
+    if percent:
+        series = [dataclasses.replace(s, y=[100 * y for y in s.y]) for s in series]
+    axes = _Axes.around(series, height)
+    curves = [_curve(s, axes) for s in series]
     ends = []
-    for s, sx, sy in lines:
-        css, dash = _css(s.style), DASHES[s.style % 6 if s.style >= 0 else 0]
-        shape = MARKS[s.style % len(MARKS)] if s.style >= 0 else "circle"
-        good = np.isfinite(sy)
-        pieces, pen = [], "M"
-        for px, py, ok in zip(sx, sy, good, strict=True):
-            if ok:
-                left, top = at(px, py)
-                pieces.append(f"{pen}{left:.1f} {top:.1f}")
-            pen = "L" if ok else "M"
-        parts.append(f'<path class="line {css}" stroke-dasharray="{dash}" d="{"".join(pieces)}"/>')
-        few = len(sx) <= 12
-        if few:
-            parts += [mark(shape, *at(px, py), 4, f"dot {css}") for px, py in zip(sx[good], sy[good], strict=True)]
-        sample = f'<path class="line {css}" stroke-dasharray="{dash}" d="M1 7H29"/>'
-        entries.append((sample + (mark(shape, 15, 7, 4, f"dot {css}") if few else ""), s.name))
-        if good.any():
-            ends.append(f"{s.name} {number(sy[good][0])}{unit} to {number(sy[good][-1])}{unit}")
-    shown = legend(entries) if len(series) > 1 or series[0].style >= 0 else ""
-    label = escape(f"{title}: line chart over {x_label}; first to last value: {'; '.join(ends)}")
-    svg = f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-    return Markup(f"<figure><figcaption>{escape(title)}</figcaption>{svg}{shown}</figure>")
+    for s in series:
+        if finite := [y for y in s.y if math.isfinite(y)]:
+            ends.append(f"{s.name} {number(finite[0])}{unit} to {number(finite[-1])}{unit}")
+    description = f"{title}: line chart over {x_label}; first to last value: {'; '.join(ends)}"
+    samples = [(sample, s.name) for (_, sample), s in zip(curves, series, strict=True)]
+    key = legend(samples) if len(series) > 1 or series[0].style >= 0 else ""
+    return _figure(title, description, (WIDTH, height), axes.svg(x_label, unit) + "".join(c for c, _ in curves), key)
 
 
-def dot_chart(title: str, rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str]) -> Markup:
-    """Returns a `<figure>`: a line a row on an axis of 0 to 100%, a mark for each of `names` (fractions, NaN: none).
+def dot_chart(title: str, rows: Sequence[Dots], names: Sequence[str]) -> Markup:
+    """Returns a `<figure>`: one line per row on an axis from 0 to 100%, with one mark per name.
 
-    The first name is the model: a filled mark with its value written above it; the others are outlines.
+    The first name is the model: a filled mark with its value above it. The others are outlines.
     """
-    left, row_height, top = max(52, 12 + CHARACTER * max((len(name) for name, _ in rows), default=0)), 36, 12
+    left = max(52, 12 + CHARACTER * max((len(row.label) for row in rows), default=0))
+    row_height, top = 36, 12
     bottom = top + row_height * len(rows)
-
-    def at(value: float) -> float:
-        return left + value * (WIDTH - left - 18)
-
+    scale = WIDTH - left - 18
     parts = []
     for tick in (0, 25, 50, 75, 100):
-        x = at(tick / 100)
+        x = left + tick / 100 * scale
         parts.append(f'<path class="grid" d="M{x:.1f} {top}V{bottom}"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{tick}%</text>')
-    spoken = []
-    for i, (name, values) in enumerate(rows):
+    described = []
+    for i, row in enumerate(rows):
         y = top + row_height * (i + 0.62)
         parts.append(f'<path class="rail" d="M{left} {y:.1f}H{WIDTH - 18}"/>')
-        parts.append(f'<text class="row" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
-        order = range(len(values) - 1, -1, -1)  # the model last, on top
-        for k in (k for k in order if math.isfinite(values[k])):
-            css = "model" if k == 0 else "control"
-            parts.append(mark(MARKS[k % len(MARKS)], at(values[k]), y, 6 if k == 0 else 5, css))
-        if math.isfinite(values[0]):
-            x = min(max(at(values[0]), left + 16), WIDTH - 34)
-            parts.append(f'<text class="value" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{values[0]:.1%}</text>')
-        told = ", ".join(f"{n} {v:.1%}" for n, v in zip(names, values, strict=True) if math.isfinite(v))
-        spoken.append(f"{name}: {told}")
+        parts.append(f'<text class="row" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(row.label)}</text>')
+        finite = [k for k, value in enumerate(row.values) if math.isfinite(value)]
+        for k in reversed(finite):  # the model last, on top
+            shape, radius, css = MARKS[k % len(MARKS)], 5 if k else 6, "control" if k else "model"
+            parts.append(mark(shape, left + row.values[k] * scale, y, radius, css))
+        if 0 in finite:
+            x = min(max(left + row.values[0] * scale, left + 16), WIDTH - 34)
+            text = f"{row.values[0]:.1%}"
+            parts.append(f'<text class="value" x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{text}</text>')
+        described.append(f"{row.label}: " + ", ".join(f"{names[k]} {row.values[k]:.1%}" for k in finite))
     samples = [(mark(MARKS[k % len(MARKS)], 15, 7, 5, "control" if k else "model"), n) for k, n in enumerate(names)]
-    label = escape(f"{title}. {'; '.join(spoken)}")
-    svg = (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {bottom + 26}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-    )
-    return Markup(f"<figure><figcaption>{escape(title)}</figcaption>{svg}{legend(samples)}</figure>")
+    return _figure(title, f"{title}. {'; '.join(described)}", (WIDTH, bottom + 26), "".join(parts), legend(samples))
 
 
 def decode(picture: Picture) -> np.ndarray:
-    """Returns u8[H,W,3] RGB. Raises ValueError on bytes that are no picture or an array of another shape or type."""
+    """Returns u8[H,W,3] RGB. Raises ValueError for bytes that are no picture and arrays of another shape or dtype."""
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(f"a picture of the report is {picture.dtype}{list(picture.shape)}; u8[H,W,3] is needed")
@@ -199,7 +236,7 @@ def decode(picture: Picture) -> np.ndarray:
 
 
 def thumbnail(picture: Picture, max_height: int = 192, quality: int = 85) -> tuple[str, int, int]:
-    """Returns (data URI of a JPEG, width, height); pictures higher than `max_height` pixels are made smaller."""
+    """Returns (data URI of a JPEG, width, height); pictures higher than `max_height` pixels are reduced to it."""
     image = decode(picture)
     if image.shape[0] > max_height:
         width = max(1, round(image.shape[1] * max_height / image.shape[0]))
@@ -210,12 +247,15 @@ def thumbnail(picture: Picture, max_height: int = 192, quality: int = 85) -> tup
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode(), image.shape[1], image.shape[0]
 
 
-# Black over violet and orange to pale yellow: brightness rises all the way, so the map also reads without colour.
+# Black over violet and orange to pale yellow: brightness rises throughout, so the map also reads without colour.
 HEAT_STOPS = np.array([[8, 6, 40], [92, 18, 110], [190, 54, 84], [245, 130, 30], [252, 250, 170]], np.float64)
 
 
 def overlay(picture: Picture, heat: np.ndarray, height: int = 256) -> np.ndarray:
-    """Returns u8[height,W,3]: the picture with `heat` f32[gh,gw] over it, its maximum brightest."""
+    """Returns u8[height,W,3]: the picture under `heat` f32[gh,gw], whose maximum is the brightest.
+
+    Raises ValueError if `heat` is no map or holds NaN or infinity.
+    """
     image = decode(picture)
     width = max(1, round(image.shape[1] * height / image.shape[0]))
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)

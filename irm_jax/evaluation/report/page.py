@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from data_pipelines.tasks import TASKS
 from irm_jax.compile import page as aot_page
-from irm_jax.evaluation.report.charts import Series, dot_chart, line_chart, overlay, thumbnail
-from irm_jax.evaluation.report.results import METRICS, SETTINGS, Picture, ReportData, Rollout
+from irm_jax.evaluation.report.charts import Dots, Picture, Series, dot_chart, line_chart, overlay, thumbnail
+from irm_jax.evaluation.report.results import METRICS, SETTINGS, ReportData, Rollout
 
 CONTROLS = {
     "random": "Random (expected)",
@@ -118,7 +118,7 @@ def _overview(rows: list[dict[str, Any]], baselines: dict[str, Any], setting: st
     for row, label in zip(heads, labels, strict=True):
         cells = [row["entry"], *(baselines[b].get(row["name"], {}) for b in used)]
         text = label if labels.count(label) == 1 else row["name"].removeprefix("task_free/")
-        lines.append((text, [math.nan if c.get("mAP") is None else c["mAP"] for c in cells]))
+        lines.append(Dots(text, [math.nan if c.get("mAP") is None else c["mAP"] for c in cells]))
     names = ["IRM (this run)", *(CONTROLS.get(b, b.replace("_", " ")) for b in used)]
     return dot_chart(f"mAP, {SETTING_TITLES[setting].lower()}", lines, names)
 

@@ -11,12 +11,11 @@ import numpy as np
 
 from data_pipelines.files import jsonable
 from data_pipelines.tasks import TASKS
+from irm_jax.evaluation.report.charts import Picture
 
 if TYPE_CHECKING:  # at run time it would import the whole shard reader
     from data_pipelines.people.leaks import Leak
 
-Picture = bytes | np.ndarray
-"""JPEG or PNG bytes, or u8[H,W,3] RGB."""
 RELATIONS = ("positive", "negative", "junk")
 SETTINGS = ("task_specific", "task_free")
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")

@@ -1,4 +1,7 @@
-"""Attention rollout (Abnar and Zuidema): which patches of the person, and which parts of the instruction, were read."""
+"""Attention rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 2020) of an IRM.
+
+The maps say how much of the retrieval embedding comes from each patch of the person and each part of the instruction.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,16 @@ from irm_jax.models.instruction_encoder import PAD
 from irm_jax.models.irm import IRM
 from irm_jax.parallel import sharding
 
+__all__ = ["RolloutMaps", "attention_rollout", "caption_rollout"]
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutMaps:
-    """For B rows: `image` f32[B, gh, gw] over the person's patches; `instruction` f32[B, M] over the words of a
-    sentence, or f32[B, h, w] over the patches of an instruction image."""
+    """Maps of B rows, non-negative; each row sums to at most 1 (special tokens hold the rest).
+
+    `image` f32[B, gh, gw]: over the person's patches. `instruction`: f32[B, L] over the tokens of a sentence, or
+    f32[B, h, w] over the patches of an instruction image.
+    """
 
     image: np.ndarray
     instruction: np.ndarray
@@ -29,65 +37,78 @@ class RolloutMaps:
 def attention_rollout(
     model: IRM, variables: Mapping[str, Any], images: np.ndarray, *, tokens: Any = None, templates: Any = None
 ) -> RolloutMaps:
-    """Rollout of both streams through the encoders: u8[B, H, W, 3] with i32[B, L] tokens or u8[B, h, w, 3] templates.
+    """Rolls out both streams of the editing transformer through the encoders.
 
-    Each layer counts as half its head-averaged attention and half the residual. The guided stream's view of the image
-    patches is carried back through the image encoder, the person stream's view of the instruction through its encoder.
+    `images` u8[B, H, W, 3], with either `tokens` i32[B, L] or `templates` u8[B, h, w, 3]. Each layer counts as half
+    its head-averaged attention and half the residual. The guided stream's weights of the image patches are carried
+    back through the image encoder, the person stream's weights of the instruction through the instruction's encoder.
     """
-    c = model.config
-    sentence = templates is None
-    collected = _program(model, sharding.everywhere(variables), sentence)(
-        variables, images, tokens if sentence else templates
-    )
-    kept = jax.tree.map(np.asarray, collected["intermediates"])
-    person_layers = _layers(kept["image_encoder"], c.image_depth)
-    own = "text_encoder" if sentence else "template_encoder"
-    instruction_layers = _layers(kept[own], c.text_depth if sentence else c.template_depth)
-    person_stream, guided_stream = _streams(kept["editing_transformer"], c.editing_depth)
-    special = 1 + c.part_tokens
-    guided = _joined(guided_stream)[:, 0, 1:]  # [B, N] weight of each encoded patch
-    image = np.einsum("bn,bnm->bm", guided, _joined(person_layers)[:, special:, special:])
-    grid = token_grid(c.image_size, c.patch, c.stride, c.stem)
-    read = _joined(person_stream)[:, 0]  # [B, 1+M], its first token is the image's cls
-    encoder = _joined(instruction_layers)
-    shared = min(read.shape[1], encoder.shape[1])  # one of the two may be padded, or the sentence's end not read
-    heard = np.einsum("bn,bnm->bm", read[:, 1:shared], encoder[:, 1:shared])
-    if sentence:
-        heard = heard * (np.asarray(tokens) != PAD)
-        return RolloutMaps(image.reshape(-1, *grid), heard)
-    side = token_grid(c.instruction_image_size, c.template_patch, c.template_patch, c.template_stem)
-    return RolloutMaps(image.reshape(-1, *grid), heard[:, 1:].reshape(-1, *side))
+    config = model.config
+    is_sentence = templates is None
+    layers = _attention(model, variables, images, tokens if is_sentence else templates, is_sentence)
+    name, depth = ("text_encoder", config.text_depth) if is_sentence else ("template_encoder", config.template_depth)
+    image_encoder = _joined(_layers(layers["image_encoder"], config.image_depth))
+    instruction_encoder = _joined(_layers(layers[name], depth))
+    person_stream, guided_stream = _streams(layers["editing_transformer"], config.editing_depth)
+    special = 1 + config.part_tokens
+    patch_weights = _joined(guided_stream)[:, 0, 1:]  # [B, N], of each encoded patch
+    image = np.einsum("bn,bnm->bm", patch_weights, image_encoder[:, special:, special:])
+    image = image.reshape(-1, *_image_grid(model))
+    instruction_weights = _joined(person_stream)[:, 0]  # [B, 1+M]; the first token is the image's [CLS]
+    # Either may be padded further than the other, and a sentence's last token may be unread.
+    shared = min(instruction_weights.shape[1], instruction_encoder.shape[1])
+    instruction = np.einsum("bn,bnm->bm", instruction_weights[:, 1:shared], instruction_encoder[:, 1:shared])
+    if is_sentence:
+        return RolloutMaps(image, instruction * (np.asarray(tokens) != PAD))
+    side = token_grid(config.instruction_image_size, config.template_patch, config.template_patch, config.template_stem)
+    return RolloutMaps(image, instruction[:, 1:].reshape(-1, *side))
 
 
 def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray, tokens: np.ndarray) -> RolloutMaps:
-    """What the two features of a text-to-image comparison read: u8[B, H, W, 3] and i32[B, L], each in its encoder."""
-    c = model.config
-    # The program of the other tasks' sentences: compiling one without editing blocks takes longer than running them.
-    collected = _program(model, sharding.everywhere(variables), True)(variables, images, tokens)
-    kept = jax.tree.map(np.asarray, collected["intermediates"])
-    seen = _joined(_layers(kept["image_encoder"], c.image_depth))[:, 0, 1 + c.part_tokens :]
-    heard = _joined(_layers(kept["text_encoder"], c.text_depth))[:, 0]
-    heard = heard * (np.asarray(tokens) != PAD)
-    return RolloutMaps(seen.reshape(-1, *token_grid(c.image_size, c.patch, c.stride, c.stem)), heard)
+    """Rolls out the two features that text-to-image retrieval compares, each through its own encoder.
+
+    `images` u8[B, H, W, 3], `tokens` i32[B, L].
+    """
+    config = model.config
+    # Uses the program of the other tasks' sentences: compiling one without editing blocks would take longer.
+    layers = _attention(model, variables, images, tokens, is_sentence=True)
+    image = _joined(_layers(layers["image_encoder"], config.image_depth))[:, 0, 1 + config.part_tokens :]
+    words = _joined(_layers(layers["text_encoder"], config.text_depth))[:, 0]
+    return RolloutMaps(image.reshape(-1, *_image_grid(model)), words * (np.asarray(tokens) != PAD))
+
+
+def _image_grid(model: IRM) -> tuple[int, int]:
+    config = model.config
+    return token_grid(config.image_size, config.patch, config.stride, config.stem)
+
+
+def _attention(
+    model: IRM, variables: Mapping[str, Any], images: np.ndarray, instructions: Any, is_sentence: bool
+) -> Any:
+    """Returns the attention that each part of the model sowed, as arrays of the host."""
+    program = _program(model, sharding.everywhere(variables), is_sentence)
+    return jax.tree.map(np.asarray, program(variables, images, instructions)["intermediates"])
 
 
 @functools.lru_cache(maxsize=8)
-def _program(model: IRM, everywhere: NamedSharding | None, sentence: bool) -> Any:
-    """Compiled once for all tasks of a kind: (variables, images, instructions) -> what the layers sowed."""
+def _program(model: IRM, replicated: NamedSharding | None, is_sentence: bool) -> Any:
+    """Compiles (variables, images, instructions) -> collections, once per kind of instruction."""
 
-    def forward(variables: Any, images: Any, asked: Any) -> Any:
-        def run(m: IRM) -> None:
+    def forward(variables: Any, images: Any, instructions: Any) -> Any:
+        def embed(m: IRM) -> None:
             features = m.encode_images(images)
-            instruction = m.encode_sentences(asked) if sentence else m.encode_templates(asked, m.config.max_length)
-            m.embed(features, instruction)
+            if is_sentence:
+                m.embed(features, m.encode_sentences(instructions))
+            else:
+                m.embed(features, m.encode_templates(instructions, m.config.max_length))
 
-        return model.apply(variables, method=run, mutable=["intermediates"])[1]
+        return model.apply(variables, method=embed, mutable=["intermediates"])[1]
 
-    return jax.jit(forward, out_shardings=everywhere)
+    return jax.jit(forward, out_shardings=replicated)
 
 
 def _layers(collected: Mapping[str, Any], depth: int) -> list[np.ndarray]:
-    """Attention f32[B, H, Q, N] of each block, scanned or not."""
+    """Returns the attention f32[B, H, Q, N] of each block, scanned or not."""
     blocks = collected["blocks"]
     if "layers" in blocks:
         stacked = blocks["layers"]["block"]["attention"]["attention"][0]
@@ -96,13 +117,13 @@ def _layers(collected: Mapping[str, Any], depth: int) -> list[np.ndarray]:
 
 
 def _streams(collected: Mapping[str, Any], depth: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The editing blocks run twice, on the person stream first: each sowed two maps."""
+    """Returns the attention of the person stream and of the guided stream, in which order the blocks ran twice."""
     layers = [collected["blocks"][f"layer_{i}"]["attention"]["attention"] for i in range(depth)]
     return [pair[0] for pair in layers], [pair[1] for pair in layers]
 
 
 def _joined(layers: list[np.ndarray]) -> np.ndarray:
-    """Product of the layers' (attention + identity) / 2, rows summing to 1: [B, Q of the last, N]."""
+    """Returns f32[B, Q of the last, N]: the product of the layers' (attention + identity) / 2, rows summing to 1."""
     result: np.ndarray | None = None
     for layer in layers:
         mean = layer.mean(axis=1)
@@ -112,6 +133,3 @@ def _joined(layers: list[np.ndarray]) -> np.ndarray:
     if result is None:
         raise ValueError("attention rollout needs at least one block")
     return result
-
-
-__all__ = ["RolloutMaps", "attention_rollout", "caption_rollout"]
