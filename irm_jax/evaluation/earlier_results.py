@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from irm_jax.errors import UserError
+
 NAMES: dict[str, tuple[str, str]] = {
     "procedural_trad": ("same_outfit", "procedural_trad"),
     "procedural_cc": ("other_outfit", "procedural_cc"),
@@ -59,6 +61,10 @@ NAMES: dict[str, tuple[str, str]] = {
 SCORINGS = ("flip", "rescored", "rerank")
 
 
+class ResultsError(UserError, ValueError):
+    """A results file cannot be read: the message says what is in it that this version does not know."""
+
+
 def row_of(name: str, test_sets: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What was ranked under a name of version 1, as fields of a Figure. `test_sets`: protocol NAME -> test set."""
     rest = name.removeprefix("task_free/")
@@ -69,7 +75,7 @@ def row_of(name: str, test_sets: Mapping[str, str] | None = None) -> dict[str, A
     cut = next((part.removeprefix("top") for part in parts if re.fullmatch(r"top\d+", part)), None)
     known = {*SCORINGS, "own", "test_set", "distractors"}
     if unknown := [part for part in parts if part not in known and not re.fullmatch(r"top\d+", part)]:
-        raise ValueError(f"the protocol {name!r} of an earlier version has the unknown parts {', '.join(unknown)}")
+        raise ResultsError(f"the protocol {name!r} of an earlier version has the unknown parts {', '.join(unknown)}")
     free = name.startswith("task_free/")
     return {
         "test_set": (test_sets or {}).get(base, test_set), "protocol": rule,
@@ -93,10 +99,10 @@ def set_names(config: Mapping[str, Any]) -> dict[str, str]:
 def to_rows(content: Mapping[str, Any]) -> dict[str, Any]:
     """results.json of version 1 -> the same content with the entries "figures" and "open_set" of version 2.
 
-    Raises ValueError for a protocol name that cannot be read, or that only a control or the open set names.
+    Raises ResultsError for a protocol name that cannot be read, or that only a control or the open set names.
     """
     if not isinstance(content.get("protocols"), Mapping):
-        raise ValueError("these are no results of an evaluation: neither 'version' nor 'protocols' is in them")
+        raise ResultsError("these are no results of an evaluation: neither 'version' nor 'protocols' is in them")
     config = content.get("run", {}).get("config") or {}
     sets = set_names(config)
     metric = config.get("evaluation", {}).get("metric", "cosine")
@@ -104,7 +110,7 @@ def to_rows(content: Mapping[str, Any]) -> dict[str, Any]:
 
     def row(name: str, entry: Mapping[str, Any], system: str = "model") -> dict[str, Any]:
         if name not in tasks:
-            raise ValueError(f"the figures of {system} name the protocol {name!r}, which the results do not hold")
+            raise ResultsError(f"the figures of {system} name the protocol {name!r}, which the results do not hold")
         metrics = {key: value for key, value in entry.items() if key not in ("task", "setting", "gallery", "by")}
         if "gallery" in entry:
             metrics["gallery_size"] = entry["gallery"]

@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from irm_jax.evaluation import earlier_results
+from irm_jax.evaluation.earlier_results import ResultsError
 
 VERSION = 2
 FILE = "results.json"
@@ -127,10 +128,10 @@ class Figure:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Figure:
-        """Reads a row that `to_json` wrote. Raises ValueError naming fields that no figure has."""
+        """Reads a row that `to_json` wrote. Raises ResultsError naming fields that no figure has."""
         unknown = sorted(row.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise ValueError(f"a figure has no field {', '.join(unknown)}: it was written by a later version")
+            raise ResultsError(f"a figure has no field {', '.join(unknown)}: it was written by a later version")
         return cls(**{**row, "scoring": tuple(row.get("scoring", ()))})
 
 
@@ -172,24 +173,24 @@ class Results:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
-        """Reads results.json of this version or an earlier one. Raises ValueError for a later one."""
+        """Reads results.json of this version or an earlier one. Raises ResultsError for a later one."""
         version = content.get("version", 1)
         if version == 1:
             content = earlier_results.to_rows(content)
         elif version != VERSION:
-            raise ValueError(f"results of version {version} are newer than this code, which reads {VERSION} at most")
+            raise ResultsError(f"results of version {version} are newer than this code, which reads {VERSION} at most")
         rest = {key: value for key, value in content.items() if key not in ("version", "figures", "open_set")}
         figures = tuple(Figure.from_json(row) for row in content["figures"])
         return cls(figures, tuple(OpenSetFigure(**row) for row in content.get("open_set", ())), rest)
 
 
 def read_results(workdir: str | os.PathLike[str]) -> Results:
-    """Reads `workdir/results.json`, of this version or an earlier one."""
+    """Reads `workdir/results.json`, of this version or an earlier one. Raises ResultsError naming the file."""
     path = epath.Path(workdir) / FILE
     try:
         return Results.from_json(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ResultsError(f"{path}: {error}") from error
 
 
 def select(figures: Iterable[Figure], **where: Any) -> list[Figure]:
