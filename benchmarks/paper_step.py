@@ -36,7 +36,7 @@ from irm_jax import run as experiment
 from irm_jax.compile import analytic_flops, chips, hlo, programs, roofline, targets
 from irm_jax.config import check
 from irm_jax.logs import timing
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import state
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/irm_pp.py", "Configuration file.", lock_config=True)
@@ -131,7 +131,7 @@ def make_step(config: ConfigDict, mesh: Mesh) -> Step:
     memory, constants = experiment.memory_shapes(config, data), data.plan.constant_tokens
     held = state.create_state(model, optimizer, constants, config.seed, mesh, memory)
     spec = program.arguments[1]
-    batch = jax.tree.map(lambda values, of: sharding.place(values, of.sharding), noise(spec, data), spec)
+    batch = jax.tree.map(lambda values, of: mesh_lib.distribute(values, of.sharding), noise(spec, data), spec)
     return Step(compiled, held, batch, jnp.asarray(constants), ideal, analytic_flops.count(traced.jaxpr))
 
 
@@ -159,7 +159,7 @@ def main(argv: list[str]) -> None:
     if unknown := set(_ONLY.value) - VARIANTS.keys():
         raise app.UsageError(f"unknown variants {sorted(unknown)}; there are {', '.join(VARIANTS)}")
     names = [name for name in VARIANTS if name in _ONLY.value] or list(VARIANTS)
-    mesh = sharding.make_mesh(_CONFIG.value.mesh)
+    mesh = mesh_lib.make_mesh(_CONFIG.value.mesh)
     configs = {name: variant(name) for name in names}
     if _PRODUCTS.value:
         print_products(configs, mesh)

@@ -28,22 +28,22 @@ def measure(config_file: str, steps: int) -> dict[str, float]:
     from absl import flags
 
     from irm_jax import run
-    from irm_jax.parallel import sharding
+    from irm_jax.parallel import mesh as mesh_lib
     from irm_jax.training import state
 
     flags.FLAGS.mark_as_parsed()
     config = runpy.run_path(config_file)["get_config"]()
     run.enable_compilation_cache(config)
     data = run.open_training(config)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
     model, optimizer = run.make_model(config, data), run.make_optimizer(config)
     memory = run.memory_shapes(config, data)
     current = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, memory)
     step = run.train_step(config, data, model, mesh)
     constants, key = jnp.asarray(data.plan.constant_tokens), jax.random.key(1)
-    blocks = sharding.addressable_blocks(mesh, data.plan.batch_blocks)
+    blocks = mesh_lib.addressable_blocks(mesh, data.plan.batch_blocks)
     with data.stream(0, 1, blocks, workers=0, threads=1, prefetch=1) as stream:
-        batch = sharding.to_global(next(stream)[1], sharding.batch_sharding(mesh))
+        batch = mesh_lib.to_global(next(stream)[1], mesh_lib.batch_sharding(mesh))
     seconds = []
     with jax.set_mesh(mesh):
         for _ in range(3):  # the first compiles, the others warm up

@@ -130,7 +130,7 @@ def irm(rows: int, compiled: bool, checkout: Path | None = None) -> dict[str, di
     from irm_jax.evaluation import embed
     from irm_jax.models import presets
     from irm_jax.models.irm import IRM
-    from irm_jax.parallel import sharding
+    from irm_jax.parallel import mesh as mesh_lib
     from irm_jax.training import optimizer, state
     from irm_jax.training.step import make_train_step
 
@@ -153,7 +153,7 @@ def irm(rows: int, compiled: bool, checkout: Path | None = None) -> dict[str, di
             num_identities=sizes.identities, template_depth=1, mask_instruction_padding=False,
         )
     )  # fmt: skip
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
+    mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
     rule = optimizer.make_optimizer(
         learning_rate=RATE, steps=10_000, warmup_steps=0, weight_decay=DECAY, no_decay="", beta1=0.9, beta2=0.999,
         clip_norm=0.0,

@@ -27,7 +27,7 @@ from irm_jax.evaluation.embed import Ask, EmbeddingModel, of_length_one
 from irm_jax.evaluation.report import finish
 from irm_jax.logs import metric_log
 from irm_jax.models.irm import IRM
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import state
 from irm_jax.training.loop import CHECKPOINTS
 
@@ -45,7 +45,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> None:
     Where there is none and `config.init.model` names converted weights, those are evaluated, as step 0.
     """
     run.enable_compilation_cache(config)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
     sets = run.open_evaluation_sets(config)
     if config.init.model and not saving.saved_steps(workdir / CHECKPOINTS):
         step, embedder = 0, converted(config, mesh)
@@ -147,7 +147,7 @@ class Embedder:
         _, saved = saving.read_metadata(workdir / CHECKPOINTS, step)
         config = ConfigDict(saved["config"])
         config.evaluation.batch_size = batch_size
-        mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "model": 1}, jax.local_devices())
+        mesh = mesh_lib.make_mesh({"data": -1, "fsdp": 1, "model": 1}, jax.local_devices())
         self.step, self._model = load(workdir, config, mesh, step)
 
     @property

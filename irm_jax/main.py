@@ -135,7 +135,7 @@ def _late_errors() -> tuple[type[BaseException], ...]:
     from data_pipelines.dataset.files import DatasetError
     from irm_jax.checkpoint.saving import CheckpointError
     from irm_jax.convert.source import ConvertError
-    from irm_jax.parallel.sharding import ShardingError
+    from irm_jax.parallel.mesh import ShardingError
 
     return (*found, DatasetError, CheckpointError, ConvertError, ShardingError)
 

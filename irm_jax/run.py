@@ -37,7 +37,8 @@ from irm_jax.models import presets
 from irm_jax.models.config import IRMConfig
 from irm_jax.models.irm import IRM
 from irm_jax.objectives.options import BankOptions, CaptionOptions, LossOptions
-from irm_jax.parallel import processes, sharding
+from irm_jax.parallel import mesh as mesh_lib
+from irm_jax.parallel import processes
 from irm_jax.training import optimizer as optimizers
 from irm_jax.training.state import BankShape, MemoryShapes, TrainState, abstract_state, create_state
 from irm_jax.training.step import make_train_step
@@ -70,7 +71,7 @@ class Run:
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The devices, in axes (data, fsdp, model)."""
-        return sharding.make_mesh(self.config.mesh)
+        return mesh_lib.make_mesh(self.config.mesh)
 
     @functools.cached_property
     def data(self) -> JointData:
@@ -116,7 +117,7 @@ class Run:
     def check_training(self) -> None:
         """Raises ConfigError for data that must not be trained on: leaks into test sets, blocks that do not divide."""
         check_leaks(self.config, self.data, self.test_sets)
-        if problem := check.block_problem(self.config, sharding.row_shards(self.mesh)):
+        if problem := check.block_problem(self.config, mesh_lib.row_shards(self.mesh)):
             raise ConfigError(problem)
 
     def check_checkpoint(self, saved: Mapping[str, Any]) -> None:
@@ -152,7 +153,7 @@ class Run:
         """
         d = self.config.data
         return self.data.stream(
-            start_step, num_steps, sharding.addressable_blocks(self.mesh, self.data.plan.batch_blocks),
+            start_step, num_steps, mesh_lib.addressable_blocks(self.mesh, self.data.plan.batch_blocks),
             workers=d.workers if workers is None else workers, threads=d.threads, prefetch=d.prefetch,
         )  # fmt: skip
 

@@ -117,15 +117,15 @@ def micro_config(make_micro_config: Callable[[], ConfigDict]) -> ConfigDict:
 @pytest.fixture(scope="session")
 def first_devices() -> Iterator[None]:
     """Meshes are made of as many of the simulated devices as they need, as on a machine with no more than that."""
-    from irm_jax.parallel import sharding
+    from irm_jax.parallel import mesh as mesh_lib
 
-    original = sharding.make_mesh
+    original = mesh_lib.make_mesh
 
     def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-        return original(shape, devices or jax.devices()[: math.prod(shape[axis] for axis in sharding.AXES)])
+        return original(shape, devices or jax.devices()[: math.prod(shape[axis] for axis in mesh_lib.AXES)])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", make_mesh)
+        patch.setattr(mesh_lib, "make_mesh", make_mesh)
         yield
 
 

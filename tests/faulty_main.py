@@ -20,10 +20,10 @@ from absl import app
 from jax._src import cache_key
 
 from irm_jax import main
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import loop
 
-_require_finite, _to_global = loop.require_finite, sharding.to_global
+_require_finite, _to_global = loop.require_finite, mesh_lib.to_global
 
 
 def with_faults(values, step, checkpoints):
@@ -48,7 +48,7 @@ def record_batches(folder, patch=setattr):
                 file.write(json.dumps(digests) + "\n")
         return _to_global(batch, layout)
 
-    patch(sharding, "to_global", to_global)
+    patch(mesh_lib, "to_global", to_global)
 
 
 def share_programs(patch=setattr):

@@ -17,7 +17,7 @@ from irm_jax.checkpoint import saving
 from irm_jax.config import check
 from irm_jax.embedder import Embedder, ImageError
 from irm_jax.evaluation.embed import embed_split
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training.loop import CHECKPOINTS
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
@@ -37,7 +37,7 @@ def embedder(trained_run):
 def model(make_run_config, trained_run, first_devices):
     """The same checkpoint as the evaluator uses it."""
     config = make_run_config()
-    return evaluate.load(trained_run, config, sharding.make_mesh(config.mesh), None)[1]
+    return evaluate.load(trained_run, config, mesh_lib.make_mesh(config.mesh), None)[1]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_evaluating_a_checkpoint_gives_the_figures_of_the_end_of_training(config
 
 
 def test_no_such_checkpoint(config, trained_run, tmp_path):
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
     assert evaluate.load(trained_run, config, mesh, "best")[0] == 4
     with pytest.raises(saving.CheckpointError, match=r"no checkpoint of step 3 .*\[2, 4\]"):
         evaluate.load(trained_run, config, mesh, 3)
@@ -86,7 +86,7 @@ def test_another_vocabulary_is_refused(config, trained_run, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(entries[:-2] + entries[:-3:-1]) + "\n")
     config.data.vocab = str(tmp_path)
     with pytest.raises(saving.CheckpointError, match=r"vocabulary of config.data.vocab = .* is not the one"):
-        evaluate.load(trained_run, config, sharding.make_mesh(config.mesh), None)
+        evaluate.load(trained_run, config, mesh_lib.make_mesh(config.mesh), None)
 
 
 def test_evaluating_needs_no_training_data(config, trained_run, procedural_dir, tmp_path):
@@ -163,7 +163,7 @@ def test_the_embedder_takes_paths_bytes_and_arrays(trained_run, embedder, people
 def test_heads_load_as_they_are_saved(trained_run, make_run_config):
     config = make_run_config()
     config.model.identity_multiple = 4096
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
+    mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
     _, embedder = evaluate.load(trained_run, config, mesh, None)
     saved = saving.array_shapes(trained_run / CHECKPOINTS)["params/head_person"]
     assert embedder.variables["params"]["head_person"].shape == saved.shape

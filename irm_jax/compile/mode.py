@@ -21,7 +21,7 @@ from irm_jax.compile.chips import GIB, Topology
 from irm_jax.compile.scheduled import Job
 from irm_jax.compile.targets import Compiled
 from irm_jax.config import check
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 PAGE = "compile.html"
 SEARCH_COMPILES = 6
@@ -65,7 +65,7 @@ def compile_run(config: ConfigDict, workdir: epath.Path, topology: Topology) -> 
     """
     mesh = targets.make_mesh(config.mesh, topology)
     groups = targets.groups(mesh, topology)
-    fit_batch(config, sharding.row_shards(mesh))
+    fit_batch(config, mesh_lib.row_shards(mesh))
     entries: dict[str, Entry] = {}
     if config.compile.search_batch:
         entries["train"] = search(config, lambda: compile_step("train", config, mesh, topology, groups), mesh)
@@ -212,7 +212,7 @@ def describe(config: ConfigDict, mesh: Mesh, topology: Topology) -> page.Describ
         mesh=", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         batch=config.data.batch_size * config.optimizer.accumulate,
         steps=config.train.steps,
-        embedded=-(-config.evaluation.batch_size // sharding.row_shards(mesh)) * sharding.row_shards(mesh),
+        embedded=-(-config.evaluation.batch_size // mesh_lib.row_shards(mesh)) * mesh_lib.row_shards(mesh),
         settings=f"{config.model.preset}, {config.model.dtype}, remat {config.model.remat}, batch_blocks "
         f"{config.data.batch_blocks}",
         memory_source=source,

@@ -17,7 +17,7 @@ from data_pipelines.batches.training_data import JointData
 from irm_jax import compile, run
 from irm_jax.evaluation.embed import TABLE_ROWS, EmbeddingModel
 from irm_jax.evaluation.ranking import counting, rank
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import state
 
 RANKED_GALLERY = 82_161
@@ -50,7 +50,7 @@ def abstract_batch(config: ConfigDict, data: JointData, mesh: Mesh) -> dict[str,
     sizes = run.model_config(config)
     accumulate = config.optimizer.accumulate
     lead = (accumulate,) if accumulate > 1 else ()
-    layout = sharding.batch_sharding(mesh, leading=len(lead))
+    layout = mesh_lib.batch_sharding(mesh, leading=len(lead))
     second_view = config.momentum.second_view and data_options.needs_keys(config)
     spec = batch_spec(data.plan, sizes.image_size, sizes.instruction_image_size, second_view=second_view)
     return {
@@ -64,7 +64,7 @@ def abstract_batch(config: ConfigDict, data: JointData, mesh: Mesh) -> dict[str,
 def training(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:
     """The one program of a training step."""
     model, optimizer = run.make_model(config, data), run.make_optimizer(config)
-    whole = sharding.replicated(mesh)
+    whole = mesh_lib.replicated(mesh)
     constants = data.plan.constant_tokens
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (
@@ -82,7 +82,7 @@ def embedding(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:
     full = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh)
     variables = {"params": full.params, "batch_stats": full.batch_stats}
     embedder = EmbeddingModel(model, variables, data.tokenizer, mesh, config.evaluation.batch_size)
-    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    rows, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
     size, length = model.config.image_size, model.config.max_length
     images = jax.ShapeDtypeStruct((embedder.batch_size, *size, 3), np.uint8, sharding=rows)
     tokens = jax.ShapeDtypeStruct((TABLE_ROWS, length), np.int32)

@@ -18,7 +18,7 @@ from irm_jax.compile.chips import GIB, Topology, TopologyError
 from irm_jax.compile.hlo import Module, Traffic
 from irm_jax.compile.programs import Program
 from irm_jax.compile.scheduled import Compilation, CompilerError, Job
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def make_mesh(shape: Mapping[str, int], topology: Topology) -> Mesh:
         devices = jax.devices("cpu")
         if len(devices) < topology.devices:
             raise TopologyError(f"{len(devices)} simulated devices, but {topology.name} has {topology.devices}")
-        return sharding.make_mesh(shape, devices[: topology.devices])
+        return mesh_lib.make_mesh(shape, devices[: topology.devices])
     if importlib.util.find_spec("libtpu") is None:
         raise TopologyError("the TPU compiler is not installed: pip install -c constraints.txt -e '.[tpu]'")
     from jax.experimental import topologies
@@ -59,7 +59,7 @@ def make_mesh(shape: Mapping[str, int], topology: Topology) -> Mesh:
         raise TopologyError(f"the TPU compiler refuses {topology.name}: {str(error).splitlines()[0]}") from error
     if len(description.devices) != topology.devices:
         raise TopologyError(f"{topology.name} has {len(description.devices)} devices for the TPU compiler")
-    return sharding.make_mesh(shape, description.devices)
+    return mesh_lib.make_mesh(shape, description.devices)
 
 
 def groups(mesh: Mesh, topology: Topology) -> list[int]:

@@ -16,7 +16,7 @@ from irm_jax.models import transformer
 from irm_jax.models.editing_transformer import EditingTransformer
 from irm_jax.models.encoders.vit import ImageEncoder
 from irm_jax.models.instruction_encoder import Instruction, TextEncoder, WordHead
-from irm_jax.parallel.sharding import path_string
+from irm_jax.parallel.rules import path_string
 
 Tensors = Mapping[str, np.ndarray]
 

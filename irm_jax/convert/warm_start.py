@@ -17,7 +17,7 @@ from irm_jax.convert import folder, manifest, positions
 from irm_jax.convert.rules import unscanned
 from irm_jax.convert.source import ConvertError
 from irm_jax.models.config import IRMConfig
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import momentum
 from irm_jax.training.state import TrainState
 
@@ -159,7 +159,9 @@ def _editing_blocks(wanted: Mapping[str, np.ndarray], params: Any, model: IRMCon
     own = wanted
     if not any(path.startswith("image_encoder/blocks/") for path in wanted):
         blocks = flatten_dict({"image_encoder": {"blocks": params["image_encoder"]["blocks"]}}, sep="/")
-        whole = jax.jit(lambda x: x, out_shardings=sharding.everywhere(blocks))(blocks)  # other hosts hold parts of it
+        whole = jax.jit(lambda x: x, out_shardings=mesh_lib.replicated_like(blocks))(
+            blocks
+        )  # other hosts hold parts of it
         own = unscanned({path: np.asarray(leaf) for path, leaf in whole.items()})
     found = {}
     for path, array in own.items():

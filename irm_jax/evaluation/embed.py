@@ -17,7 +17,7 @@ from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax.models.encoders.vit import ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction
 from irm_jax.models.irm import IRM, Embedding, image_tokens
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 TABLE_ROWS = 1024
 """Most distinct instructions encoded at a time."""
@@ -30,10 +30,10 @@ class EmbeddingModel:
 
     def __init__(self, model: IRM, variables: Mapping[str, Any], tokenizer: Tokenizer, mesh: Mesh, batch_size: int):
         self.model, self.mesh, self.tokenizer = model, mesh, tokenizer
-        shards_of_rows = sharding.row_shards(mesh)
+        shards_of_rows = mesh_lib.row_shards(mesh)
         self.batch_size = -(-batch_size // shards_of_rows) * shards_of_rows
         self.variables = variables
-        everywhere = sharding.replicated(mesh)
+        everywhere = mesh_lib.replicated(mesh)
 
         def method(name: str, **static: Any) -> Any:
             def apply(variables: Any, *arrays: Any) -> Any:
@@ -118,8 +118,8 @@ class EmbeddingModel:
 
     def match(self, tokens: np.ndarray, mask: np.ndarray, images: np.ndarray) -> np.ndarray:
         """B captions (`caption_tokens`) with B images (`image_tokens`), B a multiple of the mesh -> logits f32[B]."""
-        rows = sharding.batch_sharding(self.mesh)
-        return np.asarray(self._call(self._match, *(sharding.place(x, rows) for x in (tokens, mask, images))))
+        rows = mesh_lib.batch_sharding(self.mesh)
+        return np.asarray(self._call(self._match, *(mesh_lib.distribute(x, rows) for x in (tokens, mask, images))))
 
     def embed(self, load: Callable[[int], np.ndarray], asks: Sequence[Ask]) -> np.ndarray:
         """Images load(0..n-1) (u8, any size) under asks[0..n-1] -> f32[n, 2D], rows of length 1."""
@@ -156,10 +156,10 @@ class EmbeddingModel:
 
     def local_rows(self) -> list[int]:
         """The rows of a batch whose images this host has to read."""
-        return sharding.addressable_blocks(self.mesh, self.batch_size)
+        return mesh_lib.addressable_blocks(self.mesh, self.batch_size)
 
     def _rows(self, images: np.ndarray) -> jax.Array:
-        return sharding.to_global(images, sharding.batch_sharding(self.mesh))
+        return mesh_lib.to_global(images, mesh_lib.batch_sharding(self.mesh))
 
     def _call(self, function: Any, *arrays: Any) -> Any:
         with jax.set_mesh(self.mesh):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from irm_jax.losses.geometry import chosen_distances, keep_rows, loss_dtype, pairwise_squared_distance
-from irm_jax.parallel.sharding import constrain_rows, constrain_whole
+from irm_jax.parallel.mesh import constrain_replicated, constrain_rows
 
 
 class AdaptiveTripletAux(NamedTuple):
@@ -61,7 +61,7 @@ def adaptive_triplet_loss(
     """
     dtype = loss_dtype(features)
     rows = constrain_rows(keep_rows(features, valid, dtype))
-    others = constrain_whole(rows)  # gathered once for all that follows; anchors stay where they are
+    others = constrain_replicated(rows)  # gathered once for all that follows; anchors stay where they are
     rho = jax.lax.stop_gradient(similarity).astype(dtype)
     squared = pairwise_squared_distance(rows, others)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from irm_jax.losses.geometry import chosen_distances, keep_rows, loss_dtype, pairwise_squared_distance
-from irm_jax.parallel.sharding import constrain_rows, constrain_whole
+from irm_jax.parallel.mesh import constrain_replicated, constrain_rows
 
 UNNAMED = -1
 
@@ -63,7 +63,7 @@ def composed_triplet_loss(
     """
     dtype = loss_dtype(anchor, candidates)
     anchors = constrain_rows(keep_rows(anchor, anchor_valid, dtype))
-    rows = constrain_whole(keep_rows(candidates, valid, dtype))
+    rows = constrain_replicated(keep_rows(candidates, valid, dtype))
     squared = pairwise_squared_distance(anchors, rows)
 
     wanted, worn = wanted_attributes[:, None, :], attributes[None, :, :]

@@ -15,7 +15,7 @@ from irm_jax.models.config import IRMConfig, token_grid
 from irm_jax.models.editing_transformer import EditingTransformer
 from irm_jax.models.encoders.vit import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ImageEncoder, ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction, TextEncoder, WordHead
-from irm_jax.parallel.sharding import constrain_rows, constrain_whole
+from irm_jax.parallel.mesh import constrain_replicated, constrain_rows
 
 Array = jax.Array
 Batch = Mapping[str, Mapping[str, Array]]
@@ -369,7 +369,7 @@ class IRM(nn.Module):
         if "caption" in batch:
             tables |= {name: batch["caption"][name] for name in CAPTION_TOKENS if name in batch["caption"]}
         # Whole on every device, gradients too: to cut a few sentences over the devices would only move them about.
-        encoded = {"constants": jax.tree.map(constrain_whole, self.encode_sentences(constants, train=train))}
+        encoded = {"constants": jax.tree.map(constrain_replicated, self.encode_sentences(constants, train=train))}
         if tables:
             blocks = next(iter(tables.values())).shape[0]
             merged = self.encode_captions(_rows(jnp.concatenate([*tables.values()], axis=1)), train=train)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from irm_jax.models import dense, plain_forms
-from irm_jax.parallel.sharding import stay_with_rows
+from irm_jax.parallel.mesh import constrain_first_axis
 
 Array = jax.Array
 _KEPT = {
@@ -94,7 +94,7 @@ class QueryKeyValue(nn.Module):
         def project(rows: Array, part: int) -> Array:
             weight, shift = kernel[:, part].reshape(c.width, c.width), bias[part].reshape(1, 1, c.width)
             heads = dense.product(rows, weight, (((2,), (0,)), ((), ()))) + shift
-            return stay_with_rows(jnp.swapaxes(heads.reshape(*rows.shape[:2], c.heads, head_width), 1, 2))
+            return constrain_first_axis(jnp.swapaxes(heads.reshape(*rows.shape[:2], c.heads, head_width), 1, 2))
 
         return project(x[:, :queries], 0), project(x, 1), project(x, 2)
 
@@ -193,7 +193,7 @@ class CrossAttention(nn.Module):
 
         def project(rows: Array, name: str) -> Array:
             heads = _dense((c.heads, head_width), c.dtype, name)(rows)
-            return stay_with_rows(jnp.swapaxes(heads, 1, 2))
+            return constrain_first_axis(jnp.swapaxes(heads, 1, 2))
 
         query = project(x, "query") * jnp.asarray(head_width**-0.5, c.dtype)
         key, value = project(context, "key"), project(context, "value")
@@ -210,7 +210,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.config
         hidden = _dense(int(c.width * c.mlp_ratio), c.dtype, "expand")(x)
-        hidden = gelu(stay_with_rows(hidden))
+        hidden = gelu(constrain_first_axis(hidden))
         return _dense(c.width, c.dtype, "contract")(hidden)
 
 
@@ -247,7 +247,7 @@ class Block(nn.Module):
                 draw = jax.random.uniform(self.make_rng("dropout"), (branch.shape[0], 1, 1))
                 kept = branch / keep.astype(branch.dtype)
                 branch = jnp.where(draw < keep, kept, jnp.zeros((), branch.dtype))
-            return stay_with_rows(skip + branch)
+            return constrain_first_axis(skip + branch)
 
         attended = attention(
             norm_attention(x) if c.norm_first else x, mask, queries=self.queries, deterministic=self.deterministic

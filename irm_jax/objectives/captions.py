@@ -23,7 +23,7 @@ from irm_jax.objectives import lanes
 from irm_jax.objectives.lanes import CaptionKeys, MemoryBank
 from irm_jax.objectives.options import CaptionOptions, LossOptions
 from irm_jax.objectives.rows import Metrics, flat, join, per_task, row_weights
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 Array = jax.Array
 Batch = Mapping[str, Mapping[str, Array]]
@@ -100,7 +100,7 @@ def caption_loss(
     if o.queue:
         assert keys is not None
         # Queries go to the keys: [B, P] is moved, the queue stays.
-        image, text, anchor = jax.tree.map(sharding.constrain_whole, (flat(rows.image), flat(rows.text), keys))
+        image, text, anchor = jax.tree.map(mesh_lib.constrain_replicated, (flat(rows.image), flat(rows.text), keys))
         past = lanes.flat(queue) if queue is not None else None
         contrast, aux = momentum_contrastive_loss(image, text, anchor, valid, keys, past, temperature, share)
         if queue is not None:

@@ -16,7 +16,7 @@ from irm_jax.objectives import lanes
 from irm_jax.objectives.lanes import Entries, MemoryBank
 from irm_jax.objectives.options import LossOptions
 from irm_jax.objectives.rows import Metrics, flat, join, per_task, row_weights
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training.state import KINDS
 
 Array = jax.Array
@@ -69,7 +69,7 @@ def bank_loss(
     valid = join([batch[g]["valid"] for g in groups])
     embedding = flat(jnp.concatenate([rows.person[:, :plain], rows.guided[:, :plain]], axis=-1))
     # Anchors go to the entries, never entries to the anchors: [A, 2D] is moved, the bank stays.
-    embedding, anchor = jax.tree.map(sharding.constrain_whole, (embedding, anchor))
+    embedding, anchor = jax.tree.map(mesh_lib.constrain_replicated, (embedding, anchor))
     overlap = np.zeros((len(options.data_set_weight),) * 2, bool)
     for one, other in o.known_overlap:
         overlap[one, other] = overlap[other, one] = True

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.tasks import TaskSpec
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 Array = jax.Array
 Metrics = dict[str, Array]
@@ -37,7 +37,7 @@ def whole_columns(batch: Batch) -> Batch:
     parts = [batch[group][name] for group, name in names]
     flattened = [part.reshape(part.shape[0], -1).astype(jnp.int32) for part in parts]
     stops = list(itertools.accumulate(part.shape[1] for part in flattened))
-    gathered = jnp.split(sharding.constrain_whole(jnp.concatenate(flattened, axis=1)), stops[:-1], axis=1)
+    gathered = jnp.split(mesh_lib.constrain_replicated(jnp.concatenate(flattened, axis=1)), stops[:-1], axis=1)
     whole: dict[str, dict[str, Array]] = {group: dict(fields) for group, fields in batch.items()}
     for (group, name), part, column in zip(names, parts, gathered, strict=True):
         whole[group][name] = column.reshape(part.shape).astype(part.dtype)

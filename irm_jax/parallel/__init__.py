@@ -1,1 +1,1 @@
-"""Meshes, the sharding rules, and several processes that run one program."""
+"""The device mesh, the sharding rules of the training state, and programs of several processes."""

@@ -25,7 +25,8 @@ from irm_jax.errors import ConfigError
 from irm_jax.evaluation.evaluator import Evaluation
 from irm_jax.evaluation.report import finish
 from irm_jax.logs import metric_log, timing
-from irm_jax.parallel import processes, sharding
+from irm_jax.parallel import mesh as mesh_lib
+from irm_jax.parallel import processes
 from irm_jax.training import state
 
 CHECKPOINTS = "checkpoints"
@@ -50,11 +51,11 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     data = run.open_training(config)
     sets = run.open_evaluation_sets(config)
     run.check_leaks(config, data, sets)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
     check_blocks(config, mesh)
     model = run.make_model(config, data)
     optimizer = run.make_optimizer(config)
-    constants = sharding.place(np.asarray(data.plan.constant_tokens), sharding.replicated(mesh))
+    constants = mesh_lib.distribute(np.asarray(data.plan.constant_tokens), mesh_lib.replicated(mesh))
     fingerprint = data.fingerprint()
     memory = run.memory_shapes(config, data)
 
@@ -84,8 +85,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         # The step
         step_function = run.train_step(config, data, model, mesh)
         accumulate = config.optimizer.accumulate
-        layout = sharding.batch_sharding(mesh, leading=int(accumulate > 1))
-        key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=sharding.replicated(mesh))()
+        layout = mesh_lib.batch_sharding(mesh, leading=int(accumulate > 1))
+        key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=mesh_lib.replicated(mesh))()
         metadata = metric_log.run_metadata(config.to_dict(), config.seed)
         metric_log.write_run_metadata(workdir, metadata)
 
@@ -131,7 +132,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
 
         # The loop
         steps = config.train.steps
-        blocks = sharding.addressable_blocks(mesh, data.plan.batch_blocks)
+        blocks = mesh_lib.addressable_blocks(mesh, data.plan.batch_blocks)
 
         def stream_from(done: int, workers: int) -> Any:
             return data.stream(
@@ -172,7 +173,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
                         raise stopped(train_state) from None
                     stream = stack.enter_context(stream_from(step - 1, workers=0))  # until all have agreed to stop
                     _, batch = next(stream)
-                arguments = (sharding.to_global(batch, layout), constants, key)
+                arguments = (mesh_lib.to_global(batch, layout), constants, key)
                 if step == start + 1 and not processes.alone():
                     step_function.lower(train_state, *arguments).compile()
                     processes.barrier("compiled")  # on CPUs, who is half a minute late to the first collective is lost
@@ -206,7 +207,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
 
 def check_blocks(config: ConfigDict, mesh: Mesh) -> None:
     """Batch blocks must divide over the mesh that is really there. Raises ConfigError with the sizes that do."""
-    if problem := block_problem(config, sharding.row_shards(mesh)):
+    if problem := block_problem(config, mesh_lib.row_shards(mesh)):
         raise ConfigError(problem)
 
 

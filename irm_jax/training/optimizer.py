@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from irm_jax.config.layer_rates import Recipe
-from irm_jax.parallel.sharding import path_string
+from irm_jax.parallel.rules import path_string
 
 WARMUP_START = 0.01
 NO_RECIPE = Recipe()

@@ -17,7 +17,7 @@ from irm_jax.losses.instruction_similarity import InstructionMean, init_mean
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.objectives import lanes
 from irm_jax.objectives.lanes import MemoryBank
-from irm_jax.parallel import sharding
+from irm_jax.parallel import rules
 from irm_jax.training import momentum
 
 KINDS = ("text", "visual")
@@ -121,7 +121,7 @@ def _initialiser(
             caption_queue=queue.create(lanes.caption_spec(projection, jnp.dtype(queue.dtype))) if queue else None,
         )
 
-    return init, sharding.shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
+    return init, rules.shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
 
 
 def with_saved_banks(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStruct]) -> TrainState:
@@ -135,7 +135,7 @@ def with_saved_banks(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStr
         bank = getattr(abstract, name)
         if bank is None:
             continue
-        paths = [f"{name}/{sharding.path_string(path)}" for path, _ in jax.tree_util.tree_flatten_with_path(bank)[0]]
+        paths = [f"{name}/{rules.path_string(path)}" for path, _ in jax.tree_util.tree_flatten_with_path(bank)[0]]
         leaves, structure = jax.tree.flatten(bank)
         if not all(path in saved for path in paths):
             continue

@@ -25,7 +25,8 @@ from irm_jax.objectives.lanes import CaptionKeys, Entries
 from irm_jax.objectives.memory_bank import bank_loss, batch_entries
 from irm_jax.objectives.options import LossOptions
 from irm_jax.objectives.rows import Metrics, flat, join, per_task, row_weights, whole_columns
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
+from irm_jax.parallel import rules
 from irm_jax.training import momentum
 from irm_jax.training.optimizer import without_gradient
 from irm_jax.training.state import KINDS, TrainState
@@ -152,11 +153,11 @@ def make_train_step(
         return new, metrics
 
     def in_mesh(state: TrainState, batch: Batch, constants: Array, key: Array) -> tuple[TrainState, Metrics]:
-        shardings = sharding.shardings(state, mesh)
+        shardings = rules.shardings(state, mesh)
         new, metrics = step(state, batch, constants, key)
         return jax.lax.with_sharding_constraint(new, shardings), metrics
 
-    return jax.jit(in_mesh, donate_argnums=0, compiler_options=sharding.compiler_options(mesh))
+    return jax.jit(in_mesh, donate_argnums=0, compiler_options=mesh_lib.compiler_options(mesh))
 
 
 def _accumulate(gradients: Callable[..., Any], state: TrainState, batch: Batch, constants: Array, key: Array) -> Any:

@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from irm_jax.compile.hlo import Module
 from irm_jax.models import transformer
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
+from irm_jax.parallel import rules
 
 LOOP = """HloModule jit_step, is_scheduled=true
 
@@ -215,9 +216,9 @@ def gradient_text(scan, mesh):
     """The compiled gradient of a two-block transformer, its parameters laid out by the rule table."""
     config = transformer.BlockConfig(width=128, heads=4)
     stack = transformer.Stack(config, 2, scan_layers=scan)
-    x = jax.ShapeDtypeStruct((16, 32, 128), jnp.float32, sharding=NamedSharding(mesh, P(sharding.ROWS)))
+    x = jax.ShapeDtypeStruct((16, 32, 128), jnp.float32, sharding=NamedSharding(mesh, P(mesh_lib.ROWS)))
     variables = jax.eval_shape(lambda x: stack.init(jax.random.key(0), x, deterministic=True), jnp.zeros(x.shape))
-    layouts = sharding.shardings(variables, mesh)
+    layouts = rules.shardings(variables, mesh)
     variables = jax.tree.map(lambda v, s: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=s), variables, layouts)
 
     def gradient(variables, x):
@@ -230,7 +231,7 @@ def gradient_text(scan, mesh):
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (4, 1, 2)])
 def test_a_scanned_model_moves_what_the_unrolled_one_moves(shape):
-    mesh = sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)), jax.devices()[:8])
+    mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, shape, strict=True)), jax.devices()[:8])
     scanned, unrolled = (Module(gradient_text(scan, mesh)) for scan in (True, False))
     loops = [i for c in scanned.computations.values() for i in c.values() if i.opcode == "while"]
     assert loops

@@ -18,7 +18,7 @@ from irm_jax.compile.chips import CHIPS, GIB, parse_topology
 from irm_jax.compile.hlo import Collective, Module, Traffic
 from irm_jax.compile.mode import DoesNotFit, Entry, fit_batch, search
 from irm_jax.compile.targets import Compiled
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 KEYS = {
     "topology", "devices", "peak_bytes", "limit_bytes", "flops", "collective_bytes", "roofline_s", "bound", "compile_s",
@@ -81,7 +81,7 @@ def test_a_tpu_gathers_parameters_before_it_multiplies(monkeypatch):
     """Left alone the compiler passes them around in a ring of products, whose sums it writes and reads each time."""
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     mesh = targets.make_mesh({"data": 1, "fsdp": 16, "model": 1}, parse_topology("v6e:4x4"))
-    rows, width = NamedSharding(mesh, P(sharding.ROWS)), 2048
+    rows, width = NamedSharding(mesh, P(mesh_lib.ROWS)), 2048
     x, kernel = (jax.ShapeDtypeStruct((n, width), jax.numpy.bfloat16, sharding=rows) for n in (16 * 1024, width))
 
     def kinds(options):
@@ -89,7 +89,7 @@ def test_a_tpu_gathers_parameters_before_it_multiplies(monkeypatch):
         return set(Module(product.lower(x, kernel).compile().as_text()).traffic().collective_bytes())
 
     assert kinds(None) == {"collective-permute"}  # should that change, the option can go
-    assert kinds(sharding.compiler_options(mesh)) == {"all-gather"}
+    assert kinds(mesh_lib.compiler_options(mesh)) == {"all-gather"}
 
 
 @pytest.mark.skipif(not NO_TPU_COMPILER, reason="the TPU compiler is here")

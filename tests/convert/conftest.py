@@ -16,7 +16,7 @@ from irm_jax.losses.instruction_similarity import init_mean
 from irm_jax.models import presets
 from irm_jax.models.config import IRMConfig
 from irm_jax.models.irm import IRM, initialise
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training.momentum import averaged_part
 from irm_jax.training.state import TrainState
 
@@ -47,7 +47,7 @@ def ones(**options: Any) -> tuple[IRMConfig, TrainState]:
     shapes = jax.eval_shape(
         lambda: IRM(model).init(jax.random.key(0), jnp.ones((1, model.max_length), jnp.int32), method=initialise)
     )
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+    mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "model": 2})
     host = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
     whole = jax.device_put(host, NamedSharding(mesh, PartitionSpec()))
     params, text = whole["params"], whole["params"]["text_encoder"]

@@ -18,7 +18,7 @@ from irm_jax.convert.conversion import Options, convert
 from irm_jax.convert.source import ConvertError, Source
 from irm_jax.convert.warm_start import Sources, _filled, _scanned, warm_start
 from irm_jax.errors import ConfigError
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import state
 
 
@@ -167,7 +167,7 @@ def test_converted_weights_can_be_evaluated_without_training(folders, fresh, mon
     config.model.update({**SIZES, "vocab_multiple": 32})
     config.init.model = config.data.vocab = folders["irm_release"]
     check(config)
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "model": 1}, jax.devices()[:2])
+    mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 1, "model": 1}, jax.devices()[:2])
     embedder = evaluate.converted(config, mesh)
     _, arrays = folder.load(folders["irm_release"])
     found = flatten_dict(embedder.variables["params"], sep="/")

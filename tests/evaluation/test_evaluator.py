@@ -11,7 +11,7 @@ from irm_jax import run
 from irm_jax.evaluation.report import finish
 from irm_jax.evaluation.report.benchmark_checks import benchmark_checks
 from irm_jax.logs import metric_log
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 STRICT = [f"procedural_{task}" for task in TASKS]
@@ -26,7 +26,7 @@ def evaluated(make_micro_config, trained_run, first_devices):
     config.report.update({"queries": 1, "rollouts": 1})
     config.model.fusion_depth = 1
     config.loss.matching_weight = 1.0
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = mesh_lib.make_mesh(config.mesh)
     _, embedder = evaluate.load(trained_run, config, mesh, None)
     return config, run.evaluate(config, embedder, run.open_evaluation_sets(config)), embedder
 

@@ -8,7 +8,7 @@ from irm_jax.compile import chips
 from irm_jax.config import check
 from irm_jax.logs import timing
 from irm_jax.logs.timing import Watch, profiled_steps
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 
 class Clock:
@@ -68,7 +68,7 @@ def test_ideal_seconds_are_the_products_at_the_chips_peak(micro_config, monkeypa
     """Of two chips, half those of one; kept activations or not, the same."""
     data = run.open_training(micro_config)
     monkeypatch.setattr(chips, "chip_of", lambda _: chips.CHIPS["v5e"])
-    meshes = [sharding.make_mesh({"data": n, "fsdp": 1, "model": 1}, jax.devices()[:n]) for n in (1, 2)]
+    meshes = [mesh_lib.make_mesh({"data": n, "fsdp": 1, "model": 1}, jax.devices()[:n]) for n in (1, 2)]
     one, two = (timing.ideal_seconds(micro_config, data, mesh) for mesh in meshes)
     assert one == pytest.approx(2 * two)
     assert 0 < one < 1

@@ -16,7 +16,7 @@ from irm_jax.models.config import REMAT
 from irm_jax.models.encoders import vit
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.models.plain_forms import plain_forms
-from irm_jax.parallel.sharding import path_string
+from irm_jax.parallel.rules import path_string
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from irm_jax.objectives.rows import COMPARED, whole_columns
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 
 def columns(seed, blocks, rows, slots):
@@ -20,10 +20,10 @@ def columns(seed, blocks, rows, slots):
 def test_compared_columns_are_gathered_once_and_unchanged():
     batch = {"text": columns(0, 8, 3, 5), "visual": columns(1, 8, 2, 5)}
     batch["caption"] = {name: batch["visual"][name] for name in ("identity", "clothes", "valid", "image")}
-    mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "model": 1}, jax.devices()[:8])
+    mesh = mesh_lib.make_mesh({"data": 4, "fsdp": 2, "model": 1}, jax.devices()[:8])
     with jax.set_mesh(mesh):
-        compiled = jax.jit(whole_columns).lower(sharding.to_global(batch, sharding.batch_sharding(mesh))).compile()
-        found = compiled(sharding.to_global(batch, sharding.batch_sharding(mesh)))
+        compiled = jax.jit(whole_columns).lower(mesh_lib.to_global(batch, mesh_lib.batch_sharding(mesh))).compile()
+        found = compiled(mesh_lib.to_global(batch, mesh_lib.batch_sharding(mesh)))
     assert compiled.as_text().count(" all-gather(") == 1
     assert "all-reduce" not in compiled.as_text()
     assert jax.tree.structure(found) == jax.tree.structure(batch)

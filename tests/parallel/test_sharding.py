@@ -10,13 +10,14 @@ from jax.sharding import PartitionSpec as P
 from irm_jax import run
 from irm_jax.models import presets
 from irm_jax.models.irm import IRM
-from irm_jax.parallel import sharding
-from irm_jax.parallel.sharding import ShardingError
+from irm_jax.parallel import mesh as mesh_lib
+from irm_jax.parallel import rules
+from irm_jax.parallel.mesh import ShardingError
 from irm_jax.training import state
 
 
 def mesh_of(data, fsdp, model):
-    return sharding.make_mesh({"data": data, "fsdp": fsdp, "model": model}, jax.devices()[: data * fsdp * model])
+    return mesh_lib.make_mesh({"data": data, "fsdp": fsdp, "model": model}, jax.devices()[: data * fsdp * model])
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -27,7 +28,7 @@ def test_base_state_is_cut_by_the_rules(micro_config, scan):
     optimizer = run.make_optimizer(micro_config)
     abstract = state.abstract_state(IRM(config), optimizer, jax.numpy.ones((1, 70), "int32"), mesh)
     found = {
-        sharding.path_string(path): leaf.sharding.spec for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+        rules.path_string(path): leaf.sharding.spec for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
     }
     layer, lead = ("layers/block", (None,)) if scan else ("layer_3", ())
     for prefix in ("params", "opt_state/1/0/mu", "opt_state/1/0/nu"):
@@ -45,18 +46,18 @@ def test_base_state_is_cut_by_the_rules(micro_config, scan):
 
 def test_a_leaf_without_a_rule_is_an_error():
     with pytest.raises(ShardingError, match="no sharding rule matches params/new_thing/weights"):
-        sharding.leaf_spec("params/new_thing/weights", (4, 4), mesh_of(1, 1, 1))
+        rules.leaf_spec("params/new_thing/weights", (4, 4), mesh_of(1, 1, 1))
 
 
 def test_a_size_that_does_not_divide_is_an_error_with_the_cure():
     with pytest.raises(ShardingError, match=r"30522 does not divide over mesh axis 'model' of 4.*vocab_multiple"):
-        sharding.leaf_spec("params/text_encoder/word_embedding", (30_522, 768), mesh_of(1, 2, 4))
+        rules.leaf_spec("params/text_encoder/word_embedding", (30_522, 768), mesh_of(1, 2, 4))
 
 
 def test_mesh_that_does_not_fit_the_devices_is_an_error():
     with pytest.raises(ShardingError, match="needs 3 devices"):
-        sharding.make_mesh({"data": 3, "fsdp": 1, "model": 1}, jax.devices()[:2])
-    assert dict(sharding.make_mesh({"data": -1, "fsdp": 2, "model": 1}, jax.devices()).shape) == {
+        mesh_lib.make_mesh({"data": 3, "fsdp": 1, "model": 1}, jax.devices()[:2])
+    assert dict(mesh_lib.make_mesh({"data": -1, "fsdp": 2, "model": 1}, jax.devices()).shape) == {
         "data": 4,
         "fsdp": 2,
         "model": 1,
@@ -64,7 +65,7 @@ def test_mesh_that_does_not_fit_the_devices_is_an_error():
 
 
 def test_one_process_holds_all_blocks():
-    assert sharding.addressable_blocks(mesh_of(4, 2, 1), 16) == list(range(16))
+    assert mesh_lib.addressable_blocks(mesh_of(4, 2, 1), 16) == list(range(16))
 
 
 def test_only_a_tpu_that_cuts_parameters_is_told_how_to_gather_them():
@@ -72,6 +73,6 @@ def test_only_a_tpu_that_cuts_parameters_is_told_how_to_gather_them():
         device = types.SimpleNamespace(platform=platform)
         return types.SimpleNamespace(devices=np.array([device]), shape={"data": 1, "fsdp": fsdp, "model": 1})
 
-    assert sharding.compiler_options(mesh("tpu", 4))
+    assert mesh_lib.compiler_options(mesh("tpu", 4))
     for other in (mesh("tpu", 1), mesh("cpu", 4), mesh_of(1, 4, 1)):
-        assert sharding.compiler_options(other) is None
+        assert mesh_lib.compiler_options(other) is None

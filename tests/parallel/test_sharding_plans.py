@@ -27,7 +27,8 @@ from irm_jax.losses.identity import identity_loss
 from irm_jax.models import transformer
 from irm_jax.models.encoders.vit import ImageEncoder
 from irm_jax.models.irm import IRM
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
+from irm_jax.parallel import rules
 from irm_jax.training import state
 
 GOLDEN = Path(__file__).parent / "sharding_plans.txt"
@@ -36,7 +37,7 @@ PLANS = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "model": (2, 1, 4), "mixed": (2, 
 
 
 def mesh_of(*shape):
-    return sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)), jax.devices()[: math.prod(shape)])
+    return mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, shape, strict=True)), jax.devices()[: math.prod(shape)])
 
 
 def words(layout):
@@ -57,13 +58,13 @@ def test_golden_layout_of_every_leaf():
     )  # fmt: skip
     columns = {}
     for name, shape in PLANS.items():
-        layouts = sharding.shardings(abstract, mesh_of(*shape))
+        layouts = rules.shardings(abstract, mesh_of(*shape))
         columns[name] = {
-            sharding.path_string(path): words(leaf.spec) for path, leaf in jax.tree_util.tree_leaves_with_path(layouts)
+            rules.path_string(path): words(leaf.spec) for path, leaf in jax.tree_util.tree_leaves_with_path(layouts)
         }
     lines = [f"# {' | '.join(['leaf', *PLANS])}"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-        name = sharding.path_string(path)
+        name = rules.path_string(path)
         cells = [columns[plan][name] for plan in PLANS]
         for prefix in ("opt_state/1/0/mu/", "opt_state/1/0/nu/", "momentum_params/"):
             if name.startswith(prefix):
@@ -101,7 +102,7 @@ def test_all_people_of_the_benchmark_fit_into_sharded_heads(micro_config):
     def loss(weight, features, identity):
         return jnp.sum(identity_loss(features, weight, identity, jnp.ones((64, weight.shape[1]), bool))[0])
 
-    rows = NamedSharding(mesh, P(sharding.ROWS))
+    rows = NamedSharding(mesh, P(mesh_lib.ROWS))
     weight = jax.ShapeDtypeStruct((64, 334_848), jnp.float32, sharding=NamedSharding(mesh, P("fsdp", "model")))
     features = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=rows)
     identity = jax.ShapeDtypeStruct((64,), jnp.int32, sharding=rows)
@@ -121,9 +122,9 @@ def test_fsdp_moves_parameters_and_no_activations(scan):
     encoder = ImageEncoder(
         transformer.BlockConfig(width=128, heads=4), 2, (64, 32), 16, 16, part_tokens=0, scan_layers=scan
     )
-    images = jax.ShapeDtypeStruct((128, 64, 32, 3), jnp.uint8, sharding=NamedSharding(mesh, P(sharding.ROWS)))
+    images = jax.ShapeDtypeStruct((128, 64, 32, 3), jnp.uint8, sharding=NamedSharding(mesh, P(mesh_lib.ROWS)))
     variables = jax.eval_shape(lambda: encoder.init(jax.random.key(0), np.zeros(images.shape, np.uint8), train=False))
-    layouts = sharding.shardings(variables, mesh)
+    layouts = rules.shardings(variables, mesh)
     variables = jax.tree.map(lambda v, s: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=s), variables, layouts)
 
     def gradient(variables, images):
@@ -139,14 +140,14 @@ def test_fsdp_moves_parameters_and_no_activations(scan):
 def one_step(config, data, model, optimizer, batch, before, shape):
     """Loss, Adam's first moment and update of one step from the state `before`; checks the layouts that come out."""
     mesh = mesh_of(*shape)
-    start = jax.device_put(before, sharding.shardings(before, mesh))
+    start = jax.device_put(before, rules.shardings(before, mesh))
     step = run.train_step(config, data, model, mesh)
     with jax.set_mesh(mesh):
-        arrays = sharding.to_global(batch, sharding.batch_sharding(mesh))
+        arrays = mesh_lib.to_global(batch, mesh_lib.batch_sharding(mesh))
         after, metrics = step(start, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1))
-    planned = sharding.shardings(after, mesh)
+    planned = rules.shardings(after, mesh)
     for (path, leaf), layout in zip(jax.tree_util.tree_leaves_with_path(after), jax.tree.leaves(planned), strict=True):
-        assert leaf.sharding.is_equivalent_to(layout, leaf.ndim), (shape, sharding.path_string(path))
+        assert leaf.sharding.is_equivalent_to(layout, leaf.ndim), (shape, rules.path_string(path))
     update = jax.tree.map(lambda x, y: np.asarray(x) - y, after.params, before.params)
     return float(metrics["loss"]), jax.tree.map(np.asarray, after.opt_state[1][0].mu), update
 
@@ -187,10 +188,10 @@ def devices_of(slices, each):
 
 
 def test_the_data_axis_goes_over_the_slices(caplog):
-    placed = sharding._placed((4, 2, 1), devices_of(2, 4))
+    placed = mesh_lib._arranged((4, 2, 1), devices_of(2, 4))
     assert [[d.slice_index for d in row.flat] for row in placed] == [[0, 0], [0, 0], [1, 1], [1, 1]]
     assert len({d.id for d in placed.flat}) == 8
     assert not caplog.records
-    placed = sharding._placed((1, 8, 1), devices_of(2, 4))
+    placed = mesh_lib._arranged((1, 8, 1), devices_of(2, 4))
     assert placed.shape == (1, 8, 1)
     assert "make mesh.data a multiple of 2" in caplog.text

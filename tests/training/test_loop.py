@@ -15,7 +15,8 @@ from data_pipelines.dataset import schema, shards
 from irm_jax import run as experiment
 from irm_jax.checkpoint import saving
 from irm_jax.config import check, keys
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
+from irm_jax.parallel import rules
 from irm_jax.training import loop, state
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
@@ -39,7 +40,7 @@ def abstract_state(config, mesh=(1, 1, 1)):
     data = experiment.open_training(config)
     return state.abstract_state(
         experiment.make_model(config, data), experiment.make_optimizer(config), data.plan.constant_tokens,
-        sharding.make_mesh(dict(zip(sharding.AXES, mesh, strict=True))), experiment.memory_shapes(config, data),
+        mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh, strict=True))), experiment.memory_shapes(config, data),
     )  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def assert_same(a, b):
     """Bit for bit: parameters, batch statistics, optimizer state, instruction mean and step."""
     compared = 0
     for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=sharding.path_string(path))
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=rules.path_string(path))
         compared += 1
     assert compared > 100
 
@@ -219,7 +220,7 @@ def test_only_the_task_that_blew_up_is_named(tmp_path):
 
 @pytest.mark.parametrize("mesh", [(4, 1, 1), (2, 2, 2)])
 def test_the_state_is_restored_into_another_mesh(config, trained_run, mesh, monkeypatch):
-    monkeypatch.setattr(sharding, "SMALL", 64)  # cut the small arrays of this model too
+    monkeypatch.setattr(rules, "SMALL", 64)  # cut the small arrays of this model too
     there = saved_state(config, trained_run, 4, mesh)
     assert_same(saved_state(config, trained_run, 4), there)
     table = there.params["text_encoder"]["word_embedding"]
@@ -275,7 +276,7 @@ def test_a_run_is_not_overwritten_without_resume(config, halfway):
 
 def test_blocks_that_do_not_fit_the_mesh(config):
     config.data.batch_blocks = 6
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 1})
+    mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "model": 1})
     with pytest.raises(check.ConfigError, match=r"batch_blocks = 6 .*batch_blocks=8 --config.data.batch_size="):
         loop.check_blocks(config, mesh)
 

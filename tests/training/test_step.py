@@ -12,7 +12,7 @@ from collectives import moved_sizes
 from irm_jax import run
 from irm_jax.models.irm import IRM
 from irm_jax.objectives import memory_bank
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import state
 from irm_jax.training import step as train_step
 
@@ -35,8 +35,8 @@ def run_step(config, data, batch, mesh_shape, **options):
 
 def run_steps(config, data, batch, mesh_shape, *, double=False, steps=1):
     """Parameters before, the state after, and the metrics of each step, on the first devices in the given mesh."""
-    mesh = sharding.make_mesh(
-        dict(zip(sharding.AXES, mesh_shape, strict=True)), jax.devices()[: int(np.prod(mesh_shape))]
+    mesh = mesh_lib.make_mesh(
+        dict(zip(mesh_lib.AXES, mesh_shape, strict=True)), jax.devices()[: int(np.prod(mesh_shape))]
     )
     model = run.make_model(config, data)
     if double:
@@ -52,7 +52,7 @@ def run_steps(config, data, batch, mesh_shape, *, double=False, steps=1):
     history = []
     with jax.set_mesh(mesh):
         leading = next(iter(batch.values()))["identity"].ndim - 2
-        arrays = sharding.to_global(batch, sharding.batch_sharding(mesh, leading=leading))
+        arrays = mesh_lib.to_global(batch, mesh_lib.batch_sharding(mesh, leading=leading))
         for _ in range(steps):
             train_state, metrics = step(train_state, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1))
             history.append({k: float(v) for k, v in metrics.items()})
@@ -216,7 +216,7 @@ def test_keys_of_one_view_are_the_embeddings_in_training_mode(micro_config):
     data = run.open_training(micro_config)
     batch = jax.tree.map(jnp.asarray, one_batch(data))
     model = run.make_model(micro_config, data)
-    mesh = sharding.make_mesh(dict(zip(sharding.AXES, ONE, strict=True)), jax.devices()[:1])
+    mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, ONE, strict=True)), jax.devices()[:1])
     constants = jnp.asarray(data.plan.constant_tokens)
     start = state.create_state(
         model, run.make_optimizer(micro_config), constants, 0, mesh, run.memory_shapes(micro_config, data)
@@ -247,13 +247,13 @@ def test_the_compiled_step_never_moves_the_bank(micro_config):
     micro_config.text_to_image.update({"momentum_contrast": True, "queue_size": 16384})
     micro_config.memory_bank.size = 64 * micro_config.data.batch_size
     data = run.open_training(micro_config)
-    mesh = sharding.make_mesh(dict(zip(sharding.AXES, (4, 2, 1), strict=True)), jax.devices()[:8])
+    mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, (4, 2, 1), strict=True)), jax.devices()[:8])
     model, optimizer = run.make_model(micro_config, data), run.make_optimizer(micro_config)
     memory = run.memory_shapes(micro_config, data)
     abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh, memory)
     step = run.train_step(micro_config, data, model, mesh)
     with jax.set_mesh(mesh):
-        arrays = sharding.to_global(one_batch(data), sharding.batch_sharding(mesh))
+        arrays = mesh_lib.to_global(one_batch(data), mesh_lib.batch_sharding(mesh))
         compiled = step.lower(abstract, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1)).compile()
     part = math.prod(abstract.memory_bank.entries.key.sharding.shard_shape(abstract.memory_bank.entries.key.shape))
     assert part * 8 == math.prod(abstract.memory_bank.entries.key.shape)

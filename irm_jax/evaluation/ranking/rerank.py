@@ -22,7 +22,7 @@ from jaxtyping import Array, Float32
 
 from irm_jax.evaluation.ranking.device import Gallery, inverse_root, squared_norms
 from irm_jax.evaluation.ranking.rank import default_block
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 ROWS_AT_ONCE = 1024
 """Rows whose neighbour sets are worked out together."""
@@ -33,7 +33,7 @@ PAIRS_AT_ONCE = 1 << 15
 @jax.jit
 def _lowest(scores: Float32[Array, "q G"]) -> Float32[Array, " q"]:
     """Of each row, padding (-inf) left out."""
-    return sharding.constrain_whole(jnp.where(jnp.isneginf(scores), jnp.inf, scores).min(axis=1))
+    return mesh_lib.constrain_replicated(jnp.where(jnp.isneginf(scores), jnp.inf, scores).min(axis=1))
 
 
 class KReciprocal:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from irm_jax.evaluation.embed import EmbeddingModel
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 PAIRS_AT_ONCE = 256
 
@@ -23,7 +23,7 @@ class CaptionMatcher:
         distinct, self._which = np.unique(np.asarray(captions, object).astype(str), return_inverse=True)
         self._embedder, self._images = embedder, image_tokens
         self._tokens, self._mask = embedder.caption_tokens([str(s) for s in distinct])
-        pieces = sharding.row_shards(embedder.mesh)
+        pieces = mesh_lib.row_shards(embedder.mesh)
         self._at_once = -(-PAIRS_AT_ONCE // pieces) * pieces
         self._pairs, self._scores = np.empty(0, np.int64), np.empty(0, np.float32)  # judged so far, in order of pairs
 

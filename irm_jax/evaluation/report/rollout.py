@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from irm_jax.models.config import token_grid
 from irm_jax.models.instruction_encoder import PAD
 from irm_jax.models.irm import IRM
-from irm_jax.parallel import sharding
+from irm_jax.parallel import mesh as mesh_lib
 
 __all__ = ["RolloutMaps", "attention_rollout", "caption_rollout"]
 
@@ -86,7 +86,7 @@ def _attention(
     model: IRM, variables: Mapping[str, Any], images: np.ndarray, instructions: Any, is_sentence: bool
 ) -> Any:
     """Returns the attention that each part of the model sowed, as arrays of the host."""
-    program = _program(model, sharding.everywhere(variables), is_sentence)
+    program = _program(model, mesh_lib.replicated_like(variables), is_sentence)
     return jax.tree.map(np.asarray, program(variables, images, instructions)["intermediates"])
 
 
