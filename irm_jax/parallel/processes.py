@@ -28,6 +28,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from irm_jax.errors import RetryError, UserError
+
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT = 20
 """Seconds without an answer after which a process counts as dead (JAX's own 100 leave survivors hanging for 94 s)."""
@@ -37,11 +39,11 @@ LONGEST_WAIT = 24 * 3600
 """Seconds at a barrier. What ends the wait when another process dies is its silence, not this."""
 
 
-class ProcessesError(ValueError):
+class ProcessesError(UserError, ValueError):
     """The environment does not say which process this is; the message names the variables."""
 
 
-class ProcessesLost(RuntimeError):
+class ProcessesLost(RetryError, RuntimeError):
     """The processes did not find each other in time. Another start may be luckier: no mistake in the configuration."""
 
 

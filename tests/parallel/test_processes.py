@@ -17,8 +17,9 @@ import pytest
 from faulty_main import record_batches, share_programs
 from quick_compilation import few_optimizations
 
-from irm_jax import embedder, main
+from irm_jax import embedder
 from irm_jax.checkpoint import saving
+from irm_jax.errors import RetryError, UserError
 from irm_jax.parallel import processes
 from irm_jax.parallel.processes import ProcessesError, place
 from irm_jax.training import loop
@@ -62,9 +63,9 @@ def test_processes_that_do_not_answer_are_worth_another_start(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     three = {**ADDRESS, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
-    with pytest.raises(main._passing_errors(), match=r"process 1 of 2, coordinator 10.0.0.2:8476.*nobody is there. Do"):
+    with pytest.raises(RetryError, match=r"process 1 of 2, coordinator 10.0.0.2:8476.*nobody is there. Do"):
         processes.start(three)
-    assert not issubclass(processes.ProcessesLost, main._user_errors())  # status 2, which no launcher tries again
+    assert not issubclass(processes.ProcessesLost, UserError)  # whose status 2 no launcher tries again
 
 
 def test_a_cluster_of_one_process_is_left_alone(monkeypatch):

@@ -7,7 +7,6 @@ IRM_JAX_WRITE_GOLDEN=1 python -m pytest tests/test_sharding_plans.py -k golden
 import dataclasses
 import math
 import os
-import types
 from pathlib import Path
 
 import jax
@@ -176,22 +175,3 @@ def test_tensor_parallel_alone_computes_what_one_device_does(micro_config):
             norm = math.sqrt(sum(float(np.sum(np.square(x))) for x in jax.tree.leaves(expected)))
             for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                 assert float(np.abs(x - y).max()) <= 1e-9 * norm
-
-
-def devices_of(slices, each):
-    """Stand-ins for the devices of several slices, listed as a cluster may list them: not slice by slice."""
-    return [
-        types.SimpleNamespace(slice_index=s, id=s * each + i, platform="gpu", process_index=s, device_kind="stand-in")
-        for i in range(each)
-        for s in range(slices)
-    ]
-
-
-def test_the_data_axis_goes_over_the_slices(caplog):
-    placed = mesh_lib._arranged((4, 2, 1), devices_of(2, 4))
-    assert [[d.slice_index for d in row.flat] for row in placed] == [[0, 0], [0, 0], [1, 1], [1, 1]]
-    assert len({d.id for d in placed.flat}) == 8
-    assert not caplog.records
-    placed = mesh_lib._arranged((1, 8, 1), devices_of(2, 4))
-    assert placed.shape == (1, 8, 1)
-    assert "make mesh.data a multiple of 2" in caplog.text
