@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from irm_jax.config import keys, scratch
+from irm_jax.config import evaluation_set, from_scratch, keys, train_unit
 
 
 def get_config() -> ConfigDict:
-    config = scratch.from_scratch(keys.get_config())
+    config = from_scratch(keys.get_config())
     with config.unlocked():
-        config.data.train.market1501 = keys.train_unit("market1501", "trad")
-        config.evaluation.sets.market1501 = keys.evaluation_set("market1501", "trad", ("market1501",))
+        config.data.train.market1501 = train_unit("market1501", "trad")
+        config.evaluation.sets.market1501 = evaluation_set("market1501", "trad", ("market1501",))
     config.data.build_missing = False
     config.data.batch_size = 128
     config.data.augment.erase_probability = 0.5

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import procedural
+from irm_jax.config import load
 
 
 def get_config() -> ConfigDict:
-    config = procedural.get_config()
+    config = load("procedural")
     config.train.steps = 150
     config.data.batch_size = 192
     config.optimizer.warmup_steps = 20

@@ -1,21 +1,20 @@
 """The quickstart with IRM++: a memory bank of 2,048 keys, and text-to-image objectives.
 
-Two settings differ from irm_pp.py because the run is short [ours]: the momentum model follows within ten steps, and
-captions contrast within the batch. With the paper's decay captions learned next to nothing in 200 steps; with a queue
-of 2,048 keys, dozens of steps old, half as much in 150 (mAP .030; one seed each). After 400 steps a queue does no
-harm any more: docs/ablations.md.
+Two settings differ from irm_pp.py because the run is short: the momentum model follows within ten steps, and captions
+contrast within the batch. With the paper's decay captions learned next to nothing in 200 steps; with a queue of 2,048
+keys, dozens of steps old, half as much in 150 steps (mAP .030; one seed each). After 400 steps a queue does no harm any
+more: docs/ablations.md.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import irm_pp, quickstart
+from irm_jax.config import irm_plus_plus, load
 
 
 def get_config() -> ConfigDict:
-    config = quickstart.get_config()
-    irm_pp.plus_plus(config)
+    config = irm_plus_plus(load("quickstart"))
     config.momentum.decay = 0.9
     config.memory_bank.size = 2048
     config.memory_bank.ramp_steps = 100

@@ -87,9 +87,9 @@ def make_micro_config(procedural_dir: Path) -> Callable[[], ConfigDict]:
     """Makes fresh configurations: all six tasks on the smallest model that has every part; compiles in seconds."""
 
     def make() -> ConfigDict:
-        from configs import procedural
+        from irm_jax.config import load
 
-        config = procedural.get_config()
+        config = load("procedural")
         config.data.dir = str(procedural_dir)
         config.data.procedural.update(MICRO)
         config.data.batch_size = 8 * 4 * 5 + 8

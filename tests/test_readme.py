@@ -1,6 +1,5 @@
 """README.md and docs/ say nothing that is not there: paths, modules, configuration keys; and their pod commands fit."""
 
-import importlib
 import importlib.util
 import re
 import shlex
@@ -11,14 +10,13 @@ from ml_collections import ConfigDict
 
 from data_pipelines import options
 from data_pipelines.batches import layout
-from irm_jax.config import check
-from irm_jax.config import keys as default
+from irm_jax.config import check, get_config, load
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
 FILE_MAP = TEXTS["README.md"].split("## File map")[1].split("\n## ")[0]
 SCRIPTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in sorted(ROOT.glob("launch/*.sh"))}
-TABLES = "|".join(default.get_config())
+TABLES = "|".join(get_config())
 
 
 def found(pattern: str) -> list[tuple[str, str]]:
@@ -53,7 +51,7 @@ def keys() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("file", "key"), keys())
 def test_configuration_key_exists(file: str, key: str) -> None:
-    entry = default.get_config()
+    entry = get_config()
     *tables, last = key.split(".")
     for table in tables:
         entry = entry[table]
@@ -87,7 +85,7 @@ def configured(command: str) -> ConfigDict:
     """The configuration of a command; folders, which are somebody's buckets, are left out."""
     words = shlex.split(command)
     file = next(word for word in words if word.startswith("configs/"))
-    config: ConfigDict = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config()
+    config: ConfigDict = load(str(ROOT / file))
     for word in words:
         if word.startswith("--config.") and not word.startswith(("--config.data.vocab=", "--config.data.dir=")):
             key, value = word.removeprefix("--config.").split("=", 1)

@@ -15,8 +15,7 @@ from data_pipelines import options, procedural, storage, tasks
 from data_pipelines.batches import layout
 from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax import compile
-from irm_jax.config import keys as default
-from irm_jax.config import layer_rates
+from irm_jax.config import keys, layer_rates
 from irm_jax.convert import manifest
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import protocols
@@ -24,13 +23,13 @@ from irm_jax.logs import timing
 from irm_jax.models import config as models_config
 from irm_jax.models import presets
 
-FREE_TABLES = {"data.train": default.train_unit("", "trad"), "evaluation.sets": default.evaluation_set("", "trad", ())}
+FREE_TABLES = {"data.train": keys.train_unit("", "trad"), "evaluation.sets": keys.evaluation_set("", "trad", ())}
 """Tables whose entry names are the user's; each entry has the keys of its template."""
 
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError for the first thing that is wrong."""
-    check_keys(config, default.get_config(), "config")
+    check_keys(config, keys.get_config(), "config")
     check_values(config)
 
 
@@ -142,8 +141,8 @@ def _range_problems(config: ConfigDict) -> Iterator[str]:
         (SHARES, lambda _, value: 0 <= value <= 1, "must lie between 0 and 1"),
         (BELOW_ONE, lambda _, value: 0 <= value < 1, "must be at least 0 and below 1"),
     ]
-    for keys, fits, words in rules:
-        for path in keys:
+    for paths, fits, words in rules:
+        for path in paths:
             table, _, key = path.rpartition(".")
             value = config[table][key]
             if value is not None and not fits(path, value):

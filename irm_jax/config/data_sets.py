@@ -1,4 +1,4 @@
-"""The published data sets as entries of `data.train` and `evaluation.sets`, each with its task and its protocols."""
+"""Entries of `data.train` and `evaluation.sets` for the published data sets, with their tasks and protocols."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from irm_jax.config import keys as default
+from irm_jax.config import keys
+from irm_jax.errors import ConfigError
 
 TEST: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "market1501": ("trad", ("market1501",), {}),
@@ -30,36 +31,36 @@ TEST: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "cuhk_pedes": ("t2i", ("cuhk_pedes",), {}),
     "cuhk_pedes_part": ("t2i", ("cuhk_pedes_part",), {}),
 }
-"""Data set -> task, protocols (the first is the headline), other keys of its entry."""
+"""Data set -> (task, protocols with the headline first, other keys of its entry)."""
 TRAIN = {name: task for name, (task, _, _) in TEST.items()} | {
     "msmt17_trainval": "trad",
     "real1_ctcc": "ctcc",
     "real1_li": "li",
     "synth_pedes": "t2i",
 }
-"""Data set -> task. Some have no training part (Real2): opening them says so."""
+"""Data set -> task. Real2 has no training part; opening it for training says so."""
 
 
 def train_on(config: ConfigDict, names: Sequence[str]) -> None:
-    """Adds training sets. Raises ValueError for a data set that is not in the table."""
+    """Adds training sets. Raises ConfigError for a data set that is not in the table."""
     with config.unlocked():
         for name in names:
             task = _known(TRAIN, name)
-            config.data.train[name] = default.train_unit(name, task)
+            config.data.train[name] = keys.train_unit(name, task)
             if task == "t2i":
                 config.data.train[name].images_per_identity = 1
 
 
 def test_on(config: ConfigDict, names: Sequence[str]) -> None:
-    """Adds test sets under their protocols. Raises ValueError for a data set that is not in the table."""
+    """Adds test sets under their protocols. Raises ConfigError for a data set that is not in the table."""
     with config.unlocked():
         for name in names:
-            task, protocols, keys = _known(TEST, name)
-            config.evaluation.sets[name] = default.evaluation_set(name, task, protocols)
-            config.evaluation.sets[name].update(keys)
+            task, protocols, changes = _known(TEST, name)
+            config.evaluation.sets[name] = keys.evaluation_set(name, task, protocols)
+            config.evaluation.sets[name].update(changes)
 
 
 def _known(table: dict[str, Any], name: str) -> Any:
     if name not in table:
-        raise ValueError(f"no data set {name!r}; known are {', '.join(table)}")
+        raise ConfigError(f"no data set {name!r}; known are {', '.join(table)}")
     return table[name]

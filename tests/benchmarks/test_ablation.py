@@ -17,9 +17,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import ablation, paired
-from configs import quickstart
 from data_pipelines import tasks
-from irm_jax.config import check
+from irm_jax.config import check, load
 
 DOCS = Path(__file__).parents[2] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -224,6 +223,6 @@ def test_studies_share_their_baseline_and_no_other_name() -> None:
 def test_every_variant_is_a_configuration_that_can_be_run(study: str, variant: str) -> None:
     values = flags.FlagValues()
     arguments = ["main", *ablation.STUDIES[study][variant]]
-    config_flags.DEFINE_config_dict("config", quickstart.get_config(), flag_values=values, sys_argv=arguments)
+    config_flags.DEFINE_config_dict("config", load("quickstart"), flag_values=values, sys_argv=arguments)
     values(arguments)
     check.check(values["config"].value)

@@ -1,5 +1,6 @@
 """Wrong configurations are answered with the key, the cause and the cure, before any device is touched."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,20 +8,34 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cpu_small, irm, irm_pp, market1501, procedural, quickstart, quickstart_pp, real_joint, transfer
-from irm_jax.config import data_sets
-from irm_jax.config import keys as default
+from irm_jax.config import data_sets, keys, load, run_files, train_unit
 from irm_jax.config.check import check
 from irm_jax.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(
-    "module", [procedural, quickstart, quickstart_pp, cpu_small, market1501, real_joint, transfer, irm, irm_pp]
-)
-def test_shipped_configurations_pass(module):
-    check(module.get_config())
+@pytest.mark.parametrize("name", run_files.shipped())
+def test_shipped_configurations_pass(name):
+    check(load(name))
+
+
+def test_a_run_file_is_found_by_name_and_by_path(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from irm_jax.config import load\ndef get_config(text='7'):\n    config = load('quickstart')\n"
+        "    config.train.steps = int(text)\n    return config\n"
+    )
+    assert load(str(own)).train.steps == 7
+    assert load(f"{own}:9").train.steps == 9
+    assert load("quickstart").train.steps == load(str(ROOT / "configs/quickstart.py")).train.steps == 150
+    with pytest.raises(ConfigError, match=r"no run file of the name 'quikstart'; did you mean --config quickstart\?"):
+        load("quikstart")
+    with pytest.raises(ConfigError, match=r"no run file elsewhere/quickstart.py; did you mean --config quickstart\?"):
+        load("elsewhere/quickstart.py")
+    own.write_text("steps = 3\n")
+    with pytest.raises(ConfigError, match=r"own.py is not a run file: it has no function get_config"):
+        load(str(own))
 
 
 def only_captions(config):
@@ -36,12 +51,12 @@ def no_captions(config):
 
 def test_some_data_sets_train_and_all_others_test():
     """Every published test set with all its protocols, in one configuration."""
-    config = transfer.get_config(f"synth_pedes,market1501:{','.join(data_sets.TEST)}")
+    config = load(f"transfer:synth_pedes,market1501:{','.join(data_sets.TEST)}")
     check(config)
     assert set(config.data.train) == {"synth_pedes", "market1501"}
     assert set(config.evaluation.sets) == set(data_sets.TEST)
-    with pytest.raises(ValueError, match="no data set 'market'; known are market1501, "):
-        transfer.get_config("market:msmt17")
+    with pytest.raises(ConfigError, match="no data set 'market'; known are market1501, "):
+        load("transfer:market:msmt17")
 
 
 CASES = {
@@ -114,7 +129,7 @@ CASES = {
     "tau that is no number": (lambda c: c.evaluation.update({"taus": ("a",)}), r"taus = \('a',\); each must lie"),
     "two augmentations of one data set": (
         lambda c: c.data.train.update(
-            {"more": default.train_unit("procedural_trad", "t2i"), "procedural_trad": {"hue": 0.1}}
+            {"more": train_unit("procedural_trad", "t2i"), "procedural_trad": {"hue": 0.1}}
         ),
         r"config.data.train: procedural_trad and another entry read procedural_trad with different hue",
     ),
@@ -148,7 +163,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_wrong_is_named(case):
     change, message = CASES[case]
-    config = procedural.get_config()
+    config = load("procedural")
     with config.unlocked(), config.ignore_type():
         change(config)
     with pytest.raises(ConfigError, match=message):
@@ -157,10 +172,10 @@ def test_what_is_wrong_is_named(case):
 
 def test_every_key_has_a_comment():
     """irm_jax/config/keys.py is the reference of all keys: each assignment says what it is."""
-    lines = Path(default.__file__).read_text().splitlines()
-    keys = [line for line in lines if line.startswith("    config.") and " = " in line and "ConfigDict()" not in line]
-    assert len(keys) > 60
-    assert [line for line in keys if "  # " not in line] == []
+    lines = Path(keys.__file__).read_text().splitlines()
+    assigned = [line for line in lines if re.match(r"    config\.[\w.]+ = (?!ConfigDict\(\))", line)]
+    assert len(assigned) > 60
+    assert [line for line in assigned if "  # " not in line] == []
 
 
 def run(*arguments):

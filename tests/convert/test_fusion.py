@@ -9,9 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from weights import SIZES
 
-from configs import procedural
 from irm_jax.checkpoint import saving
-from irm_jax.config import keys
+from irm_jax.config import keys, load
 from irm_jax.config.check import check
 from irm_jax.convert import folder, manifest, to_torch
 from irm_jax.convert.conversion import Options, convert
@@ -109,7 +108,7 @@ def test_the_parts_follow_the_text_encoder(folders, fresh_fusion):
 
 
 def test_depths_that_do_not_fit_are_found_before_anything_starts(folders):
-    config = procedural.get_config()
+    config = load("procedural")
     config.model.update({**SIZES, "vocab_multiple": 32, "text_depth": 1, "fusion_depth": 1})
     config.init.model = config.data.vocab = folders["irm_release"]
     message = "2 layers that read images after 2 of text, the model 1 after 1: set config.model.text_depth=2 and"

@@ -8,10 +8,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from weights import SIZES
 
-from configs import procedural
 from irm_jax import embedder as evaluate
 from irm_jax.checkpoint import saving
-from irm_jax.config import keys
+from irm_jax.config import keys, load
 from irm_jax.config.check import check
 from irm_jax.convert import folder, manifest, positions, to_torch
 from irm_jax.convert.conversion import Options, convert
@@ -133,7 +132,7 @@ def test_nothing_asked_nothing_changed(fresh):
 
 
 def test_the_configuration_is_checked_before_anything_starts(folders):
-    config = procedural.get_config()
+    config = load("procedural")
     config.model.update({**SIZES, "part_tokens": 3})
     check(config)
     config.init.image_encoder = folders["pass"]
@@ -163,7 +162,7 @@ def test_the_configuration_is_checked_before_anything_starts(folders):
 
 def test_converted_weights_can_be_evaluated_without_training(folders, fresh, monkeypatch):
     monkeypatch.setattr(state, "create_state", lambda *_: fresh[1])
-    config = procedural.get_config()
+    config = load("procedural")
     config.model.update({**SIZES, "vocab_multiple": 32})
     config.init.model = config.data.vocab = folders["irm_release"]
     check(config)

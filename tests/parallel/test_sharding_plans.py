@@ -17,11 +17,11 @@ from collectives import moved_sizes
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs import irm_pp
 from data_pipelines.batches import stated_data
 from irm_jax import run
 from irm_jax.compile import programs
 from irm_jax.compile.hlo import Module
+from irm_jax.config import load
 from irm_jax.losses.identity import identity_loss
 from irm_jax.models import transformer
 from irm_jax.models.encoders.vit import ImageEncoder
@@ -47,7 +47,7 @@ def words(layout):
 
 def test_golden_layout_of_every_leaf():
     """IRM++ at paper scale: a line a leaf, a column a plan. Moments and momentum model lie as their parameters do."""
-    config = irm_pp.get_config()
+    config = load("irm_pp")
     data = stated_data.plan_training(config, max_length=run.model_config(config).max_length)
     model = run.make_model(config, data)
     assert model.config.num_identities == 7168  # 6,555 people of the nine sets, padded

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from configs import irm, irm_pp
 from data_pipelines.batches import stated_data, training_data
 from data_pipelines.dataset.files import DatasetError
+from irm_jax.config import load
 
 
 def test_paper_scale_has_the_published_people():
-    config = irm_pp.get_config()
+    config = load("irm_pp")
     data = stated_data.plan_training(config, max_length=70)
     counts = dict(zip(data.plan.datasets, data.space.members.sum(axis=1).tolist(), strict=True))
     assert counts == {
@@ -33,7 +33,7 @@ def test_it_plans_what_training_opens(micro_config):
 
 
 def test_too_few_people_and_unknown_data_sets_are_errors_with_the_cure():
-    config = irm.get_config()
+    config = load("irm")
     config.data.repeat_people = False
     config.data.batch_blocks, config.data.batch_size = 128, 128 * 38
     with pytest.raises(DatasetError, match=r"'ltcc' has 77 training identities, but a batch takes 128 .*repeat_people"):

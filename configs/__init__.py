@@ -1,1 +1,0 @@
-"""Configurations; `default.py` holds every key."""
