@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import sources
-from data_pipelines.dataset import shards
+from data_pipelines.dataset.writer import worker_pool, write_dataset
 
 IMAGES_A_PERSON = 15
 _SOURCE = "synth_pedes"
@@ -69,8 +69,8 @@ def build(root: Path, out: Path, workers: int) -> dict[str, float]:
     source = sources.get_source(_SOURCE)
     scan = source.scan(root)
     scanned, after_scan = time.perf_counter(), peak_mib()
-    with shards.worker_pool(workers) as pool:
-        shards.write_dataset(
+    with worker_pool(workers) as pool:
+        write_dataset(
             out,
             name=source.name,
             version=source.version,

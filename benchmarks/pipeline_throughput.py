@@ -30,7 +30,10 @@ from absl import app, flags
 
 from data_pipelines.batches import augment as image_ops
 from data_pipelines.batches import layout, pipeline
-from data_pipelines.dataset import schema, shards
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.reader import Dataset, open_dataset
+from data_pipelines.dataset.writer import write_dataset
+from data_pipelines.images import decode
 
 _WORKERS = flags.DEFINE_list("workers", ["0", "2"], "Processes that make batches, for both sides.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each figure, alternating; the median is printed.", 1)
@@ -127,7 +130,7 @@ def compare_work(jpegs: list[bytes]) -> float:
     for data in jpegs[:100]:
         chosen = image_ops.parameters(rng.random(image_ops.DRAWS), options, SIZE)
         ours = np.empty((*SIZE, 3), np.uint8)
-        image_ops.augment_into(ours, image_ops.decode(data, SIZE), chosen)
+        image_ops.augment_into(ours, decode(data, SIZE), chosen)
         theirs = pil_augment(pil_decode(data), chosen)
         differences.append(np.abs(ours.astype(np.int16) - theirs).mean())
     if np.mean(differences) > MOST_DIFFERENCE:
@@ -145,7 +148,7 @@ def stage_rates(jpegs: list[bytes], rounds: int) -> dict[str, tuple[float, float
     """Images a second of one thread (ours, PIL) for decoding alone and augmenting alone, medians of `rounds`."""
     options, out = image_ops.Augment(), np.empty((*SIZE, 3), np.uint8)
     draws = np.random.default_rng(0).random((len(jpegs), image_ops.DRAWS))
-    arrays, pictures = [image_ops.decode(j, SIZE) for j in jpegs], [pil_decode(j) for j in jpegs]
+    arrays, pictures = [decode(j, SIZE) for j in jpegs], [pil_decode(j) for j in jpegs]
 
     def augment_ours() -> None:
         for image, uniform in zip(arrays, draws, strict=True):
@@ -156,7 +159,7 @@ def stage_rates(jpegs: list[bytes], rounds: int) -> dict[str, tuple[float, float
             pil_augment(image, image_ops.parameters(uniform, options, SIZE))
 
     stages = {
-        "decode": (lambda: [image_ops.decode(j, SIZE) for j in jpegs], lambda: [pil_decode(j) for j in jpegs]),
+        "decode": (lambda: [decode(j, SIZE) for j in jpegs], lambda: [pil_decode(j) for j in jpegs]),
         "augment": (augment_ours, augment_pil),
     }
     measured: dict[str, list[list[float]]] = {name: [[], []] for name in stages}
@@ -167,7 +170,7 @@ def stage_rates(jpegs: list[bytes], rounds: int) -> dict[str, tuple[float, float
     return {name: (statistics.median(ours), statistics.median(pil)) for name, (ours, pil) in measured.items()}
 
 
-def _ours(dataset: shards.Dataset, workers: int) -> Iterator[object]:
+def _ours(dataset: Dataset, workers: int) -> Iterator[object]:
     unit = layout.Unit.of_task(dataset.name, "trad")
     plan = layout.plan_batch([unit], BATCH, 1, tokenizer=_NoTokenizer())
     with pipeline.train_stream(
@@ -213,7 +216,7 @@ def main(argv: list[str]) -> None:
     for source in ((128, 64), SIZE):
         with tempfile.TemporaryDirectory() as folder:
             items = _items(source)
-            shards.write_dataset(
+            write_dataset(
                 folder,
                 name="bench",
                 version="1.0.0",
@@ -226,7 +229,7 @@ def main(argv: list[str]) -> None:
                 workers=1,
                 progress=False,
             )
-            dataset = shards.open_dataset(folder, "bench")
+            dataset = open_dataset(folder, "bench")
             jpegs = [make_jpeg(item) for item in items]
             files = [str(pathlib.Path(folder, f"{i:05d}.jpg")) for i in range(len(jpegs))]
             for file, data in zip(files, jpegs, strict=True):

@@ -17,8 +17,10 @@ from typing import Any
 from absl import logging
 
 from data_pipelines import sources, tasks
-from data_pipelines.dataset import schema, shards
-from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.reader import open_dataset
+from data_pipelines.dataset.writer import OnBadImage, write_dataset
+from data_pipelines.errors import DatasetError
 from data_pipelines.people import tested_people
 from data_pipelines.sources import choice
 from data_pipelines.sources.choice import SourceOptions
@@ -60,7 +62,7 @@ def build(
     options: SourceOptions | None = None,
     workers: int | None = None,
     strict: bool = False,
-    on_bad_image: shards.OnBadImage = "error",
+    on_bad_image: OnBadImage = "error",
     overwrite: bool = False,
     leave_out: Sequence[str] = (),
 ) -> None:
@@ -93,9 +95,9 @@ def build(
         logging.warning("%s. Figures from it do not compare with published ones.", message)
     left_out: dict[str, Any] = {}
     if leave_out:
-        tested = [shards.open_dataset(out, name) for name in leave_out]
+        tested = [open_dataset(out, name) for name in leave_out]
         scan, left_out = tested_people.leave_out(scan, source.name, tested)
-    manifest = shards.write_dataset(
+    manifest = write_dataset(
         out,
         name=source.name,
         version=source.version,

@@ -17,3 +17,7 @@ class RetryError(Exception):
     """
 
     exit_status = 1
+
+
+class DatasetError(UserError, ValueError):
+    """Reports a data set that cannot be built or read as it is; the message names the cause and the cure."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,33 +49,41 @@ def scratch_path(path: Path) -> Path:
     return path.with_name(f"{SCRATCH_PREFIX}{os.getpid()}-{path.name}")
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replaces a local file by what the block writes to the path that it is given, in one step.
+
+    The temporary file lies in the same folder, is flushed to the disk and renamed; after an error it is removed.
+    """
+    scratch = scratch_path(path)
+    try:
+        yield scratch
+        with open(scratch, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
 def write_atomically(path: Path | epath.Path, data: bytes | str) -> None:
     """Replaces a file in one step, so that a kill leaves either the old or the new content.
 
-    Local files are written under a temporary name in the same folder, flushed to the disk and renamed; on object
-    storage one put does it.
+    Local files are written as by `replacing`; on object storage one put does it.
 
     Args:
       path: the file.
       data: its content; text is written as UTF-8.
 
     Raises:
-      OSError: the file cannot be written; the temporary one is removed.
+      OSError: the file cannot be written.
     """
     content = data.encode() if isinstance(data, str) else data
     if storage.is_remote(path):
         path.write_bytes(content)
         return
-    scratch = scratch_path(Path(path))
-    try:
-        with open(scratch, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+    with replacing(Path(path)) as scratch:
+        scratch.write_bytes(content)
 
 
 def write_json(path: Path | epath.Path, value: Any) -> None:

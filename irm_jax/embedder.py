@@ -17,7 +17,8 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.batches import augment, training_data
+from data_pipelines.batches import training_data
+from data_pipelines.images import decode
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import run
 from irm_jax.checkpoint import saving
@@ -211,7 +212,7 @@ def _pixels(picture: Picture) -> np.ndarray:
             raise ImageError(f"an image array must be u8[H, W, 3], not {picture.dtype}{list(picture.shape)}")
         return picture
     try:
-        return augment.decode(picture if isinstance(picture, bytes) else Path(picture).expanduser().read_bytes())
+        return decode(picture if isinstance(picture, bytes) else Path(picture).expanduser().read_bytes())
     except (ValueError, OSError) as error:
         name = "the given bytes" if isinstance(picture, bytes) else str(picture)
         raise ImageError(f"{name} is no readable image: {error}") from error

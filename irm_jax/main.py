@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_pipelines.errors import DatasetError
 from irm_jax import allocator
 
 if __name__ == "__main__":
@@ -132,7 +133,6 @@ def _late_errors() -> tuple[type[BaseException], ...]:
     found: list[type[BaseException]] = [getattr(sys.modules[m], name) for m, name in own if m in sys.modules]
     if "irm_jax.run" not in sys.modules:
         return tuple(found)
-    from data_pipelines.dataset.files import DatasetError
     from irm_jax.checkpoint.saving import CheckpointError
     from irm_jax.convert.source import ConvertError
     from irm_jax.parallel.mesh import ShardingError

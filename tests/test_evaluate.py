@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.batches import augment, training_data
+from data_pipelines.batches import training_data
+from data_pipelines.images import decode
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import embedder as evaluate
 from irm_jax import run
@@ -148,7 +149,7 @@ def test_the_embedder_takes_paths_bytes_and_arrays(trained_run, embedder, people
     template = tmp_path / "template.png"
     assert cv2.imwrite(str(template), cv2.cvtColor(templates[0], cv2.COLOR_RGB2BGR))
     path = tmp_path / "person.jpg"
-    images = [path, str(path), pictures[0], augment.decode(pictures[0])]
+    images = [path, str(path), pictures[0], decode(pictures[0])]
     found = embedder(images, [template, template.read_bytes(), templates[0], templates[0]])
     np.testing.assert_allclose(found, np.tile(found[:1], (4, 1)), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
@@ -174,10 +175,9 @@ def test_an_instruction_picture_for_many_images_is_decoded_once(embedder, people
     _, pictures, templates = people
     path, decoded = tmp_path / "template.png", []
     assert cv2.imwrite(str(path), cv2.cvtColor(templates[0], cv2.COLOR_RGB2BGR))
-    encoded, images = path.read_bytes(), [augment.decode(p) for p in pictures[:6]]
+    encoded, images = path.read_bytes(), [decode(p) for p in pictures[:6]]
     expected = embedder(images, [templates[0]] * 6)
-    decode = augment.decode
-    monkeypatch.setattr(augment, "decode", lambda data: decoded.append(1) or decode(data))
+    monkeypatch.setattr("irm_jax.embedder.decode", lambda data: decoded.append(1) or decode(data))
     found = embedder(images, [path, encoded, Path(str(path)), bytes(bytearray(encoded)), templates[0], path])
     assert len(decoded) == 2
     np.testing.assert_allclose(found, expected, atol=1e-6)

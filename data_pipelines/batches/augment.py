@@ -14,13 +14,9 @@ import itertools
 
 import cv2
 import numpy as np
-import simplejpeg
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64
 
-# Images are small: parallelism comes from pipeline threads and processes; cv2's own pool would only fight with them.
-cv2.setNumThreads(1)
-
-Image = UInt8[np.ndarray, "height width 3"]
+from data_pipelines.images import Image, resize
 
 _ERASE_ATTEMPTS = 10
 _FIXED_DRAWS = 14
@@ -125,33 +121,6 @@ def _erase_box(u: list[float], options: Augment, height: int, width: int) -> tup
             top, left = int(u[12] * (height - box_height + 1)), int(u[13] * (width - box_width + 1))
             return top, left, box_height, box_width
     return None
-
-
-def decode(data: bytes, at_least: tuple[int, int] = (0, 0)) -> Image:
-    """Decodes a JPEG or any other format cv2 reads into RGB; EXIF orientation is ignored, as PIL's open does.
-
-    A JPEG of twice the size `at_least` (height, width) or more is decoded at 1/2, 1/4 or 1/8, never below `at_least`.
-    Raises ValueError for data that is truncated or not an image.
-    """
-    if data[:2] == b"\xff\xd8":
-        if at_least == (0, 0):
-            return simplejpeg.decode_jpeg(data)
-        return simplejpeg.decode_jpeg(data, min_height=at_least[0], min_width=at_least[1], min_factor=2)
-    if not data:
-        raise ValueError("the image has 0 bytes")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError(f"not a complete image: {len(data)} bytes beginning with {data[:4]!r}")
-    return image
-
-
-def resize(image: Image, size: tuple[int, int]) -> Image:
-    """Resizes to `size` (height, width): linear, and area-averaged where both sides shrink (linear would alias)."""
-    height, width = size
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = height < image.shape[0] and width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 @functools.lru_cache(maxsize=16 * 256)

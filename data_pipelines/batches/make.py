@@ -13,10 +13,9 @@ from data_pipelines.batches import augment as image_ops
 from data_pipelines.batches import sampling
 from data_pipelines.batches.layout import BatchPlan, TextEncoder, UnitLayout
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.images import Size, decode_record, resize
 
 Batch = dict[str, dict[str, np.ndarray]]
-Size = tuple[int, int]  # height, width
 
 _KEY_BITS = 0x7FFFFFFF
 
@@ -225,7 +224,7 @@ class BatchMaker:
                 if (record, choice) not in cache:
                     at = f"{where}, instruction image {choice}"
                     image = decode_record(data, self.instruction_image_size, at, record, records[record]["file"])
-                    cache[record, choice] = image_ops.resize(image, self.instruction_image_size)
+                    cache[record, choice] = resize(image, self.instruction_image_size)
                 group["table"][local, layout.slot + slot] = cache[record, choice]
                 keys[local, slot] = zlib.crc32(data) & _KEY_BITS
             return
@@ -275,14 +274,3 @@ def another_caption(captions: Sequence[str], own: int, share: float) -> str:
     """Any caption of an image but number `own`, chosen by `share` in [0, 1); the same one if there is no other."""
     others = len(captions) - 1
     return captions[(own + 1 + int(share * others)) % len(captions)] if others else captions[0]
-
-
-def decode_record(data: bytes, size: Size, where: str, record: int, file: str) -> np.ndarray:
-    """Decodes a record's image for use at `size`. Raises DatasetError naming its place, the record and the file."""
-    try:
-        return image_ops.decode(data, size)
-    except ValueError as error:
-        raise DatasetError(
-            f"{where}, record {record}, file {file}: the image does not decode ({error}); rebuild the data set with "
-            "bad images skipped, or repair the file"
-        ) from error

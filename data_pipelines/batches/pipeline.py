@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,17 +21,14 @@ from data_pipelines.batches.make import (
     BatchMaker,
     Columns,
     Reader,
-    Size,
     UnitSource,
     batch_spec,
-    decode_record,
     reader_fields,
 )
 from data_pipelines.batches.prefetch import Stream
+from data_pipelines.dataset.reader import Dataset
+from data_pipelines.images import Size, decode_record, resize
 from data_pipelines.people.identity_space import IdentitySpace
-
-if TYPE_CHECKING:
-    from data_pipelines.dataset.shards import Dataset
 
 __all__ = ["Augments", "Batch", "Stream", "batch_spec", "data_fingerprint", "image_batches", "train_stream"]
 
@@ -175,7 +172,7 @@ class _EvaluationBatches:
                 data, where = fields["instruction_images"][0], f"{self.where}, instruction image 0"
             else:
                 raise ValueError(f"{self.where}, record {record}, file {fields['file']} has no instruction image")
-            out[...] = image_ops.resize(decode_record(data, self.size, where, record, fields["file"]), self.size)
+            out[...] = resize(decode_record(data, self.size, where, record, fields["file"]), self.size)
         return ids, images
 
 

@@ -66,7 +66,7 @@ def group_people(plan: BatchPlan, layout: UnitLayout, index: schema.Index) -> Pe
     unit, own = layout.unit, f"data set {layout.unit.dataset!r} (task {layout.unit.task})"
     identities = np.unique(index.identity)
     check_people(plan, own, len(identities), plan.identities_per_batch(unit.dataset))
-    choices = index.instruction_images if layout.group == "visual" else index.sentences
+    choices = index.instruction_image_count if layout.group == "visual" else index.sentence_count
     if layout.constant < 0 and (choices == 0).any():
         bad = np.flatnonzero(choices == 0)
         raise ValueError(

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from data_pipelines import procedural, sources
 from data_pipelines.batches import layout, training_data
 from data_pipelines.batches.training_data import JointData
-from data_pipelines.dataset import shards
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.dataset.reader import dataset_names
+from data_pipelines.errors import DatasetError
 from data_pipelines.people.identity_space import IdentitySpace
 from data_pipelines.people.names import person_name
 
@@ -62,7 +62,7 @@ def plan_training(config: ConfigDict, *, max_length: int) -> JointData:
     tokenizer = training_data.make_tokenizer(config, max_length)
     plan = training_data.plan_of(config, tokenizer)
     folder = epath.Path(config.data.dir).expanduser()
-    built = shards.dataset_names(folder) if folder.is_dir() else []
+    built = dataset_names(folder) if folder.is_dir() else []
     known: dict[str, Any] = {name: stated_people(config, name) for name in plan.datasets if name not in built}
     known |= training_data.open_datasets(config, [name for name in plan.datasets if name in built])
     try:

@@ -14,7 +14,9 @@ from data_pipelines import options as data_options
 from data_pipelines import procedural, storage
 from data_pipelines.batches import pipeline, sampling
 from data_pipelines.batches.layout import BatchPlan, plan_batch
-from data_pipelines.dataset import files, local_copy, shards
+from data_pipelines.dataset.folder import sha256
+from data_pipelines.dataset.reader import Dataset, dataset_names, open_copy, open_dataset
+from data_pipelines.errors import DatasetError
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.people.identity_space import IdentitySpace
 
@@ -25,7 +27,7 @@ Size = tuple[int, int]
 class JointData:
     """The training side of a run: open data sets, the plan of a batch and one numbering of people."""
 
-    datasets: dict[str, shards.Dataset]
+    datasets: dict[str, Dataset]
     plan: BatchPlan
     space: IdentitySpace
     tokenizer: Tokenizer
@@ -34,7 +36,7 @@ class JointData:
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able; equal fingerprints give equal streams."""
         stream = pipeline.data_fingerprint(self.plan, self.datasets, **self.stream_options)
-        people = files.sha256(self.space.names)
+        people = sha256(self.space.names)
         return {**stream, "vocabulary": self.tokenizer.fingerprint(), "people": people}
 
     def stream(
@@ -59,7 +61,7 @@ def plan_of(config: ConfigDict, tokenizer: Tokenizer) -> BatchPlan:
             instruction_dropout=config.data.instruction_dropout, repeat_people=config.data.repeat_people,
         )  # fmt: skip
     except ValueError as error:
-        raise shards.DatasetError(f"config.data: {error}") from error
+        raise DatasetError(f"config.data: {error}") from error
 
 
 def open_training(config: ConfigDict, *, image_size: Size, instruction_image_size: Size, max_length: int) -> JointData:
@@ -73,7 +75,7 @@ def open_training(config: ConfigDict, *, image_size: Size, instruction_image_siz
     try:
         sampling.people_of(plan, {name: datasets[name].index("train") for name in plan.datasets})
     except ValueError as error:
-        raise shards.DatasetError(f"config.data: {error}") from error
+        raise DatasetError(f"config.data: {error}") from error
     options = {
         "seed": config.seed,
         "accumulate": config.optimizer.accumulate,
@@ -85,7 +87,7 @@ def open_training(config: ConfigDict, *, image_size: Size, instruction_image_siz
     return JointData(datasets, plan, IdentitySpace(plan, datasets), tokenizer, options)
 
 
-def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.Dataset]:
+def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, Dataset]:
     """Opens each data set once; builds the procedural ones that `data.dir` lacks, if `data.build_missing`.
 
     Raises DatasetError for a data set that is missing or damaged, and for procedural ones of other options than
@@ -94,22 +96,22 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, shards.
     folder = epath.Path(config.data.dir).expanduser()
     wanted = list(dict.fromkeys(names))
     drawn = [name for name in wanted if name.startswith(f"{procedural.NAMESPACE}_")]
-    found = shards.dataset_names(folder) if folder.is_dir() else []
+    found = dataset_names(folder) if folder.is_dir() else []
     options = data_options.benchmark_options(config)
     if config.data.build_missing and set(drawn) - set(found):
         logging.info("building the procedural benchmark in %s", folder)
         procedural.build(folder, **options, wait=True)  # several processes of a host may start at once
     if config.data.cache and storage.is_remote(folder):
-        opened = {name: local_copy.open_copy(folder, name, config.data.cache) for name in wanted}
+        opened = {name: open_copy(folder, name, config.data.cache) for name in wanted}
     else:
-        opened = {name: shards.open_dataset(folder, name) for name in wanted}
+        opened = {name: open_dataset(folder, name) for name in wanted}
     source = procedural.Benchmark(**options).source() if drawn else {}
     for name in drawn:
         there = opened[name].manifest.source
         changed = [key for key in source if there.get(key) != source[key]]
         other = [f"{key} = {there.get(key)!r}, not {source[key]!r}" for key in changed]
         if other:
-            raise shards.DatasetError(
+            raise DatasetError(
                 f"{folder / name} was drawn with other options than config.data.procedural: {'; '.join(other)}. "
                 "Choose another config.data.dir, or set the options to those of the folder"
             )

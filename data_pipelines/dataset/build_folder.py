@@ -23,9 +23,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from data_pipelines.dataset import files, record_format, schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.dataset import index, record_format, schema
+from data_pipelines.dataset.folder import MANIFEST, PEOPLE, PLAN, load_manifest, sha256, writing
 from data_pipelines.dataset.shard_writer import ShardJob, bad_images
+from data_pipelines.errors import DatasetError
 from data_pipelines.files import SCRATCH_PREFIX, write_json
 
 
@@ -34,7 +35,7 @@ def locked(work: Path, wait: bool = False) -> Iterator[None]:
     """Creates and holds the building folder. While another process holds it: waits if told so, else DatasetError."""
     file = None
     while file is None:
-        with files.writing(work):
+        with writing(work):
             file = _hold(work, wait)
     with file:  # closing it frees the lock
         yield
@@ -68,7 +69,7 @@ def _hold(work: Path, wait: bool) -> TextIO | None:
 
 def remove(work: Path) -> None:
     """Removes the held folder. The lock goes last: once it is gone, a process that waited may hold a new one there."""
-    with files.writing(work):
+    with writing(work):
         for path in work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -86,8 +87,8 @@ def finished(final: Path, plan: dict[str, Any], on_bad_image: str, overwrite: bo
     """
     if not final.exists():
         return None
-    is_built = (final / files.MANIFEST).is_file()
-    changed = _changed_keys(final / files.PLAN, plan) if is_built else [files.MANIFEST]
+    is_built = (final / MANIFEST).is_file()
+    changed = _changed_keys(final / PLAN, plan) if is_built else [MANIFEST]
     if changed:
         if overwrite:
             return None
@@ -95,7 +96,7 @@ def finished(final: Path, plan: dict[str, Any], on_bad_image: str, overwrite: bo
             f"{final} holds another build (different: {', '.join(changed)}): choose another version, delete it, "
             f"or build with overwrite"
         )
-    manifest = files.load_manifest(final)
+    manifest = load_manifest(final)
     bad = {split: value["skipped"] for split, value in manifest.splits.items() if value["skipped"]}
     if bad and on_bad_image == "error":
         raise bad_images(manifest.name, bad)
@@ -113,7 +114,7 @@ def _changed_keys(path: Path, plan: dict[str, Any]) -> list[str]:
 
 def prepare(work: Path, plan: dict[str, Any], people: Sequence[str]) -> None:
     """Keeps the finished shards of a killed build of the same plan, and clears what is left of any other."""
-    changed = _changed_keys(work / files.PLAN, plan)
+    changed = _changed_keys(work / PLAN, plan)
     if changed:
         if (work / "parts").exists():
             logging.warning("%s is left from another build (different: %s): starting over", work, ", ".join(changed))
@@ -123,8 +124,8 @@ def prepare(work: Path, plan: dict[str, Any], people: Sequence[str]) -> None:
         folder.mkdir(exist_ok=True)
         for path in folder.glob(f"{SCRATCH_PREFIX}*"):
             path.unlink()
-    write_json(work / files.PEOPLE, list(people))
-    write_json(work / files.PLAN, plan)
+    write_json(work / PEOPLE, list(people))
+    write_json(work / PLAN, plan)
 
 
 def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan: dict[str, Any]) -> schema.Manifest:
@@ -138,11 +139,11 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan
             raise DatasetError(f"{plan['name']}: no picture of split {split!r} decodes; is the raw folder complete?")
         if skipped:
             logging.warning("%s: %d of %d pictures of %s left out", plan["name"], len(skipped), asked, split)
-        identity, camera = files.join_index_files(folder / files.index_name(split), [job.index_file for job in own])
+        rows = index.join(folder / index.file_name(split), [job.index_file for job in own])
         splits[split] = {
-            "records": len(identity),
-            "identities": len(np.unique(identity)),
-            "cameras": len(np.unique(camera[camera >= 0])),
+            "records": len(rows),
+            "identities": len(np.unique(rows.identity)),
+            "cameras": len(np.unique(rows.camera[rows.camera >= 0])),
             "shards": [
                 {"file": job.path.name, **{key: summary[key] for key in ("records", "bytes", "sha256")}}
                 for job, summary in zip(own, summaries, strict=True)
@@ -150,7 +151,7 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan
             "skipped": skipped,
         }
     _write_tfds_metadata(folder, plan, splits)
-    write_json(folder / files.PLAN, plan)
+    write_json(folder / PLAN, plan)
     manifest = schema.Manifest(
         name=plan["name"],
         version=plan["version"],
@@ -161,12 +162,12 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan
         splits=splits,
         source=plan["source"],
         # Shards number people; who they are decides which people of several data sets are one.
-        content_hash=files.sha256(
+        content_hash=sha256(
             [f"{shard['file']} {shard['sha256']}" for split in sorted(splits) for shard in splits[split]["shards"]]
-            + [f"{files.PEOPLE} {files.sha256(people)}"]
+            + [f"{PEOPLE} {sha256(people)}"]
         ),
     )
-    write_json(folder / files.MANIFEST, dataclasses.asdict(manifest))
+    write_json(folder / MANIFEST, dataclasses.asdict(manifest))
     return manifest
 
 

@@ -1,15 +1,14 @@
-"""One record as bytes: TFDS's tf.train.Example form of a `schema.Record`, written and parsed without tensorflow.
+"""One record as bytes: the tf.train.Example form that TFDS gives a `schema.Record`, without tensorflow.
 
-`FEATURES` is what stands in a data set's features.json, so `tfds.builder_from_directory` reads the same shards.
-Writing goes through TFDS's own `ExampleSerializer`; parsing reads the proto directly, because TFDS's parser makes a
-NumPy array of every field.
+`FEATURES` is what a data set's features.json holds, so `tfds.builder_from_directory` reads the same shards. Writing
+goes through TFDS's own `ExampleSerializer`; parsing reads the proto directly, because TFDS's parser makes a NumPy array
+of every field.
 """
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -17,50 +16,59 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipelines.dataset import schema
+from data_pipelines.dataset.schema import Storage
+
+
+class _Form(NamedTuple):
+    """How one kind of storage is described to TFDS, given to its serializer and read from an Example's feature."""
+
+    feature: Callable[[], Any]
+    encode: Callable[[Any], Any]
+    parse: Callable[[Any], Any]
 
 
 def _image() -> tfds.features.Image:
     return tfds.features.Image(shape=(None, None, 3))
 
 
-FEATURES = tfds.features.FeaturesDict(
-    {
-        "image": _image(),
-        "file": tfds.features.Text(),
-        "identity": np.int64,
-        "camera": np.int64,
-        "clothes": np.int64,
-        "modality": np.int64,
-        "attributes": tfds.features.Sequence(np.int64),
-        "sentences": tfds.features.Sequence(tfds.features.Text()),
-        "instruction_images": tfds.features.Sequence(_image()),
-        "instruction_clothes": np.int64,
-        "instruction_attributes": tfds.features.Sequence(np.int64),
-    }
-)
+_FORMS = {
+    Storage.IMAGE: _Form(_image, bytes, lambda feature: feature.bytes_list.value[0]),
+    Storage.IMAGES: _Form(
+        lambda: tfds.features.Sequence(_image()), list, lambda feature: tuple(feature.bytes_list.value)
+    ),
+    Storage.TEXT: _Form(tfds.features.Text, str.encode, lambda feature: feature.bytes_list.value[0].decode()),
+    Storage.TEXTS: _Form(
+        lambda: tfds.features.Sequence(tfds.features.Text()),
+        lambda texts: [text.encode() for text in texts],
+        lambda feature: tuple([value.decode() for value in feature.bytes_list.value]),
+    ),
+    Storage.INTEGER: _Form(lambda: np.int64, lambda value: value, lambda feature: feature.int64_list.value[0]),
+    Storage.INTEGERS: _Form(
+        lambda: tfds.features.Sequence(np.int64),
+        lambda values: np.array(values, np.int64),
+        lambda feature: tuple(feature.int64_list.value),
+    ),
+}
+FEATURES = tfds.features.FeaturesDict({field.name: _FORMS[field.storage].feature() for field in schema.FIELDS})
 FIELDS: tuple[str, ...] = tuple(sorted(FEATURES))
+"""Names of the stored fields."""
 _SERIALIZER = ExampleSerializer(FEATURES.get_serialized_info())
+_PARSERS = {field.name: _FORMS[field.storage].parse for field in schema.FIELDS}
 
 
 def serialize(record: schema.Record, identity: int) -> bytes:
-    """Returns the Example bytes of a record; equal records give equal bytes (map keys are written in sorted order).
+    """Returns the Example bytes of a record; equal records give equal bytes.
 
-    `identity` is the person's index in `Manifest.people`. Raises ValueError for fields out of range.
+    Args:
+      record: the record.
+      identity: the person's index in `Manifest.people`.
+
+    Raises:
+      ValueError: a field is out of range.
     """
     _check(record)
-    example = {
-        "image": record.image,
-        "file": record.file.encode(),
-        "identity": identity,
-        "camera": record.camera,
-        "clothes": record.clothes,
-        "modality": record.modality,
-        "attributes": np.array(record.attributes, np.int64),
-        "sentences": [s.encode() for s in record.sentences],
-        "instruction_images": list(record.instruction_images),
-        "instruction_clothes": record.instruction_clothes,
-        "instruction_attributes": np.array(record.instruction_attributes, np.int64),
-    }
+    values = {field.name: getattr(record, field.attribute) for field in schema.FIELDS} | {"identity": identity}
+    example = {field.name: _FORMS[field.storage].encode(values[field.name]) for field in schema.FIELDS}
     # The wire order of a protobuf map is otherwise free, and shards are compared by hash.
     return _SERIALIZER.get_tf_example(example).SerializeToString(deterministic=True)
 
@@ -76,56 +84,18 @@ def _check(record: schema.Record) -> None:
     schema.pad_attributes(record.instruction_attributes)
 
 
-def _integer(feature: Any) -> int:
-    return feature.int64_list.value[0]
-
-
-def _integers(feature: Any) -> tuple[int, ...]:
-    return tuple(feature.int64_list.value)
-
-
-def _blob(feature: Any) -> bytes:
-    return feature.bytes_list.value[0]
-
-
-def _blobs(feature: Any) -> tuple[bytes, ...]:
-    return tuple(feature.bytes_list.value)
-
-
-def _text(feature: Any) -> str:
-    return feature.bytes_list.value[0].decode()
-
-
-def _texts(feature: Any) -> tuple[str, ...]:
-    return tuple([value.decode() for value in feature.bytes_list.value])
-
-
-_GETTERS: Mapping[str, Callable[[Any], Any]] = types.MappingProxyType(
-    {
-        "image": _blob,
-        "file": _text,
-        "identity": _integer,
-        "camera": _integer,
-        "clothes": _integer,
-        "modality": _integer,
-        "attributes": _integers,
-        "sentences": _texts,
-        "instruction_images": _blobs,
-        "instruction_clothes": _integer,
-        "instruction_attributes": _integers,
-    }
-)
-
-
 def parse(data: bytes, fields: Sequence[str] = FIELDS) -> dict[str, Any]:
-    """Returns {field: value} of one Example.
+    """Parses the given fields of one Example.
 
-    Values: `image` bytes (not decoded); `file` str; `identity`, `camera`, `clothes`, `modality`, `instruction_clothes`
-    int; `attributes`, `instruction_attributes` tuple[int, ...] as stored (unpadded); `sentences` tuple[str, ...];
-    `instruction_images` tuple[bytes, ...]. Raises ValueError if the bytes are no Example of this form.
+    Returns:
+      {field: value}: images as bytes (not decoded), texts as str, integers as int, sequences as tuples, attributes as
+      stored (unpadded). `identity` stands for the person.
+
+    Raises:
+      ValueError: the bytes are no Example of this form.
     """
     try:
         feature = tf_example_pb2.Example.FromString(data).features.feature
-        return {field: _GETTERS[field](feature[field]) for field in fields}
-    except Exception as error:  # protobuf's DecodeError, an absent scalar, a field name unknown here
+        return {field: _PARSERS[field](feature[field]) for field in fields}
+    except Exception as error:  # protobuf's DecodeError, an absent scalar, an unknown field name
         raise ValueError(f"not a record of this project's form ({type(error).__name__}: {error})") from error

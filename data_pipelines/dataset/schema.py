@@ -1,19 +1,23 @@
-"""What one record of any data set holds, on disk and in memory.
+"""The fields of a record, stated once: what a shard stores of each and what the index keeps of it.
 
-Every source yields `Record`s; `shards.py` stores them; the sidecar `Index` holds all the small fields of a split as
-arrays, so that sampling and protocols never open an image.
+`Record` states name, type, default, storage and index column of every field; the stored form (`record_format`), the
+columns of the `Index` and its file (`index`) are derived from it. Sources yield `Record`s; samplers and protocols read
+the `Index` and never open an image for a small field.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 SCHEMA_VERSION = 1
 MAX_CAMERA = 4095
-"""Evaluation keeps this many camera numbers a namespace."""
+"""Evaluation keeps this many camera numbers per namespace."""
 MAX_CLOTHES = 2**31 - 1
 VISIBLE, INFRARED = 0, 1
 ATTRIBUTE_SLOTS = 8
@@ -22,31 +26,15 @@ an instruction)."""
 UNKNOWN = -1
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One image of one person, with the instruction that belongs to it.
+class Storage(enum.Enum):
+    """How a shard stores a field."""
 
-    `image` is JPEG or PNG bytes as delivered. `person` is a global name, `namespace/pid`: the same name in two data
-    sets is the same person. `camera` counts from 0 within the data set's namespace (or the person's, see Manifest);
-    unknown is -1 for a query and -2 for a gallery image, so that camera junk never fires. `clothes` numbers outfits:
-    same person and same number is the same outfit. `attributes` is what the person wears here (slot values). The
-    `instruction_*` fields say what the instruction of this record asks for: for a training or gallery image its own
-    outfit, for a query the wanted one.
-    `sentences` are paraphrases of one instruction (li) or captions (t2i); `instruction_images` are alternatives of
-    one visual instruction (ctcc, optionally cc). Constant sentences of a task are not stored.
-    """
-
-    image: bytes
-    file: str
-    person: str
-    camera: int
-    clothes: int = UNKNOWN
-    modality: int = VISIBLE
-    attributes: tuple[int, ...] = ()
-    sentences: tuple[str, ...] = ()
-    instruction_images: tuple[bytes, ...] = ()
-    instruction_clothes: int = UNKNOWN
-    instruction_attributes: tuple[int, ...] = ()
+    IMAGE = enum.auto()
+    IMAGES = enum.auto()
+    TEXT = enum.auto()
+    TEXTS = enum.auto()
+    INTEGER = enum.auto()
+    INTEGERS = enum.auto()
 
 
 def pad_attributes(values: tuple[int, ...]) -> np.ndarray:
@@ -57,42 +45,179 @@ def pad_attributes(values: tuple[int, ...]) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Index:
-    """The small fields of one split, N records, in record order (the sidecar file `index-<split>.npz`).
+class Column:
+    """A column of the index.
 
-    `identity` indexes `Manifest.people`. `shard`, `offset`: where the record stands (shard number, position in it).
-    `content` is the first 8 bytes of the sha256 of the image bytes, `instruction_key` a crc32 of the first sentence or
-    first instruction image (0: none), so that equal instructions are known without reading them.
+    Attributes:
+      name: its name.
+      dtype: of its values; `np.str_` columns have the width of their longest value.
+      value: makes a row's value of the record's field (or, for a column of no single field, of the record).
+      width: values per row; 0 is a column of scalars.
     """
 
-    identity: np.ndarray  # i32[N]
-    camera: np.ndarray  # i32[N]
-    clothes: np.ndarray  # i32[N]
-    modality: np.ndarray  # i8[N]
-    attributes: np.ndarray  # i16[N, ATTRIBUTE_SLOTS]
-    instruction_clothes: np.ndarray  # i32[N]
-    instruction_attributes: np.ndarray  # i16[N, ATTRIBUTE_SLOTS]
-    sentences: np.ndarray  # i16[N], how many
-    instruction_images: np.ndarray  # i16[N], how many
-    instruction_key: np.ndarray  # u32[N]
-    content: np.ndarray  # u64[N]
-    file: np.ndarray  # str[N]
-    shard: np.ndarray  # i32[N]
-    offset: np.ndarray  # i32[N]
+    name: str
+    dtype: type[np.generic]
+    value: Callable[[Any], Any] = lambda value: value
+    width: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return (self.width,) if self.width else ()
+
+    def array(self, values: Any) -> np.ndarray:
+        """Returns the values of N rows as an array of the column's dtype, [N] or [N, width]."""
+        return np.array(values, self.dtype).reshape(-1, *self.shape)
+
+
+def _stored(storage: Storage, column: Column | None = None, name: str | None = None) -> dict[str, Any]:
+    """Returns the metadata of a field; `name`: of the stored field, where a shard holds another form of the value."""
+    return {"storage": storage, "column": column, "name": name}
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One image of one person, with the instruction that belongs to it.
+
+    Attributes:
+      image: bytes of a JPEG, PNG or other picture, as delivered.
+      file: name of the picture's file in the raw data set.
+      person: global name `namespace/pid`; the same name in two data sets is the same person. Shards store its index in
+        `Manifest.people` as `identity`.
+      camera: counts from 0 within the data set's namespace (or the person's, see Manifest); unknown is -1 for a query
+        and -2 for a gallery image, so that the junk rule of cameras never applies.
+      clothes: number of the outfit; the same person and number is the same outfit.
+      modality: VISIBLE or INFRARED.
+      attributes: slot values of what the person wears.
+      sentences: paraphrases of one instruction (li) or captions (t2i). Constant sentences of a task are not stored.
+      instruction_images: alternatives of one visual instruction (ctcc, optionally cc).
+      instruction_clothes: the outfit that the instruction asks for: of a training or gallery image its own, of a query
+        the wanted one.
+      instruction_attributes: slot values that the instruction asks for.
+    """
+
+    image: bytes = dataclasses.field(metadata=_stored(Storage.IMAGE))
+    file: str = dataclasses.field(metadata=_stored(Storage.TEXT, Column("file", np.str_)))
+    person: str = dataclasses.field(metadata=_stored(Storage.INTEGER, Column("identity", np.int32), name="identity"))
+    camera: int = dataclasses.field(metadata=_stored(Storage.INTEGER, Column("camera", np.int32)))
+    clothes: int = dataclasses.field(default=UNKNOWN, metadata=_stored(Storage.INTEGER, Column("clothes", np.int32)))
+    modality: int = dataclasses.field(default=VISIBLE, metadata=_stored(Storage.INTEGER, Column("modality", np.int8)))
+    attributes: tuple[int, ...] = dataclasses.field(
+        default=(),
+        metadata=_stored(Storage.INTEGERS, Column("attributes", np.int16, pad_attributes, ATTRIBUTE_SLOTS)),
+    )
+    sentences: tuple[str, ...] = dataclasses.field(
+        default=(), metadata=_stored(Storage.TEXTS, Column("sentence_count", np.int16, len))
+    )
+    instruction_images: tuple[bytes, ...] = dataclasses.field(
+        default=(), metadata=_stored(Storage.IMAGES, Column("instruction_image_count", np.int16, len))
+    )
+    instruction_clothes: int = dataclasses.field(
+        default=UNKNOWN, metadata=_stored(Storage.INTEGER, Column("instruction_clothes", np.int32))
+    )
+    instruction_attributes: tuple[int, ...] = dataclasses.field(
+        default=(),
+        metadata=_stored(Storage.INTEGERS, Column("instruction_attributes", np.int16, pad_attributes, ATTRIBUTE_SLOTS)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredField:
+    """One field as a shard stores it: `attribute` of Record, under `name`."""
+
+    attribute: str
+    name: str
+    storage: Storage
+    column: Column | None
+
+
+FIELDS = tuple(
+    StoredField(field.name, field.metadata["name"] or field.name, field.metadata["storage"], field.metadata["column"])
+    for field in dataclasses.fields(Record)
+)
+"""The fields of a record in the order of `Record`."""
+
+
+def instruction_key(record: Record) -> int:
+    """Returns crc32 of the record's first sentence, else of its first instruction image; 0 if it has neither."""
+    if record.sentences:
+        return zlib.crc32(record.sentences[0].encode()) or 1
+    if record.instruction_images:
+        return zlib.crc32(record.instruction_images[0]) or 1
+    return 0
+
+
+INSTRUCTION_KEY = Column("instruction_key", np.uint32, instruction_key)
+CONTENT = Column("content", np.uint64)
+SHARD = Column("shard", np.int32)
+OFFSET = Column("offset", np.int32)
+
+COLUMNS: dict[str, Column] = {
+    column.name: column for column in (*(f.column for f in FIELDS if f.column), INSTRUCTION_KEY, CONTENT, SHARD, OFFSET)
+}
+"""The columns of the index, by name: those of the fields, then those of the whole record."""
+
+
+class Index:
+    """Small fields of the N records of a split, in record order; `index.camera` is the column `camera`.
+
+    | column | array | what |
+    |---|---|---|
+    | identity | i32[N] | index in `Manifest.people` |
+    | camera, clothes, instruction_clothes | i32[N] | as in Record |
+    | modality | i8[N] | as in Record |
+    | attributes, instruction_attributes | i16[N, ATTRIBUTE_SLOTS] | as in Record, padded with -1 |
+    | sentence_count, instruction_image_count | i16[N] | how many the record holds |
+    | instruction_key | u32[N] | equal for records with the same instruction, 0 without one (see `instruction_key`) |
+    | content | u64[N] | first 8 bytes of the sha256 of the image bytes |
+    | file | str[N] | as in Record |
+    | shard, offset | i32[N] | number of the shard, position in it |
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Takes some or all columns by name.
+
+        Raises:
+          ValueError: an unknown column, or columns of different lengths.
+        """
+        unknown = sorted(set(columns) - set(COLUMNS))
+        lengths = {len(column) for column in columns.values()}
+        if unknown or len(lengths) != 1:
+            raise ValueError(f"an index needs columns of one length: unknown {unknown}, lengths {sorted(lengths)}")
+        self._columns = dict(columns)
+        self._length = lengths.pop()
 
     def __len__(self) -> int:
-        return len(self.identity)
+        return self._length
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterates over the names of the columns."""
+        return iter(self._columns)
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        columns = self.__dict__.get("_columns", {})
+        if name not in columns:
+            raise AttributeError(f"the index holds no column {name!r}; it holds {', '.join(columns)}")
+        return columns[name]
+
+    def take(self, rows: slice | np.ndarray) -> Index:
+        """Returns the index of some rows (a slice, numbers or a mask)."""
+        return Index({name: column[rows] for name, column in self._columns.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
     """`manifest.json` of a built data set; its presence means that the build finished.
 
-    `people` are all person names of all splits, sorted; `splits` maps a split to its counts and shard files
-    ({"records", "identities", "cameras", "shards": [{"file", "records", "bytes", "sha256"}]}). `source` says where the
-    images and instructions come from, and in `cameras_of` of which namespaces' people the cameras are numbered by that
-    namespace, because their pictures are borrowed from it; `content_hash` is over the shards' hashes and `people` (of
-    older builds over the shards alone).
+    Attributes:
+      name, version, task, namespace: as given to the build.
+      schema_version: SCHEMA_VERSION of the code that wrote it.
+      people: person names of all splits, sorted.
+      splits: split -> {"records", "identities", "cameras", "shards": [{"file", "records", "bytes", "sha256"}],
+        "skipped": [{"file", "reason"}]}.
+      source: where images and instructions come from; `cameras_of` lists namespaces whose people have the cameras of
+        that namespace, because their pictures are borrowed from it.
+      content_hash: over the shards' hashes and `people` (of older builds over the shards alone).
     """
 
     name: str

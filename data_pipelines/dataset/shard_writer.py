@@ -1,7 +1,7 @@
 """Writes one shard: the unit of work of a build, and of what survives a kill.
 
-A shard is finished when its part files (`parts/{split}-{shard}.npz`, then `.json`) are there and the shard still has
-the recorded hash; they are written last. A worker holds one record at a time.
+A shard is finished when its part files (`parts/{split}-{shard}.parquet`, then `.json`) are there and the shard still
+has the recorded hash; they are written last. A worker holds one record at a time.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from data_pipelines.dataset import files, image_check, record_format, schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.dataset import index, record_format, schema
+from data_pipelines.dataset.folder import PEOPLE, file_sha256, shard_name, writing
+from data_pipelines.dataset.index import IndexBuilder
+from data_pipelines.errors import DatasetError
 from data_pipelines.files import scratch_path, write_json
+from data_pipelines.images import complete_size
 
 # Pictures do not shrink by a general compressor, and a stored chunk is written four times as fast.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -42,11 +45,11 @@ class ShardJob:
 
     @property
     def path(self) -> Path:
-        return Path(self.work, "data", files.shard_name(self.name, self.split, self.shard, self.shards))
+        return Path(self.work, "data", shard_name(self.name, self.split, self.shard, self.shards))
 
     @property
     def index_file(self) -> Path:
-        return Path(self.work, "parts", f"{self.split}-{self.shard:05d}.npz")
+        return Path(self.work, "parts", f"{self.split}-{self.shard:05d}.parquet")
 
     @property
     def summary_file(self) -> Path:
@@ -61,7 +64,7 @@ def is_finished(job: ShardJob) -> bool:
     """A shard in which pictures were skipped counts as finished only for a build that skips, too."""
     try:
         summary = job.summary()
-        whole = summary["sha256"] == files.file_sha256(job.path)
+        whole = job.index_file.exists() and summary["sha256"] == file_sha256(job.path)
     except (FileNotFoundError, ValueError):
         return False
     return whole and (job.skip_bad or not summary["skipped"])
@@ -70,7 +73,7 @@ def is_finished(job: ShardJob) -> bool:
 @functools.lru_cache(maxsize=1)
 def _identities(work: str, people_sha256: str) -> dict[str, int]:
     """Person name -> identity, read once a worker from the building folder; the hash tells one build from the next."""
-    return {person: at for at, person in enumerate(json.loads(Path(work, files.PEOPLE).read_bytes()))}
+    return {person: at for at, person in enumerate(json.loads(Path(work, PEOPLE).read_bytes()))}
 
 
 def write_shard(job: ShardJob) -> int:
@@ -79,14 +82,14 @@ def write_shard(job: ShardJob) -> int:
     Raises DatasetError if a picture does not decode (all of the shard's are named) unless the job skips them; whatever
     `load` raises comes through, with a note that names the record.
     """
-    columns = files.IndexColumns(job.shard)
+    columns = IndexBuilder(job.shard)
     bad: list[dict[str, str]] = []
     temporary = scratch_path(job.path)
     try:
         _fill(job, temporary, columns, bad)
         if bad and not job.skip_bad:
             raise bad_images(job.name, {job.split: bad})
-        with files.writing(temporary):
+        with writing(temporary):
             _publish(job, temporary, columns, bad)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -94,10 +97,10 @@ def write_shard(job: ShardJob) -> int:
     return len(columns)
 
 
-def _fill(job: ShardJob, path: Path, columns: files.IndexColumns, bad: list[dict[str, str]]) -> None:
+def _fill(job: ShardJob, path: Path, columns: IndexBuilder, bad: list[dict[str, str]]) -> None:
     """Writes the job's records to `path`; adds their rows to `columns`, and what does not decode to `bad`."""
     identities = _identities(job.work, job.people_sha256)
-    with files.writing(path):
+    with writing(path):
         writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     for number, item in enumerate(job.items, job.first):
         try:
@@ -114,13 +117,13 @@ def _fill(job: ShardJob, path: Path, columns: files.IndexColumns, bad: list[dict
         except Exception as error:
             error.add_note(f"while building {job.name}, split {job.split}, record {number}: {item!r}")
             raise
-        with files.writing(path):
+        with writing(path):
             writer.write(data)
-    with files.writing(path):
+    with writing(path):
         writer.close()
 
 
-def _publish(job: ShardJob, temporary: Path, columns: files.IndexColumns, skipped: list[dict[str, str]]) -> None:
+def _publish(job: ShardJob, temporary: Path, columns: IndexBuilder, skipped: list[dict[str, str]]) -> None:
     reader = array_record_module.ArrayRecordReader(str(temporary))
     written = reader.num_records()
     reader.close()
@@ -128,10 +131,10 @@ def _publish(job: ShardJob, temporary: Path, columns: files.IndexColumns, skippe
         raise OSError(f"it holds {written} of {len(columns)} records after writing")
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
-    sha256 = files.file_sha256(temporary)
+    sha256 = file_sha256(temporary)
     summary = {"records": written, "bytes": temporary.stat().st_size, "sha256": sha256, "skipped": skipped}
     os.replace(temporary, job.path)
-    files.save_index(job.index_file, columns.index())
+    index.save(job.index_file, columns.index())
     write_json(job.summary_file, summary)
 
 
@@ -139,7 +142,7 @@ def _bad_picture(record: schema.Record) -> str:
     """Returns why the record's picture or an instruction picture does not decode, "" if all do."""
     for what, data in [("", record.image), *[("instruction image: ", image) for image in record.instruction_images]]:
         try:
-            image_check.image_size(data)
+            complete_size(data)
         except ValueError as error:
             return f"{what}{error}"
     return ""

@@ -18,9 +18,10 @@ from typing import Any, Literal, TypeVar
 from absl import logging
 
 from data_pipelines import storage, tasks
-from data_pipelines.dataset import build_folder, files, schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.dataset import build_folder, schema
+from data_pipelines.dataset.folder import building_folder, check_names, sha256, writing
 from data_pipelines.dataset.shard_writer import ShardJob, is_finished, write_shard
+from data_pipelines.errors import DatasetError
 
 T = TypeVar("T")
 OnBadImage = Literal["error", "skip"]
@@ -71,10 +72,10 @@ def write_dataset(
             f"data sets are built on a local disk, not in {os.fspath(out_dir)}: build there, then copy the folder "
             "(gcloud storage rsync -r SHARDS gs://BUCKET/SHARDS)"
         )
-    files.check_names(name, version, list(splits))
+    check_names(name, version, list(splits))
     people = sorted(set(people))
     _check_arguments(name, task, people, splits, source, records_per_shard, on_bad_image)
-    people_sha256 = files.sha256(people)
+    people_sha256 = sha256(people)
     plan = {
         "writer_version": _WRITER_VERSION,
         "schema_version": schema.SCHEMA_VERSION,
@@ -83,18 +84,18 @@ def write_dataset(
         "task": task,
         "namespace": namespace,
         "people": [len(people), people_sha256],
-        "splits": {split: [len(items), files.sha256(map(_describe, items))] for split, items in splits.items()},
+        "splits": {split: [len(items), sha256(map(_describe, items))] for split, items in splits.items()},
         "records_per_shard": records_per_shard,
         "source": source,
     }
     final = Path(out_dir, name, version)
-    work = files.building_folder(out_dir, name, version)
+    work = building_folder(out_dir, name, version)
     with build_folder.locked(work, wait):
         manifest = build_folder.finished(final, plan, on_bad_image, overwrite)
         if manifest is not None:
             build_folder.remove(work)
             return manifest
-        with files.writing(work):
+        with writing(work):
             build_folder.prepare(work, plan, people)
         jobs = [
             ShardJob(
@@ -117,7 +118,7 @@ def write_dataset(
             logging.info("%s: resuming, %d of %d shards are finished", name, len(jobs) - len(missing), len(jobs))
         images = sum(len(job.items) for job in missing)
         _run(missing, workers, pool, _Progress(name, len(jobs), len(jobs) - len(missing), images, progress))
-        with files.writing(work):
+        with writing(work):
             manifest = build_folder.complete(work / "data", jobs, people, plan)
             build_folder.move_into_place(work, final)
     if progress:

@@ -21,7 +21,7 @@ from typing import Literal
 
 import cv2
 
-from data_pipelines.batches import augment
+from data_pipelines.images import decode
 
 Kind = Literal["own", "outfit"]
 UPPER_CLOTHES_BOX = (0.16, 0.52, 0.12, 0.88)
@@ -43,7 +43,7 @@ def describe(kind: Kind) -> dict[str, object]:
 def upper_clothes(picture: bytes) -> bytes:
     """Returns the upper clothes of an encoded picture as JPEG. Raises ValueError if it does not decode."""
     try:
-        pixels = augment.decode(picture)  # as pictures of records are: EXIF orientation is ignored
+        pixels = decode(picture)  # as pictures of records are: EXIF orientation is ignored
     except ValueError as error:
         raise ValueError(f"the picture to cut clothes from does not decode: {error}") from error
     height, width = pixels.shape[:2]

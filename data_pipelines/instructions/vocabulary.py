@@ -20,8 +20,8 @@ from absl import logging
 from etils import epath
 
 from data_pipelines import storage
-from data_pipelines.dataset import shards
-from data_pipelines.dataset.shards import Dataset, DatasetError
+from data_pipelines.dataset.reader import Dataset, dataset_names, open_dataset
+from data_pipelines.errors import DatasetError
 from data_pipelines.instructions.tokenizer import VOCABULARY, Tokenizer
 
 MOST_RECORDS = 200_000
@@ -46,7 +46,7 @@ def sentences_of(dataset: Dataset, most_records: int = MOST_RECORDS) -> Iterator
     """The sentences of the train split, in the order of its records; of evenly spaced ones if there are more."""
     if "train" not in dataset.splits:
         return
-    having = np.flatnonzero(dataset.index("train").sentences > 0)
+    having = np.flatnonzero(dataset.index("train", ("sentence_count",)).sentence_count > 0)
     reader = dataset.reader("train", ("sentences",))
     for place in np.unique(np.linspace(0, len(having) - 1, min(len(having), most_records)).astype(np.int64)):
         yield from reader[int(having[place])]["sentences"]
@@ -101,8 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if file.exists():
             raise DatasetError(f"{file} is there already, and runs may depend on it: choose another --out")
         folder = epath.Path(options.data_dir).expanduser()
-        names = options.datasets or shards.dataset_names(folder)
-        read = {name: list(sentences_of(shards.open_dataset(folder, name))) for name in names}
+        names = options.datasets or dataset_names(folder)
+        read = {name: list(sentences_of(open_dataset(folder, name))) for name in names}
         found = [sentence for sentences in read.values() for sentence in sentences]
         if not found:
             raise DatasetError(f"no training sentences in {folder}: {', '.join(names) or 'no data set'}")

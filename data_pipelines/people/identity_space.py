@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_pipelines.batches.layout import BatchPlan
-
-if TYPE_CHECKING:
-    from data_pipelines.dataset.shards import Dataset
+from data_pipelines.dataset.reader import Dataset
 
 
 class IdentitySpace:

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from data_pipelines.dataset import shards
-from data_pipelines.dataset.shards import Dataset, DatasetError
+from data_pipelines.dataset.reader import Dataset, dataset_names, open_dataset
+from data_pipelines.errors import DatasetError
 from data_pipelines.people.names import known_person
 
 
@@ -213,12 +213,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if anything harmful is found")
     args = parser.parse_args(argv)
     try:
-        names = args.datasets or shards.dataset_names(args.data_dir)
+        names = args.datasets or dataset_names(args.data_dir)
         if not names:
             raise DatasetError(
                 f"no built data set in {args.data_dir}: build one first (python -m data_pipelines.build)"
             )
-        leaks = find_leaks([shards.open_dataset(args.data_dir, name) for name in names])
+        leaks = find_leaks([open_dataset(args.data_dir, name) for name in names])
     except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.dataset.files import DatasetError
-from data_pipelines.dataset.shards import Dataset
+from data_pipelines.dataset.reader import Dataset
+from data_pipelines.errors import DatasetError
 from data_pipelines.people import leaks as leak_check
 from data_pipelines.people.leaks import Leak
 from data_pipelines.people.names import ORIGINS, known_person

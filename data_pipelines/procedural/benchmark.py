@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import tasks
-from data_pipelines.dataset import schema, shards
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.writer import worker_pool, write_dataset
 from data_pipelines.instructions import sentences as instructions
 from data_pipelines.procedural import outfits, people, rows
 from data_pipelines.procedural.drawing import render, scene, template
@@ -228,22 +229,22 @@ def build(
     Args:
       out_dir: the data folder; a data set goes to `out_dir/procedural_<task>/<version>/`.
       seed, image_size, template_size, train_people, test_people, extras, hard: see `Benchmark`.
-      workers, overwrite, progress, wait: see `shards.write_dataset`; data sets that are there already are kept.
+      workers, overwrite, progress, wait: see `write_dataset`; data sets that are there already are kept.
 
     Returns:
       The manifests, in order of the tasks.
 
     Raises:
       ValueError: see `Benchmark`.
-      shards.DatasetError: the folder cannot be written, or holds other data sets under these names.
+      DatasetError: the folder cannot be written, or holds other data sets under these names.
     """
     benchmark = Benchmark(seed, image_size, template_size, train_people, test_people, extras, hard)
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(shards.worker_pool(workers)) if workers != 1 else None
+        pool = stack.enter_context(worker_pool(workers)) if workers != 1 else None
         manifests = []
         for task in tasks.TASK_NAMES:
             splits = benchmark.shots(task)
-            manifest = shards.write_dataset(
+            manifest = write_dataset(
                 out_dir,
                 name=f"procedural_{task}",
                 version=VERSION,

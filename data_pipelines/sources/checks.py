@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import clothes_crops
 from data_pipelines.sources import Scan
 from data_pipelines.sources.reading import Picture

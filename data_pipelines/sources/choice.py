@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from data_pipelines import sources, tasks
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import clothes_crops
 from data_pipelines.sources import Scan, Source, checks, datalist, reading, table
 

@@ -17,7 +17,7 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.sources import Scan, Source, datalist, reading
 
 _SENTENCES = {

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.people.names import person_name
 from data_pipelines.sources import Scan, Source, checks, mat_files, reading
 from data_pipelines.sources.reading import Picture

@@ -23,7 +23,7 @@ from typing import Any
 from absl import logging
 
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.people.names import known_camera, known_person, person_name
 from data_pipelines.sources import Scan, Source, checks, reading
 from data_pipelines.sources.reading import Picture

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.people.names import known_person
 from data_pipelines.sources import Scan, Source, checks, cuhk01, cuhk_pedes, market1501, reading
 

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import clothes_crops
 from data_pipelines.people.names import person_name
 from data_pipelines.sources import Scan, Source, checks, reading

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 
 _CHUNK = 1 << 20
 _LONGEST = 1 << 24

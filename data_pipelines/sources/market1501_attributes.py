@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import attribute_sentences
 from data_pipelines.people.names import person_name
 from data_pipelines.sources import Scan, Source, checks, market1501, mat_files, reading

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 
 _INSTALL = "install the extra that reads MATLAB's files: pip install -e '.[mat]'"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.people.names import person_name
 from data_pipelines.sources import Scan, Source, checks, reading
 from data_pipelines.sources.reading import Picture

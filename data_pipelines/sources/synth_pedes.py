@@ -17,15 +17,15 @@ import json
 import os
 import time
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from absl import logging
 
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.array_rows import ArrayRows
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.people.names import person_name
 from data_pipelines.sources import Scan, Source, json_stream, reading
 from data_pipelines.sources.cuhk_pedes import check_annotation
@@ -35,6 +35,34 @@ TITLE = "SYNTH-PEDES"
 _LIST = "synthpedes_dataset.json"
 _ROW = np.dtype([("id", "i8"), ("offset", "i8"), ("length", "i4"), ("crc32", "u4"), ("size", "i8")])
 _LOG_SECONDS = 10.0
+_ROWS_AT_ONCE = 4096
+
+
+class ArrayRows(Sequence[tuple[Any, ...]]):
+    """The rows of a structured array as a sequence of tuples of plain numbers, made on access.
+
+    Millions of descriptors take their array's memory only. A slice is a view, and pickles no more than its own rows.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        """rows: structured array [N]."""
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[Any, ...]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> ArrayRows: ...
+
+    def __getitem__(self, at: int | slice) -> tuple[Any, ...] | ArrayRows:
+        return ArrayRows(self.rows[at]) if isinstance(at, slice) else self.rows[at].item()
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        for first in range(0, len(self.rows), _ROWS_AT_ONCE):
+            yield from self.rows[first : first + _ROWS_AT_ONCE].tolist()
 
 
 def scan(raw: Path) -> Scan:

@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import attribute_sentences
 from data_pipelines.instructions import sentences as instructions
 from data_pipelines.instructions.clothes_crops import Kind

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.sources.reading import is_utf8
 
 REQUIRED = ("image", "identity", "camera", "split")

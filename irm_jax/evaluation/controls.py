@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.batches import pipeline
-from data_pipelines.dataset import shards
+from data_pipelines.dataset.reader import Dataset
 from irm_jax.evaluation.protocols import Columns, Protocol
 from irm_jax.evaluation.ranking import selection
 from irm_jax.evaluation.ranking.metrics import METRICS
@@ -64,7 +64,7 @@ def chance(images: int, positives: int) -> dict[str, float]:
     return figures
 
 
-def color_histogram(dataset: shards.Dataset, split: str, *, threads: int) -> np.ndarray:
+def color_histogram(dataset: Dataset, split: str, *, threads: int) -> np.ndarray:
     """f32[N, 512]: square root of the joint 8x8x8 RGB histogram of each image (cosine = Bhattacharyya coefficient)."""
     reader = dataset.reader(split, ("image", "file"))
     out = np.empty((len(reader), HISTOGRAM_BINS**3), np.float32)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.batches import augment, pipeline
-from data_pipelines.dataset import shards
+from data_pipelines.batches import pipeline
+from data_pipelines.dataset.reader import Dataset
+from data_pipelines.images import resize
 from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax.models.encoders.vit import ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction
@@ -73,7 +74,7 @@ class EmbeddingModel:
             start = parts[0].feature.shape[0]
         if image_at:
             size = self.model.config.instruction_image_size
-            images = np.stack([augment.resize(np.asarray(asks[i]), size) for i in image_at])
+            images = np.stack([resize(np.asarray(asks[i]), size) for i in image_at])
             parts.append(self._call(self._templates, _bucket(images)))
             order[image_at] = start + np.arange(len(image_at))
         table = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
@@ -151,7 +152,7 @@ class EmbeddingModel:
             chunk = np.arange(start, min(start + self.batch_size, count))
             rows = np.resize(chunk, self.batch_size)
             here = rows[self.local_rows()]
-            images = {i: augment.resize(load(i), size) for i in np.unique(here).tolist()}
+            images = {i: resize(load(i), size) for i in np.unique(here).tolist()}
             yield rows, len(chunk), np.stack([images[i] for i in here.tolist()])
 
     def local_rows(self) -> list[int]:
@@ -209,7 +210,7 @@ class SplitFeatures:
 
 def embed_split(
     embedder: EmbeddingModel,
-    dataset: shards.Dataset,
+    dataset: Dataset,
     split: str,
     variants: Sequence[Variant],
     *,

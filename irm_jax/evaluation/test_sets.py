@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from data_pipelines import tasks
-from data_pipelines.batches import augment
-from data_pipelines.dataset import shards
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.dataset.reader import Dataset
 from data_pipelines.dataset.record_format import FIELDS
 from data_pipelines.dataset.schema import Index
+from data_pipelines.errors import DatasetError
+from data_pipelines.images import decode
 from irm_jax.evaluation.embed import Ask, Variant
 from irm_jax.evaluation.protocols import protocol_of
 from irm_jax.evaluation.ranking import selection
@@ -30,7 +30,7 @@ class SplitData:
     `asks` are the distinct instructions, `own` i32[N] the one of each record. Caption records ask by their sentence.
     """
 
-    dataset: shards.Dataset
+    dataset: Dataset
     split: str
     index: Index
     columns: Columns
@@ -93,7 +93,7 @@ class PeopleSpace:
         self._people: dict[str, int] = {}
         self._namespaces: dict[str, int] = {}
 
-    def columns(self, dataset: shards.Dataset, index: Index, number: int, unknown_camera: int) -> Columns:
+    def columns(self, dataset: Dataset, index: Index, number: int, unknown_camera: int) -> Columns:
         """The columns of a split. An unknown camera (below 0) becomes `unknown_camera`: -1 of a query, -2 of a gallery
         image, which never match."""
         names = dataset.manifest.people
@@ -133,9 +133,9 @@ def load_set(
     task: tasks.TaskSpec,
     protocols: Sequence[str],
     task_free: bool,
-    query: tuple[shards.Dataset, str],
-    gallery: tuple[shards.Dataset, str],
-    distractors: Sequence[tuple[shards.Dataset, str]],
+    query: tuple[Dataset, str],
+    gallery: tuple[Dataset, str],
+    distractors: Sequence[tuple[Dataset, str]],
     space: PeopleSpace,
     number: int,
 ) -> EvaluationSet:
@@ -144,7 +144,7 @@ def load_set(
     Raises DatasetError for a protocol that would drop every query, with the rule and why.
     """
 
-    def load(dataset: shards.Dataset, split: str, side: str, distractor: bool = False) -> SplitData:
+    def load(dataset: Dataset, split: str, side: str, distractor: bool = False) -> SplitData:
         index = dataset.index(split)
         columns = space.columns(dataset, index, number, -1 if side == "query" else -2)
         columns["distractor"][:] = distractor
@@ -192,7 +192,7 @@ def add_instruction_outfits(query: Columns, gallery: Columns) -> None:
 
 
 def _own_instructions(
-    dataset: shards.Dataset, split: str, index: Index, task: tasks.TaskSpec, side: str
+    dataset: Dataset, split: str, index: Index, task: tasks.TaskSpec, side: str
 ) -> tuple[list[Ask], np.ndarray]:
     """Each record's instruction: the task's sentence, or the first sentence or instruction image that is stored."""
     if task.sentence is not None:
@@ -200,7 +200,7 @@ def _own_instructions(
     if task.group == "caption" and side == "gallery":
         return [tasks.NEUTRAL_SENTENCE], np.zeros(len(index), np.int32)
     field = "instruction_images" if task.group == "visual" else "sentences"
-    counts = index.instruction_images if field == "instruction_images" else index.sentences
+    counts = index.instruction_image_count if field == "instruction_images" else index.sentence_count
     if len(counts) and counts.min() < 1:
         bare = int(np.argmin(counts))
         raise DatasetError(
@@ -212,7 +212,7 @@ def _own_instructions(
     asks: list[Ask] = []
     for record in first:
         value = reader[int(record)][field][0]
-        asks.append(augment.decode(value) if field == "instruction_images" else str(value))
+        asks.append(decode(value) if field == "instruction_images" else str(value))
     return asks, own.astype(np.int32)
 
 

@@ -18,7 +18,10 @@ from tensorboardX.proto.event_pb2 import Event
 
 from data_pipelines import procedural, storage
 from data_pipelines.batches import stated_data, training_data
-from data_pipelines.dataset import files, local_copy, shards
+from data_pipelines.dataset import reader
+from data_pipelines.dataset.folder import MANIFEST
+from data_pipelines.dataset.reader import Dataset, ShardReader, open_copy, open_dataset
+from data_pipelines.errors import DatasetError
 from irm_jax.config import check
 from irm_jax.evaluation import compare
 from irm_jax.evaluation.ranking.metrics import Ranking
@@ -116,7 +119,7 @@ def upload(bucket: Bucket, folder: Path, prefix: str) -> None:
             bucket.files[f"{prefix}/{path.relative_to(folder)}"] = path.read_bytes()
 
 
-def same_files(copy: shards.Dataset, original: shards.Dataset) -> bool:
+def same_files(copy: Dataset, original: Dataset) -> bool:
     found = [{file.name: file.read_bytes() for file in dataset.folder.iterdir()} for dataset in (copy, original)]
     return found[0] == found[1]
 
@@ -132,7 +135,7 @@ def test_a_copy_of_the_data_is_made_once_and_gives_the_same_records(
     config.data.dir, config.data.cache = "gs://bucket/shards", str(tmp_path / "cache")
     check.check_values(config)
     [copied] = training_data.open_datasets(config, ["procedural_trad"]).values()
-    there = shards.open_dataset(procedural_dir, "procedural_trad")
+    there = open_dataset(procedural_dir, "procedural_trad")
     assert copied.folder == epath.Path(tmp_path, "cache/gs/bucket/shards/procedural_trad", there.folder.name)
     assert same_files(copied, there)
     for split in there.splits:
@@ -143,12 +146,12 @@ def test_a_copy_of_the_data_is_made_once_and_gives_the_same_records(
     # Once: not even a lost shard is fetched again, since the manifest says that the copy is there.
     shard = copied.folder / copied.manifest.splits["train"]["shards"][0]["file"]
     shard.unlink()
-    with pytest.raises(shards.DatasetError, match="is missing: delete the folder"):
+    with pytest.raises(DatasetError, match="is missing: delete the folder"):
         training_data.open_datasets(config, ["procedural_trad"])
     # Data that were built again replace the copy.
     manifest = f"bucket/shards/procedural_trad/{there.folder.name}/manifest.json"
     bucket.files[manifest] = bucket.files[manifest].replace(b'"task": "trad"', b'"task": "cc"')
-    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path / "cache")
+    open_copy("gs://bucket/shards", "procedural_trad", tmp_path / "cache")
     assert shard.exists()
     assert json.loads((copied.folder / "manifest.json").read_bytes())["task"] == "cc"
 
@@ -160,18 +163,18 @@ def test_a_copy_that_was_cut_short_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     upload(bucket, procedural_dir, "bucket/shards")
-    copy, copied = local_copy._copy, []
+    copy, copied = reader._copy, []
 
     def cut(source: epath.Path, target: Path) -> None:
-        if target.name == files.MANIFEST:
+        if target.name == MANIFEST:
             raise OSError("connection lost")
         copied.append(target.name)
         copy(source, target)
 
     monkeypatch.setattr(storage, "THREADS", 1)  # in order: some files before the manifest, some not
-    monkeypatch.setattr(local_copy, "_copy", cut)
+    monkeypatch.setattr(reader, "_copy", cut)
     with pytest.raises(OSError, match="connection lost"):
-        local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+        open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     assert not list(tmp_path.rglob("1.*"))  # nothing that could be taken for a data set
     before = set(copied)
 
@@ -179,11 +182,11 @@ def test_a_copy_that_was_cut_short_goes_on(
         copied.extend([] if target.exists() else [target.name])
         copy(source, target)
 
-    monkeypatch.setattr(local_copy, "_copy", again)
-    dataset = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    monkeypatch.setattr(reader, "_copy", again)
+    dataset = open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     assert before
     assert len(copied) == len(set(copied)) > len(before)
-    assert same_files(dataset, shards.open_dataset(procedural_dir, "procedural_trad"))
+    assert same_files(dataset, open_dataset(procedural_dir, "procedural_trad"))
 
 
 def test_a_withdrawn_version_is_no_longer_opened_from_the_cache(
@@ -191,10 +194,10 @@ def test_a_withdrawn_version_is_no_longer_opened_from_the_cache(
 ) -> None:
     upload(bucket, procedural_dir / "procedural_trad" / "1.0.0", "bucket/shards/procedural_trad/1.0.0")
     upload(bucket, procedural_dir / "procedural_trad" / "1.0.0", "bucket/shards/procedural_trad/1.1.0")
-    newest = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    newest = open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     for name in [name for name in bucket.files if "/1.1.0/" in name]:
         del bucket.files[name]
-    left = local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    left = open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     assert [dataset.folder.name for dataset in (newest, left)] == ["1.1.0", "1.0.0"]
 
 
@@ -202,7 +205,7 @@ def test_a_start_with_a_copy_asks_for_no_size_and_one_without_for_many_at_a_time
     bucket: Bucket, procedural_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(bucket, procedural_dir, "bucket/shards")
-    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     threads = set()
     size = storage._file_size
 
@@ -214,9 +217,9 @@ def test_a_start_with_a_copy_asks_for_no_size_and_one_without_for_many_at_a_time
 
     monkeypatch.setattr(storage, "_file_size", asked)
     together = threading.Barrier(3)  # a shard a split: all three are under way before the first is answered
-    local_copy.open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
+    open_copy("gs://bucket/shards", "procedural_trad", tmp_path)
     assert not threads
-    shards.open_dataset("gs://bucket/shards", "procedural_trad")
+    open_dataset("gs://bucket/shards", "procedural_trad")
     assert len(threads) == 3
 
 
@@ -227,7 +230,7 @@ def test_a_plan_without_training_reads_data_on_gs_too(
     micro_config.data.dir = "gs://bucket/shards"
     assert stated_data.plan_training(micro_config, max_length=40).space.num_head == 5 * 16
     micro_config.data.procedural.train_people = 99
-    with pytest.raises(shards.DatasetError, match=r"gs://bucket/shards/procedural_.* was drawn with other options"):
+    with pytest.raises(DatasetError, match=r"gs://bucket/shards/procedural_.* was drawn with other options"):
         stated_data.plan_training(micro_config, max_length=40)
 
 
@@ -237,7 +240,7 @@ def test_records_on_gs_are_asked_from_there_and_other_kinds_need_a_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     upload(bucket, procedural_dir, "bucket/shards")
-    dataset = shards.open_dataset("gs://bucket/shards", "procedural_trad")
+    dataset = open_dataset("gs://bucket/shards", "procedural_trad")
     asked: list[str] = []
 
     class Reader:
@@ -245,16 +248,16 @@ def test_records_on_gs_are_asked_from_there_and_other_kinds_need_a_copy(
             asked.append(path)
             raise RuntimeError("not found")
 
-    monkeypatch.setattr(shards.array_record_module, "ArrayRecordReader", Reader)
-    with pytest.raises(shards.DatasetError, match="gs://bucket/shards/procedural_trad"):
+    monkeypatch.setattr(reader.array_record_module, "ArrayRecordReader", Reader)
+    with pytest.raises(DatasetError, match="gs://bucket/shards/procedural_trad"):
         dataset.reader("train")[0]
     assert asked == [f"{dataset.folder}/{dataset.manifest.splits['train']['shards'][0]['file']}"]
-    with pytest.raises(shards.DatasetError, match=r"set config\.data\.cache"):
-        shards.ShardReader("s3://bucket/shards/a/1.0.0", [])
+    with pytest.raises(DatasetError, match=r"set config\.data\.cache"):
+        ShardReader("s3://bucket/shards/a/1.0.0", [])
 
 
 def test_builds_are_refused_with_the_way_to_go() -> None:
-    with pytest.raises(shards.DatasetError, match="build there, then copy"):
+    with pytest.raises(DatasetError, match="build there, then copy"):
         procedural.build("gs://bucket/shards", seed=0, workers=1, progress=False)
 
 

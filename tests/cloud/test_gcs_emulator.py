@@ -21,7 +21,7 @@ from etils import epath
 pytest.importorskip("gcsfs", reason="needs pip install -e '.[gcs]'")
 emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs pip install gcp-storage-emulator")
 
-from data_pipelines.dataset import local_copy, shards  # noqa: E402
+from data_pipelines.dataset.reader import open_copy, open_dataset  # noqa: E402
 from irm_jax.checkpoint import saving  # noqa: E402
 from irm_jax.logs import metric_log  # noqa: E402
 
@@ -88,9 +88,9 @@ def test_records(bucket: epath.Path, procedural_dir: Path, tmp_path: Path) -> No
     for path in folder.rglob("*"):
         if path.is_file():
             (bucket / "shards/procedural_trad" / path.relative_to(folder)).write_bytes(path.read_bytes())
-    here = shards.open_dataset(procedural_dir, "procedural_trad")
-    there = shards.open_dataset(bucket / "shards", "procedural_trad")
-    copied = local_copy.open_copy(there.folder.parents[1], there.name, tmp_path)
+    here = open_dataset(procedural_dir, "procedural_trad")
+    there = open_dataset(bucket / "shards", "procedural_trad")
+    copied = open_copy(there.folder.parents[1], there.name, tmp_path)
     assert os.fspath(copied.folder).startswith(os.fspath(tmp_path))
     for split in here.splits:
         for i in (0, len(here.reader(split)) - 1):

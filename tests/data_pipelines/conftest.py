@@ -10,7 +10,8 @@ import pytest
 import simplejpeg
 
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.shards import Dataset, open_dataset, write_dataset
+from data_pipelines.dataset.reader import Dataset, open_dataset
+from data_pipelines.dataset.writer import write_dataset
 
 
 def _jpeg(seed: int, height: int, width: int) -> bytes:
@@ -93,14 +94,14 @@ def make_index() -> Callable[..., schema.Index]:
             "attributes": np.full((n, schema.ATTRIBUTE_SLOTS), -1, np.int16),
             "instruction_clothes": np.full(n, -1, np.int32),
             "instruction_attributes": np.full((n, schema.ATTRIBUTE_SLOTS), -1, np.int16),
-            "sentences": np.ones(n, np.int16),
-            "instruction_images": np.ones(n, np.int16),
+            "sentence_count": np.ones(n, np.int16),
+            "instruction_image_count": np.ones(n, np.int16),
             "instruction_key": np.zeros(n, np.uint32),
             "content": np.arange(n, dtype=np.uint64),
             "file": np.array([f"{i}.jpg" for i in range(n)]),
             "shard": np.zeros(n, np.int32),
             "offset": np.arange(n, dtype=np.int32),
         }
-        return schema.Index(**{**values, **columns})
+        return schema.Index({**values, **columns})
 
     return make

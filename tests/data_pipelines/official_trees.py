@@ -17,8 +17,7 @@ import toy_shards
 from scipy import io
 
 from data_pipelines import build
-from data_pipelines.dataset import shards
-from data_pipelines.dataset.shards import Dataset
+from data_pipelines.dataset.reader import Dataset, open_dataset
 
 Answer = dict[str, list[tuple[str, str, int, int, int]]]
 
@@ -452,7 +451,7 @@ def built(name: str, raw: Path, out: Path, *options: str) -> Dataset:
     command = ["--dataset", name, "--raw", str(raw), "--out", str(out), "--workers", "1", *options]
     assert build.main(command) == 0
     given = options[options.index("--name") + 1] if "--name" in options else name
-    return shards.open_dataset(out, given)
+    return open_dataset(out, given)
 
 
 def columns(dataset: Dataset, split: str) -> list[tuple[str, str, int, int, int]]:

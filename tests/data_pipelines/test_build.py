@@ -17,8 +17,10 @@ import pytest
 import toy_shards
 
 from data_pipelines import build, procedural
-from data_pipelines.dataset import build_folder, schema, shards, writer
-from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.dataset import build_folder, schema, writer
+from data_pipelines.dataset.reader import open_dataset
+from data_pipelines.dataset.writer import worker_pool
+from data_pipelines.errors import DatasetError
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def test_killed_build_resumes_to_the_same_bytes(tmp_path: Path, uninterrupted: d
     # The pipe ends when the last worker is gone: none may outlive the build and write into the next one.
     process.communicate(timeout=60)
     with pytest.raises(DatasetError, match="did not finish"):
-        shards.open_dataset(tmp_path, "toy")
+        open_dataset(tmp_path, "toy")
     assert not (tmp_path / "toy" / "1.0.0").exists()
     work = tmp_path / "toy" / ".1.0.0.building"
     names = [f"toy-train.array_record-{path.stem[-5:]}-of-00005" for path in work.glob("parts/train-*.json")]
@@ -62,19 +64,19 @@ def test_full_disk_is_named_and_nothing_finished_is_lost(tmp_path: Path, uninter
     assert "cannot write" in errors
     assert "make room on that disk" in errors
     with pytest.raises(DatasetError, match="did not finish"):
-        shards.open_dataset(tmp_path, "toy")
+        open_dataset(tmp_path, "toy")
     toy_shards.build(tmp_path)
     assert toy_shards.contents(tmp_path) == uninterrupted
 
 
 def test_processes_write_the_same_bytes(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
-    with shards.worker_pool(2) as pool:
+    with worker_pool(2) as pool:
         toy_shards.build(tmp_path, pool=pool)
         assert toy_shards.contents(tmp_path) == uninterrupted
         # The same workers, folder name and version, but other people: identities must not be remembered.
         shutil.rmtree(tmp_path / "toy")
         toy_shards.build(tmp_path, pool=pool, people=["toy/-", *toy_shards.PEOPLE])
-        assert shards.open_dataset(tmp_path, "toy").index("train").identity[:3].tolist() == [1, 2, 3]
+        assert open_dataset(tmp_path, "toy").index("train").identity[:3].tolist() == [1, 2, 3]
         # An error in a worker comes through whole.
         with pytest.raises(DatasetError, match=r"picture\(s\) do not decode:\n  train: Ordner ä/007.jpg: "):
             toy_shards.build(
@@ -114,9 +116,9 @@ def test_other_content_under_the_same_version(tmp_path: Path) -> None:
         DatasetError, match=r"holds another build \(different: source, splits\): choose another version"
     ):
         toy_shards.build(tmp_path, splits=other, source={"kind": "other"})
-    assert shards.open_dataset(tmp_path, "toy").manifest.splits["query"]["records"] == 5
+    assert open_dataset(tmp_path, "toy").manifest.splits["query"]["records"] == 5
     toy_shards.build(tmp_path, splits=other, overwrite=True)
-    assert shards.open_dataset(tmp_path, "toy").manifest.splits["query"]["records"] == 3
+    assert open_dataset(tmp_path, "toy").manifest.splits["query"]["records"] == 3
     assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
 
 
@@ -189,7 +191,7 @@ def test_builds_at_once_that_wait_build_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(build_folder, "prepare", lambda *given: (starts.append(given), prepare(*given)))
     with futures.ThreadPoolExecutor(4) as pool:
         found = list(pool.map(build_at_once, range(4)))
-    assert found == [shards.open_dataset(tmp_path, "toy").manifest] * 4
+    assert found == [open_dataset(tmp_path, "toy").manifest] * 4
     assert len(starts) == 1
     assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
 
@@ -211,13 +213,13 @@ def test_truncated_picture_is_refused_or_skipped_and_counted(tmp_path: Path, wha
     assert "train: Ordner ä/011.jpg: " in message
     assert "--on_bad_image skip" in message
     with pytest.raises(DatasetError, match="did not finish"):
-        shards.open_dataset(tmp_path, "toy")
+        open_dataset(tmp_path, "toy")
     manifest = toy_shards.build(tmp_path, load=load, on_bad_image="skip")
     assert {split: (v["records"], len(v["skipped"])) for split, v in manifest.splits.items()} == {
         "train": (38, 2), "query": (5, 0), "gallery": (11, 1),
     }  # fmt: skip
     assert [item["file"] for item in manifest.splits["train"]["skipped"]] == ["Ordner ä/009.jpg", "Ordner ä/011.jpg"]
-    dataset = shards.open_dataset(tmp_path, "toy")
+    dataset = open_dataset(tmp_path, "toy")
     index, reader = dataset.index("train"), dataset.reader("train")
     assert index.file.tolist() == [reader[i]["file"] for i in range(38)]
     assert index.offset.tolist()[8:16] == [0, 1, 2, 3, 4, 5, 0, 1]
@@ -229,7 +231,7 @@ def test_truncated_picture_is_refused_or_skipped_and_counted(tmp_path: Path, wha
 def test_shard_and_split_of_bad_pictures_only(tmp_path: Path) -> None:
     load = functools.partial(toy_shards.load_damaged, damaged=tuple(range(8, 16)))
     toy_shards.build(tmp_path, load=load, on_bad_image="skip")
-    dataset = shards.open_dataset(tmp_path, "toy")
+    dataset = open_dataset(tmp_path, "toy")
     assert [shard["records"] for shard in dataset.manifest.splits["train"]["shards"]] == [8, 0, 8, 8, 8]
     assert dataset.reader("train")[8]["file"] == "Ordner ä/016.jpg"
     load = functools.partial(toy_shards.load_damaged, damaged=tuple(toy_shards.SPLITS["query"]))

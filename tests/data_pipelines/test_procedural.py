@@ -12,8 +12,9 @@ import pytest
 import simplejpeg
 
 from data_pipelines import procedural, tasks
-from data_pipelines.dataset import shards
+from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.schema import INFRARED, UNKNOWN
+from data_pipelines.errors import DatasetError
 from data_pipelines.procedural import contact_sheet, outfits, people, rows
 from data_pipelines.procedural.benchmark import Benchmark
 from data_pipelines.procedural.drawing import render, scene, template
@@ -371,7 +372,7 @@ def test_build_writes_all_six_data_sets(tmp_path):
     manifests = procedural.build(tmp_path, **sizes, workers=1, progress=False)
     assert [m.name for m in manifests] == [f"procedural_{task}" for task in tasks.TASK_NAMES]
     benchmark = Benchmark(**sizes)
-    dataset = shards.open_dataset(tmp_path, "procedural_li")
+    dataset = open_dataset(tmp_path, "procedural_li")
     index, reader = dataset.index("query"), dataset.reader("query")
     expected = [benchmark.load(shot) for shot in benchmark.shots("li")["query"]]
     assert [dataset.manifest.people[i] for i in index.identity] == [record.person for record in expected]
@@ -379,7 +380,7 @@ def test_build_writes_all_six_data_sets(tmp_path):
     assert [reader[i]["image"] for i in range(len(reader))] == [record.image for record in expected]
     again = procedural.build(tmp_path, **sizes, workers=1, progress=False)
     assert [m.content_hash for m in again] == [m.content_hash for m in manifests]
-    with pytest.raises(shards.DatasetError, match="procedural_trad"):
+    with pytest.raises(DatasetError, match="procedural_trad"):
         procedural.build(tmp_path, **{**sizes, "seed": 1}, workers=1, progress=False)
 
 

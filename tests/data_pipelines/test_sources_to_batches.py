@@ -6,7 +6,7 @@ from official_trees import TREES, built
 
 from data_pipelines.batches import augment, pipeline
 from data_pipelines.batches.layout import Unit, plan_batch
-from data_pipelines.dataset.shards import Dataset
+from data_pipelines.dataset.reader import Dataset
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.people.identity_space import IdentitySpace
 

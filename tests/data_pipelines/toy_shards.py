@@ -14,7 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipelines.dataset import schema, shards
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.writer import write_dataset
+from data_pipelines.errors import DatasetError
 
 PEOPLE = [f"toy/{i:04d}" for i in range(5)]
 SPLITS = {"train": range(40), "query": range(100, 105), "gallery": range(200, 212)}
@@ -67,7 +69,7 @@ def build(out: Path, **changes: Any) -> schema.Manifest:
         "records_per_shard": 8,
         "workers": 1,
     }
-    return shards.write_dataset(out, **{**arguments, **changes})
+    return write_dataset(out, **{**arguments, **changes})
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -81,5 +83,5 @@ if __name__ == "__main__":
         resource.setrlimit(resource.RLIMIT_FSIZE, (arguments[2], arguments[2]))
     try:
         build(Path(sys.argv[1]), load=functools.partial(load, block_at=arguments[1]), workers=arguments[0])
-    except shards.DatasetError as error:
+    except DatasetError as error:
         sys.exit(f"error: {error}")

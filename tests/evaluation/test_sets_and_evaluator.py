@@ -14,8 +14,10 @@ import pytest
 from jax.sharding import Mesh
 
 from data_pipelines import tasks
-from data_pipelines.dataset import schema, shards
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.reader import open_dataset
+from data_pipelines.dataset.writer import write_dataset
+from data_pipelines.errors import DatasetError
 from irm_jax.evaluation import open_set, test_sets
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
 from irm_jax.evaluation.protocols import protocol_of
@@ -50,7 +52,7 @@ def write(
     folder: Path, name: str, task: str, namespace: str, splits: dict[str, list[tuple]], **source: list[str]
 ) -> None:
     people = {load(item).person for items in splits.values() for item in items}
-    shards.write_dataset(
+    write_dataset(
         folder, name=name, version="1.0.0", task=task, namespace=namespace, people=sorted(people), splits=splits,
         load=load, source=source, workers=1, progress=False,
     )  # fmt: skip
@@ -142,7 +144,7 @@ class Eyes:
 
 def load_sets(folder: Path, entries: list[tuple]) -> list[test_sets.EvaluationSet]:
     space = test_sets.PeopleSpace()
-    opened = {name: shards.open_dataset(folder, name) for name in ("night", "street", "crowd", "words", "shop")}
+    opened = {name: open_dataset(folder, name) for name in ("night", "street", "crowd", "words", "shop")}
     return [
         test_sets.load_set(
             name, tasks.task(task), protocols, True, (opened[name], query), (opened[name], gallery),
@@ -356,11 +358,11 @@ def test_borrowed_pictures_have_the_cameras_of_their_own_set(folder, tmp_path):
     captions = [("street", 0, -1, False, 603, "person 0")]
     write(tmp_path, "album", "t2i", "album", {"query": captions, "gallery": shown}, cameras_of=["street"])
     write(tmp_path, "plain", "t2i", "album", {"query": captions, "gallery": shown})
-    space, street = test_sets.PeopleSpace(), shards.open_dataset(folder, "street")
+    space, street = test_sets.PeopleSpace(), open_dataset(folder, "street")
     query = space.columns(street, street.index("query"), 0, -1)
     found = {}
     for number, name in enumerate(("album", "plain"), 1):
-        other = shards.open_dataset(tmp_path, name)
+        other = open_dataset(tmp_path, name)
         gallery = space.columns(other, other.index("gallery"), number, -2)
         positive, junk = protocol_of("task_free/market1501").relate(
             {key: column[:1] for key, column in query.items()}, gallery

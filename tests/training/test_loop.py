@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.dataset import schema, shards
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.reader import open_dataset
+from data_pipelines.dataset.writer import write_dataset
 from irm_jax import run as experiment
 from irm_jax.checkpoint import saving
 from irm_jax.config import check, keys
@@ -284,7 +286,7 @@ def test_blocks_that_do_not_fit_the_mesh(config):
 def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, procedural_dir, tmp_path, caplog):
     data = tmp_path / "data"
     shutil.copytree(procedural_dir, data, symlinks=True, copy_function=os.symlink)
-    trad = shards.open_dataset(data, "procedural_trad")
+    trad = open_dataset(data, "procedural_trad")
     index, reader = trad.index("train"), trad.reader("train")
     records = np.flatnonzero(index.identity == index.identity[0])[:2]
     person = trad.manifest.people[index.identity[0]]
@@ -292,7 +294,7 @@ def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, pr
     def load(item):
         return schema.Record(image=reader[records[item]]["image"], file=f"{item}.jpg", person=person, camera=item)
 
-    shards.write_dataset(
+    write_dataset(
         data, name="borrowed", version="1.0.0", task="trad", namespace="borrowed", people=[person],
         splits={"query": [0], "gallery": [1]}, load=load, source={}, workers=1,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.batches import augment
+from data_pipelines.images import decode, resize
 from irm_jax.evaluation import protocols
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Ranked
@@ -77,11 +77,11 @@ def _rollouts(embedder: EmbeddingModel, test: EvaluationSet, queries: Sequence[i
     if not queries:
         return []
     config = embedder.model.config
-    pictures = [augment.decode(_picture(test.query, q)) for q in queries]
-    images = np.stack([augment.resize(p, config.image_size) for p in pictures])
+    pictures = [decode(_picture(test.query, q)) for q in queries]
+    images = np.stack([resize(p, config.image_size) for p in pictures])
     asks = [test.query.asks[test.query.own[q]] for q in queries]
     if test.task.group == "visual":
-        templates = np.stack([augment.resize(np.asarray(a), config.instruction_image_size) for a in asks])
+        templates = np.stack([resize(np.asarray(a), config.instruction_image_size) for a in asks])
         maps = attention_rollout(embedder.model, embedder.variables, images, templates=templates)
         return [
             Rollout(

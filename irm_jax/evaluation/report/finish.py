@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import procedural
 from data_pipelines.batches import training_data
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.people.leaks import find_leaks
 from irm_jax.evaluation.compare import remove_other_results, save_per_query
 from irm_jax.evaluation.embed import EmbeddingModel

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.batches import augment
 from data_pipelines.batches.augment import BRIGHTNESS, CONTRAST, DRAWS, HUE, NO_AUGMENT, SATURATION, Augment, Parameters
+from data_pipelines.images import decode, resize
 
 SIZE = (64, 32)
 PLAIN = Parameters(jitter=(), flip=False, shift=(0, 0), erase=None, colour=(0, 0, 0))
@@ -30,12 +31,12 @@ def augmented(image: np.ndarray, chosen: Parameters, size: tuple[int, int] = SIZ
 def test_png_decodes_exactly_and_jpeg_as_the_reference_decoder_does():
     image = picture()
     png = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-    np.testing.assert_array_equal(augment.decode(png), image)
+    np.testing.assert_array_equal(decode(png), image)
     jpeg = simplejpeg.encode_jpeg(image, quality=90)
     reference = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-    np.testing.assert_array_equal(augment.decode(jpeg), reference)
+    np.testing.assert_array_equal(decode(jpeg), reference)
     grey = simplejpeg.encode_jpeg(np.ascontiguousarray(image[..., :1]), colorspace="GRAY")
-    assert augment.decode(grey).shape == (64, 32, 3)
+    assert decode(grey).shape == (64, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -43,9 +44,9 @@ def test_png_decodes_exactly_and_jpeg_as_the_reference_decoder_does():
 )
 def test_large_jpegs_are_decoded_smaller_but_never_too_small(at_least, expected):
     jpeg = simplejpeg.encode_jpeg(cv2.resize(picture(), (128, 256)))
-    assert augment.decode(jpeg, at_least).shape == (expected, expected // 2, 3)
-    full = augment.resize(augment.decode(jpeg), (128, 64)).astype(int)
-    assert np.abs(augment.resize(augment.decode(jpeg, at_least), (128, 64)) - full).mean() < 2
+    assert decode(jpeg, at_least).shape == (expected, expected // 2, 3)
+    full = resize(decode(jpeg), (128, 64)).astype(int)
+    assert np.abs(resize(decode(jpeg, at_least), (128, 64)) - full).mean() < 2
 
 
 def test_truncated_or_foreign_bytes_are_errors(capfd):
@@ -53,18 +54,18 @@ def test_truncated_or_foreign_bytes_are_errors(capfd):
     png = cv2.imencode(".png", picture())[1].tobytes()
     for data in (jpeg[: len(jpeg) // 2], jpeg[:-40], jpeg[:20], png[: len(png) // 2], png[:-40], b"", b"not an image"):
         with pytest.raises(ValueError, match=r"."):
-            augment.decode(data)
+            decode(data)
         with pytest.raises(ValueError, match=r"."):
-            augment.decode(data, (16, 8))
+            decode(data, (16, 8))
     capfd.readouterr()  # libpng's own complaints
 
 
 def test_resize_averages_when_shrinking_and_keeps_the_same_size():
     image = picture()
-    assert augment.resize(image, SIZE) is image
+    assert resize(image, SIZE) is image
     blocks = image.reshape(32, 2, 16, 2, 3).mean((1, 3))
-    assert np.abs(augment.resize(image, (32, 16)) - blocks).max() <= 1
-    enlarged = augment.resize(image[:1, :2], (1, 4)).astype(float)  # centres at -.25, .25, .75, 1.25 pixels
+    assert np.abs(resize(image, (32, 16)) - blocks).max() <= 1
+    enlarged = resize(image[:1, :2], (1, 4)).astype(float)  # centres at -.25, .25, .75, 1.25 pixels
     left, right = image[0, 0].astype(float), image[0, 1].astype(float)
     assert np.abs(enlarged[0] - [left, 0.75 * left + 0.25 * right, 0.25 * left + 0.75 * right, right]).max() <= 1
 
@@ -143,7 +144,7 @@ def test_no_augmentation_is_a_resize_and_the_source_stays_as_it_was(size):
     image = picture()
     before = image.copy()
     chosen = augment.parameters(np.random.default_rng(0).random(DRAWS), NO_AUGMENT, size)
-    np.testing.assert_array_equal(augmented(image, chosen, size), augment.resize(image, size))
+    np.testing.assert_array_equal(augmented(image, chosen, size), resize(image, size))
     everything = Parameters(((HUE, 0.2), (CONTRAST, 0.7)), True, (2, -3), (1, 1, 5, 5), (9, 9, 9))
     augmented(image, everything, size)
     np.testing.assert_array_equal(image, before)

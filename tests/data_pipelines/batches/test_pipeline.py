@@ -14,6 +14,7 @@ from data_pipelines.batches import make, pipeline, show
 from data_pipelines.batches import prefetch as stream
 from data_pipelines.batches.layout import Unit, plan_batch
 from data_pipelines.dataset import schema
+from data_pipelines.images import decode, resize
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.people.identity_space import IdentitySpace
 
@@ -146,7 +147,7 @@ def test_rows_hold_the_records_they_claim(data):
             at = (block, layout.row + row)
             labels = [group[name][at] for name in ("identity", "camera", "clothes", "modality")]
             (record,) = np.flatnonzero(np.all([c == v for c, v in zip(columns, labels, strict=True)], 0))
-            image = image_ops.resize(image_ops.decode(reader[record]["image"]), OPTIONS["image_size"])
+            image = resize(decode(reader[record]["image"]), OPTIONS["image_size"])
             np.testing.assert_array_equal(group["image"][at], image)
             if layout.group == "caption":
                 captions = TOKENIZER.encode(list(reader[record]["sentences"]))
@@ -167,7 +168,7 @@ def _check_instruction(group, at, layout, record) -> None:
     assert key >= 0
     entry = group["table"][at[0], instruction]
     if layout.group == "visual":
-        np.testing.assert_array_equal(entry, image_ops.decode(record["instruction_images"][0]))
+        np.testing.assert_array_equal(entry, decode(record["instruction_images"][0]))
     else:
         # Sentences of one outfit are the same for all its records here, so the shared one is among the row's own.
         assert (TOKENIZER.encode(list(record["sentences"])) == entry).all(1).any()
@@ -327,7 +328,7 @@ def test_evaluation_images_come_in_order_and_whole(data, threads):
     assert [len(part) for part, _ in found] == [8, 8, 7]
     np.testing.assert_array_equal(np.concatenate([part for part, _ in found]), ids)
     for record, image in zip(ids, np.concatenate([images for _, images in found]), strict=True):
-        np.testing.assert_array_equal(image, image_ops.resize(image_ops.decode(reader[record]["image"]), (40, 20)))
+        np.testing.assert_array_equal(image, resize(decode(reader[record]["image"]), (40, 20)))
 
 
 def test_evaluation_of_instruction_images(data):
@@ -335,7 +336,7 @@ def test_evaluation_of_instruction_images(data):
     with pipeline.image_batches(reader, [5, 0], (16, 16), 4, field="instruction_image", threads=0) as made:
         ((ids, images),) = made
     np.testing.assert_array_equal(ids, [5, 0])
-    np.testing.assert_array_equal(images[0], image_ops.decode(reader[5]["instruction_images"][0]))
+    np.testing.assert_array_equal(images[0], decode(reader[5]["instruction_images"][0]))
     without = data["tiny_cc"].reader("train")
     with (
         pytest.raises(ValueError, match=r"record 3, file .* has no instruction image"),
@@ -401,7 +402,7 @@ def test_a_batch_can_be_drawn(reference, tmp_path: pathlib.Path):
     assert picture.dtype == np.uint8
     assert picture.shape[2] == 3
     show.save_png(tmp_path / "new" / "batch.png", picture)
-    saved = image_ops.decode((tmp_path / "new" / "batch.png").read_bytes())
+    saved = decode((tmp_path / "new" / "batch.png").read_bytes())
     np.testing.assert_array_equal(saved, picture)
     # The first row's image stands in the first card, below the header.
     first = show._fit(reference[0][1]["text"]["image"][0, 0], 144, 96)

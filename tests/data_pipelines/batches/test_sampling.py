@@ -41,8 +41,8 @@ def columns(rng: np.random.Generator, people: int) -> dict[str, np.ndarray]:
         "identity": identity[order],
         "clothes": rng.integers(0, 4, n).astype(np.int32),
         "modality": rng.integers(0, 2, n).astype(np.int8),
-        "sentences": rng.integers(1, 4, n).astype(np.int16),
-        "instruction_images": rng.integers(1, 3, n).astype(np.int16),
+        "sentence_count": rng.integers(1, 4, n).astype(np.int16),
+        "instruction_image_count": rng.integers(1, 3, n).astype(np.int16),
     }
 
 
@@ -100,7 +100,7 @@ def _check_images(unit, index, owned, records) -> None:
 
 def _check_instructions(unit, index, drawn, block, rows, slots, person) -> None:
     source, choice = drawn.slot_record[block], drawn.slot_choice[block]
-    number = index.instruction_images if unit.task == "ctcc" else index.sentences
+    number = index.instruction_image_count if unit.task == "ctcc" else index.sentence_count
     assert (index.identity[source[slots]] == person).all()
     assert (choice[slots] >= 0).all()
     assert (choice[slots] < number[source[slots]]).all()
@@ -183,7 +183,7 @@ def test_people_may_come_again_where_a_batch_takes_more_than_there_are(make_inde
 
 
 def test_images_and_sentences_are_drawn_evenly(make_index):
-    index = make_index(identity=np.repeat(np.arange(4), 8), sentences=np.full(32, 4, np.int16))
+    index = make_index(identity=np.repeat(np.arange(4), 8), sentence_count=np.full(32, 4, np.int16))
     plan, people = one_unit("caption", index)
     pairs: Counter = Counter()
     for step in range(800):
@@ -212,10 +212,10 @@ def test_unusable_data_is_refused_with_the_cure(make_index):
     few = make_index(identity=np.array([0, 0, 1, 1, 2]))
     with pytest.raises(ValueError, match=r"has 3 training identities, but a batch takes 4 .* lower batch_size"):
         one_unit("plain", few)
-    silent = make_index(identity=np.arange(9), sentences=np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], np.int16))
+    silent = make_index(identity=np.arange(9), sentence_count=np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], np.int16))
     with pytest.raises(ValueError, match=r"2 of 9 training records bring no sentence \(first: 2.jpg\)"):
         one_unit("li", silent)
-    blind = make_index(identity=np.arange(9), instruction_images=np.zeros(9, np.int16))
+    blind = make_index(identity=np.arange(9), instruction_image_count=np.zeros(9, np.int16))
     with pytest.raises(ValueError, match="9 of 9 training records bring no instruction image"):
         one_unit("ctcc", blind)
     bare = make_index(identity=np.arange(9), clothes=np.full(9, -1, np.int32))

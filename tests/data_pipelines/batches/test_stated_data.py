@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.batches import stated_data, training_data
-from data_pipelines.dataset.files import DatasetError
+from data_pipelines.errors import DatasetError
 from irm_jax.config import load
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines import procedural
 from data_pipelines.batches import training_data
-from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.errors import DatasetError
 
 
 def test_drawn_data_of_other_options_are_refused(micro_config):

@@ -33,7 +33,7 @@ def test_how_a_vocabulary_suits_sentences():
 def test_only_training_sentences_are_read_and_of_many_evenly_spaced_ones(tiny_data):
     dataset = tiny_data[1]["tiny_t2i"]
     everything = list(sentences_of(dataset))
-    records = int(np.sum(dataset.index("train").sentences > 0))
+    records = int(np.sum(dataset.index("train").sentence_count > 0))
     assert len(everything) == 2 * records
     chosen = (0, (records - 1) // 2, records - 1)
     few = [everything[2 * number + which] for number in chosen for which in (0, 1)]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import toy_shards
 
-from data_pipelines.dataset import schema, shards
-from data_pipelines.dataset.shards import Dataset
+from data_pipelines.dataset import schema
+from data_pipelines.dataset.reader import Dataset, open_dataset
+from data_pipelines.dataset.writer import write_dataset
 from data_pipelines.people import leaks as leak_check
 from data_pipelines.people.leaks import find_leaks
 from data_pipelines.people.names import known_camera, known_person
@@ -20,11 +21,11 @@ def record(row: Row) -> schema.Record:
 
 def dataset(out: Path, name: str, **splits: list[Row]) -> Dataset:
     people = [row[0] for rows in splits.values() for row in rows]
-    shards.write_dataset(
+    write_dataset(
         out, name=name, version="1.0.0", task="trad", namespace=name, people=people, splits=splits, load=record,
         source={}, workers=1,
     )  # fmt: skip
-    return shards.open_dataset(out, name)
+    return open_dataset(out, name)
 
 
 def test_clean_sets_and_shared_test_people(tmp_path: Path) -> None:

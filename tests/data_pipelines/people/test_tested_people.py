@@ -7,8 +7,8 @@ from official_trees import TREES, built, draw, write
 from test_leaks import dataset
 
 from data_pipelines import build, sources
-from data_pipelines.dataset import shards
-from data_pipelines.dataset.shards import Dataset, DatasetError
+from data_pipelines.dataset.reader import Dataset, open_dataset
+from data_pipelines.errors import DatasetError
 from data_pipelines.people import tested_people
 
 
@@ -46,7 +46,7 @@ def test_leave_out(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert build.main([*command, "--leave_out", "market1501"]) == 0
     printed = capsys.readouterr().out
     assert printed.endswith("\n2 pictures left out of train: 1 people are tested in market1501\n")
-    mine = shards.open_dataset(market, "mine")
+    mine = open_dataset(market, "mine")
     assert mine.index("train").file.tolist() == ["b.jpg", "d.jpg"]
     assert [len(mine.index(split)) for split in ("query", "gallery")] == [1, 1]
     assert mine.manifest.people == ["market1501/0001", "market1501/0002", "mine/dora"]
@@ -55,7 +55,7 @@ def test_leave_out(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     # Another build than without: it is not taken for finished.
     assert build.main(command) == 2
     assert "holds another build" in capsys.readouterr().err
-    tests = {"market1501": (shards.open_dataset(market, "market1501"), ["query", "gallery"])}
+    tests = {"market1501": (open_dataset(market, "market1501"), ["query", "gallery"])}
     assert tested_people.leaks([mine], tests) == []
 
 
@@ -65,7 +65,7 @@ def test_leave_out_that_makes_no_sense(market: Path, tmp_path: Path, capsys: pyt
     assert "everybody in train is tested in market1501" in capsys.readouterr().err
     assert build.main([*command, "--leave_out", "msmt17"]) == 2
     assert "no data set msmt17 in" in capsys.readouterr().err
-    market1501 = [shards.open_dataset(market, "market1501")]
+    market1501 = [open_dataset(market, "market1501")]
     synth = sources.get_source("synth_pedes").scan(TREES["synth_pedes"].make(tmp_path / "synth"))
     with pytest.raises(DatasetError, match="synth_pedes shows nobody of other data sets"):
         tested_people.leave_out(synth, "synth_pedes", market1501)

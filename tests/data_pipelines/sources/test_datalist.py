@@ -7,7 +7,7 @@ import official_trees
 import pytest
 from official_trees import built
 
-from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.sources import datalist
 
 LINES = {

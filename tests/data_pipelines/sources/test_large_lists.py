@@ -5,16 +5,17 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import toy_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.dataset import files as shard_files
-from data_pipelines.dataset import schema, shards, writer
-from data_pipelines.dataset.array_rows import ArrayRows
-from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.dataset import index, schema, writer
+from data_pipelines.dataset.reader import open_dataset
+from data_pipelines.errors import DatasetError
 from data_pipelines.sources import json_stream
+from data_pipelines.sources.synth_pedes import ArrayRows
 
 WORD = st.text(max_size=5)
 NUMBER = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -104,18 +105,36 @@ def test_array_rows_build_the_same_shards_as_a_list(tmp_path: Path) -> None:
 def test_joined_index_file_is_the_joined_index(tmp_path: Path) -> None:
     toy_shards.build(tmp_path, records_per_shard=8)
     folder = tmp_path / "toy" / "1.0.0"
-    whole = shards.open_dataset(tmp_path, "toy").index("train")
-    parts = [schema.Index(*[column[at : at + 8] for column in vars(whole).values()]) for at in range(0, 40, 8)]
-    parts.insert(2, schema.Index(*[column[:0] for column in vars(whole).values()]))
-    files = [tmp_path / f"part{at}.npz" for at in range(len(parts))]
+    whole = open_dataset(tmp_path, "toy").index("train")
+    parts = [whole.take(slice(at, at + 8)) for at in range(0, 40, 8)]
+    parts.insert(2, whole.take(slice(0, 0)))
+    files = [tmp_path / f"part{at}.parquet" for at in range(len(parts))]
     for file, part in zip(files, parts, strict=True):
-        shard_files.save_index(file, part)
-    identity, camera = shard_files.join_index_files(tmp_path / "joined.npz", files)
-    np.testing.assert_array_equal(identity, whole.identity)
-    np.testing.assert_array_equal(camera, whole.camera)
-    assert (tmp_path / "joined.npz").read_bytes() == (folder / "index-train.npz").read_bytes()
-    with np.load(tmp_path / "joined.npz") as archive:  # any NumPy reads it
-        assert archive["identity"].tolist() == whole.identity.tolist()
+        index.save(file, part)
+    joined = index.join(tmp_path / "joined.parquet", files)
+    np.testing.assert_array_equal(joined.identity, whole.identity)
+    np.testing.assert_array_equal(joined.camera, whole.camera)
+    index.save(tmp_path / "whole.parquet", whole)
+    written = (tmp_path / "joined.parquet").read_bytes()
+    assert written == (folder / "index-train.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    table = pq.read_table(tmp_path / "joined.parquet")  # any reader of Parquet has it
+    assert table["identity"].to_pylist() == whole.identity.tolist()
+    assert table["attributes"].to_pylist() == whole.attributes.tolist()
+
+
+def test_a_long_index_is_joined_in_groups_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_shards.build(tmp_path, records_per_shard=8)
+    whole = open_dataset(tmp_path, "toy").index("train")
+    files = [tmp_path / f"part{at}.parquet" for at in range(0, 40, 8)]
+    for at, file in enumerate(files):
+        index.save(file, whole.take(slice(8 * at, 8 * at + 8)))
+    monkeypatch.setattr(index, "_GROUP_ROWS", 16)
+    index.join(tmp_path / "joined.parquet", files)
+    groups = pq.ParquetFile(tmp_path / "joined.parquet").metadata
+    assert [groups.row_group(at).num_rows for at in range(groups.num_row_groups)] == [16, 16, 8]
+    joined = index.load(tmp_path / "joined.parquet")
+    for name in whole:
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import toy_shards
 
 from data_pipelines import build, sources
-from data_pipelines.dataset import shards
-from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.dataset.reader import open_dataset
+from data_pipelines.errors import DatasetError
 from data_pipelines.sources import market1501
 
 FILES = {
@@ -70,7 +70,7 @@ def test_build_command(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert ["train", "images", "3", "12,936", "differs"] in [line.split() for line in printed.splitlines()]
     assert "gallery: 4 records in 1 shards" in printed
-    dataset = shards.open_dataset(tmp_path / "out", "market1501")
+    dataset = open_dataset(tmp_path / "out", "market1501")
     assert (dataset.manifest.task, dataset.manifest.namespace) == ("trad", "market1501")
     gallery, people = dataset.index("gallery"), dataset.manifest.people
     assert [people[i] for i in gallery.identity] == [f"market1501/{pid}" for pid in ("0000", "0000", "0001", "1501")]
@@ -107,9 +107,7 @@ def test_replaced_picture_is_not_mistaken_for_the_built_one(
     assert run(raw, tmp_path / "out") == 2
     assert "holds another build (different: splits)" in capsys.readouterr().err
     assert run(raw, tmp_path / "out", "--overwrite") == 0
-    assert shards.open_dataset(tmp_path / "out", "market1501").reader("query")[0]["image"] == toy_shards.picture(
-        99, ".png"
-    )
+    assert open_dataset(tmp_path / "out", "market1501").reader("query")[0]["image"] == toy_shards.picture(99, ".png")
 
 
 def test_wrong_trees(raw: Path, tmp_path: Path) -> None:

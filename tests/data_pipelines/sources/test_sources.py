@@ -12,7 +12,7 @@ import pytest
 from official_trees import TREES, built, columns
 
 from data_pipelines import build, sources
-from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.errors import DatasetError
 from data_pipelines.people import leaks as leak_check
 from data_pipelines.sources import reading, table
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from official_trees import built, columns
 
 from data_pipelines import build
-from data_pipelines.dataset import shards
-from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.dataset.reader import open_dataset
+from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import clothes_crops
 from data_pipelines.sources import table, table_parser
 from data_pipelines.sources.table_parser import Row, parse
@@ -240,7 +240,7 @@ def test_table_as_ctcc_li_t2i_vi(tmp_path: Path, capsys: pytest.CaptureFixture[s
     made = li.reader("train")[1]["sentences"]  # from attributes: three paraphrases in train, one in test
     assert len(set(made)) == 3
     assert all("grey" in text for text in made)
-    assert li.index("gallery").sentences.tolist() == [1]
+    assert li.index("gallery").sentence_count.tolist() == [1]
     assert li.index("gallery").attributes[:, :2].tolist() == [[-1, 1]]  # bag not named, red
     assert li.index("train").instruction_clothes.tolist() == [outfit("red coat"), outfit("grey suit")]
     assert li.index("query").instruction_clothes.tolist() == [
@@ -312,6 +312,6 @@ def test_the_example_of_the_readme_builds(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(commands) == 2
     for command in commands:
         assert build.main([*command.replace("SHARDS", "shards").split(), "--workers", "1"]) == 0
-    li, cc = (shards.open_dataset("shards", name) for name in ("mine_li", "mine_cc"))
+    li, cc = (open_dataset("shards", name) for name in ("mine_li", "mine_cc"))
     assert li.manifest.people == cc.manifest.people == ["mine_li/ann", "mine_li/bob"]
     assert li.reader("train")[0]["sentences"] == ("the same person in a red coat", "she wears red")

@@ -15,8 +15,10 @@ import tensorflow_datasets as tfds
 import toy_shards
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from data_pipelines.dataset import record_format, schema, shards
-from data_pipelines.dataset.shards import DatasetError
+from data_pipelines.dataset import reader as reader_module
+from data_pipelines.dataset import record_format, schema
+from data_pipelines.dataset.reader import dataset_names, open_dataset
+from data_pipelines.errors import DatasetError
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def copy(built: Path, tmp_path: Path) -> Path:
 
 
 def test_records_come_back_as_written(built: Path) -> None:
-    dataset = shards.open_dataset(built, "toy")
+    dataset = open_dataset(built, "toy")
     assert dataset.splits == ("train", "query", "gallery")
     for split, items in toy_shards.SPLITS.items():
         reader = dataset.reader(split)
@@ -46,7 +48,7 @@ def test_records_come_back_as_written(built: Path) -> None:
 
 
 def test_index_agrees_with_records(built: Path) -> None:
-    dataset = shards.open_dataset(built, "toy")
+    dataset = open_dataset(built, "toy")
     for split in dataset.splits:
         index, reader = dataset.index(split), dataset.reader(split)
         for i in range(len(index)):
@@ -55,27 +57,26 @@ def test_index_agrees_with_records(built: Path) -> None:
                 assert getattr(index, field)[i] == record[field]
             for field in ("attributes", "instruction_attributes"):
                 np.testing.assert_array_equal(getattr(index, field)[i], schema.pad_attributes(record[field]))
-            assert index.sentences[i] == len(record["sentences"])
-            assert index.instruction_images[i] == len(record["instruction_images"])
+            assert index.sentence_count[i] == len(record["sentences"])
+            assert index.instruction_image_count[i] == len(record["instruction_images"])
             first = [s.encode() for s in record["sentences"][:1]] or [*record["instruction_images"][:1]]
             assert index.instruction_key[i] == (zlib.crc32(first[0]) if first else 0)
             assert int(index.content[i]) == int.from_bytes(hashlib.sha256(record["image"]).digest()[:8], "big")
             assert (index.shard[i], index.offset[i]) == divmod(i, 8)
         np.testing.assert_array_equal(dataset.identities(split), index.identity)
-    dtypes = {
-        field.name: getattr(dataset.index("train"), field.name).dtype for field in dataclasses.fields(schema.Index)
-    }
+    index = dataset.index("train")
+    dtypes = {name: getattr(index, name).dtype for name in index}
     assert dtypes.pop("file").kind == "U"
     assert {name: str(dtype) for name, dtype in dtypes.items()} == {
         "identity": "int32", "camera": "int32", "clothes": "int32", "modality": "int8",
-        "attributes": "int16", "instruction_clothes": "int32", "instruction_attributes": "int16", "sentences": "int16",
-        "instruction_images": "int16", "instruction_key": "uint32", "content": "uint64", "shard": "int32",
-        "offset": "int32",
+        "attributes": "int16", "instruction_clothes": "int32", "instruction_attributes": "int16",
+        "sentence_count": "int16", "instruction_image_count": "int16", "instruction_key": "uint32",
+        "content": "uint64", "shard": "int32", "offset": "int32",
     }  # fmt: skip
 
 
 def test_manifest_counts(built: Path) -> None:
-    manifest = shards.open_dataset(built, "toy").manifest
+    manifest = open_dataset(built, "toy").manifest
     assert (manifest.name, manifest.version, manifest.task, manifest.namespace) == ("toy", "1.0.0", "trad", "toy")
     assert manifest.people == toy_shards.PEOPLE
     assert manifest.source == {"kind": "toy"}
@@ -88,7 +89,7 @@ def test_manifest_counts(built: Path) -> None:
 
 @pytest.mark.filterwarnings("default")  # TFDS's own
 def test_tfds_reads_the_folder(built: Path) -> None:
-    dataset = shards.open_dataset(built, "toy")
+    dataset = open_dataset(built, "toy")
     builder = tfds.builder_from_directory(str(dataset.folder))
     assert {split: info.num_examples for split, info in builder.info.splits.items()} == {
         "train": 40, "query": 5, "gallery": 12,
@@ -118,7 +119,7 @@ def test_record_bytes_are_those_of_the_tfds_serializer() -> None:
 
 
 def test_reader_pickles_and_limits_fields(built: Path) -> None:
-    dataset = shards.open_dataset(built, "toy")
+    dataset = open_dataset(built, "toy")
     reader = dataset.reader("train", fields=("image", "sentences"))
     first = reader[9]
     again = pickle.loads(pickle.dumps(reader))
@@ -133,8 +134,8 @@ def test_reader_pickles_and_limits_fields(built: Path) -> None:
 
 
 def test_threads_read_the_right_records(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_MAX_OPEN", 2)  # of five shards: readers come and go under the threads
-    reader = shards.open_dataset(built, "toy").reader("train", fields=("file",))
+    monkeypatch.setattr(reader_module, "_MAX_OPEN", 2)  # of five shards: readers come and go under the threads
+    reader = open_dataset(built, "toy").reader("train", fields=("file",))
     ids = np.random.default_rng(0).integers(0, 40, 4000).tolist()
     with futures.ThreadPoolExecutor(8) as pool:
         files = list(pool.map(lambda i: reader[i]["file"], ids))
@@ -146,46 +147,46 @@ def test_newest_version_is_opened(built: Path, copy: Path) -> None:
     for version in ("1.10.0", "1.9.0"):
         shutil.copytree(copy, copy.parent / version)
     data_dir = copy.parent.parent
-    assert shards.open_dataset(data_dir, "toy").folder.name == "1.10.0"
-    assert shards.open_dataset(data_dir, "toy", "1.9.0").folder.name == "1.9.0"
-    assert shards.dataset_names(data_dir) == ["toy"]
+    assert open_dataset(data_dir, "toy").folder.name == "1.10.0"
+    assert open_dataset(data_dir, "toy", "1.9.0").folder.name == "1.9.0"
+    assert dataset_names(data_dir) == ["toy"]
     with pytest.raises(
         DatasetError, match=r"no data set toy 2\.0\.0 in .* has version\(s\) 1\.0\.0, 1\.9\.0, 1\.10\.0"
     ):
-        shards.open_dataset(data_dir, "toy", "2.0.0")
+        open_dataset(data_dir, "toy", "2.0.0")
     with pytest.raises(DatasetError, match=r"no data set tyo in .* has data sets toy: build it first"):
-        shards.open_dataset(data_dir, "tyo")
+        open_dataset(data_dir, "tyo")
     with pytest.raises(DatasetError, match="toy has no split 'test'; it has train, query, gallery"):
-        shards.open_dataset(data_dir, "toy").index("test")
+        open_dataset(data_dir, "toy").index("test")
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="nowhere does not exist: build the data set"):
-        shards.open_dataset(tmp_path / "nowhere", "toy")
+        open_dataset(tmp_path / "nowhere", "toy")
     with pytest.raises(DatasetError, match="is empty: build the data set first"):
-        shards.open_dataset(tmp_path, "toy")
+        open_dataset(tmp_path, "toy")
     (tmp_path / "toy").mkdir()
     with pytest.raises(DatasetError, match="toy is empty: build the data set first"):
-        shards.open_dataset(tmp_path, "toy")
+        open_dataset(tmp_path, "toy")
     (tmp_path / "toy" / ".1.0.0.building").mkdir()
     with pytest.raises(
         DatasetError, match=r"did not finish .*run the same build command again; finished shards are kept"
     ):
-        shards.open_dataset(tmp_path, "toy")
-    assert shards.dataset_names(tmp_path) == []
+        open_dataset(tmp_path, "toy")
+    assert dataset_names(tmp_path) == []
 
 
 def test_missing_manifest(copy: Path) -> None:
     (copy / "manifest.json").unlink()
     with pytest.raises(DatasetError, match=r"has no manifest\.json: the build did not finish"):
-        shards.open_dataset(copy.parent.parent, "toy")
+        open_dataset(copy.parent.parent, "toy")
 
 
 def test_wrong_schema_version(copy: Path) -> None:
     values = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**values, "schema_version": 99}))
     with pytest.raises(DatasetError, match="written with schema version 99, but this code reads 1: delete the folder"):
-        shards.open_dataset(copy.parent.parent, "toy")
+        open_dataset(copy.parent.parent, "toy")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_wrong_schema_version(copy: Path) -> None:
 def test_broken_manifest(copy: Path, text: str, message: str) -> None:
     (copy / "manifest.json").write_text(text)
     with pytest.raises(DatasetError, match=message):
-        shards.open_dataset(copy.parent.parent, "toy")
+        open_dataset(copy.parent.parent, "toy")
 
 
 def test_shard_cut_short_or_missing(copy: Path) -> None:
@@ -202,10 +203,10 @@ def test_shard_cut_short_or_missing(copy: Path) -> None:
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:-1000])
     with pytest.raises(DatasetError, match=f"00002-of-00005 has {size - 1000} bytes, but {size} were written: delete"):
-        shards.open_dataset(copy.parent.parent, "toy")
+        open_dataset(copy.parent.parent, "toy")
     shard.unlink()
     with pytest.raises(DatasetError, match="00002-of-00005 is missing: delete the folder"):
-        shards.open_dataset(copy.parent.parent, "toy")
+        open_dataset(copy.parent.parent, "toy")
 
 
 def test_damaged_shard_is_named_and_never_gives_other_bytes(copy: Path) -> None:
@@ -215,7 +216,7 @@ def test_damaged_shard_is_named_and_never_gives_other_bytes(copy: Path) -> None:
     at = bytes(data).index(image) + len(image) // 2
     data[at] ^= 1
     shard.write_bytes(data)
-    dataset = shards.open_dataset(copy.parent.parent, "toy")
+    dataset = open_dataset(copy.parent.parent, "toy")
     reader = dataset.reader("train")
     assert reader[19]["image"] == toy_shards.load(19).image
     with pytest.raises(DatasetError, match=r"00002-of-00005 is damaged .*delete the folder"):
@@ -223,18 +224,18 @@ def test_damaged_shard_is_named_and_never_gives_other_bytes(copy: Path) -> None:
 
 
 def test_damaged_index(copy: Path) -> None:
-    path = copy / "index-train.npz"
+    path = copy / "index-train.parquet"
     data = path.read_bytes()
-    dataset = shards.open_dataset(copy.parent.parent, "toy")
+    dataset = open_dataset(copy.parent.parent, "toy")
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(DatasetError, match=r"index-train\.npz is damaged .*build the data set again"):
+    with pytest.raises(DatasetError, match=r"index-train\.parquet is damaged .*build the data set again"):
         dataset.index("train")
-    path.write_bytes((copy / "index-query.npz").read_bytes())
+    path.write_bytes((copy / "index-query.parquet").read_bytes())
     for read in (dataset.index, dataset.identities):
         with pytest.raises(DatasetError, match="the index of toy/train has 5 rows, the manifest 40 records"):
             read("train")
     path.unlink()
-    with pytest.raises(DatasetError, match=r"index-train\.npz is missing"):
+    with pytest.raises(DatasetError, match=r"index-train\.parquet is missing"):
         dataset.index("train")
 
 

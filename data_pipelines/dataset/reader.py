@@ -1,39 +1,33 @@
-"""Data sets on disk: `write_dataset` builds one, `open_dataset` reads it (record index and random-access reader).
+"""Reads built data sets: `open_dataset` gives a `Dataset` with the index of each split and random access to records.
 
-The folder is a TFDS data set of ArrayRecord shards (data.md section 3); `shard_files` describes its files.
+A data set is a folder of ArrayRecord shards that TFDS reads, too; `folder` describes its files. `open_copy` reads one
+on object storage through a copy on this host's disk.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+import fcntl
 import itertools
 import os
+import shutil
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from absl import logging
 from array_record.python import array_record_module
 from etils import epath
 
 from data_pipelines import storage
-from data_pipelines.dataset import files, record_format, schema
-from data_pipelines.dataset.files import DatasetError, load_manifest
-from data_pipelines.dataset.writer import OnBadImage, worker_pool, write_dataset
+from data_pipelines.dataset import index, record_format, schema
+from data_pipelines.dataset.folder import MANIFEST, load_manifest, version_key
+from data_pipelines.errors import DatasetError
 
-__all__ = [
-    "Dataset",
-    "DatasetError",
-    "OnBadImage",
-    "ShardReader",
-    "dataset_names",
-    "open_dataset",
-    "worker_pool",
-    "write_dataset",
-]
-
-_Rows = TypeVar("_Rows", np.ndarray, schema.Index)
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access: no read-ahead, no threads of its own
 _MAX_OPEN = 256  # shards a reader keeps open, well below the usual limit of 1,024 files a process
 
@@ -117,23 +111,28 @@ class Dataset:
     def splits(self) -> tuple[str, ...]:
         return tuple(self.manifest.splits)
 
-    def index(self, split: str) -> schema.Index:
-        """Returns the small fields of every record of the split. Raises DatasetError for an unknown split."""
-        return self._of_all_records(split, files.load_index)
+    def index(self, split: str, columns: Sequence[str] = tuple(schema.COLUMNS)) -> schema.Index:
+        """Returns small fields of every record of the split.
 
-    def identities(self, split: str) -> np.ndarray:
-        """Returns column `identity` of the index, i32[N], and reads no other. Raises as `index`."""
-        return self._of_all_records(split, files.load_identities)
+        Args:
+          split: a split's name.
+          columns: those to read, all by default; file names are most of an index.
 
-    def _of_all_records(self, split: str, load: Callable[[epath.Path], _Rows]) -> _Rows:
+        Raises:
+          DatasetError: an unknown split, or a missing or damaged index.
+        """
         records = self._split(split)["records"]
-        rows = load(self.folder / files.index_name(split))
+        rows = index.load_split(self.folder, split, columns)
         if len(rows) != records:
             raise DatasetError(
                 f"the index of {self.name}/{split} has {len(rows)} rows, the manifest {records} records: delete the "
                 f"folder {self.folder} and build the data set again"
             )
         return rows
+
+    def identities(self, split: str) -> np.ndarray:
+        """Returns column `identity` of the index, i32[N]; raises as `index`."""
+        return self.index(split, ("identity",)).identity
 
     def reader(self, split: str, fields: Sequence[str] = record_format.FIELDS) -> ShardReader:
         return ShardReader(str(self.folder), self._split(split)["shards"], fields)
@@ -171,8 +170,8 @@ def dataset_names(data_dir: str | os.PathLike[str]) -> list[str]:
 
 
 def _versions(folder: epath.Path) -> list[str]:
-    found = [path.name for path in folder.iterdir() if path.is_dir() and files.version_key(path.name)]
-    return sorted(found, key=lambda version: files.version_key(version) or ())
+    found = [path.name for path in folder.iterdir() if path.is_dir() and version_key(path.name)]
+    return sorted(found, key=lambda version: version_key(version) or ())
 
 
 def version_folder(data_dir: epath.Path, name: str, version: str | None = None) -> epath.Path:
@@ -207,3 +206,44 @@ def version_folder(data_dir: epath.Path, name: str, version: str | None = None) 
     raise DatasetError(
         f"no data set {wanted} in {data_dir}, which has {have}: build it first ({build}), or correct the name"
     )
+
+
+def open_copy(data_dir: str | os.PathLike[str], name: str, cache: str | os.PathLike[str]) -> Dataset:
+    """Opens the newest version that `data_dir` holds of a data set, in a copy of it below `cache`.
+
+    A copy is used again while the manifest is the same, and one that was cut short goes on. The processes of a host
+    wait for one another. Raises DatasetError as `open_dataset` does, OSError for a full disk.
+    """
+    # A place of its own for each data_dir: data sets of one name may differ.
+    root = Path(cache).expanduser() / os.fspath(data_dir).replace("://", "/").strip("/")
+    there = version_folder(epath.Path(data_dir), name)
+    final = root / name / there.name
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with open(final.with_name(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        manifest = _bytes(there / MANIFEST)
+        if manifest is None or manifest != _bytes(final / MANIFEST):
+            _copy_all(open_dataset(data_dir, name, there.name), final)
+    # The cache may hold newer versions, which were withdrawn.
+    return open_dataset(root, name, there.name)
+
+
+def _copy_all(source: Dataset, final: Path) -> None:
+    logging.info("copying %s to %s", source.folder, final)
+    work = final.with_name(f".{source.manifest.content_hash}.copying")
+    work.mkdir(exist_ok=True)
+    with futures.ThreadPoolExecutor(storage.THREADS) as pool:
+        list(pool.map(lambda file: _copy(file, work / file.name), source.folder.iterdir()))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(work, final)
+
+
+def _copy(source: epath.Path, target: Path) -> None:
+    if not target.exists():
+        unfinished = target.with_name(f".{target.name}.unfinished")
+        source.copy(unfinished, overwrite=True)
+        os.replace(unfinished, target)
+
+
+def _bytes(file: Path | epath.Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None

@@ -1,0 +1,107 @@
+"""The files of a built data set: where they lie, how the manifest and the record index are stored.
+
+{data_dir}/{name}/{version}/                       finished: it was moved here in one rename
+    {name}-{split}.array_record-00000-of-00012     shards
+    features.json, dataset_info.json               TFDS's own description
+    index-{split}.parquet                          the small fields of every record (older folders: .npz)
+    manifest.json, plan.json                       what was built, what was asked for
+{data_dir}/{name}/.{version}.building/             a build under way, or a killed one waiting to be resumed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from etils import epath
+
+from data_pipelines.dataset import schema
+from data_pipelines.errors import DatasetError
+
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+PEOPLE = "people.json"
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def check_names(name: str, version: str, splits: Sequence[str]) -> None:
+    """Raises DatasetError for names TFDS could not read back from the file names."""
+    for what, value in [("data set", name), *[("split", split) for split in splits]]:
+        if not _NAME.fullmatch(value):
+            raise DatasetError(
+                f"{what} name {value!r} must be lower-case letters, digits and _, beginning with a letter"
+            )
+    if not _VERSION.fullmatch(version):
+        raise DatasetError(f"version {version!r} of {name} must have the form 1.0.0")
+
+
+def version_key(version: str) -> tuple[int, ...] | None:
+    """Returns the sort key of a version folder's name, None if it is not one."""
+    match = _VERSION.fullmatch(version)
+    return tuple(map(int, match.groups())) if match else None
+
+
+def shard_name(name: str, split: str, shard: int, shards: int) -> str:
+    return f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
+
+
+def building_folder(data_dir: str | os.PathLike[str], name: str, version: str) -> Path:
+    return Path(data_dir, name, f".{version}.building")
+
+
+def file_sha256(path: Path | epath.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256(lines: Iterable[str]) -> str:
+    """Returns the hash of some lines of text."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the errors of a full or failing disk (ArrayRecord's are RuntimeErrors) into a DatasetError."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise DatasetError(
+            f"cannot write {path} ({error}): make room on that disk, or build into another folder, and run the same "
+            f"build again; finished shards are kept"
+        ) from error
+
+
+def load_manifest(folder: Path | epath.Path) -> schema.Manifest:
+    """Reads manifest.json. Raises DatasetError if it is missing, unreadable or of another schema version."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DatasetError(
+            f"{folder} has no {MANIFEST}: the build did not finish, or the file was lost. Run the same build command "
+            f"again (finished shards are kept); if the folder stays, delete it first."
+        )
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DatasetError(f"{path} is not readable JSON ({error}): delete the folder and build it again") from error
+    found = values.get("schema_version") if isinstance(values, dict) else None
+    if found != schema.SCHEMA_VERSION:
+        raise DatasetError(
+            f"{folder} was written with schema version {found}, but this code reads {schema.SCHEMA_VERSION}: "
+            f"delete the folder and build it again with this code (or use the code that wrote it)"
+        )
+    expected = {field.name for field in dataclasses.fields(schema.Manifest)}
+    if set(values) != expected:
+        raise DatasetError(
+            f"{path} has missing or unknown keys {sorted(expected ^ set(values))}: delete the folder and build it again"
+        )
+    return schema.Manifest(**values)

@@ -1,0 +1,173 @@
+"""The index of a split as a file: Parquet, one row per record; older folders have .npz files, which are read too.
+
+Equal indexes give equal bytes (of one pyarrow version), so that a build that was killed and resumed ends in the same
+files as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from data_pipelines import files
+from data_pipelines.dataset import schema
+from data_pipelines.errors import DatasetError
+
+_GROUP_ROWS = 1 << 16
+"""Least rows of a row group of a joined index; parts are held in memory until they have as many."""
+_NPZ_NAMES = {
+    "sentence_count": "sentences",
+    "instruction_image_count": "instruction_images",
+    "file": "file_utf8",
+}
+"""Names of columns in .npz files, where they differ."""
+
+
+def file_name(split: str) -> str:
+    """Returns the name of a split's index file."""
+    return f"index-{split}.parquet"
+
+
+def _type(column: schema.Column) -> pa.DataType:
+    value = pa.string() if column.dtype is np.str_ else pa.from_numpy_dtype(column.dtype)
+    return pa.list_(pa.field("item", value, nullable=False), column.width) if column.width else value
+
+
+_SCHEMA = pa.schema([pa.field(column.name, _type(column), nullable=False) for column in schema.COLUMNS.values()])
+
+
+class IndexBuilder:
+    """Collects the index rows of one shard."""
+
+    def __init__(self, shard: int) -> None:
+        self._shard = shard
+        self._rows: list[tuple[Any, ...]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, record: schema.Record, identity: int, content: bytes) -> None:
+        """Adds the next record of the shard; `content` is the sha256 of its image bytes."""
+        values = {
+            field.column.name: field.column.value(getattr(record, field.attribute))
+            for field in schema.FIELDS
+            if field.column
+        }
+        values["identity"] = identity
+        values[schema.INSTRUCTION_KEY.name] = schema.INSTRUCTION_KEY.value(record)
+        values[schema.CONTENT.name] = int.from_bytes(content[:8], "big")
+        values[schema.SHARD.name], values[schema.OFFSET.name] = self._shard, len(self._rows)
+        self._rows.append(tuple(values[name] for name in schema.COLUMNS))
+
+    def index(self) -> schema.Index:
+        """Returns the rows added so far."""
+        columns = list(zip(*self._rows, strict=True)) if self._rows else [()] * len(schema.COLUMNS)
+        return schema.Index(
+            {column.name: column.array(values) for column, values in zip(schema.COLUMNS.values(), columns, strict=True)}
+        )
+
+
+def save(path: Path, index: schema.Index) -> None:
+    """Writes an index in one step."""
+    with _writer(path) as writer:
+        writer.write_table(_table(index))
+
+
+def join(path: Path, parts: Sequence[Path]) -> schema.Index:
+    """Writes the index of a split from those of its shards, in order; returns columns identity and camera.
+
+    File names of millions of records would fill the memory, so only one row group is held at a time.
+
+    Raises:
+      DatasetError: a part is missing or damaged.
+    """
+    kept: list[schema.Index] = []
+    waiting: list[pa.Table] = []
+    with _writer(path) as writer:
+        for part in parts:
+            index = load(part)
+            kept.append(schema.Index({"identity": index.identity, "camera": index.camera}))
+            waiting.append(_table(index))
+            if sum(map(len, waiting)) >= _GROUP_ROWS:
+                writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting).combine_chunks())
+    return schema.Index({name: np.concatenate([getattr(part, name) for part in kept]) for name in kept[0]})
+
+
+@contextlib.contextmanager
+def _writer(path: Path) -> Iterator[pq.ParquetWriter]:
+    with (
+        files.replacing(path) as scratch,
+        pq.ParquetWriter(scratch, _SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        yield writer
+
+
+def _table(index: schema.Index) -> pa.Table:
+    def column(stated: schema.Column) -> pa.Array:
+        values = getattr(index, stated.name)
+        if not stated.width:
+            return pa.array(values, _SCHEMA.field(stated.name).type)
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, type=_SCHEMA.field(stated.name).type)
+
+    return pa.table([column(stated) for stated in schema.COLUMNS.values()], schema=_SCHEMA)
+
+
+def load(path: Path | epath.Path, names: Sequence[str] = tuple(schema.COLUMNS)) -> schema.Index:
+    """Reads the given columns of an index file, Parquet or .npz by its suffix.
+
+    Raises:
+      DatasetError: the file is missing, damaged or lacks a column; the message says to build the data set again.
+    """
+    read = _read_npz if path.suffix == ".npz" else _read_parquet
+    try:
+        with path.open("rb") as file:
+            return schema.Index(read(file, names))
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{path} is missing: delete the folder {path.parent} and build the data set again"
+        ) from error
+    except Exception as error:  # zipfile, zlib, NumPy and pyarrow each have their own errors for a damaged file
+        raise DatasetError(
+            f"{path} is damaged ({error}): delete the folder {path.parent} and build the data set again"
+        ) from error
+
+
+def load_split(folder: Path | epath.Path, split: str, names: Sequence[str] = tuple(schema.COLUMNS)) -> schema.Index:
+    """Reads columns of a split's index in a data set's folder; raises as `load`."""
+    path = folder / file_name(split)
+    older = path.with_suffix(".npz")
+    return load(older if not path.exists() and older.exists() else path, names)
+
+
+def _read_parquet(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
+    with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        table = parquet.read(columns=list(names), use_threads=False)
+    return {name: _array(table[name], schema.COLUMNS[name]) for name in names}
+
+
+def _array(values: pa.ChunkedArray, column: schema.Column) -> np.ndarray:
+    if column.dtype is np.str_:
+        return np.array(values.to_pylist(), np.str_)
+    if column.width:
+        chunks = [np.asarray(chunk.flatten()) for chunk in values.chunks]
+        return np.concatenate([np.zeros(0, column.dtype), *chunks]).reshape(-1, column.width)
+    return np.array(values.to_numpy())  # a copy, which may be written to
+
+
+def _read_npz(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as archive:
+        columns = {name: archive[_NPZ_NAMES.get(name, name)] for name in names}
+    if "file" in columns:  # this takes a third of the time of np.strings.decode
+        columns["file"] = np.array([name.decode() for name in columns["file"].tolist()], np.str_)
+    return columns
