@@ -10,7 +10,6 @@ Linux only: memory is the kernel's high-water mark of each process (VmHWM).
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import re
 import subprocess
@@ -23,7 +22,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import sources
-from data_pipelines.dataset.writer import worker_pool, write_dataset
+from data_pipelines.dataset.writer import BuildOptions, worker_pool, write_dataset
 
 IMAGES_A_PERSON = 15
 _SOURCE = "synth_pedes"
@@ -70,20 +69,7 @@ def build(root: Path, out: Path, workers: int) -> dict[str, float]:
     scan = source.scan(root)
     scanned, after_scan = time.perf_counter(), peak_mib()
     with worker_pool(workers) as pool:
-        write_dataset(
-            out,
-            name=source.name,
-            version=source.version,
-            task=source.task,
-            namespace=source.namespace,
-            people=scan.people,
-            splits=scan.splits,
-            load=functools.partial(source.load, root),
-            source=scan.source,
-            pool=pool,
-            workers=workers,
-            progress=False,
-        )
+        write_dataset(out, source.spec(root, scan), BuildOptions(workers=workers, pool=pool, progress=False))
         written = time.perf_counter()
         worker = max(pool.map(peak_mib, range(8 * workers)))
     return {

@@ -32,7 +32,7 @@ from data_pipelines.batches import augment as image_ops
 from data_pipelines.batches import layout, pipeline
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import Dataset, open_dataset
-from data_pipelines.dataset.writer import write_dataset
+from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
 from data_pipelines.images import decode
 
 _WORKERS = flags.DEFINE_list("workers", ["0", "2"], "Processes that make batches, for both sides.")
@@ -216,8 +216,7 @@ def main(argv: list[str]) -> None:
     for source in ((128, 64), SIZE):
         with tempfile.TemporaryDirectory() as folder:
             items = _items(source)
-            write_dataset(
-                folder,
+            spec = DatasetSpec(
                 name="bench",
                 version="1.0.0",
                 task="trad",
@@ -226,9 +225,8 @@ def main(argv: list[str]) -> None:
                 splits={"train": items},
                 load=load,
                 source={"height": source[0], "width": source[1]},
-                workers=1,
-                progress=False,
             )
+            write_dataset(folder, spec, BuildOptions(workers=1, progress=False))
             dataset = open_dataset(folder, "bench")
             jpegs = [make_jpeg(item) for item in items]
             files = [str(pathlib.Path(folder, f"{i:05d}.jpg")) for i in range(len(jpegs))]

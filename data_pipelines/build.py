@@ -1,14 +1,15 @@
-"""Builds a data set into shards: python -m data_pipelines.build --dataset market1501 --raw DIR --out DIR.
+"""Builds a data set into shards.
 
-Prints found beside expected counts before the build and, with what was written, after it. A killed build goes on where
-it stopped when run again.
+    python -m data_pipelines.build --dataset market1501 --raw DIR --out DIR
+
+Prints the counts that were found beside the published ones before the build and, with what was written, after it. A
+killed build goes on where it stopped when it is run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,22 +20,24 @@ from absl import logging
 from data_pipelines import sources, tasks
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
-from data_pipelines.dataset.writer import OnBadImage, write_dataset
+from data_pipelines.dataset.writer import BuildOptions, write_dataset
 from data_pipelines.errors import DatasetError
 from data_pipelines.people import tested_people
-from data_pipelines.sources import choice
+from data_pipelines.sources import Scan, Source, choice
 from data_pipelines.sources.choice import SourceOptions
 
 PROCEDURAL = "procedural"
 DATASETS = (PROCEDURAL, *sources.NAMES, *choice.OWN)
 
 
-def count_table(
+def count_report(
     found: Mapping[str, Mapping[str, int]], expected: Mapping[str, Mapping[str, int]]
 ) -> tuple[str, list[str]]:
-    """Returns the table of counts as text, and what differs, one line each (empty: all as published).
+    """Compares counts that were found with published ones, both {split: {what: count}}.
 
-    What is found but not published stands there without an expected count, and never differs.
+    Returns:
+      The counts as lines of text, and one line per difference (none: all as published). What is found but not published
+      has no expected count and never differs.
     """
     rows = [("split", "what", "found", "expected", "")]
     differences = []
@@ -55,81 +58,68 @@ def count_table(
 
 
 def build(
-    dataset: str,
-    raw: str | None,
-    out: str,
-    *,
-    options: SourceOptions | None = None,
-    workers: int | None = None,
-    strict: bool = False,
-    on_bad_image: OnBadImage = "error",
-    overwrite: bool = False,
-    leave_out: Sequence[str] = (),
+    dataset: str, out: str, source_options: SourceOptions, options: BuildOptions | None = None, strict: bool = False
 ) -> None:
-    """Builds one data set (a name in DATASETS; the procedural benchmark is six), and prints what was found.
+    """Builds one data set and prints what was found and written.
 
-    Raises DatasetError, cause and cure in the message. Counts other than the published ones are a warning, with
-    `strict` an error before anything is written. `leave_out`: data sets built in `out` whose test people do not become
-    training people here.
+    Args:
+      dataset: a name in DATASETS; the procedural benchmark is six data sets.
+      out: the data folder.
+      source_options: what the data set is made of.
+      options: how the build runs.
+      strict: counts other than the published ones are an error before anything is written, not a warning.
+
+    Raises:
+      DatasetError: the message names the cause and the cure.
     """
-    options = options or SourceOptions()
     if dataset == PROCEDURAL:
-        if options != SourceOptions() or leave_out:
+        if source_options != SourceOptions():
             raise DatasetError("the procedural benchmark takes no options of a raw data set: leave them out")
-        _build_procedural(out, workers, overwrite)
+        from data_pipelines import procedural  # only here: a raw data set needs no renderer
+
+        for manifest in procedural.build(out, options=options):
+            _print_built(manifest, out)
         return
-    source = choice.choose(dataset, options)
-    if raw is None and options.table is not None:
-        raw = str(Path(options.table).parent)
-    if raw is None:
-        if dataset == choice.DATALIST:
-            raise DatasetError("--dataset datalist needs --raw: the folder in which the lists' paths begin")
-        raise DatasetError(f"{dataset} is built from its official files: give their folder with --raw")
-    scan = source.scan(Path(raw))
-    table, differences = count_table(scan.found, source.expected)
-    print(f"{dataset} in {raw}\n{table}")
+    source, raw = choice.choose(dataset, source_options), _raw_folder(dataset, source_options)
+    scan = source.scan(raw)
+    _report_found(dataset, raw, scan, source, strict)
+    left_out: dict[str, Any] = {}
+    if source_options.leave_out:
+        tested = [open_dataset(out, name) for name in source_options.leave_out]
+        scan, left_out = tested_people.leave_out(scan, source.name, tested)
+    manifest = write_dataset(out, source.spec(raw, scan), options)
+    _print_built(manifest, out)
+    written = {split: {**found, "images": manifest.splits[split]["records"]} for split, found in scan.found.items()}
+    # What was left out is no fault of the raw folder, whose counts were compared before.
+    compared = {split: counts for split, counts in source.expected.items() if split != "train" or not left_out}
+    closing, differences = count_report(written, compared)
+    if compared:
+        closing += "\nDIFFERENT from the published counts" if differences else "\nas published"
+    if left_out:
+        closing += f"\n{left_out['images']:,} pictures left out of train: {left_out['people']:,} people are tested in "
+        closing += ", ".join(left_out["tested_in"])
+    print(closing)
+
+
+def _raw_folder(dataset: str, options: SourceOptions) -> Path:
+    if options.raw is not None:
+        return Path(options.raw)
+    if options.table is not None:
+        return Path(options.table).parent
+    if dataset == choice.DATALIST:
+        raise DatasetError("--dataset datalist needs --raw: the folder in which the lists' paths begin")
+    raise DatasetError(f"{dataset} is built from its official files: give their folder with --raw")
+
+
+def _report_found(dataset: str, raw: Path, scan: Scan, source: Source, strict: bool) -> None:
+    """Prints the counts beside the published ones. Raises DatasetError where they differ and `strict` is on."""
+    report, differences = count_report(scan.found, source.expected)
+    print(f"{dataset} in {raw}\n{report}")
     if differences:
         message = f"{raw} is not the published {dataset}: {'; '.join(differences)}"
         if strict:
             raise DatasetError(f"{message}. Get the data set again, or build without --strict.")
         logging.warning("%s. Figures from it do not compare with published ones.", message)
-    left_out: dict[str, Any] = {}
-    if leave_out:
-        tested = [open_dataset(out, name) for name in leave_out]
-        scan, left_out = tested_people.leave_out(scan, source.name, tested)
-    manifest = write_dataset(
-        out,
-        name=source.name,
-        version=source.version,
-        task=source.task,
-        namespace=source.namespace,
-        people=scan.people,
-        splits=scan.splits,
-        load=functools.partial(source.load, Path(raw)),
-        source=scan.source,
-        workers=workers,
-        on_bad_image=on_bad_image,
-        overwrite=overwrite,
-    )
-    _print_built(manifest, out)
-    written = {split: {**found, "images": manifest.splits[split]["records"]} for split, found in scan.found.items()}
-    # What was left out is no fault of the raw folder, whose counts stand above.
-    compared = {split: counts for split, counts in source.expected.items() if split != "train" or not left_out}
-    closing, still = count_table(written, compared)
-    if compared:
-        closing += "\nDIFFERENT from the published counts" if still else "\nas published"
-    if left_out:
-        tested_in = ", ".join(left_out["tested_in"])
-        closing += f"\n{left_out['images']:,} pictures left out of train: {left_out['people']:,} people are tested in "
-        closing += tested_in
-    print(closing)
-
-
-def _build_procedural(out: str, workers: int | None, overwrite: bool) -> None:
-    from data_pipelines import procedural  # only here: a raw data set needs no renderer
-
-    for manifest in procedural.build(out, workers=workers, overwrite=overwrite):
-        _print_built(manifest, out)
 
 
 def _print_built(manifest: schema.Manifest, out: str) -> None:
@@ -183,9 +173,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = vars(_parser().parse_args(argv))
     logging.set_verbosity(logging.INFO)
-    options = SourceOptions(**{field.name: args.pop(field.name) for field in dataclasses.fields(SourceOptions)})
+    args["leave_out"] = tuple(args["leave_out"])
+    source_options = SourceOptions(**{field.name: args.pop(field.name) for field in dataclasses.fields(SourceOptions)})
+    dataset, out, strict = args.pop("dataset"), args.pop("out"), args.pop("strict")
     try:
-        build(args.pop("dataset"), args.pop("raw"), args.pop("out"), options=options, **args)
+        build(dataset, out, source_options, BuildOptions(**args), strict)
     except DatasetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

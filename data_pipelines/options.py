@@ -1,18 +1,16 @@
-"""From `config.data` to the options of the parts: units of the mix, augmentation, benchmark. Loads nothing heavy."""
+"""Options of the data pipeline, made from `config.data`: units of the mix, augmentation, benchmark, batches."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
-from data_pipelines import tasks
-from data_pipelines.batches import augment
+from data_pipelines import procedural, tasks
+from data_pipelines.batches.augment import Augment
 from data_pipelines.batches.layout import Unit
 
 
 def units_of(config: ConfigDict) -> list[Unit]:
-    """The units of `config.data.train`, in name order; unset options take the task's own."""
+    """Returns the units of `config.data.train` in name order; unset options take the task's own."""
     units = []
     for name in sorted(config.data.train):
         unit = config.data.train[name]
@@ -28,22 +26,24 @@ def units_of(config: ConfigDict) -> list[Unit]:
     return units
 
 
-def benchmark_options(config: ConfigDict) -> dict[str, Any]:
-    """`config.data.procedural` as arguments of `procedural.Benchmark`."""
-    options: dict[str, Any] = config.data.procedural.to_dict()
-    return options | {key: tuple(options[key]) for key in ("image_size", "template_size", "extras")}
+def benchmark_of(config: ConfigDict) -> procedural.Benchmark:
+    """Returns the benchmark of `config.data.procedural`. Raises ValueError for options out of range."""
+    options = config.data.procedural.to_dict()
+    return procedural.Benchmark(
+        **options | {key: tuple(options[key]) for key in ("image_size", "template_size", "extras")}
+    )
 
 
-def augment_of(config: ConfigDict, unit: str) -> augment.Augment:
-    """The augmentation of one entry of `config.data.train`. Raises ValueError for options out of range."""
+def augment_of(config: ConfigDict, unit: str) -> Augment:
+    """Returns the augmentation of one entry of `config.data.train`. Raises ValueError for options out of range."""
     options = config.data.augment.to_dict()
     own = {key: config.data.train[unit][key] for key in ("hue", "saturation")}
-    return augment.Augment(**{**options, **{key: value for key, value in own.items() if value is not None}})
+    return Augment(**{**options, **{key: value for key, value in own.items() if value is not None}})
 
 
-def augments_of(config: ConfigDict) -> dict[str, augment.Augment]:
-    """The augmentation of each data set. Raises ValueError where entries that share one ask for different ones."""
-    found: dict[str, augment.Augment] = {}
+def augments_of(config: ConfigDict) -> dict[str, Augment]:
+    """Returns the augmentation of each data set. Raises ValueError where entries of one data set differ."""
+    found: dict[str, Augment] = {}
     for name in sorted(config.data.train):
         data_set, own = config.data.train[name].data_set, augment_of(config, name)
         if found.setdefault(data_set, own) != own:
@@ -55,7 +55,7 @@ def augments_of(config: ConfigDict) -> dict[str, augment.Augment]:
 
 
 def needs_keys(config: ConfigDict) -> bool:
-    """Whether a momentum model reads the batches too: for the memory bank, or for the text-to-image objectives."""
+    """Tells whether a momentum model reads the batches too, for the memory bank or the text-to-image objectives."""
     loss = config.loss
     captions = config.text_to_image.momentum_contrast or loss.masked_weight > 0 or loss.replaced_weight > 0
     return bool(config.memory_bank.size) or captions

@@ -75,9 +75,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def procedural_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The procedural benchmark at its smallest, as real shards."""
     from data_pipelines import procedural
+    from data_pipelines.dataset.writer import BuildOptions
 
     def build(folder: Path) -> None:
-        procedural.build(folder, seed=0, workers=1, progress=False, **MICRO)
+        procedural.build(folder, procedural.Benchmark(**MICRO), BuildOptions(workers=1, progress=False))
 
     return built_once(tmp_path_factory, "procedural", build)
 

@@ -10,12 +10,12 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import options as data_options
-from data_pipelines import procedural, storage
+from data_pipelines import options, procedural, storage
 from data_pipelines.batches import pipeline, sampling
 from data_pipelines.batches.layout import BatchPlan, plan_batch
 from data_pipelines.dataset.folder import sha256
 from data_pipelines.dataset.reader import Dataset, dataset_names, open_copy, open_dataset
+from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.people.identity_space import IdentitySpace
@@ -57,7 +57,7 @@ def plan_of(config: ConfigDict, tokenizer: Tokenizer) -> BatchPlan:
     """The layout of the batches. Raises DatasetError if they cannot be laid out so."""
     try:
         return plan_batch(
-            data_options.units_of(config), config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
+            options.units_of(config), config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
             instruction_dropout=config.data.instruction_dropout, repeat_people=config.data.repeat_people,
         )  # fmt: skip
     except ValueError as error:
@@ -76,15 +76,15 @@ def open_training(config: ConfigDict, *, image_size: Size, instruction_image_siz
         sampling.people_of(plan, {name: datasets[name].index("train") for name in plan.datasets})
     except ValueError as error:
         raise DatasetError(f"config.data: {error}") from error
-    options = {
+    stream_options = {
         "seed": config.seed,
         "accumulate": config.optimizer.accumulate,
-        "second_view": config.momentum.second_view and data_options.needs_keys(config),
+        "second_view": config.momentum.second_view and options.needs_keys(config),
         "image_size": image_size,
         "instruction_image_size": instruction_image_size,
-        "augment": data_options.augments_of(config),
+        "augment": options.augments_of(config),
     }
-    return JointData(datasets, plan, IdentitySpace(plan, datasets), tokenizer, options)
+    return JointData(datasets, plan, IdentitySpace(plan, datasets), tokenizer, stream_options)
 
 
 def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, Dataset]:
@@ -97,15 +97,16 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, Dataset
     wanted = list(dict.fromkeys(names))
     drawn = [name for name in wanted if name.startswith(f"{procedural.NAMESPACE}_")]
     found = dataset_names(folder) if folder.is_dir() else []
-    options = data_options.benchmark_options(config)
+    benchmark = options.benchmark_of(config)
     if config.data.build_missing and set(drawn) - set(found):
         logging.info("building the procedural benchmark in %s", folder)
-        procedural.build(folder, **options, wait=True)  # several processes of a host may start at once
+        # Several processes of a host may start at once.
+        procedural.build(folder, benchmark, BuildOptions(wait=True))
     if config.data.cache and storage.is_remote(folder):
         opened = {name: open_copy(folder, name, config.data.cache) for name in wanted}
     else:
         opened = {name: open_dataset(folder, name) for name in wanted}
-    source = procedural.Benchmark(**options).source() if drawn else {}
+    source = benchmark.source() if drawn else {}
     for name in drawn:
         there = opened[name].manifest.source
         changed = [key for key in source if there.get(key) != source[key]]

@@ -1,10 +1,10 @@
 """The folder of a build under way: locked, resumed or cleared, completed, and moved into place in one rename.
 
 .{version}.building/lock         held by the process that builds; a kill frees it
-.{version}.building/plan.json    what was asked for: shards are kept only for the same plan
+.{version}.building/plan.json    the request of the build; shards are kept only for the same request
 .{version}.building/people.json  person names, for the workers
 .{version}.building/data/        becomes the version folder
-.{version}.building/parts/       what is known of each finished shard (see shard_writer)
+.{version}.building/parts/       index rows and summary of each finished shard (see shard_writer)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from data_pipelines.dataset import index, record_format, schema
-from data_pipelines.dataset.folder import MANIFEST, PEOPLE, PLAN, load_manifest, sha256, writing
+from data_pipelines.dataset.folder import MANIFEST, PEOPLE, REQUEST, load_manifest, sha256, writing
 from data_pipelines.dataset.shard_writer import ShardJob, bad_images
 from data_pipelines.errors import DatasetError
 from data_pipelines.files import SCRATCH_PREFIX, write_json
@@ -80,7 +80,7 @@ def remove(work: Path) -> None:
         work.rmdir()
 
 
-def finished(final: Path, plan: dict[str, Any], on_bad_image: str, overwrite: bool) -> schema.Manifest | None:
+def finished(final: Path, request: dict[str, Any], on_bad_image: str, overwrite: bool) -> schema.Manifest | None:
     """Returns the manifest if the version folder already holds this very build, None if it is to be built.
 
     Raises DatasetError if it holds something else and `overwrite` is off, or pictures were skipped that now may not be.
@@ -88,7 +88,7 @@ def finished(final: Path, plan: dict[str, Any], on_bad_image: str, overwrite: bo
     if not final.exists():
         return None
     is_built = (final / MANIFEST).is_file()
-    changed = _changed_keys(final / PLAN, plan) if is_built else [MANIFEST]
+    changed = _changed_keys(final / REQUEST, request) if is_built else [MANIFEST]
     if changed:
         if overwrite:
             return None
@@ -104,17 +104,17 @@ def finished(final: Path, plan: dict[str, Any], on_bad_image: str, overwrite: bo
     return manifest
 
 
-def _changed_keys(path: Path, plan: dict[str, Any]) -> list[str]:
+def _changed_keys(path: Path, request: dict[str, Any]) -> list[str]:
     try:
         old = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return [path.name]
-    return sorted(key for key in {*old, *plan} if old.get(key) != plan.get(key))
+    return sorted(key for key in {*old, *request} if old.get(key) != request.get(key))
 
 
-def prepare(work: Path, plan: dict[str, Any], people: Sequence[str]) -> None:
-    """Keeps the finished shards of a killed build of the same plan, and clears what is left of any other."""
-    changed = _changed_keys(work / PLAN, plan)
+def prepare(work: Path, request: dict[str, Any], people: Sequence[str]) -> None:
+    """Keeps the finished shards of a killed build of the same request, and clears what is left of any other."""
+    changed = _changed_keys(work / REQUEST, request)
     if changed:
         if (work / "parts").exists():
             logging.warning("%s is left from another build (different: %s): starting over", work, ", ".join(changed))
@@ -125,20 +125,20 @@ def prepare(work: Path, plan: dict[str, Any], people: Sequence[str]) -> None:
         for path in folder.glob(f"{SCRATCH_PREFIX}*"):
             path.unlink()
     write_json(work / PEOPLE, list(people))
-    write_json(work / PLAN, plan)
+    write_json(work / REQUEST, request)
 
 
-def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan: dict[str, Any]) -> schema.Manifest:
+def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], request: dict[str, Any]) -> schema.Manifest:
     """Writes the indexes, TFDS's description, the plan and last the manifest beside the finished shards."""
     splits: dict[str, dict[str, Any]] = {}
-    for split, (asked, _) in plan["splits"].items():
+    for split, (asked, _) in request["splits"].items():
         own = [job for job in jobs if job.split == split]
         summaries = [job.summary() for job in own]
         skipped = [item for summary in summaries for item in summary["skipped"]]
         if not sum(summary["records"] for summary in summaries):
-            raise DatasetError(f"{plan['name']}: no picture of split {split!r} decodes; is the raw folder complete?")
+            raise DatasetError(f"{request['name']}: no picture of split {split!r} decodes; is the raw folder complete?")
         if skipped:
-            logging.warning("%s: %d of %d pictures of %s left out", plan["name"], len(skipped), asked, split)
+            logging.warning("%s: %d of %d pictures of %s left out", request["name"], len(skipped), asked, split)
         rows = index.join(folder / index.file_name(split), [job.index_file for job in own])
         splits[split] = {
             "records": len(rows),
@@ -150,17 +150,17 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan
             ],
             "skipped": skipped,
         }
-    _write_tfds_metadata(folder, plan, splits)
-    write_json(folder / PLAN, plan)
+    _write_tfds_metadata(folder, request, splits)
+    write_json(folder / REQUEST, request)
     manifest = schema.Manifest(
-        name=plan["name"],
-        version=plan["version"],
+        name=request["name"],
+        version=request["version"],
         schema_version=schema.SCHEMA_VERSION,
-        task=plan["task"],
-        namespace=plan["namespace"],
+        task=request["task"],
+        namespace=request["namespace"],
         people=list(people),
         splits=splits,
-        source=plan["source"],
+        source=request["source"],
         # Shards number people; who they are decides which people of several data sets are one.
         content_hash=sha256(
             [f"{shard['file']} {shard['sha256']}" for split in sorted(splits) for shard in splits[split]["shards"]]
@@ -171,9 +171,9 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], plan
     return manifest
 
 
-def _write_tfds_metadata(folder: Path, plan: dict[str, Any], splits: Mapping[str, dict[str, Any]]) -> None:
+def _write_tfds_metadata(folder: Path, request: dict[str, Any], splits: Mapping[str, dict[str, Any]]) -> None:
     """Writes features.json and dataset_info.json, so that tfds.builder_from_directory reads the folder."""
-    template = tfds.core.ShardedFileTemplate(folder, dataset_name=plan["name"], filetype_suffix="array_record")
+    template = tfds.core.ShardedFileTemplate(folder, dataset_name=request["name"], filetype_suffix="array_record")
     infos = [
         tfds.core.SplitInfo(
             name=split,
@@ -187,7 +187,7 @@ def _write_tfds_metadata(folder: Path, plan: dict[str, Any], splits: Mapping[str
         data_dir=folder,
         features=record_format.FEATURES,
         split_infos=infos,
-        version=plan["version"],
+        version=request["version"],
         filename_template=template,
         check_data=False,
     )

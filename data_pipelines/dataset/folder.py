@@ -25,7 +25,7 @@ from data_pipelines.dataset import schema
 from data_pipelines.errors import DatasetError
 
 MANIFEST = "manifest.json"
-PLAN = "plan.json"
+REQUEST = "plan.json"
 PEOPLE = "people.json"
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")

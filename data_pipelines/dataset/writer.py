@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from absl import logging
 
@@ -26,108 +27,167 @@ from data_pipelines.errors import DatasetError
 T = TypeVar("T")
 OnBadImage = Literal["error", "skip"]
 
-# Part of every plan: raise it when the same input would give other bytes, so that half-built folders start over.
+# Part of every request: raise it when the same input would give other bytes, so that half-built folders start over.
 _WRITER_VERSION = 1
 _PROGRESS_SECONDS = 5.0
 
 
-def write_dataset(
-    out_dir: str | os.PathLike[str],
-    *,
-    name: str,
-    version: str,
-    task: str,
-    namespace: str,
-    people: Sequence[str],
-    splits: Mapping[str, Sequence[T]],
-    load: Callable[[T], schema.Record],
-    source: dict[str, Any],
-    records_per_shard: int = 1024,
-    workers: int | None = None,
-    pool: futures.Executor | None = None,
-    on_bad_image: OnBadImage = "error",
-    overwrite: bool = False,
-    progress: bool = True,
-    wait: bool = False,
-) -> schema.Manifest:
-    """Builds `{out_dir}/{name}/{version}/`, or finishes a build that was killed; returns its manifest.
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec(Generic[T]):
+    """What a data set holds; every field is part of the result.
 
-    `splits` maps a split to light descriptors in final record order; `load` makes the Record of one descriptor, in a
-    worker process, so memory stays bounded by one record a worker. A descriptor's repr must state its whole value:
-    with `people`, `source` and the other arguments it identifies the build, so that shards of the same build are kept
-    after a kill and a finished data set is returned as it is. What else `load` depends on (a seed, a renderer's
-    version) belongs in `source`, which must be JSON. `people`: all person names, stored sorted without repeats.
-
-    `workers`: processes (None: all cores this process may use; 1: this process alone). `pool`: an executor of
-    `worker_pool` to use instead, which saves its start when several data sets are built in a row.
-    `on_bad_image`: "error" refuses the build and names each picture of the shard that does not decode; "skip" leaves
-    them out, counted in the log and listed in the manifest. `overwrite` replaces a finished data set of the same
-    version but other content, which is an error otherwise. `wait`: where another process builds this version, wait for
-    it (and find its work) instead of refusing.
-
-    Raises DatasetError (cause and cure in the message); whatever `load` raises comes through with the record named.
+    Attributes:
+      name, version, task, namespace: see `schema.Manifest`; the data set goes to `OUT/name/version/`.
+      people: all person names, in any order, repeats allowed.
+      splits: split -> light descriptors of its records, in final order. A descriptor's repr must state its whole value,
+        because it identifies the build: a killed build keeps its shards for the same descriptors only.
+      load: makes the Record of one descriptor, in a worker process, so memory stays bounded by one record per worker.
+      source: where the pictures come from, as plain JSON, with whatever else `load` depends on (a seed, a version).
+      records_per_shard: records of every shard but the last of a split.
     """
+
+    name: str
+    version: str
+    task: str
+    namespace: str
+    people: Sequence[str]
+    splits: Mapping[str, Sequence[T]]
+    load: Callable[[T], schema.Record]
+    source: dict[str, Any]
+    records_per_shard: int = 1024
+
+    def check(self) -> None:
+        """Raises DatasetError (ValueError for an unknown task) if no data set can be made of this."""
+        check_names(self.name, self.version, list(self.splits))
+        tasks.task(self.task)
+        if self.records_per_shard < 1:
+            raise DatasetError(f"records_per_shard is {self.records_per_shard}; it must be at least 1")
+        if not self.people or not self.splits:
+            missing = "people" if self.splits else "splits"
+            raise DatasetError(f"{self.name}: no {missing} given, so there is nothing to build")
+        for split, items in self.splits.items():
+            if not len(items):
+                raise DatasetError(f"{self.name}: split {split!r} is empty; check that the raw folder is complete")
+        try:
+            if json.loads(json.dumps(self.source)) != self.source:
+                raise TypeError("it changes when written and read back (tuples, or keys that are no strings)")
+        except TypeError as error:
+            raise DatasetError(f"{self.name}: source must be plain JSON values: {error}") from error
+
+    def request(self, people: Sequence[str]) -> dict[str, Any]:
+        """Returns the content of plan.json, which identifies the build; `people`: sorted, without repeats."""
+        return {
+            "writer_version": _WRITER_VERSION,
+            "schema_version": schema.SCHEMA_VERSION,
+            "name": self.name,
+            "version": self.version,
+            "task": self.task,
+            "namespace": self.namespace,
+            "people": [len(people), sha256(people)],
+            "splits": {split: [len(items), sha256(map(_describe, items))] for split, items in self.splits.items()},
+            "records_per_shard": self.records_per_shard,
+            "source": self.source,
+        }
+
+    def jobs(self, work: Path, people_sha256: str, skip_bad: bool) -> list[ShardJob]:
+        """Returns the shards to write, split by split."""
+        size = self.records_per_shard
+        return [
+            ShardJob(
+                work=str(work),
+                people_sha256=people_sha256,
+                name=self.name,
+                split=split,
+                shard=shard,
+                shards=-(-len(items) // size),
+                first=first,
+                items=items[first : first + size],
+                load=self.load,
+                skip_bad=skip_bad,
+            )
+            for split, items in self.splits.items()
+            for shard, first in enumerate(range(0, len(items), size))
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """How a build runs; without bad images none of it changes the result.
+
+    Attributes:
+      workers: processes (None: all cores that this process may use; 1: this process alone).
+      pool: an executor of `worker_pool` to use instead, which saves its start when several data sets are built.
+      on_bad_image: "error" refuses the build and names each picture of the shard that does not decode; "skip" leaves
+        them out, counted in the log and listed in the manifest.
+      overwrite: replaces a finished data set of the same version but other content, which is an error otherwise.
+      progress: logs a line every few seconds.
+      wait: where another process builds this version, waits for it and takes its result instead of refusing.
+    """
+
+    workers: int | None = None
+    pool: futures.Executor | None = None
+    on_bad_image: OnBadImage = "error"
+    overwrite: bool = False
+    progress: bool = True
+    wait: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_bad_image not in ("error", "skip"):
+            raise DatasetError(f"on_bad_image is {self.on_bad_image!r}; it must be 'error' or 'skip'")
+
+
+def write_dataset(
+    out_dir: str | os.PathLike[str], spec: DatasetSpec[Any], options: BuildOptions | None = None
+) -> schema.Manifest:
+    """Builds `{out_dir}/{name}/{version}/`, or finishes a build that was killed.
+
+    A finished data set of the same request is returned as it is.
+
+    Args:
+      out_dir: a local data folder.
+      spec: what the data set holds.
+      options: how the build runs.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      DatasetError: the message names the cause and the cure. Errors of `spec.load` come through with a note that names
+        the record.
+    """
+    options = options or BuildOptions()
     if storage.is_remote(out_dir):
         raise DatasetError(
             f"data sets are built on a local disk, not in {os.fspath(out_dir)}: build there, then copy the folder "
             "(gcloud storage rsync -r SHARDS gs://BUCKET/SHARDS)"
         )
-    check_names(name, version, list(splits))
-    people = sorted(set(people))
-    _check_arguments(name, task, people, splits, source, records_per_shard, on_bad_image)
-    people_sha256 = sha256(people)
-    plan = {
-        "writer_version": _WRITER_VERSION,
-        "schema_version": schema.SCHEMA_VERSION,
-        "name": name,
-        "version": version,
-        "task": task,
-        "namespace": namespace,
-        "people": [len(people), people_sha256],
-        "splits": {split: [len(items), sha256(map(_describe, items))] for split, items in splits.items()},
-        "records_per_shard": records_per_shard,
-        "source": source,
-    }
-    final = Path(out_dir, name, version)
-    work = building_folder(out_dir, name, version)
-    with build_folder.locked(work, wait):
-        manifest = build_folder.finished(final, plan, on_bad_image, overwrite)
+    spec.check()
+    people = sorted(set(spec.people))
+    request = spec.request(people)
+    final = Path(out_dir, spec.name, spec.version)
+    work = building_folder(out_dir, spec.name, spec.version)
+    with build_folder.locked(work, options.wait):
+        manifest = build_folder.finished(final, request, options.on_bad_image, options.overwrite)
         if manifest is not None:
             build_folder.remove(work)
             return manifest
         with writing(work):
-            build_folder.prepare(work, plan, people)
-        jobs = [
-            ShardJob(
-                work=str(work),
-                people_sha256=people_sha256,
-                name=name,
-                split=split,
-                shard=shard,
-                shards=-(-len(items) // records_per_shard),
-                first=first,
-                items=items[first : first + records_per_shard],
-                load=load,
-                skip_bad=on_bad_image == "skip",
-            )
-            for split, items in splits.items()
-            for shard, first in enumerate(range(0, len(items), records_per_shard))
-        ]
+            build_folder.prepare(work, request, people)
+        jobs = spec.jobs(work, sha256(people), options.on_bad_image == "skip")
         missing = [job for job in jobs if not is_finished(job)]
         if len(missing) < len(jobs):
-            logging.info("%s: resuming, %d of %d shards are finished", name, len(jobs) - len(missing), len(jobs))
-        images = sum(len(job.items) for job in missing)
-        _run(missing, workers, pool, _Progress(name, len(jobs), len(jobs) - len(missing), images, progress))
+            logging.info("%s: resuming, %d of %d shards are finished", spec.name, len(jobs) - len(missing), len(jobs))
+        _run(missing, options, _Progress(spec.name, len(jobs), missing, options.progress))
         with writing(work):
-            manifest = build_folder.complete(work / "data", jobs, people, plan)
+            manifest = build_folder.complete(work / "data", jobs, people, request)
             build_folder.move_into_place(work, final)
-    if progress:
-        logging.info("%s %s: built in %s", name, version, final)
+    if options.progress:
+        logging.info("%s %s: built in %s", spec.name, spec.version, final)
     return manifest
 
 
 def worker_pool(workers: int | None = None) -> futures.ProcessPoolExecutor:
-    """Returns an executor (a context manager) whose processes build shards; None: one a core this process may use."""
+    """Returns an executor whose processes build shards, a context manager; None: one per core this process may use."""
     # Not fork: the caller may run JAX's or OpenCV's threads, which a forked child inherits half-dead.
     context = multiprocessing.get_context("forkserver")
     return futures.ProcessPoolExecutor(workers or _cores(), mp_context=context, initializer=_die_with_parent)
@@ -138,7 +198,7 @@ def _cores() -> int:
 
 
 def _die_with_parent() -> None:
-    """Ends this worker when the process that started it is killed; it would wait for work for ever."""
+    """Ends this worker when the process that started it is killed; it would wait for work forever."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -147,32 +207,6 @@ def _die_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _check_arguments(
-    name: str,
-    task: str,
-    people: Sequence[str],
-    splits: Mapping[str, Sequence[Any]],
-    source: Any,
-    per_shard: int,
-    on_bad_image: str,
-) -> None:
-    tasks.task(task)
-    if on_bad_image not in ("error", "skip"):
-        raise DatasetError(f"on_bad_image is {on_bad_image!r}; it must be 'error' or 'skip'")
-    if per_shard < 1:
-        raise DatasetError(f"records_per_shard is {per_shard}; it must be at least 1")
-    if not people or not splits:
-        raise DatasetError(f"{name}: no {'people' if splits else 'splits'} given, so there is nothing to build")
-    for split, items in splits.items():
-        if not len(items):
-            raise DatasetError(f"{name}: split {split!r} is empty; check that the raw folder is complete")
-    try:
-        if json.loads(json.dumps(source)) != source:
-            raise TypeError("it changes when written and read back (tuples, or keys that are no strings)")
-    except TypeError as error:
-        raise DatasetError(f"{name}: source must be plain JSON values: {error}") from error
 
 
 def _describe(item: Any) -> str:
@@ -185,12 +219,12 @@ def _describe(item: Any) -> str:
     return text
 
 
-def _run(jobs: Sequence[ShardJob], workers: int | None, pool: futures.Executor | None, progress: _Progress) -> None:
+def _run(jobs: Sequence[ShardJob], options: BuildOptions, progress: _Progress) -> None:
     """Writes the shards; few jobs are in flight at once, so that descriptors are not all copied to the workers."""
     if not jobs:  # a build that stopped after its last shard
         return
-    workers = min(workers or _cores(), len(jobs))
-    if pool is None and workers <= 1:
+    workers = min(options.workers or _cores(), len(jobs))
+    if options.pool is None and workers <= 1:
         for job in jobs:
             progress.add(write_shard(job))
         return
@@ -202,7 +236,7 @@ def _run(jobs: Sequence[ShardJob], workers: int | None, pool: futures.Executor |
             f"or workers=1"
         ) from error
     with contextlib.ExitStack() as stack:
-        executor = pool or stack.enter_context(worker_pool(workers))
+        executor = options.pool or stack.enter_context(worker_pool(workers))
         try:
             for records in _in_parallel(jobs, executor, in_flight=2 * workers):
                 progress.add(records)
@@ -234,12 +268,12 @@ def _in_parallel(jobs: Sequence[ShardJob], executor: futures.Executor, in_flight
 
 
 class _Progress:
-    """A log line every few seconds, and one at the end: shards, images/s, and the time left."""
+    """Logs a line every few seconds, and one at the end: shards, images/s, and the time left."""
 
-    def __init__(self, name: str, shards: int, finished: int, images: int, enabled: bool) -> None:
-        """`images`: how many are still to be written."""
-        self._name, self._shards, self._finished, self._enabled = name, shards, finished, enabled
-        self._images, self._written, self._start = images, 0, time.monotonic()
+    def __init__(self, name: str, shards: int, missing: Sequence[ShardJob], enabled: bool) -> None:
+        """Starts the clock; `missing`: the jobs of the data set's `shards` that are still to be written."""
+        self._name, self._shards, self._finished, self._enabled = name, shards, shards - len(missing), enabled
+        self._images, self._written, self._start = sum(len(job.items) for job in missing), 0, time.monotonic()
         self._last = self._start
 
     def add(self, images: int) -> None:
@@ -253,7 +287,7 @@ class _Progress:
 
 
 def _duration(images: int, rate: float) -> str:
-    """Returns the time that `images` take at `rate` images/s, as a person says it: 50 s, 12 min, 3 h 20 min."""
+    """Returns the time that `images` take at `rate` images/s in words: 50 s, 12 min, 3 h 20 min."""
     seconds = max(images, 0) / max(rate, 1e-9)
     minutes = round(seconds / 60)
     if minutes < 2:

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.writer import worker_pool, write_dataset
+from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, worker_pool, write_dataset
 from data_pipelines.instructions import sentences as instructions
 from data_pipelines.procedural import outfits, people, rows
 from data_pipelines.procedural.drawing import render, scene, template
@@ -132,6 +132,20 @@ class Benchmark:
             plan["gallery"] += shots[len(asked) :]
         return plan
 
+    def spec(self, task: str) -> DatasetSpec[Shot]:
+        """Returns the data set `procedural_<task>`. Raises ValueError for an unknown task."""
+        splits = self.shots(task)
+        return DatasetSpec(
+            name=f"{NAMESPACE}_{task}",
+            version=VERSION,
+            task=task,
+            namespace=NAMESPACE,
+            people=[shot.person for shots in splits.values() for shot in shots],
+            splits=splits,
+            load=self.load,
+            source=self.source(),
+        )
+
     def load(self, shot: Shot) -> schema.Record:
         """Returns the record of a planned shot: draws its picture, writes its sentences, adds its template."""
         row, infrared = shot.row, shot.scene.camera >= scene.VISIBLE_CAMERAS
@@ -210,55 +224,23 @@ def _template(outfit: outfits.Outfit, wardrobe: outfits.Wardrobe, size: tuple[in
 
 
 def build(
-    out_dir: str | os.PathLike[str],
-    *,
-    seed: int = 0,
-    image_size: tuple[int, int] = (128, 64),
-    template_size: tuple[int, int] = (64, 64),
-    train_people: int = 96,
-    test_people: int = 64,
-    extras: tuple[str, ...] = (),
-    hard: bool = False,
-    workers: int | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
-    wait: bool = False,
+    out_dir: str | os.PathLike[str], benchmark: Benchmark | None = None, options: BuildOptions | None = None
 ) -> list[schema.Manifest]:
-    """Writes the six data sets `procedural_<task>` as shards under `out_dir`.
+    """Writes the six data sets `procedural_<task>` as shards under `out_dir`; finished ones are kept.
 
     Args:
       out_dir: the data folder; a data set goes to `out_dir/procedural_<task>/<version>/`.
-      seed, image_size, template_size, train_people, test_people, extras, hard: see `Benchmark`.
-      workers, overwrite, progress, wait: see `write_dataset`; data sets that are there already are kept.
+      benchmark: what is drawn.
+      options: how the builds run.
 
     Returns:
       The manifests, in order of the tasks.
 
     Raises:
-      ValueError: see `Benchmark`.
       DatasetError: the folder cannot be written, or holds other data sets under these names.
     """
-    benchmark = Benchmark(seed, image_size, template_size, train_people, test_people, extras, hard)
+    benchmark, options = benchmark or Benchmark(), options or BuildOptions()
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(worker_pool(workers)) if workers != 1 else None
-        manifests = []
-        for task in tasks.TASK_NAMES:
-            splits = benchmark.shots(task)
-            manifest = write_dataset(
-                out_dir,
-                name=f"procedural_{task}",
-                version=VERSION,
-                task=task,
-                namespace=NAMESPACE,
-                people=[shot.person for shots in splits.values() for shot in shots],
-                splits=splits,
-                load=benchmark.load,
-                source=benchmark.source(),
-                workers=workers,
-                pool=pool,
-                overwrite=overwrite,
-                progress=progress,
-                wait=wait,
-            )
-            manifests.append(manifest)
-    return manifests
+        if options.pool is None and options.workers != 1:
+            options = dataclasses.replace(options, pool=stack.enter_context(worker_pool(options.workers)))
+        return [write_dataset(out_dir, benchmark.spec(task), options) for task in tasks.TASK_NAMES]

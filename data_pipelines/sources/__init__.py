@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.dataset import schema
+from data_pipelines.dataset.writer import DatasetSpec
 
 _MODULES = {
     "market1501": ("market1501", "market1501_500k"),
@@ -61,6 +63,19 @@ class Source:
     expected: Mapping[str, Mapping[str, int]]
     scan: Callable[[Path], Scan]
     load: Callable[[Path, Any], schema.Record]
+
+    def spec(self, raw: Path, scan: Scan) -> DatasetSpec[Any]:
+        """Returns the data set to write of a scanned raw folder."""
+        return DatasetSpec(
+            name=self.name,
+            version=self.version,
+            task=self.task,
+            namespace=self.namespace,
+            people=scan.people,
+            splits=scan.splits,
+            load=functools.partial(self.load, raw),
+            source=scan.source,
+        )
 
 
 def get_source(name: str) -> Source:

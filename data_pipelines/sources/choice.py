@@ -17,13 +17,21 @@ OWN = (DATALIST, TABLE)
 
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
-    """Options of the command line that say what is built; None or "" is not given.
+    """What is built, as the options of the command line say; None is not given.
 
-    `name`: of the built data set, also for official ones. `task`, `namespace` (of people and cameras; the name unless
-    given): of datalist and table. `table`: the table's file. `train_list`, `query_list`, `gallery_list`: datalists,
-    `sentences` their JSON file. `clothes_crops`: instruction pictures cut out of the set's own pictures.
+    Attributes:
+      raw: the folder of the raw data set.
+      task: of a datalist or table.
+      name: of the built data set, also of an official one.
+      namespace: of people and cameras of a datalist or table; its name unless given.
+      table: the table's file.
+      train_list, query_list, gallery_list: datalists.
+      sentences: the datalists' JSON file of sentences.
+      clothes_crops: instruction pictures cut out of the set's own pictures.
+      leave_out: built data sets whose test people do not become training people here.
     """
 
+    raw: str | None = None
     task: str | None = None
     name: str | None = None
     namespace: str | None = None
@@ -33,6 +41,7 @@ class SourceOptions:
     gallery_list: str | None = None
     sentences: str | None = None
     clothes_crops: clothes_crops.Kind | None = None
+    leave_out: tuple[str, ...] = ()
 
 
 _LISTS = ("train_list", "query_list", "gallery_list")

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from data_pipelines import options as data_options
+from data_pipelines import options
 from data_pipelines.batches.make import batch_spec
 from data_pipelines.batches.training_data import JointData
 from irm_jax import compile, run
@@ -51,7 +51,7 @@ def abstract_batch(config: ConfigDict, data: JointData, mesh: Mesh) -> dict[str,
     accumulate = config.optimizer.accumulate
     lead = (accumulate,) if accumulate > 1 else ()
     layout = mesh_lib.batch_sharding(mesh, leading=len(lead))
-    second_view = config.momentum.second_view and data_options.needs_keys(config)
+    second_view = config.momentum.second_view and options.needs_keys(config)
     spec = batch_spec(data.plan, sizes.image_size, sizes.instruction_image_size, second_view=second_view)
     return {
         group: {

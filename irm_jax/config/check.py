@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, FieldReference
 
-from data_pipelines import options, procedural, storage, tasks
+from data_pipelines import options, storage, tasks
 from data_pipelines.batches import layout
 from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax import compile
@@ -185,7 +185,7 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.data.leaks = {d.leaks!r}; it must be refuse or warn"
     yield from _refused("config.data.dir", lambda: storage.require_library(d.dir))
     yield from _refused("config.data.vocab", lambda: Tokenizer(vocab=d.vocab))
-    yield from _refused("config.data.procedural", lambda: procedural.Benchmark(**options.benchmark_options(config)))
+    yield from _refused("config.data.procedural", lambda: options.benchmark_of(config))
     for name, unit in d.train.items():
         if unit.task not in tasks.TASKS:
             yield f"config.data.train.{name}.task = {unit.task!r}; the tasks are {', '.join(tasks.TASKS)}"

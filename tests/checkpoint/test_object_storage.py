@@ -21,6 +21,7 @@ from data_pipelines.batches import stated_data, training_data
 from data_pipelines.dataset import reader
 from data_pipelines.dataset.folder import MANIFEST
 from data_pipelines.dataset.reader import Dataset, ShardReader, open_copy, open_dataset
+from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from irm_jax.config import check
 from irm_jax.evaluation import compare
@@ -258,7 +259,7 @@ def test_records_on_gs_are_asked_from_there_and_other_kinds_need_a_copy(
 
 def test_builds_are_refused_with_the_way_to_go() -> None:
     with pytest.raises(DatasetError, match="build there, then copy"):
-        procedural.build("gs://bucket/shards", seed=0, workers=1, progress=False)
+        procedural.build("gs://bucket/shards", options=BuildOptions(workers=1, progress=False))
 
 
 def test_a_missing_library_and_an_unknown_kind_are_configuration_errors(

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data_pipelines import options as data_options
+from data_pipelines import options
 from irm_jax.compile import mode, page, programs, targets
 from irm_jax.compile.chips import CHIPS, GIB, parse_topology
 from irm_jax.compile.hlo import Collective, Module, Traffic
@@ -154,7 +154,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change(micro_config):
 
 
 def test_a_batch_that_does_not_divide_takes_the_next_layout_that_does(micro_config):
-    units = data_options.units_of(micro_config)
+    units = options.units_of(micro_config)
     fit_batch(micro_config, 8)
     assert (micro_config.data.batch_size, micro_config.data.batch_blocks) == (168, 8)
     fit_batch(micro_config, 16)

@@ -11,7 +11,7 @@ import simplejpeg
 
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import Dataset, open_dataset
-from data_pipelines.dataset.writer import write_dataset
+from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
 
 
 def _jpeg(seed: int, height: int, width: int) -> bytes:
@@ -63,8 +63,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, M
             for number in range(3)
         ]
         query = [(task, f"{task}/q0", 0, number, 0, number) for number in range(5)]
-        write_dataset(
-            root,
+        spec = DatasetSpec(
             name=f"tiny_{task}",
             version="1.0.0",
             task=task,
@@ -73,10 +72,9 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, M
             splits={"train": train, "query": query},
             load=make_record,
             source={},
-            workers=1,
             records_per_shard=40,
-            progress=False,
         )
+        write_dataset(root, spec, BuildOptions(workers=1, progress=False))
     return root, {f"tiny_{t}": open_dataset(root, f"tiny_{t}") for t in ("trad", "cc", "ctcc", "vi", "t2i", "li")}
 
 

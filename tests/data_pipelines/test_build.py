@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from concurrent import futures
 from pathlib import Path
 
@@ -263,8 +264,8 @@ def test_wrong_arguments(tmp_path: Path, changes: dict, message: str) -> None:
     assert not (tmp_path / "toy" / "1.0.0").exists()
 
 
-def test_count_table_names_what_differs() -> None:
-    table, differences = build.count_table(
+def test_count_report_names_what_differs() -> None:
+    table, differences = build.count_report(
         {"train": {"images": 3, "ids": 2}}, {"train": {"images": 12_936, "ids": 2}, "query": {"images": 1}}
     )
     assert differences == ["train: 3 images instead of 12,936", "query: 0 images instead of 1"]
@@ -274,7 +275,7 @@ def test_count_table_names_what_differs() -> None:
         ["train", "ids", "2", "2"],
         ["query", "images", "0", "1", "differs"],
     ]
-    table, differences = build.count_table({"test": {"images": 5}}, {})  # nothing published: shown, never different
+    table, differences = build.count_report({"test": {"images": 5}}, {})  # nothing published: shown, never different
     assert (table.splitlines()[1].split(), differences) == (["test", "images", "5"], [])
 
 
@@ -282,7 +283,7 @@ def test_progress_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) ->
     clock, lines = [0.0], []
     monkeypatch.setattr(writer.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(writer.logging, "info", lambda text, *values: lines.append((clock[0], text % values)))
-    progress = writer._Progress("toy", shards=5, finished=1, images=400, enabled=True)
+    progress = writer._Progress("toy", shards=5, missing=4 * [types.SimpleNamespace(items=range(100))], enabled=True)
     for clock[0] in (1.0, 50.0, 51.0, 80.0):  # a line every few seconds, and one at the end
         progress.add(100)
     assert lines == [
@@ -294,8 +295,8 @@ def test_progress_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) ->
 def test_procedural_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def small(out: str, **options: object) -> list[schema.Manifest]:
-        assert options == {"workers": 3, "overwrite": True}
+    def small(out: str, options: writer.BuildOptions) -> list[schema.Manifest]:
+        assert options == writer.BuildOptions(workers=3, overwrite=True)
         return [toy_shards.build(Path(out))]
 
     monkeypatch.setattr(procedural, "build", small)

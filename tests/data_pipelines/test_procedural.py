@@ -14,6 +14,7 @@ import simplejpeg
 from data_pipelines import procedural, tasks
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.schema import INFRARED, UNKNOWN
+from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from data_pipelines.procedural import contact_sheet, outfits, people, rows
 from data_pipelines.procedural.benchmark import Benchmark
@@ -369,19 +370,19 @@ def test_captions_tell_hair_build_and_every_slot():
 
 def test_build_writes_all_six_data_sets(tmp_path):
     sizes = {"image_size": (32, 16), "template_size": (16, 16), "train_people": 3, "test_people": 2}
-    manifests = procedural.build(tmp_path, **sizes, workers=1, progress=False)
+    benchmark, options = Benchmark(**sizes), BuildOptions(workers=1, progress=False)
+    manifests = procedural.build(tmp_path, benchmark, options)
     assert [m.name for m in manifests] == [f"procedural_{task}" for task in tasks.TASK_NAMES]
-    benchmark = Benchmark(**sizes)
     dataset = open_dataset(tmp_path, "procedural_li")
     index, reader = dataset.index("query"), dataset.reader("query")
     expected = [benchmark.load(shot) for shot in benchmark.shots("li")["query"]]
     assert [dataset.manifest.people[i] for i in index.identity] == [record.person for record in expected]
     assert index.instruction_attributes[:, :ATTRIBUTES].tolist() == [list(r.instruction_attributes) for r in expected]
     assert [reader[i]["image"] for i in range(len(reader))] == [record.image for record in expected]
-    again = procedural.build(tmp_path, **sizes, workers=1, progress=False)
+    again = procedural.build(tmp_path, benchmark, options)
     assert [m.content_hash for m in again] == [m.content_hash for m in manifests]
     with pytest.raises(DatasetError, match="procedural_trad"):
-        procedural.build(tmp_path, **{**sizes, "seed": 1}, workers=1, progress=False)
+        procedural.build(tmp_path, Benchmark(**sizes, seed=1), options)
 
 
 def test_extra_slots():

@@ -4,6 +4,7 @@ python toy_shards.py OUT WORKERS [BLOCK_AT [FILE_LIMIT]]: record BLOCK_AT prints
 FILE_LIMIT is the largest file, in bytes, that the process may write.
 """
 
+import dataclasses
 import functools
 import resource
 import sys
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.writer import write_dataset
+from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
 from data_pipelines.errors import DatasetError
 
 PEOPLE = [f"toy/{i:04d}" for i in range(5)]
@@ -69,7 +70,9 @@ def build(out: Path, **changes: Any) -> schema.Manifest:
         "records_per_shard": 8,
         "workers": 1,
     }
-    return write_dataset(out, **{**arguments, **changes})
+    given = {**arguments, **changes}
+    options = {field.name: given.pop(field.name) for field in dataclasses.fields(BuildOptions) if field.name in given}
+    return write_dataset(out, DatasetSpec(**given), BuildOptions(**options))
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
-from data_pipelines.dataset.writer import write_dataset
+from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
 from data_pipelines.errors import DatasetError
 from irm_jax.evaluation import open_set, test_sets
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
@@ -52,10 +52,8 @@ def write(
     folder: Path, name: str, task: str, namespace: str, splits: dict[str, list[tuple]], **source: list[str]
 ) -> None:
     people = {load(item).person for items in splits.values() for item in items}
-    write_dataset(
-        folder, name=name, version="1.0.0", task=task, namespace=namespace, people=sorted(people), splits=splits,
-        load=load, source=source, workers=1, progress=False,
-    )  # fmt: skip
+    spec = DatasetSpec(name, "1.0.0", task, namespace, sorted(people), splits, load, source)
+    write_dataset(folder, spec, BuildOptions(workers=1, progress=False))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
-from data_pipelines.dataset.writer import write_dataset
+from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
 from irm_jax import run as experiment
 from irm_jax.checkpoint import saving
 from irm_jax.config import check, keys
@@ -294,10 +294,11 @@ def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, pr
     def load(item):
         return schema.Record(image=reader[records[item]]["image"], file=f"{item}.jpg", person=person, camera=item)
 
-    write_dataset(
-        data, name="borrowed", version="1.0.0", task="trad", namespace="borrowed", people=[person],
-        splits={"query": [0], "gallery": [1]}, load=load, source={}, workers=1,
+    spec = DatasetSpec(
+        name="borrowed", version="1.0.0", task="trad", namespace="borrowed", people=[person],
+        splits={"query": [0], "gallery": [1]}, load=load, source={},
     )  # fmt: skip
+    write_dataset(data, spec, BuildOptions(workers=1))
     config.data.dir = str(data)
     with config.unlocked():
         config.evaluation.sets.borrowed = keys.evaluation_set("borrowed", "trad", ("own_trad",))

@@ -7,7 +7,7 @@ import toy_shards
 
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import Dataset, open_dataset
-from data_pipelines.dataset.writer import write_dataset
+from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
 from data_pipelines.people import leaks as leak_check
 from data_pipelines.people.leaks import find_leaks
 from data_pipelines.people.names import known_camera, known_person
@@ -21,10 +21,8 @@ def record(row: Row) -> schema.Record:
 
 def dataset(out: Path, name: str, **splits: list[Row]) -> Dataset:
     people = [row[0] for rows in splits.values() for row in rows]
-    write_dataset(
-        out, name=name, version="1.0.0", task="trad", namespace=name, people=people, splits=splits, load=record,
-        source={}, workers=1,
-    )  # fmt: skip
+    spec = DatasetSpec(name, "1.0.0", "trad", name, people, splits, record, {})
+    write_dataset(out, spec, BuildOptions(workers=1))
     return open_dataset(out, name)
 
 

@@ -302,7 +302,7 @@ def test_tables_that_cannot_be_read_or_described(tmp_path: Path, capsys: pytest.
 
 
 def test_the_example_of_the_readme_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     section = readme.split("### Your own pictures")[1].split("\n### ")[0]
     text = section.split("```csv\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
