@@ -187,7 +187,7 @@ class Checkpointer:
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
-        if processes.any_of_them(free < needed):
+        if processes.any_process(free < needed):
             raise CheckpointError(
                 f"no space to save step {step} in {self.directory}: it needs {_size(needed)} and {_size(free)} are "
                 f"free. {self._full_disk_cure()}"

@@ -91,7 +91,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         metric_log.write_run_metadata(workdir, metadata)
 
         best_metric = config.checkpoint.best_metric
-        votes = processes.Votes(mesh, lambda: stop.requested)
+        votes = processes.StopConsensus(mesh, lambda: stop.requested)
 
         def save(current: state.TrainState) -> None:
             checkpoints.save(int(current.step), current, {"fingerprint": fingerprint, "config": metadata["config"]})

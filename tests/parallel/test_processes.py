@@ -21,7 +21,7 @@ from irm_jax import embedder
 from irm_jax.checkpoint import saving
 from irm_jax.errors import RetryError, UserError
 from irm_jax.parallel import processes
-from irm_jax.parallel.processes import ProcessesError, place
+from irm_jax.parallel.processes import ProcessesError, place_from_environment
 from irm_jax.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,9 +31,9 @@ ADDRESS = {"JAX_COORDINATOR_ADDRESS": "10.0.0.2:8476"}
 
 def test_the_environment_says_which_process_this_is():
     three = {**ADDRESS, "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert place(three) == processes.Place("10.0.0.2:8476", 4, 3)
-    assert place({}) is None
-    assert place({**three, "JAX_NUM_PROCESSES": "1"}) is None
+    assert place_from_environment(three) == processes.ProcessPlace("10.0.0.2:8476", 4, 3)
+    assert place_from_environment({}) is None
+    assert place_from_environment({**three, "JAX_NUM_PROCESSES": "1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_the_environment_says_which_process_this_is():
 )
 def test_half_of_an_answer_is_an_error(environ, message):
     with pytest.raises(ProcessesError, match=message):
-        place(environ)
+        place_from_environment(environ)
 
 
 def test_an_address_needs_a_cluster_that_tells_the_rest(monkeypatch):
@@ -79,7 +79,7 @@ def test_a_cluster_of_one_process_is_left_alone(monkeypatch):
 
 def test_alone_a_wish_counts_at_once():
     wish = []
-    votes = processes.Votes(jax.make_mesh((8,), ("data",)), lambda: bool(wish))
+    votes = processes.StopConsensus(jax.make_mesh((8,), ("data",)), lambda: bool(wish))
     assert votes.cast() is None
     assert not votes.stop
     wish.append(1)
