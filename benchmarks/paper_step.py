@@ -35,7 +35,6 @@ from data_pipelines.batches.training_data import JointData
 from irm_jax import run as experiment
 from irm_jax.compile import analytic_flops, chips, hlo, programs, roofline, targets
 from irm_jax.config import check
-from irm_jax.logs import timing
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import state
 
@@ -126,7 +125,7 @@ def make_step(config: ConfigDict, mesh: Mesh) -> Step:
     traced = program.trace()
     with jax.set_mesh(mesh):
         compiled = traced.lower().compile()
-    ideal = timing.ideal_seconds(config, data, mesh)
+    ideal = programs.ideal_seconds(config, data, mesh)
     model, optimizer = experiment.make_model(config, data), experiment.make_optimizer(config)
     memory, constants = experiment.memory_shapes(config, data), data.plan.constant_tokens
     held = state.create_state(model, optimizer, constants, config.seed, mesh, memory)

@@ -26,7 +26,7 @@ from irm_jax.convert import warm_start
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation.embed import Ask, EmbeddingModel, of_length_one
 from irm_jax.evaluation.report import finish
-from irm_jax.logs import metric_log
+from irm_jax.logs import run_record
 from irm_jax.models.irm import IRM
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import state
@@ -53,7 +53,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> None:
     else:
         step, embedder = load(workdir, config, mesh, _chosen(config))
     result = run.evaluate(config, embedder, sets)
-    metadata = metric_log.run_metadata(config.to_dict(), config.seed)
+    metadata = run_record.run_record(config.to_dict(), config.seed)
     finish.write(workdir, config, embedder, result, metadata, step=step)
     logging.info("evaluated step %d: report at %s", step, workdir / "report.html")
 

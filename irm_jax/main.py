@@ -127,7 +127,7 @@ def _late_errors() -> tuple[type[BaseException], ...]:
         ("irm_jax.training.loop", "NonFiniteLoss"), ("irm_jax.embedder", "ImageError"),
         ("irm_jax.compile.chips", "TopologyError"),
         ("irm_jax.compile.mode", "DoesNotFit"), ("irm_jax.compile.scheduled", "CompilerError"),
-        ("irm_jax.parallel.processes", "ProcessesError"), ("irm_jax.logs.metric_log", "MetricLogError"),
+        ("irm_jax.parallel.processes", "ProcessesError"), ("irm_jax.logs.writers", "MetricLogError"),
         ("data_pipelines.batches.prefetch", "StreamError"),
     )  # fmt: skip
     found: list[type[BaseException]] = [getattr(sys.modules[m], name) for m, name in own if m in sys.modules]

@@ -15,8 +15,10 @@ from data_pipelines import options
 from data_pipelines.batches.make import batch_spec
 from data_pipelines.batches.training_data import JointData
 from irm_jax import compile, run
+from irm_jax.compile import analytic_flops, chips
 from irm_jax.evaluation.embed import TABLE_ROWS, EmbeddingModel
 from irm_jax.evaluation.ranking import counting, rank
+from irm_jax.logs import timing
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import state
 
@@ -74,6 +76,21 @@ def training(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:
         jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
     )
     return [Program("train_step", run.train_step(config, data, model, mesh), arguments, mesh)]
+
+
+def ideal_seconds(config: ConfigDict, data: JointData, mesh: Mesh) -> float | None:
+    """Seconds that the products of a training step take at the peak of the mesh's chips; None for an unknown chip.
+
+    Products that `model.remat` computes twice count once; those of a large bank count as computed, twice. Traces the
+    step once more.
+    """
+    chip = chips.chip_of(mesh.devices.flat[0].device_kind)
+    if chip is None:
+        return None
+    plain = config.copy_and_resolve_references()
+    plain.model.remat = "none"
+    flops = analytic_flops.count(training(plain, data, mesh)[0].trace().jaxpr)
+    return timing.ideal_seconds(flops, dataclasses.asdict(chip), mesh.devices.size)
 
 
 def embedding(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:

@@ -19,7 +19,7 @@ from irm_jax.config import keys, layer_rates
 from irm_jax.convert import manifest
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import protocols
-from irm_jax.logs import timing
+from irm_jax.logs import timing, writers
 from irm_jax.models import config as models_config
 from irm_jax.models import presets
 
@@ -248,6 +248,8 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
     yield from _refused("config.profile", lambda: timing.profiled_steps(config.profile))
     if (traced := timing.profiled_steps(config.profile)) and traced[0] > t.steps:
         yield f"config.profile = {config.profile!r} begins after the last step, config.train.steps = {t.steps}"
+    if unknown := set(config.logs.writers) - set(writers.WRITERS):
+        yield (f"config.logs.writers names {', '.join(sorted(unknown))}; the writers are {', '.join(writers.WRITERS)}")
     steps = tuple(config.compile.steps)
     if not steps or set(steps) - set(compile.STEPS):
         yield f"config.compile.steps = {steps}; it must name one or more of {', '.join(compile.STEPS)}"

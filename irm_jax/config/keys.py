@@ -215,6 +215,9 @@ def get_config() -> ConfigDict:
     config.evaluation.open_set = True  # ROC of the best score, queries with against without a mate in the gallery
     config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed
 
+    config.logs = ConfigDict()
+    config.logs.writers = ("jsonl", "tensorboard", "console")  # of metrics; also wandb (offline; extra wandb)
+
     config.report = ConfigDict()
     config.report.queries = 4  # rank lists shown a task, of each kind
     config.report.rollouts = 3  # attention pictures a task

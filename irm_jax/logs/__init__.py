@@ -1,1 +1,1 @@
-"""A run's records: metrics, the progress line, how the run was made, and where its time goes."""
+"""The records of a run: metrics, how the run was made, and where its time goes."""

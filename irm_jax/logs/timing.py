@@ -1,29 +1,28 @@
-"""Where a training's time goes: images a second, waiting for data, goodput, MFU, and a profiler trace of some steps."""
+"""Where the time of a training goes: images per second, waiting for data, goodput, MFU, and a trace of some steps."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import logging
 from etils import epath
 
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-    from ml_collections import ConfigDict
-
-    from data_pipelines.batches.training_data import JointData
-
 IMAGES_PER_SECOND, DATA_WAIT, GOODPUT, MFU = "images_per_second", "data_wait", "goodput", "mfu"
-"""Names of the metrics. `data_wait`: share of the time spent waiting for data. `goodput`: share of the time since the
-process started that was spent in steps. `mfu`: FLOP/s of the model's products over the chips' peak."""
+"""Names of the metrics.
+
+`data_wait`: share of the time spent waiting for data. `goodput`: share of the time since the process started that was
+spent in steps. `mfu`, model FLOPs utilisation: FLOP/s of the model's products over the peak of the chips.
+"""
+WINDOW = 10
+"""Steps that speed, wait and MFU are averaged over, at least."""
 
 
-class Watch:
-    """`rows` images a step; `step` done before. `ideal_seconds`: see that function. `age` of the process in seconds."""
+class StepTimer:
+    """Measures the speed of a training, one call per finished step."""
 
     def __init__(
         self,
@@ -34,14 +33,16 @@ class Watch:
         age: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """`rows`: images per step. `step`: steps done before. `ideal_seconds`: see the function; None gives no MFU.
+        `age`: seconds since the process started, by default what the system says."""
         self._rows, self._step, self._ideal, self._clock = rows, step, ideal_seconds, clock
         self._since = self._seen = clock()
         self._waited = self._waited_since_seen = 0.0
         self._born = self._since - (process_age() if age is None else age)
         self._in_steps, self._compiled = 0.0, False
 
-    def waiting(self, get: Callable[[], Any]) -> Any:
-        """Calls `get`, whose time is waiting for data."""
+    def wait_for(self, get: Callable[[], Any]) -> Any:
+        """Calls `get`, counts its time as waiting for data, and returns its value."""
         begin = self._clock()
         value = get()
         waited = self._clock() - begin
@@ -49,9 +50,11 @@ class Watch:
         self._waited_since_seen += waited
         return value
 
-    def look(self, step: int) -> dict[str, float]:
-        """To be called when `step` is known to be done: what happened since the last window of ten steps began, and
-        the goodput of the process. The time up to the first look goes to compiling."""
+    def finished(self, step: int) -> dict[str, float]:
+        """Returns the metrics when `step` is known to be done: over the current window, goodput since the start.
+
+        The time up to the first call counts as compiling.
+        """
         now = self._clock()
         if self._compiled:
             self._in_steps += max(now - self._seen - self._waited_since_seen, 0.0)
@@ -64,18 +67,18 @@ class Watch:
         }
         if self._ideal is not None:
             result[MFU] = self._ideal * steps / elapsed
-        if steps >= 10:
+        if steps >= WINDOW:
             self._step, self._since, self._waited = step, now, 0.0
         return result
 
-    def reset(self, step: int) -> None:
-        """Forgets time spent on evaluating and saving."""
+    def restart(self, step: int) -> None:
+        """Begins a new window after `step`: the time since then, spent on evaluating or saving, counts nowhere."""
         self._step, self._since, self._waited = step, self._clock(), 0.0
         self._seen, self._waited_since_seen = self._since, 0.0
 
 
 def process_age() -> float:
-    """Seconds since this process was started; 0 where the system does not tell."""
+    """Seconds since this process was started; 0 where the system does not say."""
     try:
         started = int(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
         return max(time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK"), 0.0)
@@ -83,23 +86,16 @@ def process_age() -> float:
         return 0.0
 
 
-def ideal_seconds(config: ConfigDict, data: JointData, mesh: Mesh) -> float | None:
-    """Seconds that the products of a step take at the peak of the mesh's chips, without those that `model.remat` would
-    compute twice (a large bank's products are counted as computed, twice); None where the chip is not in the table of
-    `irm_jax/compile/chips.py`. Traces the step once more."""
-    from irm_jax.compile import analytic_flops, chips, programs
+def ideal_seconds(flops: Mapping[str, float], peak: Mapping[str, float], devices: int) -> float:
+    """Seconds that a step's products take at the peak of all devices.
 
-    chip = chips.chip_of(mesh.devices.flat[0].device_kind)
-    if chip is None:
-        return None
-    plain = config.copy_and_resolve_references()
-    plain.model.remat = "none"
-    flops = analytic_flops.count(programs.training(plain, data, mesh)[0].trace().jaxpr)
-    return sum(count / getattr(chip, kind) for kind, count in flops.items()) / mesh.devices.size
+    `flops`: FLOPs per step by kind of product (bf16, f32, ...); `peak`: FLOP/s of one device for each kind.
+    """
+    return sum(count / peak[kind] for kind, count in flops.items()) / devices
 
 
 def profiled_steps(text: str) -> range:
-    """`10:20` -> the steps 10 to 19; '' -> none. Raises ValueError for another form."""
+    """Parses START:STOP: `10:20` -> steps 10 to 19; '' -> none. Raises ValueError for another form."""
     if not text:
         return range(0)
     first, colon, last = text.partition(":")
@@ -110,7 +106,7 @@ def profiled_steps(text: str) -> range:
 
 class Profile:
     """Writes a trace of the steps `text` (see `profiled_steps`) into WORKDIR/profile, for TensorBoard's profiler or
-    Perfetto. A context: a training that ends in between closes the trace."""
+    Perfetto. As a context manager it closes the trace of a training that ends in between."""
 
     def __init__(self, text: str, workdir: epath.Path) -> None:
         self._steps, self._folder = profiled_steps(text), workdir / "profile"
@@ -123,8 +119,8 @@ class Profile:
         self._stop()
 
     def before(self, step: int, running: Any) -> None:
-        """To be called before each step is started; `running`: arrays of the one under way, which belongs to it."""
-        import jax
+        """To be called before each step starts. `running`: arrays of the step under way, which is waited for."""
+        import jax  # late: config.check, which reads `profiled_steps`, works without jax
 
         if step in self._steps and not self._open:
             jax.block_until_ready(running)  # the steps before are not traced

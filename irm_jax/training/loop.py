@@ -24,7 +24,7 @@ from irm_jax.convert import warm_start
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation.evaluator import Evaluation
 from irm_jax.evaluation.report import finish
-from irm_jax.logs import metric_log, timing
+from irm_jax.logs import run_record, timing, writers
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import processes
 from irm_jax.training import state
@@ -87,8 +87,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         accumulate = config.optimizer.accumulate
         layout = mesh_lib.batch_sharding(mesh, leading=int(accumulate > 1))
         key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=mesh_lib.replicated(mesh))()
-        metadata = metric_log.run_metadata(config.to_dict(), config.seed)
-        metric_log.write_run_metadata(workdir, metadata)
+        metadata = run_record.run_record(config.to_dict(), config.seed)
+        run_record.append_run_record(workdir, metadata)
 
         best_metric = config.checkpoint.best_metric
         votes = processes.StopConsensus(mesh, lambda: stop.requested)
@@ -143,26 +143,30 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
             stream = stack.enter_context(stream_from(start, config.data.workers))
             profile = stack.enter_context(timing.Profile(config.profile, workdir))
-            log = stack.enter_context(metric_log.MetricLog(workdir, start if latest is not None else None))
-            watch = timing.Watch(data.plan.batch_size * accumulate, start, timing.ideal_seconds(config, data, mesh))
+            begin = writers.RunStart(workdir, start if latest is not None else None, steps, metadata["config"])
+            log = stack.enter_context(writers.MetricLog.open(config.logs.writers, begin, primary=processes.is_main()))
+            from irm_jax.compile import programs  # until the run passes the time on
+
+            ideal = programs.ideal_seconds(config, data, mesh)
+            watch = timing.StepTimer(data.plan.batch_size * accumulate, start, ideal)
             pending: tuple[int, dict[str, jax.Array], jax.Array | None] | None = None
 
             def check(step: int, metrics: Mapping[str, Any], vote: jax.Array | None) -> None:
                 values = {name: float(value) for name, value in metrics.items()}  # waits for the device
                 require_finite(values, step, checkpoints)
-                values |= watch.look(step)
+                values |= watch.finished(step)
                 if step % config.train.log_every == 0 or step == steps:
                     log.write(step, values)
-                log.progress(step, steps, values)
+                log.progress(step, values)
                 votes.read(vote)
 
             if latest is not None and wants_evaluation(start) and not checkpoints.metrics(start):
                 score(train_state)  # the run ended within this evaluation
-                watch.reset(start)
+                watch.restart(start)
             for step in range(start + 1, steps + 1):
                 profile.before(step, pending)
                 try:
-                    _, batch = watch.waiting(stream.__next__)
+                    _, batch = watch.wait_for(stream.__next__)
                 except RuntimeError:
                     if not stop.requested:
                         raise
@@ -193,7 +197,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
                     raise stopped(train_state)
                 if wants_evaluation(step):
                     score(train_state)
-                watch.reset(step)
+                watch.restart(step)
 
         # Evaluation and report
         try:

@@ -27,9 +27,9 @@ from irm_jax.config import check
 from irm_jax.evaluation import compare
 from irm_jax.evaluation.ranking.metrics import Ranking
 from irm_jax.evaluation.report import write
-from irm_jax.logs import metric_log
-from irm_jax.logs.growing_file import GrowingFile
-from irm_jax.logs.metric_log import MetricLog, read_metrics
+from irm_jax.logs.files import GrowingFile
+from irm_jax.logs.run_record import append_run_record
+from irm_jax.logs.writers import MetricLog, RunStart, read_metrics
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_growing_file_is_written_whole_now_and_then_and_at_the_end(bucket: Buc
     file = GrowingFile(epath.Path("gs://bucket/log"), b"old\n", seconds=30.0, clock=lambda: now[0])
     for seconds in (0.0, 10.0, 19.0, 2.0, 5.0):
         now[0] += seconds
-        file.write(f"{seconds}\n")
+        file.write(f"{seconds}\n".encode())
         file.flush()
     assert bucket.files["bucket/log"] == b"old\n0.0\n10.0\n19.0\n2.0\n"
     assert bucket.written == ["bucket/log"] * 2
@@ -61,24 +61,28 @@ def events(data: bytes) -> list[Event]:
     return found
 
 
+def open_log(workdir: epath.Path, resume_step: int | None = None) -> MetricLog:
+    return MetricLog.open(("jsonl", "tensorboard"), RunStart(workdir, resume_step), primary=True)
+
+
 def test_the_metric_log_of_a_run_and_of_its_resumption(bucket: Bucket) -> None:
     workdir = epath.Path("gs://bucket/runs/a")
-    with MetricLog(workdir) as log:
+    with open_log(workdir) as log:
         for step in (1, 2, 3):
             log.write(step, {"loss": float(step)})
-    with MetricLog(workdir, 2) as log:
+    with open_log(workdir, 2) as log:
         log.write(3, {"loss": 30.0})
     assert [(r["step"], r["loss"]) for r in read_metrics(workdir)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
     first, second = (events(bucket.files[name]) for name in sorted(bucket.files) if "tensorboard/events" in name)
     values = [(v.tag, e.step, v.simple_value) for e in first for v in e.summary.value]
     assert values == [("loss", 1, 1.0), ("loss", 2, 2.0), ("loss", 3, 3.0)]
     assert [e.step for e in second if e.HasField("session_log")] == [3]  # what TensorBoard drops from there on
-    with MetricLog(workdir):
+    with open_log(workdir):
         pass
     assert b"30.0" in bucket.files["bucket/runs/a/metrics.previous.jsonl"]
     assert read_metrics(workdir) == []
     for seed in (3, 4):
-        metric_log.write_run_metadata(workdir, {"seed": seed})
+        append_run_record(workdir, {"seed": seed})
     assert [start["seed"] for start in json.loads(bucket.files["bucket/runs/a/run.json"])] == [3, 4]
 
 

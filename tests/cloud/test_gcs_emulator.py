@@ -23,7 +23,7 @@ emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs pip 
 
 from data_pipelines.dataset.reader import open_copy, open_dataset  # noqa: E402
 from irm_jax.checkpoint import saving  # noqa: E402
-from irm_jax.logs import metric_log  # noqa: E402
+from irm_jax.logs import writers  # noqa: E402
 
 # The emulator's errors for files that are not there, connections that clients drop, and gcsfs's try for credentials.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,12 +74,12 @@ def test_checkpoints(bucket: epath.Path) -> None:
 
 
 def test_logs(bucket: epath.Path) -> None:
-    with metric_log.MetricLog(bucket / "run") as log:
+    with writers.MetricLog([writers.JsonLines(writers.RunStart(bucket / "run"))]) as log:
         for step in (1, 2, 3):
             log.write(step, {"loss": float(step)})
-    with metric_log.MetricLog(bucket / "run", 2):
+    with writers.MetricLog([writers.JsonLines(writers.RunStart(bucket / "run", 2))]):
         pass
-    assert [record["step"] for record in metric_log.read_metrics(bucket / "run")] == [1, 2]
+    assert [record["step"] for record in writers.read_metrics(bucket / "run")] == [1, 2]
     assert len(list((bucket / "run/tensorboard").iterdir())) == 2
 
 

@@ -10,7 +10,7 @@ from irm_jax import embedder as evaluate
 from irm_jax import run
 from irm_jax.evaluation.report import finish
 from irm_jax.evaluation.report.benchmark_checks import benchmark_checks
-from irm_jax.logs import metric_log
+from irm_jax.logs import run_record
 from irm_jax.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
@@ -118,7 +118,7 @@ def test_task_free_rankings_leave_out_the_query_itself(evaluated):
 
 def test_the_report_is_written(evaluated, tmp_path):
     config, evaluation, embedder = evaluated
-    metadata = metric_log.run_metadata(config.to_dict(), config.seed)
+    metadata = run_record.run_record(config.to_dict(), config.seed)
     finish.write(tmp_path, config, embedder, evaluation, metadata, step=4)
     page = (tmp_path / "report.html").read_text()
     assert len(page) > 100_000

@@ -4,10 +4,10 @@ import jax
 import pytest
 
 from irm_jax import run
-from irm_jax.compile import chips
+from irm_jax.compile import chips, programs
 from irm_jax.config import check
 from irm_jax.logs import timing
-from irm_jax.logs.timing import Watch, profiled_steps
+from irm_jax.logs.timing import StepTimer, profiled_steps
 from irm_jax.parallel import mesh as mesh_lib
 
 
@@ -24,25 +24,25 @@ class Clock:
 
 def test_goodput_counts_steps_and_nothing_else():
     clock = Clock()
-    watch = Watch(8, 0, ideal_seconds=0.5, age=20.0, clock=clock)
+    timer = StepTimer(8, 0, ideal_seconds=0.5, age=20.0, clock=clock)
     clock.pass_by(30)  # compiles, and runs step 1
-    assert watch.look(1)["goodput"] == 0
-    watch.waiting(lambda: clock.pass_by(3))
+    assert timer.finished(1)["goodput"] == 0
+    timer.wait_for(lambda: clock.pass_by(3))
     clock.pass_by(7)
-    found = watch.look(2)
+    found = timer.finished(2)
     assert found["goodput"] == pytest.approx(7 / 60)
     assert found["data_wait"] == pytest.approx(3 / 40)
     assert found["images_per_second"] == pytest.approx(16 / 40)
     assert found["mfu"] == pytest.approx(0.5 * 2 / 40)
     clock.pass_by(40)  # saves and evaluates
-    watch.reset(2)
+    timer.restart(2)
     for step in range(3, 13):
         clock.pass_by(2)
-        found = watch.look(step)
+        found = timer.finished(step)
     assert found["goodput"] == pytest.approx(27 / 120)
     assert found["images_per_second"] == pytest.approx(4)
     assert found["mfu"] == pytest.approx(0.25)
-    assert "mfu" not in Watch(8, 0, clock=clock).look(1)
+    assert "mfu" not in StepTimer(8, 0, clock=clock).finished(1)
 
 
 def test_the_process_has_an_age():
@@ -69,11 +69,11 @@ def test_ideal_seconds_are_the_products_at_the_chips_peak(micro_config, monkeypa
     data = run.open_training(micro_config)
     monkeypatch.setattr(chips, "chip_of", lambda _: chips.CHIPS["v5e"])
     meshes = [mesh_lib.make_mesh({"data": n, "fsdp": 1, "model": 1}, jax.devices()[:n]) for n in (1, 2)]
-    one, two = (timing.ideal_seconds(micro_config, data, mesh) for mesh in meshes)
+    one, two = (programs.ideal_seconds(micro_config, data, mesh) for mesh in meshes)
     assert one == pytest.approx(2 * two)
     assert 0 < one < 1
     micro_config.model.remat = "full"
-    assert timing.ideal_seconds(micro_config, data, meshes[0]) == pytest.approx(one)
+    assert programs.ideal_seconds(micro_config, data, meshes[0]) == pytest.approx(one)
 
 
 def test_mfu_needs_a_known_chip():

@@ -20,7 +20,7 @@ from irm_jax.evaluation.evaluator import Evaluation
 from irm_jax.evaluation.report.benchmark_checks import benchmark_checks
 from irm_jax.evaluation.report.examples import task_sections
 from irm_jax.evaluation.report.write import ReportData, TaskSection, write_report
-from irm_jax.logs import metric_log
+from irm_jax.logs import writers
 from irm_jax.parallel import processes
 
 TERMS = {
@@ -76,7 +76,7 @@ def _write(
     manifests = {s.dataset.manifest.namespace: s.dataset.manifest for t in evaluation.sets for s in (t.query, *t.parts)}
     data = ReportData(
         run=metadata,
-        history=metric_log.read_metrics(workdir),
+        history=writers.read_metrics(workdir),
         sections=sections,
         checks=benchmark_checks(results),
         leaks=leaks,

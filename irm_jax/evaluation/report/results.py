@@ -111,7 +111,7 @@ class BenchmarkCheck:
 class ReportData:
     """Everything of the report that is not a figure of `results.json`.
 
-    `run` is `metric_log.run_metadata()`, with more keys at will. `history` is the records of metrics.jsonl, {"step":
+    `run` is `run_record.run_record()`, with more keys at will. `history` is the records of metrics.jsonl, {"step":
     int, "loss": float, "TASK/METRIC": float, ...}. `leaks` is None when no leak check ran, empty when it found nothing;
     `deliberate_leaks` are pairs of data sets between which a benchmark puts leaks on purpose.
     `data_terms` says for each data set under which terms its pictures stand in the file; `notes` are sentences shown at
@@ -131,7 +131,7 @@ class ReportData:
     def __post_init__(self) -> None:
         missing = [key for key in ("config", "versions", "seed", "git", "command") if key not in self.run]
         if missing:
-            raise ValueError(f"run lacks {', '.join(missing)}: pass metric_log.run_metadata(config, seed)")
+            raise ValueError(f"run lacks {', '.join(missing)}: pass run_record.run_record(config, seed)")
 
 
 def _fraction(entry: dict[str, Any], key: str, path: str) -> None:

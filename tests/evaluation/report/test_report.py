@@ -355,7 +355,7 @@ def test_a_bare_evaluation_is_enough(tmp_path: Path) -> None:
         assert expected in words
     assert page.open == []
     assert "Compiled ahead of time" not in words
-    with pytest.raises(ValueError, match="run lacks config, versions, git, command: pass metric_log"):
+    with pytest.raises(ValueError, match="run lacks config, versions, git, command: pass run_record"):
         write.ReportData({"seed": 3})
 
 

@@ -1,0 +1,299 @@
+"""Metric writers: JSON lines, TensorBoard, the console's progress line, Weights & Biases; one class each.
+
+`config.logs.writers` names those of a run (`WRITERS`). All files lie in the workdir, on a local disk, a shared file
+system or object storage, where files are written every half minute and at the end. Only process 0 writes.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import errno
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TextIO
+
+import numpy as np
+from etils import epath
+
+from data_pipelines import storage
+from data_pipelines.files import jsonable, write_atomically
+from irm_jax.errors import UserError
+from irm_jax.logs.files import EventFile, open_for_append
+from irm_jax.logs.timing import DATA_WAIT, IMAGES_PER_SECOND
+
+METRICS_FILE = "metrics.jsonl"
+LOSS = "loss"
+
+
+class MetricLogError(UserError, RuntimeError):
+    """Metrics cannot be written, or those that were written cannot be read; the message names the file and the cure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunStart:
+    """What a writer may need to know of the run that starts.
+
+    `resume_step`: the step that training continues from; writers drop what they hold of later steps, left by a process
+    that died after its last checkpoint, so that no step appears twice. None for a fresh run.
+    """
+
+    workdir: epath.Path
+    resume_step: int | None = None
+    total_steps: int = 0
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def first_step(self) -> int:
+        """The first step that this start may write."""
+        return 0 if self.resume_step is None else self.resume_step + 1
+
+
+class MetricWriter:
+    """Base class of writers, which are made of a `RunStart`."""
+
+    every_step: ClassVar[bool] = False
+    """False: `write` gets the logged metrics, every `config.train.log_every` steps. True: those of every step, for
+    display, in place of the logged ones."""
+
+    def __init__(self, start: RunStart) -> None:
+        self.start = start
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes the metrics of a step, by name. Nothing that was written may be lost when the process is killed."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Finishes the output; called once, also after an error."""
+
+
+class JsonLines(MetricWriter):
+    """metrics.jsonl, one strict JSON object per line: {"step": 20, "loss": 1.5, ...}; NaN and infinities are null.
+
+    A fresh run keeps an older metrics.jsonl beside the new one as metrics.previous.jsonl.
+    """
+
+    def __init__(self, start: RunStart) -> None:
+        super().__init__(start)
+        start.workdir.mkdir(parents=True, exist_ok=True)
+        path = start.workdir / METRICS_FILE
+        if start.resume_step is not None:
+            records = [record for record in read_metrics(start.workdir) if record["step"] <= start.resume_step]
+            write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+        elif path.exists():
+            path.replace(path.with_name("metrics.previous.jsonl"))
+        self._file = open_for_append(path)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write((json.dumps(jsonable({"step": step, **values})) + "\n").encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard(MetricWriter):
+    """Event files in WORKDIR/tensorboard, a new one per start; NaN and infinities are kept."""
+
+    def __init__(self, start: RunStart) -> None:
+        super().__init__(start)
+        self._file = EventFile(start.workdir / "tensorboard", start.first_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(step, values)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class WeightsAndBiases(MetricWriter):
+    """A Weights & Biases run per start, in the group of the workdir; needs the extra `wandb`.
+
+    Written offline into WORKDIR/wandb, to be uploaded by `wandb sync`; WANDB_MODE=online uploads at once. With a
+    workdir on object storage the files lie in the current folder.
+    """
+
+    def __init__(self, start: RunStart) -> None:
+        super().__init__(start)
+        try:
+            import wandb
+        except ImportError as error:
+            raise MetricLogError(
+                "config.logs.writers names wandb, which is not installed: pip install 'irm_jax[wandb]', or leave it out"
+            ) from error
+        start.workdir.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project="irm_jax", group=start.workdir.name, name=f"{start.workdir.name}.from-{start.first_step}",
+            dir=None if storage.is_remote(start.workdir) else str(start.workdir), config=dict(start.config),
+            mode=os.environ.get("WANDB_MODE", "offline"), settings=wandb.Settings(silent=True),
+        )  # fmt: skip
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Console(MetricWriter):
+    """The progress line: step, loss, images per second, share of time waiting for data, and the time left.
+
+    On a terminal it is redrawn in place at every step. Elsewhere it is a line of its own, at most one per
+    `every_seconds`, and one for the last step.
+    """
+
+    every_step = True
+
+    def __init__(
+        self,
+        start: RunStart,
+        *,
+        stream: TextIO | None = None,
+        every_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`stream` defaults to stderr."""
+        super().__init__(start)
+        self._stream, self._every, self._clock = stream or sys.stderr, every_seconds, clock
+        self._in_place = self._stream.isatty()
+        # The pace of the last hundred steps: a slow start and compilation soon leave the estimate.
+        self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=100)
+        self._shown_at = -math.inf
+        self._open_line = False
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        now, total = self._clock(), self.start.total_steps
+        self._times.append((now, step))
+        if not self._in_place and now - self._shown_at < self._every and step < total:
+            return
+        self._shown_at = now
+        parts = [f"step {step:,}/{total:,}"]
+        if LOSS in values:
+            parts.append(f"loss {values[LOSS]:.4g}")
+        if IMAGES_PER_SECOND in values:
+            parts.append(f"{values[IMAGES_PER_SECOND]:.4g} img/s")
+        if DATA_WAIT in values:
+            parts.append(f"waiting for data {values[DATA_WAIT]:.0%}")
+        text = "  ".join([*parts, f"left {self._left(step, total)}"])
+        # On a terminal the cursor goes back to column 0, so that a log message overwrites the line.
+        self._stream.write(f"\x1b[K{text}\r" if self._in_place else f"{text}\n")
+        self._stream.flush()
+        self._open_line = self._in_place
+
+    def close(self) -> None:
+        if self._open_line:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def _left(self, step: int, total: int) -> str:
+        (start, first), (now, last) = self._times[0], self._times[-1]
+        if last <= first:
+            return "--:--"
+        seconds = round((now - start) / (last - first) * max(total - step, 0))
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
+
+
+WRITERS: dict[str, Callable[[RunStart], MetricWriter]] = {
+    "jsonl": JsonLines,
+    "tensorboard": TensorBoard,
+    "console": Console,
+    "wandb": WeightsAndBiases,
+}
+"""The writers that `config.logs.writers` can name. A report needs those of jsonl."""
+
+
+class MetricLog:
+    """The writers of a run. Use it as a context manager, or call `close`."""
+
+    def __init__(self, writers: Sequence[MetricWriter]) -> None:
+        self._writers = list(writers)
+
+    @classmethod
+    def open(cls, names: Sequence[str], start: RunStart, *, primary: bool) -> MetricLog:
+        """Makes the named writers; none unless `primary`, which is `processes.is_main()`.
+
+        Raises MetricLogError if one of them cannot write into the workdir, KeyError for a name not in `WRITERS`.
+        """
+        log = cls([])
+        try:
+            for name in names if primary else ():
+                log._writers.append(WRITERS[name](start))
+        except OSError as error:
+            log.close()
+            raise _unwritable(start.workdir, error) from error
+        return log
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Logs scalars of a step. Raises MetricLogError if they cannot be written, say on a full disk."""
+        self._write(step, metrics, every_step=False)
+
+    def progress(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Shows scalars of a step by the writers of every step."""
+        self._write(step, metrics, every_step=True)
+
+    def _write(self, step: int, metrics: Mapping[str, Any], every_step: bool) -> None:
+        values = {name: float(np.asarray(value)) for name, value in metrics.items()} if self._writers else {}
+        for writer in self._writers:
+            if writer.every_step != every_step:
+                continue
+            try:
+                writer.write(int(step), values)
+            except OSError as error:
+                raise _unwritable(writer.start.workdir, error) from error
+
+    def close(self) -> None:
+        """Closes all writers, then raises MetricLogError if one of them could not write its last metrics."""
+        failure: MetricLogError | None = None
+        while self._writers:
+            writer = self._writers.pop()
+            try:
+                writer.close()
+            except OSError as error:
+                failure = _unwritable(writer.start.workdir, error)
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> MetricLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except MetricLogError:
+            if kind is None:  # otherwise the first error is the one to report
+                raise
+
+
+def _unwritable(workdir: epath.Path, error: OSError) -> MetricLogError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    cure = "free space there and resume" if full else "make it writable and resume"
+    return MetricLogError(f"metrics cannot be written in {workdir} ({error.strerror or error}): {cure}")
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads the records of metrics.jsonl in order; [] without the file.
+
+    A last line without its end, where the process was killed while writing, is left out. Raises MetricLogError for any
+    other line that is no record.
+    """
+    path = epath.Path(workdir) / METRICS_FILE
+    if not path.exists():
+        return []
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    del unfinished  # b"" after a complete last line
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            record["step"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise MetricLogError(
+                f"{path}, line {number}, is not a metric record: repair or delete that line"
+            ) from error
+        records.append(record)
+    return records
