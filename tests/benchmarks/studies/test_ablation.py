@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -16,11 +17,12 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import ablation, paired
+from benchmarks.studies import ablation, paired, runner
 from data_pipelines import tasks
 from irm_jax.config import check, load
+from irm_jax.evaluation.figures import Figure, Results
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -32,18 +34,24 @@ def finish(
     devices: str = "cpu",
     options: Sequence[str] = (),
 ) -> None:
-    """A finished run: task-free figures half of the task-specific ones, trad higher than all others by .6."""
-    protocols = {}
+    """Makes a finished run: task-free figures are half the task-specific ones, trad is higher than the rest by .5."""
+    rows = []
     for task in tasks.TASK_NAMES:
         value = mAP + 0.5 * (task == "trad") - 0.1
-        protocols |= {f"procedural_{task}": {"mAP": value}, f"task_free/procedural_{task}": {"mAP": value / 2}}
-    if rescored is not None:
-        protocols["procedural_t2i+rescored"] = {"mAP": rescored}
+        rows.append(Figure(test_set=f"procedural_{task}", task=task, protocol="rule", mAP=value))
+        free = {"setting": "task_free", "gallery": "union", "gallery_instruction": "neutral"}
+        rows.append(dataclasses.replace(rows[-1], mAP=value / 2, **free))
+        if task == "t2i" and rescored is not None:
+            rows.append(dataclasses.replace(rows[-2], mAP=rescored, scoring=("rescored",)))
     run.mkdir(parents=True)
-    (run / "results.json").write_text(json.dumps({"protocols": protocols}))
+    (run / "results.json").write_text(json.dumps(Results(tuple(rows)).to_json()))
     (run / paired.COMMAND).write_text(json.dumps(options))
     last = {"git": {"revision": revision, "dirty": False}, "devices": {"kind": devices}}
     (run / "run.json").write_text(json.dumps([{"git": None}, last]))
+
+
+def named(*variants: str) -> paired.Study:
+    return paired.Study(dict.fromkeys(variants, ()))
 
 
 def test_interval_is_that_of_students_t() -> None:
@@ -62,7 +70,7 @@ def test_table_and_chart_of_hand_made_runs(tmp_path: Path) -> None:
     finish(study / "soft" / "1", 0.34, revision="b" * 40)
     finish(study / "soft" / "3", 0.9)  # no pair of it
     (study / "both" / "0").mkdir(parents=True)  # not finished
-    words = paired.write(study, tmp_path / "s", ["irm", "hard", "soft", "both"], 9)
+    words = paired.write(named("irm", "hard", "soft", "both"), study, tmp_path / "s", 9)
     assert (tmp_path / "s.md").read_text() == words + "\n"
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in words.split("\n") if line.startswith("| ")]
     own, free = lines[:5], lines[5:]
@@ -99,10 +107,10 @@ def test_dot_is_filled_where_the_interval_leaves_out_0_and_nothing_is_drawn_with
         for seed in range(3)
     }
     found["b", 0]["mean"] += 0.002
-    dots = ElementTree.fromstring(paired.chart(found, ["a", "b"], paired.MEANS)).findall(f"{SVG}circle")
+    dots = ElementTree.fromstring(paired.draw(found, ["a", "b"], paired.MEANS)).findall(f"{SVG}circle")
     assert [dot.get("fill") == "#fff" for dot in dots] == [False, True]
-    assert paired.chart({("a", 0): {}, ("b", 1): {}}, ["a", "b"], paired.MEANS) == ""
-    assert paired.write(tmp_path, tmp_path / "s", ["a"], 2) == f"no run of s in {tmp_path} is finished yet"
+    assert paired.draw({("a", 0): {}, ("b", 1): {}}, ["a", "b"], paired.MEANS) == ""
+    assert paired.write(named("a"), tmp_path, tmp_path / "s", 2) == f"no run of s in {tmp_path} is finished yet"
     assert not list(tmp_path.iterdir())
 
 
@@ -110,7 +118,8 @@ def test_the_variants_together_are_the_mean_of_each_seed_that_all_are_finished_o
     for variant, values in {"irm": (0.4, 0.5, 0.5), "hard": (0.5, 0.5, 0.9), "soft": (0.6, 0.5)}.items():
         for seed, value in enumerate(values):
             finish(tmp_path / variant / str(seed), value, rescored=value if variant == "hard" else None)
-    words = paired.write(tmp_path, tmp_path / "s", ["irm", "hard", "soft"], 3, together="both")
+    study = dataclasses.replace(named("irm", "hard", "soft"), together="both")
+    words = paired.write(study, tmp_path, tmp_path / "s", 3)
     row = next(line for line in words.split("\n") if line.startswith("| both"))
     # .55 of seed 0 and .5 of seed 1, less .1, and .5 / 6 more; differences .15 and 0, 12.706 * .15 / 2.
     assert row.split("|")[2:4] == [" 2 ", " 0.508 (+0.075 ± 0.953) "]
@@ -121,25 +130,25 @@ def test_the_variants_together_are_the_mean_of_each_seed_that_all_are_finished_o
 
 def test_a_study_goes_on_from_what_it_wrote_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    finish(here / "irm" / "0", 0.4, options=ablation.options_of((), 0, 400))
-    finish(here / "hard" / "0", 0.5, revision="b" * 40, options=ablation.options_of(("--config.x=1",), 0, 400))
-    finish(here / "hard" / "1", 0.6, options=ablation.options_of(("--config.x=1",), 1, 400))
-    words = paired.write(here, tmp_path / "s", ["irm", "hard"], 2)
+    finish(here / "irm" / "0", 0.4, options=runner.Plan(1, 400).options((), 0))
+    finish(here / "hard" / "0", 0.5, revision="b" * 40, options=runner.Plan(1, 400).options(("--config.x=1",), 0))
+    finish(here / "hard" / "1", 0.6, options=runner.Plan(1, 400).options(("--config.x=1",), 1))
+    words = paired.write(named("irm", "hard"), here, tmp_path / "s", 2)
     known = paired.read_known(tmp_path / "s.jsonl")
     there.mkdir()
-    assert paired.write(there, tmp_path / "t", ["irm", "hard"], 2, known=known) == words
+    assert paired.write(named("irm", "hard"), there, tmp_path / "t", 2, known) == words
     assert (tmp_path / "t.jsonl").read_text() == (tmp_path / "s.jsonl").read_text()
     finish(there / "hard" / "1", 0.7)  # a run that is here counts before one that is known
     assert paired.collect(there, ["hard"], 2, known)["hard", 1].figures["procedural_cc"] == pytest.approx(0.6)
 
     trainings = Trainings()
-    monkeypatch.setattr(ablation.subprocess, "run", trainings)
-    assert ablation.run_all(there, {"irm": (), "hard": ("--config.x=1",)}, None, 2, 400, "data", known)
+    monkeypatch.setattr(runner.subprocess, "run", trainings)
+    assert runner.run_all(there, {"irm": (), "hard": ("--config.x=1",)}, runner.Plan(2, 400), known)
     assert trainings.started == ["irm/1"]
     with pytest.raises(SystemExit, match=r"--known has, as irm of seed 0, .*was .*steps=400, now .*steps=200\)"):
-        ablation.run_all(there, {"irm": (), "hard": ("--config.x=1",)}, None, 2, 200, "data", known)
+        runner.run_all(there, {"irm": (), "hard": ("--config.x=1",)}, runner.Plan(2, 200), known)
     with pytest.raises(SystemExit, match=r"as hard of seed 0, .*\(was --config.x=1\): give the options of then"):
-        ablation.run_all(there, {"irm": (), "hard": ()}, ["hard"], 1, 400, "data", known)
+        runner.run_all(there, {"irm": (), "hard": ()}, runner.Plan(1, 400), known, ["hard"])
     assert trainings.started == ["irm/1"]
 
     (tmp_path / "s.jsonl").write_text('{"variant": "irm"}\n')
@@ -168,43 +177,43 @@ def test_finished_runs_are_kept_and_those_of_another_command_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainings = Trainings(fail="b")
-    monkeypatch.setattr(ablation.subprocess, "run", trainings)
+    monkeypatch.setattr(runner.subprocess, "run", trainings)
     variants = {"a": (), "b": ("--config.x=1",), "c": ()}
-    assert not ablation.run_all(tmp_path, variants, None, 1, 400, "data", {})
-    assert not ablation.run_all(tmp_path, variants, ["a", "b"], 2, 400, "elsewhere", {})
+    assert not runner.run_all(tmp_path, variants, runner.Plan(1, 400), {})
+    assert not runner.run_all(tmp_path, variants, runner.Plan(2, 400, "elsewhere"), {}, ["a", "b"])
     assert trainings.started == ["a/0", "b/0", "c/0", "b/0", "a/1", "b/1"]
     trainings.fail = ""
-    assert ablation.run_all(tmp_path, variants, None, 2, 400, "data", {})
+    assert runner.run_all(tmp_path, variants, runner.Plan(2, 400), {})
     with pytest.raises(SystemExit, match=r"a/0 holds .*was --config.train.steps=400, now --config.train.steps=200\)"):
-        ablation.run_all(tmp_path, variants, None, 1, 200, "data", {})
+        runner.run_all(tmp_path, variants, runner.Plan(1, 200), {})
     with pytest.raises(SystemExit, match=r"b/0 holds a run of another command \(was --config.x=1, now --config.x=2\)"):
-        ablation.run(tmp_path / "b" / "0", ["--config.x=2"], 0, 400, "data")
+        runner.run(tmp_path / "b" / "0", runner.Plan(1, 400).options(["--config.x=2"], 0), "data")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "run.json").touch()
     with pytest.raises(SystemExit, match="old holds a run of an unknown command"):
-        ablation.run(tmp_path / "old", [], 0, 400, "data")
+        runner.run(tmp_path / "old", [], "data")
 
 
 def test_a_run_that_another_process_is_at_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainings = Trainings()
-    with ablation.held(tmp_path / "a" / "0") as lock:
+    with runner.locked(tmp_path / "a" / "0") as lock:
         assert lock is not None
         # The training holds the lock too, and keeps it when what started it is gone.
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
-    monkeypatch.setattr(ablation.subprocess, "run", trainings)
-    assert not ablation.run_all(tmp_path, {"a": (), "b": ()}, None, 1, 400, "data", {})
+    monkeypatch.setattr(runner.subprocess, "run", trainings)
+    assert not runner.run_all(tmp_path, {"a": (), "b": ()}, runner.Plan(1, 400), {})
     child.communicate(b"\n", timeout=30)
-    assert ablation.run_all(tmp_path, {"a": (), "b": ()}, None, 1, 400, "data", {})
+    assert runner.run_all(tmp_path, {"a": (), "b": ()}, runner.Plan(1, 400), {})
     assert trainings.started == ["b/0", "a/0"]
 
 
 @pytest.mark.parametrize("study", ablation.STUDIES)
 def test_the_pages_tables_and_charts_are_those_of_the_runs_that_it_names(study: str, tmp_path: Path) -> None:
     known = paired.read_known(DOCS / "ablation_runs.jsonl")
-    variants = ablation.STUDIES[study]
+    variants = ablation.STUDIES[study].variants
     for (variant, seed), run in known.items():
         if variant in variants:
-            assert run.options == ablation.options_of(variants[variant], seed, 400)
+            assert run.options == runner.Plan(1, 400).options(variants[variant], seed)
     page = (DOCS / "ablations.md").read_text("utf-8")
     for base in (None, "hard") if study == "bank" else (None,):
         specific, free, *_ = ablation.results(study, tmp_path, 6, known, base).split("\n\n")
@@ -214,15 +223,17 @@ def test_the_pages_tables_and_charts_are_those_of_the_runs_that_it_names(study: 
 
 
 def test_studies_share_their_baseline_and_no_other_name() -> None:
-    bank, captions = ablation.STUDIES.values()
+    bank, captions = ablation.BANK_VARIANTS, ablation.CAPTION_VARIANTS
     assert bank.keys() & captions.keys() == {"irm"}
     assert bank["irm"] == captions["irm"] == ()
 
 
-@pytest.mark.parametrize(("study", "variant"), [(s, v) for s, variants in ablation.STUDIES.items() for v in variants])
+@pytest.mark.parametrize(
+    ("study", "variant"), [(name, v) for name, study in ablation.STUDIES.items() for v in study.variants]
+)
 def test_every_variant_is_a_configuration_that_can_be_run(study: str, variant: str) -> None:
     values = flags.FlagValues()
-    arguments = ["main", *ablation.STUDIES[study][variant]]
+    arguments = ["main", *ablation.STUDIES[study].variants[variant]]
     config_flags.DEFINE_config_dict("config", load("quickstart"), flag_values=values, sys_argv=arguments)
     values(arguments)
     check.check(values["config"].value)

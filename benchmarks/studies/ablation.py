@@ -1,0 +1,98 @@
+"""Ablations of the memory bank and of the text-to-image objectives on the procedural benchmark: variants x seeds.
+
+Usage: python -m benchmarks.studies.ablation --study bank|captions --workdir runs/ablation [--seeds 5] [--steps 400]
+       python -m benchmarks.studies.ablation --study bank --workdir runs/ablation --table   (write the results so far)
+       python -m benchmarks.studies.ablation --study bank --workdir runs/ablation --table --base hard   (another base)
+
+Each variant is `configs/quickstart.py` with some keys changed, trained by `python -m irm_jax.main` with the same steps
+and seeds for all, in WORKDIR/runs/VARIANT/SEED. Both studies share their baseline.
+
+WORKDIR/STUDY.md gets, per task and over tasks, task-specific and task-free, the mean over seeds of each variant and its
+paired difference to the first variant with a 95% interval; a last row gives the mean of all variants but the first.
+WORKDIR/STUDY.svg shows the differences. WORKDIR/STUDY.jsonl holds the figures of every run: `--known` with such a file
+continues a study elsewhere. What a variant costs per step is measured by `benchmarks.paper_step`.
+
+A study can be stopped at any time: finished runs are kept, unfinished ones resume. `--seeds 2`, later `--seeds 5`, or
+`--only hard soft`, run a part of it. Several processes may work on one study, each on another run:
+
+    taskset -c 0 python -m benchmarks.studies.ablation --study bank --workdir runs/ablation &
+    taskset -c 1 python -m benchmarks.studies.ablation --study bank --workdir runs/ablation
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.studies import paired, runner
+
+# The runs are short, so the momentum model must follow faster than at paper scale.
+FAST = "--config.momentum.decay=0.9"
+BANK = ("--config.memory_bank.size=2048", "--config.memory_bank.ramp_steps=100", FAST)
+CAPTIONS = (FAST, "--config.model.fusion_depth=2", "--config.text_to_image.soft_ramp_steps=100")
+CONTRAST = (*CAPTIONS, "--config.text_to_image.momentum_contrast=True", "--config.text_to_image.queue_size=2048")
+BANK_VARIANTS: dict[str, tuple[str, ...]] = {
+    "irm": (),
+    "hard": BANK,
+    "soft": (*BANK, "--config.memory_bank.hard_weight=0", "--config.memory_bank.soft_weight=1"),
+    "both": (*BANK, "--config.memory_bank.soft_weight=0.5"),
+    "hard_raw": (*BANK, "--config.loss.instruction_similarity=raw"),
+    "hard_second_view": (*BANK, "--config.momentum.second_view=True"),
+    "hard_task": (*BANK, "--config.memory_bank.negatives=task"),
+    "hard_1k": (*BANK, "--config.memory_bank.size=1024"),
+    "hard_8k": (*BANK, "--config.memory_bank.size=8192"),
+    "hard_64k": (*BANK, "--config.memory_bank.size=65536"),
+}
+CAPTION_VARIANTS: dict[str, tuple[str, ...]] = {
+    "irm": (),
+    "contrast": CONTRAST,
+    "matching": (*CAPTIONS, "--config.loss.matching_weight=1"),
+    "masked": (*CAPTIONS, "--config.loss.masked_weight=1"),
+    "replaced": (*CAPTIONS, "--config.loss.replaced_weight=0.5"),
+    "all": (
+        *CONTRAST,
+        "--config.loss.matching_weight=1",
+        "--config.loss.masked_weight=1",
+        "--config.loss.replaced_weight=0.5",
+        "--config.momentum.second_view=True",
+    ),
+}
+TOGETHER = "all of these"
+T2I = "procedural_t2i"
+CAPTION_PANELS = {
+    "mean": "all tasks", f"{paired.FREE}mean": "all, task-free",
+    T2I: "t2i", T2I + paired.RESCORED: "ranked again, less t2i",
+}  # fmt: skip
+STUDIES = {
+    "bank": paired.Study(BANK_VARIANTS, together=TOGETHER),
+    "captions": paired.Study(CAPTION_VARIANTS, CAPTION_PANELS, TOGETHER),
+}
+
+
+def results(name: str, workdir: Path, seeds: int, known: paired.Runs, base: str | None = None) -> str:
+    """Writes WORKDIR/STUDY.md and the files beside it; returns the table.
+
+    With a `base`, differences are relative to that variant, and the files are named STUDY-BASE.
+    """
+    study = STUDIES[name].relative_to(base) if base else STUDIES[name]
+    return paired.write(study, workdir / "runs", workdir / (f"{name}-{base}" if base else name), seeds, known)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", required=True, choices=STUDIES)
+    parser.add_argument("--base", help="variant that the differences are to, written to STUDY-BASE (default: irm)")
+    runner.add_options(parser, seeds=5, steps=400)
+    args = parser.parse_args()
+    variants = STUDIES[args.study].variants
+    runner.check_names(parser, [*(args.only or ()), *([args.base] if args.base else ())], variants)
+    known = paired.read_known(args.known)
+    done = args.table or runner.run_all(args.workdir / "runs", variants, runner.plan_of(args), known, args.only)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    print(results(args.study, args.workdir, args.seeds, known, args.base))
+    sys.exit(0 if done else "not all runs are finished: run the same command again")
+
+
+if __name__ == "__main__":
+    main()
