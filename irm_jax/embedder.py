@@ -25,7 +25,7 @@ from irm_jax.checkpoint import saving
 from irm_jax.convert import warm_start
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation.embed import Ask, EmbeddingModel, of_length_one
-from irm_jax.evaluation.report import finish
+from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record
 from irm_jax.models.irm import IRM
 from irm_jax.parallel import mesh as mesh_lib
@@ -54,7 +54,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> None:
         step, embedder = load(workdir, config, mesh, _chosen(config))
     result = run.evaluate(config, embedder, sets)
     metadata = run_record.run_record(config.to_dict(), config.seed)
-    finish.write(workdir, config, embedder, result, metadata, step=step)
+    write_evaluation(workdir, config, embedder, result, metadata, step=step)
     logging.info("evaluated step %d: report at %s", step, workdir / "report.html")
 
 

@@ -21,6 +21,7 @@ from irm_jax.compile.chips import GIB, Topology
 from irm_jax.compile.scheduled import Job
 from irm_jax.compile.targets import Compiled
 from irm_jax.config import check
+from irm_jax.evaluation.report import compile_table
 from irm_jax.parallel import mesh as mesh_lib
 
 PAGE = "compile.html"
@@ -76,9 +77,9 @@ def compile_run(config: ConfigDict, workdir: epath.Path, topology: Topology) -> 
     print(page.text(entries, described))
     workdir.mkdir(parents=True, exist_ok=True)
     table = {step: dataclasses.asdict(entry) for step, entry in entries.items()}
-    files.write_atomically(workdir / page.FILE, json.dumps(table, indent=1, allow_nan=False) + "\n")
+    files.write_atomically(workdir / compile_table.FILE, json.dumps(table, indent=1, allow_nan=False) + "\n")
     files.write_atomically(workdir / PAGE, page.html(entries, described))
-    logging.info("the table is in %s and %s", workdir / page.FILE, workdir / PAGE)
+    logging.info("the table is in %s and %s", workdir / compile_table.FILE, workdir / PAGE)
     refuse(entries, config, mesh)
     return entries
 

@@ -1,26 +1,18 @@
-"""The table of `--mode compile`: as text, as a page, and as the section of a run's report."""
+"""The output of `--mode compile`: its table and predictions as text and as a page of its own."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from irm_jax.evaluation.report import compile_table
+from irm_jax.evaluation.report.compile_table import HEAD, PREDICTION
+
 if TYPE_CHECKING:
     from irm_jax.compile.mode import Entry
-
-FILE = "compile.json"
-HEAD = (
-    "step", "topology", "chips", "peak", "limit", "FLOPs", "collectives", "compute", "memory", "network", "bound",
-    "compiled in",
-)  # fmt: skip
-PREDICTION = (
-    "A prediction from published peaks, nothing was run: each time is the least that the chip's products, memory or "
-    "network would take at full rate. FLOPs are of all chips, counted in the program (products only, recomputed ones "
-    "too); collectives are bytes a chip, times the trips of the loops around them."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,29 +27,6 @@ class Described:
     settings: str
     memory_source: str
     versions: str
-
-
-def rows(table: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """One line of words a step, in the order of HEAD; `table` as in compile.json."""
-    found = []
-    for step, entry in table.items():
-        times = [_time(entry["roofline_s"][term]) for term in ("compute", "memory", "network")]
-        moved = ", ".join(f"{kind} {_size(size)}" for kind, size in entry["collective_bytes"].items()) or "none"
-        if entry["roofline_s"]["memory"] is None:
-            moved = "–"  # a program of it did not compile: what it moves is not known
-        sizes = (_size(entry["peak_bytes"]), _size(entry["limit_bytes"]), f"{entry['flops']:.3g}", moved)
-        found.append(
-            (
-                step,
-                entry["topology"],
-                str(entry["devices"]),
-                *sizes,
-                *times,
-                entry["bound"],
-                f"{entry['compile_s']:.0f} s",
-            )
-        )
-    return found
 
 
 def predictions(entries: Mapping[str, Entry], described: Described) -> list[str]:
@@ -78,7 +47,7 @@ def predictions(entries: Mapping[str, Entry], described: Described) -> list[str]
 
 def text(entries: Mapping[str, Entry], described: Described) -> str:
     """The table for a terminal."""
-    lines = [HEAD, *rows({step: dataclasses.asdict(entry) for step, entry in entries.items()})]
+    lines = [HEAD, *compile_table.rows({step: dataclasses.asdict(entry) for step, entry in entries.items()})]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
     table = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     about = f"mesh: {described.mesh}; batch {described.batch}; {described.settings}; {described.versions}"
@@ -98,37 +67,7 @@ def html(entries: Mapping[str, Entry], described: Described) -> str:
             "border-bottom:1px solid #ccc;padding:.3rem .6rem;text-align:left}}</style>"
             "<h1>Compiled ahead of time</h1>{}{}</html>\n"
         ).format(
-            table_html({step: dataclasses.asdict(entry) for step, entry in entries.items()}),
+            compile_table.html({step: dataclasses.asdict(entry) for step, entry in entries.items()}),
             Markup("").join(Markup("<p>{}</p>").format(line) for line in words),
         )
     )
-
-
-def table_html(table: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """The table and what it is worth."""
-
-    def joined(form: str, words: Iterable[str]) -> Markup:
-        return Markup("").join(Markup(form).format(word) for word in words)
-
-    head = joined('<th scope="col">{}</th>', HEAD)
-    body = Markup("").join(
-        Markup('<tr><th scope="row">{}</th>{}</tr>').format(first, joined("<td>{}</td>", rest))
-        for first, *rest in rows(table)
-    )
-    return Markup(
-        '<div class="scroll" role="region" aria-label="Compiled programs" tabindex="0"><table><thead><tr>{}</tr>'
-        "</thead><tbody>{}</tbody></table></div><p>{}</p>"
-    ).format(head, body, PREDICTION)
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
-
-
-def _size(count: float) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"

@@ -217,9 +217,9 @@ def counterpart(figures: Iterable[Figure], figure: Figure, **changes: Any) -> Fi
     return next((other for other in figures if other.key == wanted), None)
 
 
-def variant(figure: Figure) -> str:
+def variant(figure: Figure, *, with_setting: bool = True) -> str:
     """What the label says beside test set and protocol: "task-free, flip + rerank", "" for a task-specific figure."""
-    words = ["task-free"] if figure.setting == "task_free" else []
+    words = ["task-free"] if with_setting and figure.setting == "task_free" else []
     if figure.setting == "task_free" and figure.gallery == "own":
         words.append("own gallery")
     if figure.setting == "task_free" and figure.gallery_instruction == "own":

@@ -23,7 +23,7 @@ from irm_jax.config.check import block_problem
 from irm_jax.convert import warm_start
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation.evaluator import Evaluation
-from irm_jax.evaluation.report import finish
+from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record, timing, writers
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import processes
@@ -205,7 +205,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         except Interrupted:
             raise stopped(train_state) from None
         checkpoints.set_metrics(int(train_state.step), {best_metric: result.score(best_metric)})
-    finish.write(workdir, config, embedder, result, metadata, step=int(train_state.step))
+    write_evaluation(workdir, config, embedder, result, metadata, step=int(train_state.step))
     logging.info("done: report at %s", workdir / "report.html")
 
 

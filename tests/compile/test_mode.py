@@ -13,11 +13,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipelines import options
-from irm_jax.compile import mode, page, programs, targets
+from irm_jax.compile import mode, programs, targets
 from irm_jax.compile.chips import CHIPS, GIB, parse_topology
 from irm_jax.compile.hlo import Collective, Module, Traffic
 from irm_jax.compile.mode import DoesNotFit, Entry, fit_batch, search
 from irm_jax.compile.targets import Compiled
+from irm_jax.evaluation.report import compile_table
 from irm_jax.parallel import mesh as mesh_lib
 
 KEYS = {
@@ -127,10 +128,10 @@ def test_a_program_that_does_not_fit_keeps_its_compute_time():
         found = mode.entry(programs_of_step, topology, [0] * 4)
         assert found.roofline_s == {"compute": pytest.approx(seconds), "memory": None, "network": None}
         assert (found.fits, found.bound, found.seconds) == (False, "does not fit", None)
-        (row,) = page.rows({"train": dataclasses.asdict(found)})
-        shown = dict(zip(page.HEAD, row, strict=True))
+        (row,) = compile_table.rows({"train": dataclasses.asdict(found)})
+        shown = dict(zip(compile_table.HEAD, row, strict=True))
         assert (shown["collectives"], shown["compute"], shown["memory"]) == ("–", f"{seconds:.2f} s", "–")
-    (row,) = page.rows({"train": dataclasses.asdict(mode.entry([fitting], topology, [0] * 4))})
+    (row,) = compile_table.rows({"train": dataclasses.asdict(mode.entry([fitting], topology, [0] * 4))})
     assert "all-reduce 1 MiB" in row
 
 

@@ -8,8 +8,8 @@ import pytest
 from data_pipelines.tasks import TASKS
 from irm_jax import embedder as evaluate
 from irm_jax import run
-from irm_jax.evaluation.report import finish
-from irm_jax.evaluation.report.benchmark_checks import benchmark_checks
+from irm_jax.evaluation.report.results import benchmark_checks
+from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record
 from irm_jax.parallel import mesh as mesh_lib
 
@@ -119,7 +119,7 @@ def test_task_free_rankings_leave_out_the_query_itself(evaluated):
 def test_the_report_is_written(evaluated, tmp_path):
     config, evaluation, embedder = evaluated
     metadata = run_record.run_record(config.to_dict(), config.seed)
-    finish.write(tmp_path, config, embedder, evaluation, metadata, step=4)
+    write_evaluation(tmp_path, config, embedder, evaluation, metadata, step=4)
     page = (tmp_path / "report.html").read_text()
     assert len(page) > 100_000
     for words in ("task_free/procedural_ctcc@own", "put there on purpose", "Attention", "Oracle"):

@@ -131,7 +131,7 @@ class _Axes:
         for value in self.heights:
             y = self.at(self.x[0], value)[1]
             parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}{unit}</text>')
+            parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(value)}{unit}</text>')
         for value in self.columns:
             x, bottom = self.at(value, self.y[0])[0], self.height - BOTTOM
             parts.append(f'<path class="grid" d="M{x:.1f} {bottom}v4"/>')
@@ -144,8 +144,8 @@ class _Axes:
 def _curve(series: Series, axes: _Axes) -> tuple[str, str]:
     """Returns the SVG of one line, and its sample for the legend."""
     css = "sn" if series.style < 0 else f"s{series.style % len(DASHES)}"
-    dash = DASHES[max(series.style, 0) % len(DASHES)]
-    shape = MARKS[max(series.style, 0) % len(MARKS)]
+    place = max(series.style + series.style // len(DASHES), 0)  # the next lap of the colours has other dashes and marks
+    dash, shape = DASHES[place % len(DASHES)], MARKS[place % len(MARKS)]
     points = [axes.at(x, y) if math.isfinite(y) else None for x, y in zip(series.x, series.y, strict=True)]
     path, pen = "", "M"
     for point in points:
@@ -196,7 +196,7 @@ def dot_chart(title: str, rows: Sequence[Dots], names: Sequence[str]) -> Markup:
 
     The first name is the model: a filled mark with its value above it. The others are outlines.
     """
-    left = max(52, 12 + CHARACTER * max((len(row.label) for row in rows), default=0))
+    left = max(52, 15 + CHARACTER * max((len(row.label) for row in rows), default=0))
     row_height, top = 36, 12
     bottom = top + row_height * len(rows)
     scale = WIDTH - left - 18
@@ -209,7 +209,7 @@ def dot_chart(title: str, rows: Sequence[Dots], names: Sequence[str]) -> Markup:
     for i, row in enumerate(rows):
         y = top + row_height * (i + 0.62)
         parts.append(f'<path class="rail" d="M{left} {y:.1f}H{WIDTH - 18}"/>')
-        parts.append(f'<text class="row" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(row.label)}</text>')
+        parts.append(f'<text class="row" x="{left - 11}" y="{y + 4:.1f}" text-anchor="end">{escape(row.label)}</text>')
         finite = [k for k, value in enumerate(row.values) if math.isfinite(value)]
         for k in reversed(finite):  # the model last, on top
             shape, radius, css = MARKS[k % len(MARKS)], 5 if k else 6, "control" if k else "model"

@@ -1,10 +1,10 @@
-"""Renders the report's page: rows of its tables, its charts and pictures, put into `report.html.j2`."""
+"""Renders the report's page: selections of figures as tables and charts, and pictures, in `report.html.j2`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,22 @@ import jinja2
 from markupsafe import Markup
 
 from data_pipelines.tasks import TASKS
-from irm_jax.compile import page as aot_page
-from irm_jax.evaluation.report.charts import Dots, Picture, Series, dot_chart, line_chart, overlay, thumbnail
-from irm_jax.evaluation.report.results import METRICS, SETTINGS, ReportData, Rollout
+from irm_jax.evaluation import figures
+from irm_jax.evaluation.figures import CONTROLS, METRICS, MODEL, SETTINGS, SWAPPED, Figure, Results
+from irm_jax.evaluation.report import compile_table
+from irm_jax.evaluation.report.charts import (
+    DASHES,
+    Dots,
+    Picture,
+    Series,
+    dot_chart,
+    line_chart,
+    overlay,
+    thumbnail,
+)
+from irm_jax.evaluation.report.results import ReportData, Rollout
 
-CONTROLS = {
+CONTROL_TITLES = {
     "random": "Random (expected)",
     "color_histogram": "Colour histogram",
     "image_only": "Image only",
@@ -25,28 +36,164 @@ CONTROLS = {
     "perfect_identity": "Perfect identity",
     "oracle": "Oracle",
 }
-"""Titles of the known baselines, in the order of the columns; others follow under their own names."""
-SUFFIXES = {
-    "identity": "identity alone counts, the outfit does not",
-    "clothes": "identity and clothes must both match",
-    "own": "gallery under its own instructions, which reveal the source",
-    "test_set": "domain control: the gallery of the query's own test set only",
-    "labeled": "boxes drawn by hand",
-    "released": "compat: the LLCM authors' code, infrared queries against all visible images",
-    "distractors": "gallery with the distractors",
+SCORING_NOTES = {
     "flip": "embeddings averaged over image and mirror",
     "rescored": "the best images judged again by the matching head",
     "rerank": "k-reciprocal re-ranking",
-    "top500": "compat: AP cut at 500 as in the released code, which inflates it",
 }
-"""What a variant adds to the protocol that it stands under; a head is described by its own words."""
-PROCESSED = {"flip", "rerank", "rescored"}
-"""Suffixes that never make a protocol of their own, whatever they stand behind; nor does any with an @."""
 SETTING_TITLES = {"task_specific": "Task-specific", "task_free": "Task-free"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A figure as a row of a table: its place among the figures of results.json, and what a small line says of it."""
+
+    figure: Figure
+    number: int
+    note: str
+
+    @property
+    def path(self) -> str:
+        return f"figures.{self.number}"
+
+    @property
+    def variant(self) -> str:
+        """What differs from the plain ranking under the same rule; "" for that one."""
+        return "" if self.figure.plain else figures.variant(self.figure, with_setting=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+    """The model's rows of one test set in one setting, in the order of the evaluation; its first rule comes first."""
+
+    __test__ = False  # not a test case
+
+    name: str
+    task: str
+    plain: Sequence[Row]
+    variants: Sequence[Row]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Each plain row followed by its variants; those of a rule without a plain row come last."""
+        rules = [row.figure.protocol for row in self.plain]
+        rest = [row for row in self.variants if row.figure.protocol not in rules]
+        followed = (
+            [row, *(v for v in self.variants if v.figure.protocol == row.figure.protocol)] for row in self.plain
+        )
+        return [row for group in followed for row in group] + rest
+
+
+class Selections:
+    """The figures of an evaluation, selected by their fields for the page's tables and charts."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self._numbers = {figure.key: number for number, figure in enumerate(results.figures)}
+        used = {figure.system for figure in results.figures} - {MODEL, SWAPPED}
+        self.controls = [*(c for c in CONTROLS if c in used), *sorted(used - set(CONTROLS))]
+        self.test_sets = {setting: self._test_sets(setting) for setting in SETTINGS}
+        tables = (figure.mAP_tau or {} for figure in results.figures)
+        self.taus = sorted({tau for table in tables for tau in table}, key=float)
+
+    def row(self, figure: Figure) -> Row:
+        return Row(figure, self._numbers[figure.key], note(figure))
+
+    def find(self, figure: Figure, **changes: Any) -> Row | None:
+        """The row of the same ranking except for some fields of its key; None if there is none."""
+        number = self._numbers.get(dataclasses.replace(figure, **changes).key)
+        return None if number is None else self.row(self.results.figures[number])
+
+    def beside(self, row: Row) -> dict[str, Row]:
+        """The rows of the controls of the same ranking, by system."""
+        found = {system: self.find(row.figure, system=system) for system in self.controls}
+        return {system: control for system, control in found.items() if control is not None}
+
+    def task_free(self, figure: Figure) -> Row | None:
+        """The row of the same test set and rule against the union of all galleries."""
+        return self.find(figure, setting="task_free", gallery="union", gallery_instruction="neutral")
+
+    @property
+    def plain(self) -> list[Row]:
+        """The model's rows without variants: task-specific ones, then task-free ones."""
+        return [row for setting in SETTINGS for test_set in self.test_sets[setting] for row in test_set.plain]
+
+    @property
+    def controlled(self) -> list[tuple[tuple[str, TestSet], list[tuple[Row, dict[str, Row]]]]]:
+        """((setting, test set), [(plain row, system -> row of the control)]) of the rows that controls cover."""
+        found = []
+        for setting in SETTINGS:
+            for test_set in self.test_sets[setting]:
+                rows = [(row, self.beside(row)) for row in test_set.plain]
+                if covered := [(row, controls) for row, controls in rows if controls]:
+                    found.append(((setting, test_set), covered))
+        return found
+
+    @property
+    def by_tau(self) -> list[tuple[TestSet, list[Row]]]:
+        """The rows of each test set that have mAP over tau."""
+        found = [
+            (test_set, [row for row in test_set.rows if row.figure.mAP_tau])
+            for setting in SETTINGS
+            for test_set in self.test_sets[setting]
+        ]
+        return [(test_set, rows) for test_set, rows in found if rows]
+
+    @property
+    def swapped(self) -> list[tuple[Row, Row]]:
+        """Each row under swapped instructions, with the model's row of the same ranking."""
+        rows = [self.row(figure) for figure in figures.select(self.results.figures, system=SWAPPED)]
+        return [(row, model) for row in rows if (model := self.find(row.figure, system=MODEL)) is not None]
+
+    def _test_sets(self, setting: str) -> list[TestSet]:
+        rows = [self.row(f) for f in figures.select(self.results.figures, setting=setting, system=MODEL)]
+        names = dict.fromkeys(row.figure.test_set for row in rows)
+        found = []
+        for name in names:
+            own = [row for row in rows if row.figure.test_set == name]
+            plain, variants = [r for r in own if r.figure.plain], [r for r in own if not r.figure.plain]
+            found.append(TestSet(name, own[0].figure.task, plain, variants))
+        return sorted(found, key=lambda test_set: TASKS[test_set.task].id)
+
+    def every_figure(self) -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
+        """Yields (label, [(path in results.json, name, value)]) of each row; the ROC curves' points are left out."""
+        for number, figure in enumerate(self.results.figures):
+            yield figures.label(figure), _leaves(f"figures.{number}", figure.to_json())
+        for number, entry in enumerate(self.results.open_set):
+            content = {key: value for key, value in entry.to_json().items() if key != "roc"}
+            # A threshold is a score and no fraction: as text it is not shown in percent.
+            content["threshold"] = {fpr: f"{value:.3f}" for fpr, value in entry.threshold.items()}
+            yield f"{entry.test_set}/{entry.protocol} (open set)", _leaves(f"open_set.{number}", content)
+
+
+NOT_METRICS = ("test_set", "task", "protocol", "setting", "system", "description")
+
+
+def _leaves(path: str, content: dict[str, Any]) -> list[tuple[str, str, Any]]:
+    """Returns (path, name, value) of the values of a row, without the fields that its label or the tables show."""
+    leaves = flatten({key: value for key, value in content.items() if key not in NOT_METRICS})
+    return [(f"{path}.{name}", name, value) for name, value in leaves if not isinstance(value, (bool, dict, list))]
+
+
+def note(figure: Figure) -> str:
+    """Returns what a table says in small print: the rule of a plain figure, else what the variant is."""
+    notes = [figure.description] if figure.plain else []
+    if figure.setting == "task_free" and figure.gallery == "own":
+        notes.append("domain control: the gallery of the query's own test set only")
+    if figure.setting == "task_free" and figure.gallery_instruction == "own":
+        notes.append("gallery under its own instructions, which reveal the source")
+    if figure.distractors:
+        notes.append("gallery with the distractors")
+    notes += [SCORING_NOTES[scoring] for scoring in figure.scoring]
+    if figure.cut is not None:
+        notes.append(f"compat: AP cut at {figure.cut} as in the released code, which inflates it")
+    if figure.overlap_junk:
+        notes.append(f"{figure.overlap_junk} images left out: people who may be the same, not linked")
+    return "; ".join(n for n in notes if n)
+
+
 def is_main(metric: str) -> bool:
-    """Whether the curves of a metric are shown at once; the others stand in a collapsible list."""
+    """Returns whether the curves of a training metric are shown at once; others stand in a collapsible list."""
     return "loss" in metric or "accuracy" in metric
 
 
@@ -56,12 +203,12 @@ def _is_share(metric: str, lines: Sequence[Series]) -> bool:
 
 
 def percent(value: float | None) -> str:
-    """Returns 73.4 for .734, and a dash where a figure is not defined."""
+    """Returns 73.4 for .734, and a dash for an undefined figure."""
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
 
 
 def quantity(value: float, unit: str) -> str:
-    """Returns a value of a benchmark check in its unit, "fraction" or "ratio"; a dash where it is not defined."""
+    """Returns a value of a benchmark check in its unit, "fraction" or "ratio"; a dash if it is not finite."""
     if not math.isfinite(value):
         return "–"
     return f"{100 * value:.1f}%" if unit == "fraction" else f"{value:.2f}×"
@@ -77,89 +224,65 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def figure_text(value: Any) -> str:
-    """Returns a leaf of the evaluation's figures as the page writes it: fractions in percent, counts as they are."""
+    """Returns a metric as the page prints it: fractions in percent, counts as they are."""
     if isinstance(value, float) or value is None:
         return percent(value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _head(name: str, protocols: dict[str, Any]) -> str:
-    """The protocol that a name stands under: its shortest beginning (up to a + or @) that is one itself.
-
-    `prcc_cross+multi_shot` and `cuhk03_np+labeled` are heads where nothing shorter was ranked.
-    """
-    ends = (match.start() for match in re.finditer(r"[+@]", name))
-    return next((name[:end] for end in ends if name[:end] in protocols), name)
-
-
-def _protocol_rows(protocols: dict[str, Any], setting: str) -> list[dict[str, Any]]:
-    """Returns the rows of a metrics table: by task, each protocol followed by its variants."""
-    rows = []
-    for name, entry in protocols.items():
-        if entry["setting"] == setting:
-            base = _head(name, protocols)
-            variant = base != name or "@" in name or not PROCESSED.isdisjoint(name.split("+"))
-            notes = [SUFFIXES[s] for s in re.split(r"[+@]", name[len(base) :]) if s in SUFFIXES]
-            if entry.get("overlap_junk"):
-                notes.append(f"{entry['overlap_junk']} images left out: people who may be the same, not linked")
-            rows.append({"name": name, "base": base, "entry": entry, "variant": variant, "note": "; ".join(notes)})
-    order = {base: i for i, base in reversed(list(enumerate(row["base"] for row in rows)))}
-    return sorted(rows, key=lambda row: (TASKS[row["entry"]["task"]].id, order[row["base"]], row["variant"]))
+def _styles(test_sets: Sequence[TestSet]) -> dict[str, int]:
+    """Returns test set -> style of its line: its task's colour, and another dash for each further set of the task."""
+    seen: dict[str, int] = {}
+    styles = {}
+    for test_set in test_sets:
+        count = seen[test_set.task] = seen.get(test_set.task, -1) + 1
+        styles[test_set.name] = TASKS[test_set.task].id + len(DASHES) * count
+    return styles
 
 
-def _overview(rows: list[dict[str, Any]], baselines: dict[str, Any], setting: str) -> Markup | None:
-    """Returns the dot chart of a setting: every protocol that is no variant, with the baselines that cover it."""
-    heads = [row for row in rows if not row["variant"]]
-    used = [b for b in baselines if any(row["name"] in baselines[b] for row in heads)]
-    if not heads:
+def _overview(selections: Selections, setting: str) -> Markup | None:
+    """Returns the dot chart of a setting: each test set under its first rule, with the controls of that ranking."""
+    rows = [(test_set, test_set.plain[0]) for test_set in selections.test_sets[setting] if test_set.plain]
+    if not rows:
         return None
-    labels = [row["entry"]["task"] for row in heads]
-    lines = []
-    for row, label in zip(heads, labels, strict=True):
-        cells = [row["entry"], *(baselines[b].get(row["name"], {}) for b in used)]
-        text = label if labels.count(label) == 1 else row["name"].removeprefix("task_free/")
-        lines.append(Dots(text, [math.nan if c.get("mAP") is None else c["mAP"] for c in cells]))
-    names = ["IRM (this run)", *(CONTROLS.get(b, b.replace("_", " ")) for b in used)]
-    return dot_chart(f"mAP, {SETTING_TITLES[setting].lower()}", lines, names)
+    beside = [selections.beside(row) for _, row in rows]
+    used = [system for system in selections.controls if any(system in controls for controls in beside)]
+    tasks = [test_set.task for test_set, _ in rows]
+    dots = []
+    for (test_set, row), controls in zip(rows, beside, strict=True):
+        values = [row.figure.mAP, *(controls[s].figure.mAP if s in controls else None for s in used)]
+        label = test_set.task if tasks.count(test_set.task) == 1 else test_set.name
+        dots.append(Dots(label, [math.nan if value is None else value for value in values]))
+    names = ["IRM (this run)", *(CONTROL_TITLES.get(s, s.replace("_", " ")) for s in used)]
+    return dot_chart(f"mAP, {SETTING_TITLES[setting].lower()}", dots, names)
 
 
-def _tau_charts(rows_by_setting: dict[str, list[dict[str, Any]]]) -> list[Markup]:
-    """Returns one chart of mAP over tau for each setting and variant that has any; compat ones stay in the table."""
+def _tau_charts(selections: Selections) -> list[Markup]:
+    """Returns one chart of mAP over tau per setting for the test sets' first rules, and one per other rule."""
     groups: dict[str, list[Series]] = {}
-    for setting, rows in rows_by_setting.items():
-        for row in rows:
-            values = row["entry"]["mAP_tau"]
-            variant = row["name"][len(row["base"]) :]
-            if isinstance(values, dict) and any(v is not None for v in values.values()) and "@top500" not in variant:
-                taus = sorted(values, key=float)
-                y = [math.nan if values[t] is None else values[t] for t in taus]
-                series = Series(row["base"], [float(t) for t in taus], y, TASKS[row["entry"]["task"]].id)
-                groups.setdefault(f"mAP over τ, {SETTING_TITLES[setting].lower()} {variant}".strip(), []).append(series)
-    return [line_chart(title, lines, x_label="tau", percent=True) for title, lines in groups.items()]
+    for setting, test_sets in selections.test_sets.items():
+        styles = _styles(test_sets)
+        for test_set in test_sets:
+            for place, row in enumerate(test_set.plain):
+                table = row.figure.mAP_tau or {}
+                if all(value is None for value in table.values()):
+                    continue
+                title = f"mAP over τ, {SETTING_TITLES[setting].lower()}"
+                title += f", rule {row.figure.protocol}" if place else ""
+                taus = sorted(table, key=float)
+                y = [math.nan if (value := table[tau]) is None else value for tau in taus]
+                line = Series(test_set.name, [float(tau) for tau in taus], y, styles[test_set.name])
+                groups.setdefault(title, []).append(line)
+    return [line_chart(title, lines, x_label="τ", percent=True) for title, lines in groups.items()]
 
 
-def _open_set(results: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Markup]]:
-    """Returns the rows of the open-set table (none without such figures) and the chart of the ROC curves."""
-    entries, protocols = results["open_set"], results["protocols"]
-    rows = [{"name": name, "entry": entry} for name, entry in entries.items()]
+def _roc(selections: Selections) -> list[Markup]:
+    styles = _styles(selections.test_sets["task_specific"])
     lines = [
-        Series(name, entry["roc"]["fpr"], entry["roc"]["tpr"], TASKS[protocols[name]["task"]].id)
-        for name, entry in entries.items()
+        Series(row.test_set, row.roc["fpr"], row.roc["tpr"], styles.get(row.test_set, TASKS[row.task].id))
+        for row in selections.results.open_set
     ]
-    return rows, [line_chart("ROC of the best score: TPR over FPR", lines, x_label="FPR", percent=True)] if rows else []
-
-
-def _every_figure(results: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Returns (path, value) of all figures but the ROC curves' points; a threshold, which is no share, as text."""
-    figures = {key: results[key] for key in ("protocols", "baselines", "swapped_instructions")}
-    found: list[tuple[str, Any]] = [
-        (path, value) for path, value in flatten(figures) if isinstance(value, (int, float)) or value is None
-    ]
-    for name, entry in results["open_set"].items():
-        shares = {key: value for key, value in entry.items() if key not in ("roc", "threshold")}
-        found += flatten(shares, f"open_set.{name}")
-        found += [(f"open_set.{name}.threshold.{fpr}", f"{score:.3f}") for fpr, score in entry["threshold"].items()]
-    return found
+    return [line_chart("ROC of the best score: TPR over FPR", lines, x_label="FPR", percent=True)] if lines else []
 
 
 def _image(picture: Picture, alt: str, max_height: int = 192) -> Markup:
@@ -182,13 +305,10 @@ def _rollout_pictures(rollout: Rollout) -> list[dict[str, Any]]:
     return pictures
 
 
-def render(results: dict[str, Any], data: ReportData, curves: dict[str, list[Series]]) -> str:
+def render(results: Results, data: ReportData, curves: dict[str, list[Series]]) -> str:
     """Returns the page; `results` is the finished content of results.json."""
-    protocols = results["protocols"]
-    baselines = {b: results["baselines"][b] for b in CONTROLS if b in results["baselines"]}
-    baselines |= results["baselines"]
-    rows = {setting: _protocol_rows(protocols, setting) for setting in SETTINGS}
-    run = results["run"]
+    selections = Selections(results)
+    run = results.rest["run"]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -197,30 +317,29 @@ def render(results: dict[str, Any], data: ReportData, curves: dict[str, list[Ser
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "figure": figure_text, "quantity": quantity}
-    chart_of = {
+    charts = {
         metric: line_chart(metric.replace("_", " "), lines, x_label="step", percent=_is_share(metric, lines))
         for metric, lines in curves.items()
     }
     page = environment.get_template("report.html.j2").render(
         data=data,
         results=results,
+        selections=selections,
+        run=run,
+        leaks=results.rest["leaks"],
         tasks=TASKS,
         metrics=METRICS,
         setting_titles=SETTING_TITLES,
-        rows=rows,
-        taus=sorted({t for e in protocols.values() for t in (e["mAP_tau"] or {})}, key=float),
-        overview=[c for s in SETTINGS if (c := _overview(rows[s], baselines, s))],
-        baselines=baselines,
-        control_titles=CONTROLS,
-        tau_charts=_tau_charts(rows),
-        open_set=_open_set(results),
-        main_charts=[chart for metric, chart in chart_of.items() if is_main(metric)],
-        other_charts=[chart for metric, chart in chart_of.items() if not is_main(metric)],
-        every_figure=_every_figure(results),
-        run_fields=[(k, v) for k, v in flatten({k: v for k, v in run.items() if k != "config"})],
+        overview=[chart for setting in SETTINGS if (chart := _overview(selections, setting))],
+        control_titles=CONTROL_TITLES,
+        tau_charts=_tau_charts(selections),
+        roc_charts=_roc(selections),
+        main_charts=[chart for metric, chart in charts.items() if is_main(metric)],
+        other_charts=[chart for metric, chart in charts.items() if not is_main(metric)],
+        run_fields=list(flatten({key: value for key, value in run.items() if key != "config"})),
         config=json.dumps(run["config"], indent=2),
         image=_image,
-        compile_table=aot_page.table_html,
+        compile_table=compile_table.html,
         rollout_pictures=_rollout_pictures,
         failed=[check for check in data.checks if not check.passed],
     )

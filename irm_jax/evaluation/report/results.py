@@ -1,31 +1,30 @@
-"""What a report is made from: the pictures, curves and checks of one evaluation, and the rules for `results.json`."""
+"""What a report is made of: pictures, curves and checks of one evaluation, and the rules for its figures."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_pipelines.files import jsonable
 from data_pipelines.tasks import TASKS
+from irm_jax.evaluation import figures
+from irm_jax.evaluation.figures import METRICS, TAU_TABLES, Figure, Results
 from irm_jax.evaluation.report.charts import Picture
 
 if TYPE_CHECKING:  # at run time it would import the whole shard reader
     from data_pipelines.people.leaks import Leak
 
 RELATIONS = ("positive", "negative", "junk")
-SETTINGS = ("task_specific", "task_free")
-METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
-TAU_TABLES = ("mAP_tau", "mAP_tau_common", "tau_positives_kept")
-"""Entries of a protocol that hold one fraction per tau, or null (a protocol without gallery instructions)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RankedImage:
-    """One gallery image of a ranking. `relation` to the query is one of `RELATIONS`; `caption` stands under it."""
+    """One gallery image of a ranking: its relation to the query (one of `RELATIONS`), and a caption under it."""
 
     image: Picture
     score: float
@@ -41,9 +40,10 @@ class RankedImage:
 class RankList:
     """One query with its best gallery images, best first.
 
-    `instruction` is a sentence (str) or a picture (bytes or array). `query_image` is None where there is none to show;
-    for a task without a query image it is the described picture, shown as such. `ap` may be NaN (no positive),
-    `first_positive_rank` counts from 1. `wanted` says in words what would be right (optional).
+    instruction: a sentence (str) or a picture (bytes or array).
+    query_image: None if there is none to show; the described picture if the task has no query image.
+    ap: NaN without a positive. first_positive_rank: counts from 1.
+    rule: which gallery images are positive, in words (optional).
     """
 
     query_id: str
@@ -52,14 +52,14 @@ class RankList:
     query_image: Picture | None = None
     ap: float = math.nan
     first_positive_rank: int | None = None
-    wanted: str = ""
+    rule: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """Attention rollout of one query: over the person image, and over the instruction's words or picture.
 
-    Heats are f32[gh,gw] on any scale, each stretched to its own range; `tokens` are (word piece, weight >= 0), shown as
+    Heats are f32[gh,gw] on any scale, each stretched to its own range. `tokens`: (word piece, weight >= 0), shown as
     shares of their sum.
     """
 
@@ -72,9 +72,10 @@ class Rollout:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskSection:
-    """The pictures of one task; `protocol` names the rule that says positive, negative and junk in them."""
+class Section:
+    """The pictures of one test set; `protocol` is the rule that tells positive, negative and junk in them."""
 
+    test_set: str
     task: str
     protocol: str
     examples: Sequence[RankList] = ()
@@ -109,18 +110,19 @@ class BenchmarkCheck:
 
 @dataclasses.dataclass(frozen=True)
 class ReportData:
-    """Everything of the report that is not a figure of `results.json`.
+    """Everything of the report that is not a figure.
 
-    `run` is `run_record.run_record()`, with more keys at will. `history` is the records of metrics.jsonl, {"step":
-    int, "loss": float, "TASK/METRIC": float, ...}. `leaks` is None when no leak check ran, empty when it found nothing;
-    `deliberate_leaks` are pairs of data sets between which a benchmark puts leaks on purpose.
-    `data_terms` says for each data set under which terms its pictures stand in the file; `notes` are sentences shown at
-    the top.
+    run: `run_record()`, with more keys at will.
+    history: records of metrics.jsonl, {"step": int, "loss": float, "TASK/METRIC": float, ...}.
+    leaks: None if no leak check ran, empty if it found nothing.
+    deliberate_leaks: pairs of data sets between which a benchmark puts leaks on purpose.
+    data_terms: data set -> the terms under which the file shows its pictures.
+    notes: sentences at the top of the page.
     """
 
     run: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]] = ()
-    sections: Sequence[TaskSection] = ()
+    sections: Sequence[Section] = ()
     checks: Sequence[BenchmarkCheck] = ()
     leaks: Sequence[Leak] | None = None
     deliberate_leaks: Sequence[tuple[str, str]] = ()
@@ -131,92 +133,155 @@ class ReportData:
     def __post_init__(self) -> None:
         missing = [key for key in ("config", "versions", "seed", "git", "command") if key not in self.run]
         if missing:
-            raise ValueError(f"run lacks {', '.join(missing)}: pass run_record.run_record(config, seed)")
+            raise ValueError(f"run lacks {', '.join(missing)}: pass run_record(config, seed)")
 
 
-def _fraction(entry: dict[str, Any], key: str, path: str) -> None:
-    """Checks that `entry[key]` is None or within [0, 1] and stores it as a float (rounding errors are cut off)."""
-    value = entry[key]
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{path}.{key} is {value!r}; a fraction between 0 and 1 (or NaN for undefined) is needed")
-    if not -1e-9 <= value <= 1 + 1e-9:
-        raise ValueError(f"{path}.{key} is {value}, outside [0, 1]; results hold fractions: divide percentages by 100")
-    entry[key] = min(max(float(value), 0.0), 1.0)
+@dataclasses.dataclass(frozen=True)
+class _Condition:
+    """A fail condition of the procedural benchmark: which value is compared with which limit, and why."""
+
+    name: str
+    bound: str
+    limit: float
+    unit: str
+    explanation: str
+
+    def check(self, test_set: str, value: float | None) -> list[BenchmarkCheck]:
+        """Returns the check of a value; none if the value is not known."""
+        if value is None:
+            return []
+        passed = value <= self.limit if self.bound == "at most" else value >= self.limit
+        name = f"{test_set}: {self.name}"
+        return [BenchmarkCheck(name, value, self.limit, passed, self.bound, self.unit, self.explanation)]
 
 
-def _count(value: Any, path: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{path} is {value!r}; a whole number >= 0 is needed")
+HISTOGRAM = _Condition(
+    "histogram over random", "at most", 1.3, "ratio",
+    "colour alone must not find a person in other clothes or another modality",
+)  # fmt: skip
+SINGLE_INPUTS = {
+    system: _Condition(
+        system.replace("_", " "), "at most", 0.35, "fraction",
+        "neither the image nor the instruction alone may solve the task",
+    )
+    for system in ("image_only", "instruction_only")
+}  # fmt: skip
+JOINT = _Condition(
+    "model over the better single input", "at least", 1.5, "ratio",
+    "the joint model must use image and instruction together",
+)  # fmt: skip
+TAU_SPREAD = _Condition(
+    "spread of mAP_tau", "at least", 0.02, "fraction",
+    "instruction similarities must differ, or mAP_tau measures nothing",
+)  # fmt: skip
+ORACLE = _Condition(
+    "oracle", "at least", 0.99, "fraction", "an oracle of every person and outfit must find every target"
+)  # fmt: skip
+HISTOGRAM_TASKS = ("cc", "vi")
+INSTRUCTED_TASKS = ("ctcc", "li")
+IDENTITY_RULE = "market"  # under a rule of outfits every positive stays one at every tau
 
 
-def _check_metrics(entry: dict[str, Any], path: str) -> None:
-    """Checks whatever metrics `entry` holds; which of them must be there is the caller's matter."""
-    for key in (*METRICS, "mAP_own", "follow_rate"):
-        if key in entry:
-            _fraction(entry, key, path)
-    for key in TAU_TABLES:
-        if isinstance(entry.get(key), dict):
-            for tau in entry[key]:
-                try:
-                    float(tau)
-                except ValueError:
-                    raise ValueError(
-                        f"{path}.{key} has the key {tau!r}; its keys are values of tau, such as '0.5'"
-                    ) from None
-                _fraction(entry[key], tau, f"{path}.{key}")
-        elif key in entry:
-            _fraction(entry, key, path)
-    for key in entry.get("std") or {}:
-        _fraction(entry["std"], key, f"{path}.std")
-    for key in ("queries", "gallery", "trials"):
-        if key in entry:
-            _count(entry[key], f"{path}.{key}")
-    for key in ("dropped", "mAP_tau_dropped"):
-        for cause, count in (entry.get(key) or {}).items():
-            _count(count, f"{path}.{key}.{cause}")
+def benchmark_checks(rows: Sequence[Figure], test_sets: Collection[str]) -> list[BenchmarkCheck]:
+    """Judges every fail condition of the procedural benchmark that the figures of `test_sets` allow to judge.
 
-
-def checked_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `results` as plain JSON types after checking the form of issue 2 section 8.
-
-    Raises ValueError or TypeError naming the entry, the value found and what is needed.
+    A benchmark that a shortcut solves says nothing about a model. The conditions concern each set's first protocol.
     """
-    plain: dict[str, Any] = jsonable(results, "results")
-    protocols = plain.get("protocols")
-    if not isinstance(protocols, dict) or not protocols:
-        raise ValueError(
-            "results['protocols'] is missing or empty; evaluate at least one protocol before writing a report"
-        )
-    for name, entry in protocols.items():
-        path = f"protocols.{name}"
-        missing = [key for key in ("task", "setting", *METRICS, "mAP_tau", "queries", "dropped") if key not in entry]
-        if missing:
-            raise ValueError(f"{path} lacks {', '.join(missing)}; use None (or NaN) where a figure is not defined")
-        if entry["task"] not in TASKS or entry["setting"] not in SETTINGS:
-            raise ValueError(
-                f"{path}: task {entry['task']!r} must be one of {', '.join(TASKS)} and setting {entry['setting']!r} "
-                f"one of {', '.join(SETTINGS)}"
-            )
-        _check_metrics(entry, path)
-    for group in ("baselines", "swapped_instructions", "open_set"):
-        plain.setdefault(group, {})
-    entries = [(f"baselines.{b}", name, e) for b, table in plain["baselines"].items() for name, e in table.items()]
-    entries += [("swapped_instructions", name, e) for name, e in plain["swapped_instructions"].items()]
-    for path, name in [
-        *((path, name) for path, name, _ in entries),
-        *(("open_set", name) for name in plain["open_set"]),
-    ]:
-        if name not in protocols:
-            raise ValueError(f"{path} names the protocol {name!r}, which results['protocols'] does not hold")
-    for path, name, entry in entries:
-        if "mAP" not in entry:
-            raise ValueError(f"{path}.{name} lacks mAP")
-        _check_metrics(entry, f"{path}.{name}")
-    for name, entry in plain["open_set"].items():
+    checks: list[BenchmarkCheck] = []
+    for test_set, headline in figures.headlines(rows).items():
+        if test_set not in test_sets:
+            continue
+        values = {
+            system: None if (figure := figures.counterpart(rows, headline, system=system)) is None else figure.mAP
+            for system in ("random", "color_histogram", "oracle", *SINGLE_INPUTS)
+        }
+        histogram, chance = values["color_histogram"], values["random"]
+        if headline.task in HISTOGRAM_TASKS and histogram is not None and chance:
+            checks += HISTOGRAM.check(test_set, histogram / chance)
+        if headline.task in INSTRUCTED_TASKS:
+            for system, condition in SINGLE_INPUTS.items():
+                checks += condition.check(test_set, values[system])
+            better = max((v for s in SINGLE_INPUTS if (v := values[s]) is not None), default=None)
+            if better and headline.mAP is not None:
+                checks += JOINT.check(test_set, headline.mAP / better)
+            by_identity = figures.counterpart(rows, headline, protocol=IDENTITY_RULE)
+            table = (by_identity and by_identity.mAP_tau) or {}
+            taus = [value for value in table.values() if value is not None]
+            if len(taus) > 1:
+                checks += TAU_SPREAD.check(test_set, max(taus) - min(taus))
+        checks += ORACLE.check(test_set, values["oracle"])
+    return checks
+
+
+def checked_results(results: Results) -> Results:
+    """Returns the results in plain JSON types, NaN and infinities as None.
+
+    Raises:
+      ValueError: a figure is out of its range, stands twice, or is a control of a ranking that is not among the
+        figures; the message names the figure, the value found and what is needed.
+      TypeError: JSON cannot hold a value; the message names its path.
+    """
+    if not results.figures:
+        raise ValueError("the evaluation has no figure: rank at least one test set before writing a report")
+    plain = Results.from_json(jsonable(results.to_json(), "results"))
+    checked = tuple(_checked_figure(figure) for figure in plain.figures)
+    keys = collections.Counter(figure.key for figure in checked)
+    for figure in checked:
+        if keys[figure.key] > 1:
+            raise ValueError(f"{figures.label(figure)} stands twice among the figures")
+        if dataclasses.replace(figure, system=figures.MODEL).key not in keys:
+            raise ValueError(f"{figures.label(figure)} stands beside no figure of the model")
+    rules = {(figure.test_set, figure.protocol) for figure in checked}
+    for row in plain.open_set:
+        name = f"open set of {row.test_set}/{row.protocol}"
+        if (row.test_set, row.protocol) not in rules:
+            raise ValueError(f"{name} stands beside no figure of the model")
         for table in ("tpr", "identified"):
-            for fpr in entry[table]:
-                _fraction(entry[table], fpr, f"open_set.{name}.{table}")
-        _fraction(entry, "auc", f"open_set.{name}")
-    return plain
+            _fractions(getattr(row, table), f"{name}: {table}")
+        _fraction(row.auc, f"{name}: auc")
+    return dataclasses.replace(plain, figures=checked)
+
+
+def _checked_figure(figure: Figure) -> Figure:
+    """Returns the figure with its fractions cut to [0, 1] (rounding errors)."""
+    name = figures.label(figure)
+    if figure.task not in TASKS:
+        raise ValueError(f"{name}: task {figure.task!r} is none of {', '.join(TASKS)}")
+    changes: dict[str, Any] = {}
+    for key in (*METRICS, "mAP_own", "follow_rate"):
+        changes[key] = _fraction(getattr(figure, key), f"{name}: {key}")
+    for key in ("mAP_tau", "mAP_tau_common", "tau_positives_kept", "std"):
+        changes[key] = _fractions(getattr(figure, key), f"{name}: {key}")
+    for key in TAU_TABLES:
+        for tau in getattr(figure, key) or {}:
+            try:
+                float(tau)
+            except ValueError:
+                raise ValueError(
+                    f"{name}: {key} has the key {tau!r}; its keys are values of tau, such as '0.5'"
+                ) from None
+    for key in ("queries", "gallery_size", "trials", "overlap_junk"):
+        _count(getattr(figure, key), f"{name}: {key}")
+    for key in ("dropped", "mAP_tau_dropped"):
+        for entry, value in (getattr(figure, key) or {}).items():
+            _count(value, f"{name}: {key}.{entry}")
+    return dataclasses.replace(figure, **changes)
+
+
+def _fractions(table: Mapping[str, Any] | None, name: str) -> dict[str, float | None] | None:
+    return None if table is None else {key: _fraction(value, f"{name}.{key}") for key, value in table.items()}
+
+
+def _fraction(value: Any, name: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} is {value!r}; a fraction between 0 and 1 (or NaN for undefined) is needed")
+    if not -1e-9 <= value <= 1 + 1e-9:
+        raise ValueError(f"{name} is {value}, outside [0, 1]; results hold fractions: divide percentages by 100")
+    return min(max(float(value), 0.0), 1.0)
+
+
+def _count(value: Any, name: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ValueError(f"{name} is {value!r}; a whole number >= 0 is needed")

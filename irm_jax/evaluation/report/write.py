@@ -1,83 +1,171 @@
-"""Writes `report.html`, one self-contained page about a run, and `results.json`, every figure of that page."""
+"""Writes what an evaluation leaves in the workdir: `report.html`, one self-contained page, `results.json`, every figure
+of that page, and `per_query/`. Process 0 writes."""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 
+from data_pipelines import procedural
+from data_pipelines.batches import training_data
+from data_pipelines.errors import DatasetError, UserError
 from data_pipelines.files import jsonable, write_atomically
+from data_pipelines.people.leaks import Leak, find_leaks
 from data_pipelines.tasks import TASKS
-from irm_jax.compile.page import FILE as COMPILE_FILE
+from irm_jax.evaluation import figures
+from irm_jax.evaluation.compare import remove_other_results, save_per_query
+from irm_jax.evaluation.embed import EmbeddingModel
+from irm_jax.evaluation.evaluator import Evaluation
+from irm_jax.evaluation.figures import Results
+from irm_jax.evaluation.report import compile_table
 from irm_jax.evaluation.report.charts import Series
+from irm_jax.evaluation.report.examples import sections_of
 from irm_jax.evaluation.report.page import is_main, render
-from irm_jax.evaluation.report.results import (
-    BenchmarkCheck,
-    RankedImage,
-    RankList,
-    ReportData,
-    Rollout,
-    TaskSection,
-    checked_results,
-)
+from irm_jax.evaluation.report.results import RankList, ReportData, Section, benchmark_checks, checked_results
+from irm_jax.logs import writers
+from irm_jax.parallel import processes
 
-if TYPE_CHECKING:  # at run time it would import the whole shard reader
-    from data_pipelines.people.leaks import Leak
+__all__ = ["ReportError", "write_evaluation", "write_report"]
 
-__all__ = ["BenchmarkCheck", "RankList", "RankedImage", "ReportData", "Rollout", "TaskSection", "write_report"]
-
+PAGE = "report.html"
 CURVE_POINTS = 200
+TERMS = {
+    "procedural": "drawn by this project; free of real people",
+    "market1501": "Market-1501: research use only, not to be redistributed; this file shows pictures of real people",
+}
+"""Namespace -> the terms under which a report shows its pictures; other data sets' terms are in their manifests."""
 
 
-def write_report(workdir: str | os.PathLike[str], results: Mapping[str, Any], data: ReportData) -> epath.Path:
+class ReportError(UserError, OSError):
+    """A file of the report cannot be written. The message names the file, the cause and the cure."""
+
+
+def write_evaluation(
+    workdir: epath.Path,
+    config: ConfigDict,
+    embedder: EmbeddingModel,
+    evaluation: Evaluation,
+    metadata: Mapping[str, Any],
+    *,
+    step: int,
+) -> None:
+    """Writes report.html, results.json and per_query/ into `workdir`. Every process must call it.
+
+    metadata: `run_record()` of this start. step: the training step of the evaluated parameters.
+    """
+    content = {**evaluation.results, "run": {**metadata, "step": step}}
+    # The pictures of attention are computed by all processes together.
+    sections = sections_of(
+        evaluation, embedder, queries=config.report.queries, rollouts=config.report.rollouts, seed=config.seed
+    )
+    try:
+        if processes.is_main():
+            _write_per_query(workdir, evaluation)
+            results = Results.from_json(content)
+            write_report(workdir, results, _report_data(workdir, config, evaluation, results, sections))
+    finally:
+        processes.barrier("report")  # a process that ends early would end the others
+
+
+def _write_per_query(workdir: epath.Path, evaluation: Evaluation) -> None:
+    written = set()
+    for ranked in evaluation.ranked.values():
+        # Record number and content: queries of other data are never taken for the same ones.
+        queries = zip(ranked.record.tolist(), ranked.query["content"].tolist(), strict=True)
+        ids = np.array([f"{record}:{content:016x}" for record, content in queries])
+        written.add(save_per_query(workdir, ranked.ranking, ids, ranked.gallery["content"]))
+    remove_other_results(workdir, written)
+
+
+def _report_data(
+    workdir: epath.Path, config: ConfigDict, evaluation: Evaluation, results: Results, sections: Sequence[Section]
+) -> ReportData:
+    """Gathers the history, checks, leaks and terms of the data sets that were trained on or tested."""
+    parts = [split.dataset for test in evaluation.sets for split in (test.query, *test.parts)]
+    manifests = {dataset.manifest.namespace: dataset.manifest for dataset in parts}
+    drawn = {
+        test.name for test in evaluation.sets if test.query.dataset.manifest.namespace == procedural.NAMESPACE
+    }  # fmt: skip
+    names = [config.data.train[n].data_set for n in config.data.train] + [dataset.name for dataset in parts]
+    return ReportData(
+        run=results.rest["run"],
+        history=writers.read_metrics(workdir),
+        sections=sections,
+        checks=benchmark_checks(results.figures, drawn),
+        leaks=_leaks(config, names),
+        data_terms={name: _terms(name, manifests[name].source) for name in sorted(manifests)},
+        deliberate_leaks=[procedural.OVERLAP_TRAP],
+    )
+
+
+def _leaks(config: ConfigDict, names: Sequence[str]) -> list[Leak] | None:
+    try:
+        return find_leaks(list(training_data.open_datasets(config, names).values()))
+    except DatasetError as error:  # an evaluation needs no training data
+        logging.warning("no leak check: %s", error)
+        return None
+
+
+def _terms(namespace: str, source: Mapping[str, Any]) -> str:
+    return TERMS.get(namespace) or str(source.get("terms", "see the data set's own licence"))
+
+
+def write_report(workdir: str | os.PathLike[str], results: Results, data: ReportData) -> epath.Path:
     """Writes `results.json` and `report.html` into `workdir` (made if missing) and returns the path of the page.
 
-    `results` is {"protocols": {NAME: {"task", "setting", "mAP", "rank1", "rank5", "rank10", "mINP", "mAP_tau",
-    "queries", "dropped"}}, "baselines": {BASELINE: {NAME: {"mAP", ...}}}, "swapped_instructions": {NAME: {"mAP",
-    "mAP_own", "queries", "follow_rate"}}}, where "mAP_own" is that of the same queries under their own instructions;
-    fractions in [0, 1], NaN is written as null. A NAME may carry variants (`name+identity`,
-    `name@top500`), shown under `name`. A protocol entry may hold whatever else `ranking.summarize` returns, and a
-    "description". The JSON file also gets "run", "benchmark_checks", "leaks", "training_curves" and "rank_lists" from
-    `data`, "compile" if the folder holds a compile.json, and what else `results` holds. Each file is complete or
-    absent: it is renamed into place when whole.
-    Raises ValueError or TypeError naming the entry that is wrong (nothing is written then), OSError naming the file.
+    The JSON file holds the figures as rows, the open-set figures, what else `results.rest` holds, and of `data` "run",
+    "benchmark_checks", "leaks", "training_curves" and "rank_lists"; "compile" if the folder holds a compile.json. Each
+    file is complete or absent: it is renamed into place when whole.
+
+    Raises:
+      ValueError, TypeError: an entry is wrong, see `checked_results`; nothing is written.
+      ReportError: a file cannot be written.
     """
-    plain = checked_results(results)
-    curves = training_curves(data.history)
-    plain["run"] = {**jsonable(data.run, "run"), **plain.get("run", {})}
-    plain["benchmark_checks"] = [jsonable(vars(check)) for check in data.checks]
-    plain["leaks"] = None if data.leaks is None else leak_rows(data.leaks, data.deliberate_leaks)
-    plain["training_curves"] = {
-        metric: {line.name: {"step": line.x, "value": line.y} for line in lines} for metric, lines in curves.items()
+    folder, curves = epath.Path(workdir), training_curves(data.history)
+    rest = {
+        **results.rest,
+        "run": {**data.run, **results.rest.get("run", {})},
+        "benchmark_checks": [vars(check) for check in data.checks],
+        "leaks": None if data.leaks is None else leak_rows(data.leaks, data.deliberate_leaks),
+        "training_curves": {
+            metric: {line.name: {"step": line.x, "value": line.y} for line in lines} for metric, lines in curves.items()
+        },
+        "rank_lists": [_section_figures(section) for section in data.sections],
     }
-    plain["rank_lists"] = [_section_figures(section) for section in data.sections]
-    folder = epath.Path(workdir)
-    if (table := folder / COMPILE_FILE).exists():  # of --mode compile
-        plain["compile"] = json.loads(table.read_text(encoding="utf-8"))
-    page = render(plain, data, curves)
+    if (table := folder / compile_table.FILE).exists():
+        rest["compile"] = json.loads(table.read_text(encoding="utf-8"))
+    checked = checked_results(dataclasses.replace(results, rest=rest))
+    page = render(checked, data, curves)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {folder / "results.json": json.dumps(plain, indent=1, allow_nan=False) + "\n", folder / "report.html": page}
-    for path, text in files.items():
-        try:
-            write_atomically(path, text)
-        except OSError as error:
-            reason = f"the report cannot be written ({error.strerror}): free space there or make it writable"
-            raise OSError(error.errno, reason, str(path)) from error
-    logging.info("report of %d protocols (%.1f MB): %s", len(plain["protocols"]), len(page) / 1e6, path)
+    path = folder / PAGE
+    _write(folder / figures.FILE, json.dumps(checked.to_json(), indent=1, allow_nan=False) + "\n")
+    _write(path, page)
+    logging.info("report of %d figures (%.1f MB): %s", len(checked.figures), len(page) / 1e6, path)
     return path
 
 
-def leak_rows(leaks: Sequence[Leak], deliberate: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
-    """Returns one row for all people that the same evidence finds in the same two places; the harmful ones first.
+def _write(path: epath.Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        reason = f"the report cannot be written ({error.strerror}): free space there or make it writable"
+        raise ReportError(error.errno, reason, str(path)) from error
 
-    `deliberate` pairs of data sets leak on purpose, to prove that the check finds it.
+
+def leak_rows(leaks: Sequence[Leak], deliberate: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:
+    """Returns one row per pair of data sets, kind and evidence, with the number of people; the harmful ones first.
+
+    `deliberate`: pairs of data sets that leak on purpose, to prove that the check finds it.
     """
     traps = {frozenset(pair) for pair in deliberate}
     groups: dict[tuple[Any, ...], list[Leak]] = collections.defaultdict(list)
@@ -95,8 +183,8 @@ def leak_rows(leaks: Sequence[Leak], deliberate: Sequence[tuple[str, str]] = ())
 def training_curves(history: Sequence[Mapping[str, Any]], points: int = CURVE_POINTS) -> dict[str, list[Series]]:
     """Returns the curves of each metric: "TASK/METRIC" is the line TASK of METRIC, any other key the line "all".
 
-    Records are averaged in runs of equal length to at most `points` a curve; values that are no finite number are left
-    out. Losses and accuracies come first.
+    Records are averaged in runs of equal length to at most `points` per curve; values that are no finite number are
+    left out. Losses and accuracies come first.
     """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for record in history:
@@ -113,14 +201,15 @@ def training_curves(history: Sequence[Mapping[str, Any]], points: int = CURVE_PO
         for line in sorted(found[metric], key=lambda n: TASKS[n].id if n in TASKS else -1):
             values = np.array(found[metric][line])
             means = np.array([part.mean(0) for part in np.array_split(values, min(points, len(values)))])
-            lines.append(
-                Series(line, means[:, 0].tolist(), means[:, 1].tolist(), TASKS[line].id if line in TASKS else -1)
-            )
+            style = TASKS[line].id if line in TASKS else -1
+            lines.append(Series(line, means[:, 0].tolist(), means[:, 1].tolist(), style))
     return curves
 
 
-def _section_figures(section: TaskSection) -> dict[str, Any]:
-    def figures(rank_list: RankList) -> dict[str, Any]:
+def _section_figures(section: Section) -> dict[str, Any]:
+    """Returns the scores and relations of a section's rank lists, and its rollouts' words, as plain JSON types."""
+
+    def plain(rank_list: RankList) -> dict[str, Any]:
         return {
             "query": rank_list.query_id,
             "ap": rank_list.ap,
@@ -128,8 +217,9 @@ def _section_figures(section: TaskSection) -> dict[str, Any]:
             "ranked": [{"relation": r.relation, "score": r.score, "caption": r.caption} for r in rank_list.ranked],
         }
 
-    groups = {kind: [figures(r) for r in getattr(section, kind)] for kind in ("examples", "best", "worst")}
+    groups = {kind: [plain(r) for r in getattr(section, kind)] for kind in ("examples", "best", "worst")}
     rollouts = [
         {"query": r.query_id, "tokens": [[token, weight] for token, weight in r.tokens]} for r in section.rollouts
     ]
-    return jsonable({"task": section.task, "protocol": section.protocol, **groups, "rollouts": rollouts})
+    about = {"test_set": section.test_set, "task": section.task, "protocol": section.protocol}
+    return jsonable({**about, **groups, "rollouts": rollouts})

@@ -1,4 +1,4 @@
-"""A made-up but complete run for the report's tests: six tasks, both settings, all controls; drawn pictures."""
+"""A made-up but complete run for the report's tests: six tasks, both settings, all controls, drawn pictures."""
 
 import math
 import re
@@ -9,7 +9,8 @@ import numpy as np
 from data_pipelines.people.leaks import Leak
 from data_pipelines.tasks import TASKS
 from irm_jax.evaluation import open_set
-from irm_jax.evaluation.report import write
+from irm_jax.evaluation.figures import SETTINGS, SWAPPED, Figure, OpenSetFigure, Results
+from irm_jax.evaluation.report.results import BenchmarkCheck, RankedImage, RankList, ReportData, Rollout, Section
 
 TAUS = ("0.5", "0.7", "0.9")
 
@@ -54,129 +55,136 @@ def metrics(mean_ap: float) -> dict:
     }
 
 
-def fake_results() -> dict:
+def fake_results() -> Results:
     """Returns figures as an evaluator might hand them over: NumPy numbers and NaN among them."""
-    protocols: dict = {}
-    baselines: dict = {
-        name: {}
-        for name in ("oracle", "random", "color_histogram", "image_only", "instruction_only", "perfect_identity")
-    }
-    for setting, prefix, factor in (("task_specific", "", 1.0), ("task_free", "task_free/", 0.71)):
-        for task, mean_ap in (
-            ("trad", 0.7312),
-            ("cc", 0.4561),
-            ("ctcc", 0.7643),
-            ("vi", 0.3527),
-            ("t2i", 0.4159),
-            ("li", 0.6874),
-        ):
-            for suffix, gain in (("", 1.0), ("+identity", 1.13), ("@top500", 1.08)):
-                name = f"{prefix}procedural_{task}{suffix}"
-                if task == "t2i" and suffix == "@top500":
-                    continue
-                entry = {"task": task, "setting": setting, **metrics(np.float32(mean_ap * factor * gain))}
-                entry |= {
-                    "queries": np.int32(128),
-                    "dropped": {"no_positive": 2, "tau": 1} if task == "li" else {"tau": 0},
-                    "tau_source": "attributes",
-                    "gallery": 512,
-                    "mAP_tau_dropped": {tau: i for i, tau in enumerate(TAUS)},
-                }
-                entry |= {
-                    key: {
-                        tau: mean_ap * factor * gain * (1 - 0.19 * i * (task in ("ctcc", "li"))) * s
-                        for i, tau in enumerate(TAUS)
-                    }
-                    for key, s in (("mAP_tau", 1.0), ("mAP_tau_common", 0.97), ("tau_positives_kept", 1.09))
-                }
-                if task == "t2i":
-                    entry |= {
-                        "mAP_tau": None,
-                        "mAP_tau_common": None,
-                        "tau_positives_kept": None,
-                        "mAP_tau_dropped": None,
-                    }
-                protocols[name] = entry
-            for control, value in zip(baselines, (1.0, 0.0157, 0.0421, 0.243, 0.1873, 0.2816), strict=True):
-                if control != "instruction_only" or task in ("ctcc", "li"):
-                    baselines[control][f"{prefix}procedural_{task}"] = metrics(value)
-    protocols["procedural_cc"]["mAP_tau"]["0.9"] = math.nan
-    protocols["procedural_vi"] |= {"trials": 10, "std": metrics(0.012)}
+    rows = [figure for setting in SETTINGS for task in MEAN_AP for figure in task_figures(task, setting)]
+    rows += [
+        Figure(
+            test_set=f"procedural_{task}", task=task, protocol=RULES[task], system=SWAPPED, mAP=0.0881, mAP_own=0.7104,
+            queries=117, follow_rate=0.8437, description="another outfit of the same person",
+        )
+        for task in ("ctcc", "li")
+    ]  # fmt: skip
     rng = np.random.default_rng(0)
     scores = rng.normal(0.7, 0.1, 300), rng.random(300) < 0.8, rng.normal(0.4, 0.1, 200)
-    open_figures = {"procedural_trad": open_set.figures(*scores)}
-    swapped = {
-        f"procedural_{task}": {"mAP": 0.0881, "mAP_own": 0.7104, "queries": 117, "follow_rate": 0.8437}
-        for task in ("ctcc", "li")
-    }
-    return {
-        "protocols": protocols,
-        "baselines": baselines,
-        "swapped_instructions": swapped,
-        "open_set": open_figures,
-    }
+    found = open_set.figures(*scores)
+    assert found is not None
+    about = {"test_set": "procedural_trad", "task": "trad", "protocol": RULES["trad"]}
+    return Results(tuple(rows), (OpenSetFigure(**about, **found),))
 
 
-def two_sets_a_task() -> dict:
-    """Figures of published sets as the evaluator names them: two of `trad`, CUHK03's labeled boxes, PRCC's shots (the
-    union is ranked once for both), LLCM's compat mode; their variants. mAP is the line's number in percent."""
+MEAN_AP = {"trad": 0.7312, "cc": 0.4561, "ctcc": 0.7643, "vi": 0.3527, "t2i": 0.4159, "li": 0.6874}
+RULES = {
+    "trad": "same_outfit", "cc": "other_outfit", "ctcc": "template_outfit", "vi": "other_modality",
+    "t2i": "described_outfit", "li": "named_attributes",
+}  # fmt: skip
+CONTROL_AP = {
+    "oracle": 1.0, "random": 0.0157, "color_histogram": 0.0421, "image_only": 0.243, "instruction_only": 0.1873,
+    "perfect_identity": 0.2816,
+}  # fmt: skip
+
+
+def task_figures(task: str, setting: str) -> list[Figure]:
+    """Returns the rows of one test set: its rule, identity alone, a cut ranking, and the controls of its rule."""
+    mean_ap = MEAN_AP[task] * (1.0 if setting == "task_specific" else 0.71)
+    free = {"gallery": "union", "gallery_instruction": "neutral"} if setting == "task_free" else {}
+    about = {"test_set": f"procedural_{task}", "task": task, "setting": setting, **free}
+    identity = "identity" if task == "t2i" else "market"
+    rows = []
+    for protocol, cut, gain in ((RULES[task], None, 1.0), (identity, None, 1.13), (RULES[task], 500, 1.08)):
+        if cut and task == "t2i":
+            continue
+        entry = {"queries": np.int32(128), "tau_source": "attributes", "gallery_size": 512}
+        entry["dropped"] = {"no_positive": 2, "tau": 1} if task == "li" else {"tau": 0}
+        entry["description"] = f"the rule {protocol}"
+        if task != "t2i":
+            entry |= tau_tables(mean_ap * gain, falling=task in ("ctcc", "li"))
+        if (task, setting, protocol, cut) == ("cc", "task_specific", RULES["cc"], None):
+            entry["mAP_tau"]["0.9"] = math.nan
+        if (task, setting, protocol, cut) == ("vi", "task_specific", RULES["vi"], None):
+            entry |= {"trials": 10, "std": metrics(0.012)}
+        rows.append(Figure(**about, protocol=protocol, cut=cut, **metrics(np.float32(mean_ap * gain)), **entry))
+    for system, value in CONTROL_AP.items():
+        if system != "instruction_only" or task in ("ctcc", "li"):
+            rows.append(Figure(**about, protocol=RULES[task], system=system, **metrics(value)))
+    return rows
+
+
+def tau_tables(mean_ap: float, *, falling: bool) -> dict:
+    tables = {
+        key: {tau: mean_ap * (1 - 0.19 * i * falling) * scale for i, tau in enumerate(TAUS)}
+        for key, scale in (("mAP_tau", 1.0), ("mAP_tau_common", 0.97), ("tau_positives_kept", 1.09))
+    }
+    return {**tables, "mAP_tau_dropped": {tau: i for i, tau in enumerate(TAUS)}}
+
+
+def two_sets_per_task() -> Results:
+    """Figures of published sets: two sets of `trad` and of `vi`, PRCC under two rules (the union is ranked once for
+    both), LLCM's released rule, and variants. mAP is the row's number in percent."""
     specific = {
-        "trad": ["market1501", "market1501@top500", "cuhk01", "cuhk01+flip", "cuhk01+flip+rerank", "cuhk03_np+labeled",
-                 "cuhk03_np+labeled@top500", "cuhk03_np+labeled+rerank"],
-        "cc": ["prcc_cross+multi_shot", "prcc_cross+multi_shot+flip", "prcc_cross+multi_shot@top500",
-               "prcc_cross+single_shot"],
-        "vi": ["llcm_n2v", "llcm_v2n@released"],
+        ("market1501", "trad"): [("market", {}), ("market", {"cut": 500})],
+        ("cuhk01", "trad"): [
+            ("market", {}), ("market", {"scoring": ("flip",)}), ("market", {"scoring": ("flip", "rerank")}),
+        ],
+        ("prcc_cross", "cc"): [
+            ("prcc_cross_multi_shot", {}), ("prcc_cross_multi_shot", {"scoring": ("flip",)}),
+            ("prcc_cross_multi_shot", {"cut": 500}), ("prcc_cross_single_shot", {}),
+        ],
+        ("llcm", "vi"): [("llcm_n2v", {}), ("llcm_v2n_released", {})],
+        ("sysu_mm01", "vi"): [("sysu_all", {"distractors": True}), ("sysu_all", {})],
     }  # fmt: skip
+    union = {"setting": "task_free", "gallery": "union", "gallery_instruction": "neutral"}
+    variants = [union, {**union, "gallery_instruction": "own"}, {**union, "gallery": "own"}]
     free = {
-        "trad": ["market1501", "market1501@own", "market1501@test_set", "cuhk01", "cuhk01@own", "cuhk03_np+labeled",
-                 "cuhk03_np+labeled@own"],
-        "cc": ["prcc_cross+multi_shot", "prcc_cross+multi_shot@own", "prcc_cross+multi_shot@test_set"],
-        "vi": ["llcm_n2v"],
-    }  # fmt: skip
-    protocols: dict = {}
-    for setting, prefix, tables in (("task_specific", "", specific), ("task_free", "task_free/", free)):
-        for task, names in tables.items():
-            for name in names:
-                entry = {"task": task, "setting": setting, **metrics((len(protocols) + 1) / 100), "mAP_tau": None}
-                words = "the rule; against the union" if prefix else "the rule"
-                protocols[prefix + name] = {**entry, "queries": 5, "dropped": {}, "description": f"{words} of {name}"}
-    return {"protocols": protocols}
+        ("market1501", "trad"): [("market", v) for v in variants],
+        ("cuhk01", "trad"): [("market", v) for v in variants[:2]],
+        ("prcc_cross", "cc"): [("prcc_cross_multi_shot", v) for v in variants],
+        ("llcm", "vi"): [("llcm_n2v", union)],
+    }
+    rows: list[Figure] = []
+    for table in (specific, free):
+        for (test_set, task), rankings in table.items():
+            for protocol, fields in rankings:
+                words = f"the rule{'; against the union' if fields.get('setting') else ''} of {test_set}"
+                numbers = {**metrics((len(rows) + 1) / 100), "queries": 5, "dropped": {}}
+                rows.append(
+                    Figure(test_set=test_set, task=task, protocol=protocol, description=words, **fields, **numbers)
+                )
+    return Results(tuple(rows))
 
 
 SENTENCE = "wears a red striped top and blue trousers, carries <b>no</b> bag & walks away from the camera"
 
 
-def fake_data(examples: int = 2) -> write.ReportData:
+def fake_data(examples: int = 2) -> ReportData:
     rng = np.random.default_rng(0)
 
-    def rank_list(task: str, index: int) -> write.RankList:
+    def rank_list(task: str, index: int) -> RankList:
         relations = rng.choice(["positive", "negative", "negative", "junk"], 10)
         ranked = [
-            write.RankedImage(
-                jpeg(person(rng)), 0.93 - 0.04 * k, str(relation), f"p{rng.integers(64):03} c{rng.integers(6)}"
-            )
+            RankedImage(jpeg(person(rng)), 0.93 - 0.04 * k, str(relation), f"p{rng.integers(64):03} c{rng.integers(6)}")
             for k, relation in enumerate(relations)
         ]
         instruction = (
             template(rng) if task == "ctcc" else SENTENCE if task in ("li", "t2i") else TASKS[task].sentence or ""
         )
         hits = np.flatnonzero(relations == "positive")
-        return write.RankList(
+        return RankList(
             f"{task}/p{index:03}_c1_04", instruction, ranked, person(rng), 0.7312 if hits.size else math.nan,
-            int(hits[0]) + 1 if hits.size else None, "same person, asked outfit" if task in ("ctcc", "li") else "",
+            int(hits[0]) + 1 if hits.size else None, "positive: same person in the outfit" if hits.size else "",
         )  # fmt: skip
 
-    def rollout(task: str) -> write.Rollout:
+    def rollout(task: str) -> Rollout:
         heat = rng.random((8, 4)).astype(np.float32) ** 3
         if task == "ctcc":
-            return write.Rollout("ctcc/p001", person(rng), heat, (), template(rng), rng.random((8, 8)))
+            return Rollout("ctcc/p001", person(rng), heat, (), template(rng), rng.random((8, 8)))
         words = [(w, float(rng.random() ** 3)) for w in ["[CLS]", *re.findall(r"\w+|##\w+", SENTENCE), "[SEP]"]]
-        return write.Rollout(f"{task}/p001", person(rng), heat, words)
+        return Rollout(f"{task}/p001", person(rng), heat, words)
 
     sections = [
-        write.TaskSection(
-            task, f"procedural_{task}", [rank_list(task, i) for i in range(examples)], [rank_list(task, 31)],
-            [rank_list(task, 47)], [rollout(task), rollout(task)],
+        Section(
+            f"procedural_{task}", task, RULES[task], [rank_list(task, i) for i in range(examples)],
+            [rank_list(task, 31)], [rank_list(task, 47)], [rollout(task), rollout(task)],
         )
         for task in TASKS
     ]  # fmt: skip
@@ -195,11 +203,11 @@ def fake_data(examples: int = 2) -> write.ReportData:
             record[f"{task}/mean_beta"] = 0.4 + 0.1 * spec.id
         history.append(record)
     checks = [
-        write.BenchmarkCheck(
+        BenchmarkCheck(
             "histogram on cc", 1.08, 1.3, True, unit="ratio", explanation="mAP of the colour histogram over random"
         ),
-        write.BenchmarkCheck("instruction only on ctcc", 0.1873, 0.35, True),
-        write.BenchmarkCheck("oracle", 0.981, 0.99, False, "at least", explanation="labels alone must solve it"),
+        BenchmarkCheck("instruction only on ctcc", 0.1873, 0.35, True),
+        BenchmarkCheck("oracle", 0.981, 0.99, False, "at least", explanation="labels alone must solve it"),
     ]
     t2i, trad = "procedural_t2i", "procedural_trad"
     leaks = [
@@ -220,4 +228,4 @@ def fake_data(examples: int = 2) -> write.ReportData:
     }
     terms = {"procedural": "Drawn by this project; shows no real person; free to pass on."}
     trap = [(t2i, trad)]
-    return write.ReportData(run, history, sections, checks, leaks, trap, terms, ["Made-up figures of a test."])
+    return ReportData(run, history, sections, checks, leaks, trap, terms, ["Made-up figures of a test."])
