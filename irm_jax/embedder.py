@@ -20,8 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines.batches import training_data
 from data_pipelines.images import decode
 from data_pipelines.tasks import NEUTRAL_SENTENCE
-from irm_jax import run
-from irm_jax.checkpoint import saving
+from irm_jax import checkpoint, run
 from irm_jax.convert import warm_start
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation.embed import Ask, EmbeddingModel, of_length_one
@@ -48,7 +47,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> None:
     run.enable_compilation_cache(config)
     mesh = mesh_lib.make_mesh(config.mesh)
     sets = run.open_evaluation_sets(config)
-    if config.init.model and not saving.saved_steps(workdir / CHECKPOINTS):
+    if config.init.model and not checkpoint.saved_steps(workdir / CHECKPOINTS):
         step, embedder = 0, converted(config, mesh)
     else:
         step, embedder = load(workdir, config, mesh, _chosen(config))
@@ -64,24 +63,22 @@ def load(workdir: epath.Path, config: ConfigDict, mesh: Mesh, chosen: Any) -> tu
     Raises CheckpointError naming the keys if the checkpoint is of another model, or if its vocabulary is another one.
     """
     directory = workdir / CHECKPOINTS
-    step, saved = saving.read_metadata(directory, chosen)
-    run.check_model(saved["config"], config)
+    step, saved = checkpoint.read_metadata(directory, chosen)
+    of = checkpoint.saved_model(saved, checkpoint.array_shapes(directory, step))
+    run.check_model(of, config)
     sizes = run.model_config(config)
     tokenizer = training_data.make_tokenizer(config, sizes.max_length)
     if tokenizer.fingerprint() != saved["fingerprint"]["vocabulary"]:
-        raise saving.CheckpointError(
+        raise checkpoint.CheckpointError(
             f"the vocabulary of config.data.vocab = {config.data.vocab!r} is not the one that {directory} was trained "
             "with: name that one"
         )
-    heads = saving.array_shapes(directory, step).get("params/head_person")
-    model_config = run.model_config(config, vocab_size=tokenizer.vocab_size)
-    if heads is not None:  # as they are, whatever config.model.identity_multiple is now
-        model_config = dataclasses.replace(model_config, num_identities=heads.shape[1])
-    model = IRM(model_config)
+    # Words and identities as they were padded, whatever config.model's multiples are now.
+    model = IRM(dataclasses.replace(sizes, vocab_size=of.vocab_size, num_identities=of.num_identities))
     constant = tokenizer.encode([NEUTRAL_SENTENCE])
     abstract = state.abstract_state(model, run.make_optimizer(config), constant, mesh)
     subset = {"params": abstract.params, "batch_stats": abstract.batch_stats}
-    variables, _ = saving.restore_for_evaluation(directory, subset, step)
+    variables, _ = checkpoint.restore_for_evaluation(directory, subset, step)
     return step, run.embedding_model(config, model, variables, tokenizer, mesh)
 
 
@@ -145,7 +142,7 @@ class Embedder:
         workdir = epath.Path(checkpoint_dir).expanduser()
         if workdir.name == CHECKPOINTS:
             workdir = workdir.parent
-        _, saved = saving.read_metadata(workdir / CHECKPOINTS, step)
+        _, saved = checkpoint.read_metadata(workdir / CHECKPOINTS, step)
         config = ConfigDict(saved["config"])
         config.evaluation.batch_size = batch_size
         mesh = mesh_lib.make_mesh({"data": -1, "fsdp": 1, "model": 1}, jax.local_devices())

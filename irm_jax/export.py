@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--instruction", choices=("text", "image"), default="text", help="what the function reads beside it")
     p.add_argument("--format", choices=tuple(MISSING), default="stablehlo", help="what to write (see the README)")
     options = p.parse_args(arguments)
-    from irm_jax.checkpoint.saving import CheckpointError
+    from irm_jax.checkpoint import CheckpointError
     from irm_jax.config import check
     from irm_jax.embedder import Embedder
     from irm_jax.errors import ConfigError

@@ -133,7 +133,7 @@ def _late_errors() -> tuple[type[BaseException], ...]:
     found: list[type[BaseException]] = [getattr(sys.modules[m], name) for m, name in own if m in sys.modules]
     if "irm_jax.run" not in sys.modules:
         return tuple(found)
-    from irm_jax.checkpoint.saving import CheckpointError
+    from irm_jax.checkpoint import CheckpointError
     from irm_jax.convert.source import ConvertError
     from irm_jax.parallel.mesh import ShardingError
 

@@ -23,7 +23,7 @@ from data_pipelines.batches.training_data import JointData
 from data_pipelines.instructions import vocabulary as caption_vocabulary
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.people import tested_people
-from irm_jax.checkpoint import saving
+from irm_jax import checkpoint
 from irm_jax.config import check
 from irm_jax.config.layer_rates import Recipe
 from irm_jax.convert import warm_start
@@ -120,8 +120,8 @@ class Run:
         if problem := check.block_problem(self.config, mesh_lib.row_shards(self.mesh)):
             raise ConfigError(problem)
 
-    def check_checkpoint(self, saved: Mapping[str, Any]) -> None:
-        """Raises CheckpointError if `saved`, a checkpoint's configuration, is of another model than this one."""
+    def check_checkpoint(self, saved: IRMConfig) -> None:
+        """Raises CheckpointError if a checkpoint's model (`checkpoint.saved_model`) is another one than this run's."""
         check_model(saved, self.config)
 
     def fresh_state(self) -> TrainState:
@@ -181,25 +181,14 @@ def planned(config: ConfigDict, mesh: Mesh) -> Run:
     return build(config, mesh=mesh, data=data)
 
 
-FREE_MODEL_KEYS = (
-    "dtype", "remat", "text_dropout", "drop_path", "editing_drop_path", "temperature", "identity_multiple",
-)  # fmt: skip
-"""Keys that may change between a checkpoint and its use: the parameters keep their shapes and their meaning."""
-
-
 def model_config(config: ConfigDict, *, vocab_size: int = 1, num_identities: int = 1) -> IRMConfig:
     """The preset with the keys that `config.model` sets; vocabulary and identities rounded up to their multiples."""
     return presets.from_options(config.model.to_dict(), vocab_size=vocab_size, num_identities=num_identities)
 
 
-def check_model(saved: Mapping[str, Any], config: ConfigDict) -> None:
-    """Raises CheckpointError naming the keys in which a checkpoint's model is another one than the configuration's."""
-    fixed = [{k: v for k, v in m.items() if k not in FREE_MODEL_KEYS} for m in (saved["model"], config.model.to_dict())]
-    if lines := saving.differences(*fixed):
-        words = "; ".join(f"config.model.{line}" for line in lines)
-        raise saving.CheckpointError(
-            f"the checkpoint is of another model: {words}. Set these keys as they were, or use another workdir"
-        )
+def check_model(saved: IRMConfig, config: ConfigDict) -> None:
+    """Raises CheckpointError naming the keys by which a checkpoint's model is another one than the configuration's."""
+    checkpoint.check_model(saved, model_config(config))
 
 
 def open_training(config: ConfigDict) -> JointData:

@@ -12,9 +12,8 @@ import pytest
 from data_pipelines.batches import training_data
 from data_pipelines.images import decode
 from data_pipelines.tasks import NEUTRAL_SENTENCE
+from irm_jax import checkpoint, run
 from irm_jax import embedder as evaluate
-from irm_jax import run
-from irm_jax.checkpoint import saving
 from irm_jax.config import check
 from irm_jax.embedder import Embedder, ImageError
 from irm_jax.evaluation.embed import embed_split
@@ -73,12 +72,12 @@ def test_evaluating_a_checkpoint_gives_the_figures_of_the_end_of_training(config
 def test_no_such_checkpoint(config, trained_run, tmp_path):
     mesh = mesh_lib.make_mesh(config.mesh)
     assert evaluate.load(trained_run, config, mesh, "best")[0] == 4
-    with pytest.raises(saving.CheckpointError, match=r"no checkpoint of step 3 .*\[2, 4\]"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint of step 3 .*\[2, 4\]"):
         evaluate.load(trained_run, config, mesh, 3)
-    with pytest.raises(saving.CheckpointError, match=r"no complete checkpoint in .*name the right workdir"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"no complete checkpoint in .*name the right workdir"):
         Embedder(tmp_path)
     config.model.width = 32
-    with pytest.raises(saving.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
         evaluate.load(trained_run, config, mesh, None)
 
 
@@ -86,7 +85,7 @@ def test_another_vocabulary_is_refused(config, trained_run, tmp_path):
     entries = list(training_data.make_tokenizer(config, 16).entries)
     (tmp_path / "vocab.txt").write_text("\n".join(entries[:-2] + entries[:-3:-1]) + "\n")
     config.data.vocab = str(tmp_path)
-    with pytest.raises(saving.CheckpointError, match=r"vocabulary of config.data.vocab = .* is not the one"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"vocabulary of config.data.vocab = .* is not the one"):
         evaluate.load(trained_run, config, mesh_lib.make_mesh(config.mesh), None)
 
 
@@ -166,7 +165,7 @@ def test_heads_load_as_they_are_saved(trained_run, make_run_config):
     config.model.identity_multiple = 4096
     mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
     _, embedder = evaluate.load(trained_run, config, mesh, None)
-    saved = saving.array_shapes(trained_run / CHECKPOINTS)["params/head_person"]
+    saved = checkpoint.array_shapes(trained_run / CHECKPOINTS)["params/head_person"]
     assert embedder.variables["params"]["head_person"].shape == saved.shape
     assert saved.shape[1] < 4096
 

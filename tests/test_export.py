@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from irm_jax import embedder, export
-from irm_jax.checkpoint.saving import CheckpointError
+from irm_jax.checkpoint import CheckpointError
 from irm_jax.export import PLATFORMS, embedding_function, export_embedding, export_onnx
 from irm_jax.models import presets
 from irm_jax.models.irm import IRM, initialise

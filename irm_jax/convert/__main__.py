@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from absl import logging
 
-from irm_jax.checkpoint.saving import CheckpointError
+from irm_jax.checkpoint import CheckpointError
 from irm_jax.config import check
 from irm_jax.convert import conversion, folder, manifest, to_torch
 from irm_jax.convert.source import ConvertError, Source

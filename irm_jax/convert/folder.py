@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from irm_jax.checkpoint import saving
+from irm_jax import checkpoint
 from irm_jax.convert import manifest
 from irm_jax.convert.conversion import Conversion
 from irm_jax.convert.rules import Taken
@@ -24,7 +24,7 @@ def save(conversion: Conversion, source: Source, folder: str | os.PathLike[str])
     if (place / manifest.FILE).exists():
         raise ConvertError(f"{place} holds a conversion already; delete it or choose another --out")
     place.mkdir(parents=True, exist_ok=True)
-    saving.save_arrays(place / manifest.ARRAYS, unflatten_dict(conversion.arrays, sep="/"))
+    checkpoint.save_arrays(place / manifest.ARRAYS, unflatten_dict(conversion.arrays, sep="/"))
     entries = source.vocabulary() if "text_encoder" in conversion.towers else None
     if entries is not None and len(entries) == conversion.towers["text_encoder"]["vocab_size"]:
         (place / manifest.VOCABULARY).write_text("\n".join(entries) + "\n", "utf-8")
@@ -49,7 +49,7 @@ def save(conversion: Conversion, source: Source, folder: str | os.PathLike[str])
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(manifest, arrays by path) of a folder that `save` wrote. Raises ManifestError, CheckpointError."""
     record = manifest.read(folder)
-    arrays = saving.load_arrays(epath.Path(folder).expanduser() / manifest.ARRAYS)
+    arrays = checkpoint.load_arrays(epath.Path(folder).expanduser() / manifest.ARRAYS)
     return record, flatten_dict(arrays, sep="/")
 
 

@@ -10,14 +10,12 @@ import jax
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 from safetensors.numpy import save
 
-from irm_jax.checkpoint import saving
+from irm_jax import checkpoint
 from irm_jax.convert import albef, bert, folder, fusion, irm_release, pass_vit, vit
 from irm_jax.convert.rules import Rule, Taken, give_back, unscanned
 from irm_jax.convert.source import ConvertError
-from irm_jax.models import presets
 from irm_jax.models.config import IRMConfig
 
 Place = str | os.PathLike[str]
@@ -80,11 +78,11 @@ def export_run(workdir: Place, kind: str, file: Place, step: Any = None) -> tupl
     convolutional stem, or with other part tokens than the kind has.
     """
     directory = epath.Path(workdir).expanduser() / "checkpoints"
-    _, saved = saving.read_metadata(directory, step)
-    model = presets.from_options(ConfigDict(saved["config"]).model.to_dict())
-    saved_arrays = saving.array_shapes(directory, step)
+    _, saved = checkpoint.read_metadata(directory, step)
+    saved_arrays = checkpoint.array_shapes(directory, step)
+    model = checkpoint.saved_model(saved, saved_arrays)
     wanted = {p: x for p, x in saved_arrays.items() if p.startswith(("params/", "batch_stats/"))}
-    restored, _ = saving.restore_for_evaluation(directory, unflatten_dict(wanted, sep="/"), step)
+    restored, _ = checkpoint.restore_for_evaluation(directory, unflatten_dict(wanted, sep="/"), step)
     found = flatten_dict(jax.tree.map(np.asarray, restored), sep="/")
     arrays = {path.removeprefix("params/"): array for path, array in found.items()}
     arrays = unscanned(arrays)

@@ -17,14 +17,14 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from irm_jax import run
-from irm_jax.checkpoint import saving
+from irm_jax import checkpoint, run
 from irm_jax.config.check import block_problem
 from irm_jax.convert import warm_start
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation.evaluator import Evaluation
 from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record, timing, writers
+from irm_jax.models.config import to_json
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import processes
 from irm_jax.training import state
@@ -59,14 +59,14 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     fingerprint = data.fingerprint()
     memory = run.memory_shapes(config, data)
 
-    with saving.Checkpointer(
+    with checkpoint.Checkpointer(
         workdir / CHECKPOINTS, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric,
         best_mode="max", async_=config.checkpoint.asynchronous,
     ) as checkpoints, StopSignal() as stop:  # fmt: skip
         # State: resumed or fresh
         latest = checkpoints.latest_step()
         if latest is not None and not config.resume:
-            raise saving.CheckpointError(
+            raise checkpoint.CheckpointError(
                 f"{workdir} holds a run at step {latest} and config.resume is False; choose another --workdir, or "
                 "delete the folder to start again"
             )
@@ -94,7 +94,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
         votes = processes.StopConsensus(mesh, lambda: stop.requested)
 
         def save(current: state.TrainState) -> None:
-            checkpoints.save(int(current.step), current, {"fingerprint": fingerprint, "config": metadata["config"]})
+            saved = {"fingerprint": fingerprint, "config": metadata["config"], "model": to_json(model.config)}
+            checkpoints.save(int(current.step), current, saved)
 
         embedder = run.embedding_model(config, model, {}, data.tokenizer, mesh)
 
@@ -216,7 +217,7 @@ def check_blocks(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def restore(
-    checkpoints: saving.Checkpointer,
+    checkpoints: checkpoint.Checkpointer,
     abstract: state.TrainState,
     step: int,
     fingerprint: Mapping[str, Any],
@@ -227,27 +228,28 @@ def restore(
     Other settings may change from one start to the next; the log says which did. So may the data plan, if
     `config.data.accept_changes` says so. A bank of other lanes (another batch or size) is laid anew.
     """
-    _, saved = saving.read_metadata(checkpoints.directory, step)
-    run.check_model(saved["config"], config)
+    _, saved = checkpoint.read_metadata(checkpoints.directory, step)
+    arrays = checkpoint.array_shapes(checkpoints.directory, step)
+    run.check_model(checkpoint.saved_model(saved, arrays), config)
     for part in ("model", "loss", "momentum", "memory_bank", "text_to_image", "optimizer", "train", "evaluation"):
-        for line in saving.differences(saved["config"].get(part, {}), config[part].to_dict()):
+        for line in checkpoint.differences(saved["config"].get(part, {}), config[part].to_dict()):
             logging.warning("resumed with another setting: config.%s.%s", part, line)
     plan = saved["fingerprint"]
     if config.data.accept_changes:
-        for line in saving.differences(plan, fingerprint):
+        for line in checkpoint.differences(plan, fingerprint):
             logging.warning("resumed with other data: %s", line)
         require_same_numbers(plan, fingerprint)
         plan = fingerprint
-    target = state.with_saved_banks(abstract, saving.array_shapes(checkpoints.directory, step))
+    target = state.with_saved_banks(abstract, arrays)
     try:
         restored, _ = checkpoints.restore(target, step)
-    except saving.CheckpointError as error:
+    except checkpoint.CheckpointError as error:
         try:  # other data can change the shape of an array too: then say both
-            saving.check_fingerprint(plan, fingerprint)
-        except saving.CheckpointError as besides:
-            raise saving.CheckpointError(f"{error}\nBesides, {besides}") from error
+            checkpoint.check_fingerprint(plan, fingerprint)
+        except checkpoint.CheckpointError as besides:
+            raise checkpoint.CheckpointError(f"{error}\nBesides, {besides}") from error
         raise
-    saving.check_fingerprint(plan, fingerprint)
+    checkpoint.check_fingerprint(plan, fingerprint)
     if target is not abstract:
         restored, kept = state.with_relaid_banks(restored, abstract)
         for name, count in kept.items():
@@ -262,7 +264,7 @@ def require_same_numbers(saved: Mapping[str, Any], current: Mapping[str, Any]) -
         ("people", "identity heads, memory bank and caption queue would take people for others"),
     ):
         if saved.get(key) != current[key]:
-            raise saving.CheckpointError(
+            raise checkpoint.CheckpointError(
                 f"the {key} of the training data changed since the checkpoint: {rows}. Train in a new workdir"
             )
 
@@ -274,7 +276,7 @@ def batch_words(plan: Any) -> str:
     )
 
 
-def require_finite(values: Mapping[str, float], step: int, checkpoints: saving.Checkpointer) -> None:
+def require_finite(values: Mapping[str, float], step: int, checkpoints: checkpoint.Checkpointer) -> None:
     """Raises NonFiniteLoss naming the step, the tasks and the checkpoint to return to."""
     bad = sorted(name for name, value in values.items() if not math.isfinite(value))
     if not bad:

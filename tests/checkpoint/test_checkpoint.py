@@ -25,8 +25,8 @@ from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from irm_jax.checkpoint import saving
-from irm_jax.checkpoint.saving import (
+from irm_jax import checkpoint
+from irm_jax.checkpoint import (
     Checkpointer,
     CheckpointError,
     array_shapes,
@@ -392,7 +392,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_kill_in_the_middle_of_a_save_leaves_the_last_complete_checkpoint(tmp_path: Path) -> None:
     # A restart that was itself killed while it deleted an old step.
     (tmp_path / ".deleted" / "0" / "state").mkdir(parents=True)
-    environment = {**os.environ, "PYTHONPATH": str(Path(saving.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], env=environment, capture_output=True, text=True
     )

@@ -22,7 +22,7 @@ pytest.importorskip("gcsfs", reason="needs pip install -e '.[gcs]'")
 emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs pip install gcp-storage-emulator")
 
 from data_pipelines.dataset.reader import open_copy, open_dataset  # noqa: E402
-from irm_jax.checkpoint import saving  # noqa: E402
+from irm_jax import checkpoint  # noqa: E402
 from irm_jax.logs import writers  # noqa: E402
 
 # The emulator's errors for files that are not there, connections that clients drop, and gcsfs's try for credentials.
@@ -60,15 +60,15 @@ def test_checkpoints(bucket: epath.Path) -> None:
     state = {"params": {"a": jnp.arange(1000.0), "b": jnp.ones((64, 64))}}
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     folder = bucket / "run/checkpoints"
-    with saving.Checkpointer(folder, keep=1, best_metric="score") as checkpoints:
+    with checkpoint.Checkpointer(folder, keep=1, best_metric="score") as checkpoints:
         assert checkpoints.latest_step() is None
         for step, score in ((1, 0.5), (2, 0.25), (3, 0.125)):
             checkpoints.save(step, state, {})
             checkpoints.set_metrics(step, {"score": score})
-    assert saving.saved_steps(folder) == [1, 3]
-    assert saving.read_metadata(folder, "best") == (1, {"metrics": {"score": 0.5}})
+    assert checkpoint.saved_steps(folder) == [1, 3]
+    assert checkpoint.read_metadata(folder, "best") == (1, {"metrics": {"score": 0.5}})
     assert (folder / "3/commit_success.txt").exists()  # what launch/tpu_vm.sh looks for
-    with saving.Checkpointer(folder, keep=1) as checkpoints:
+    with checkpoint.Checkpointer(folder, keep=1) as checkpoints:
         restored, _ = checkpoints.restore(abstract)
     np.testing.assert_array_equal(restored["params"]["a"], state["params"]["a"])
 

@@ -9,7 +9,7 @@ import weights
 from bucket import install
 from safetensors.numpy import load, load_file, save_file
 
-from irm_jax.checkpoint import saving
+from irm_jax import checkpoint
 from irm_jax.convert import __main__ as command
 from irm_jax.convert import conversion, folder, manifest, to_torch
 from irm_jax.convert.conversion import Options, convert
@@ -253,7 +253,7 @@ def test_folders_and_files_in_a_bucket(tmp_path, monkeypatch):
     bucket = install(monkeypatch)
     _, source, found = converted("vit", tmp_path)
     places = []
-    monkeypatch.setattr(saving, "save_arrays", lambda place, tree: places.append(str(place)))
+    monkeypatch.setattr(checkpoint, "save_arrays", lambda place, tree: places.append(str(place)))
     assert str(folder.save(found, source, "gs://b/weights")) == "gs://b/weights"
     assert places == ["gs://b/weights/arrays"]
     assert manifest.read("gs://b/weights")["kind"] == "vit"
@@ -264,7 +264,7 @@ def test_folders_and_files_in_a_bucket(tmp_path, monkeypatch):
     local, bucket = folder.save(found, source, tmp_path / "out"), install(monkeypatch)
     to_torch.export_folder(local, "gs://b/back.safetensors")
     assert sorted(load(bucket.files["b/back.safetensors"])) == sorted({piece.name for piece in found.taken})
-    with pytest.raises(saving.CheckpointError, match="gs://b/run/checkpoints"):
+    with pytest.raises(checkpoint.CheckpointError, match="gs://b/run/checkpoints"):
         to_torch.export_run("gs://b/run", "vit", tmp_path / "f")
     with pytest.raises(ConvertError, match=r"gs://b/w\.pth: weights are read from a local file"):
         Source("gs://b/w.pth")

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from weights import SIZES
 
-from irm_jax.checkpoint import saving
+from irm_jax import checkpoint
 from irm_jax.config import keys, load
 from irm_jax.config.check import check
 from irm_jax.convert import folder, manifest, to_torch
@@ -138,7 +138,7 @@ def runs(folders, fresh_fusion, tmp_path_factory):
         config = keys.get_config()
         config.model.update({**SIZES, "preset": "small", "text_depth": 2, "fusion_depth": 1, "part_tokens": parts})
         folder_ = tmp_path_factory.mktemp(f"run{parts}")
-        with saving.Checkpointer(folder_ / "checkpoints", async_=False) as checkpoints:
+        with checkpoint.Checkpointer(folder_ / "checkpoints", async_=False) as checkpoints:
             batch_stats = jax.device_get(before.batch_stats)
             checkpoints.save(3, {"params": params, "batch_stats": batch_stats}, {"config": config.to_dict()})
         found[parts] = (flatten_dict(params, sep="/"), folder_)

@@ -10,8 +10,8 @@ import weights
 from flax.traverse_util import flatten_dict
 
 from data_pipelines.instructions.tokenizer import Tokenizer
+from irm_jax import checkpoint
 from irm_jax import run as experiment
-from irm_jax.checkpoint import saving
 from irm_jax.config.check import check
 from irm_jax.convert import __main__ as command
 from irm_jax.convert import folder, manifest
@@ -95,7 +95,7 @@ def test_a_fresh_run_starts_from_the_converted_weights_and_a_resumed_one_does_no
         params={**state.params, "matching_head": jax.tree.map(jnp.ones_like, state.params["matching_head"])},
     )
     fingerprint = experiment.open_training(config).fingerprint()
-    with saving.Checkpointer(tmp_path / "run" / loop.CHECKPOINTS, async_=False) as checkpoints:
+    with checkpoint.Checkpointer(tmp_path / "run" / loop.CHECKPOINTS, async_=False) as checkpoints:
         checkpoints.save(2, own, {"fingerprint": fingerprint, "config": config.to_dict()})
     resumed = first_state(config, tmp_path / "run")
     assert int(resumed.step) == 2

@@ -8,8 +8,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from weights import SIZES
 
+from irm_jax import checkpoint
 from irm_jax import embedder as evaluate
-from irm_jax.checkpoint import saving
 from irm_jax.config import keys, load
 from irm_jax.config.check import check
 from irm_jax.convert import folder, manifest, positions, to_torch
@@ -104,7 +104,7 @@ def test_a_run_goes_out_in_released_names_and_comes_back(folders, fresh, tmp_pat
     started = warm_start(before, model, Sources(model=folders["irm_release"], editing_blocks=True))
     config = keys.get_config()
     config.model.update({**SIZES, "preset": "small"})
-    with saving.Checkpointer(tmp_path / "run" / "checkpoints", async_=False) as checkpoints:
+    with checkpoint.Checkpointer(tmp_path / "run" / "checkpoints", async_=False) as checkpoints:
         parts = jax.device_get({"params": started.params, "batch_stats": started.batch_stats})
         checkpoints.save(3, parts, {"config": config.to_dict()})
     file = tmp_path / "out.safetensors"

@@ -17,8 +17,7 @@ import pytest
 from faulty_main import record_batches, share_programs
 from quick_compilation import few_optimizations
 
-from irm_jax import embedder
-from irm_jax.checkpoint import saving
+from irm_jax import checkpoint, embedder
 from irm_jax.errors import RetryError, UserError
 from irm_jax.parallel import processes
 from irm_jax.parallel.processes import ProcessesError, place_from_environment
@@ -205,7 +204,7 @@ def test_sigterm_to_one_of_four_makes_all_save_the_same_step(stopped, one_proces
     workdir, status, output, batches = stopped
     straight, whole = one_process
     assert status == 1
-    assert saving.saved_steps(workdir / loop.CHECKPOINTS) == [STOPPED]
+    assert checkpoint.saved_steps(workdir / loop.CHECKPOINTS) == [STOPPED]
     assert output.count(f"after step {STOPPED}; the state is saved in") == 4
     assert output.count("stopped by SIGTERM") == 1
     assert output.count("stopped by another process") == 3

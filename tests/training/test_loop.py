@@ -14,8 +14,8 @@ import pytest
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
+from irm_jax import checkpoint
 from irm_jax import run as experiment
-from irm_jax.checkpoint import saving
 from irm_jax.config import check, keys
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import rules
@@ -47,7 +47,7 @@ def abstract_state(config, mesh=(1, 1, 1)):
 
 
 def saved_state(config, workdir, step, mesh=(1, 1, 1)):
-    with saving.Checkpointer(workdir / loop.CHECKPOINTS) as checkpoints:
+    with checkpoint.Checkpointer(workdir / loop.CHECKPOINTS) as checkpoints:
         return checkpoints.restore(abstract_state(config, mesh), step)[0]
 
 
@@ -88,7 +88,7 @@ def test_a_changed_batch_is_an_error_unless_accepted_and_lays_the_bank_anew(conf
     before = saved_state(config, halfway, 2).memory_bank
     config.data.batch_blocks //= 2  # as many rows in fewer blocks: other lanes
     config.data.train.procedural_t2i.share = 0.25
-    with pytest.raises(saving.CheckpointError, match="accept_changes"):
+    with pytest.raises(checkpoint.CheckpointError, match="accept_changes"):
         loop.train(config, halfway)
     config.data.accept_changes = True
     config.train.steps = 2  # nothing to train: evaluation and report only
@@ -125,7 +125,7 @@ def test_sigterm_saves_and_the_same_command_finishes(config, trained_run, tmp_pa
         with pytest.raises(loop.Stopped, match=r"SIGTERM after step 2; the state is saved in .*Run the same command"):
             loop.train(config, tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert saving.saved_steps(tmp_path / loop.CHECKPOINTS) == [2]
+    assert checkpoint.saved_steps(tmp_path / loop.CHECKPOINTS) == [2]
     assert not (tmp_path / "report.html").exists()
     loop.train(config, tmp_path)
     assert_same(saved_state(config, trained_run, 4), saved_state(config, tmp_path, 4))
@@ -136,7 +136,7 @@ def test_an_evaluation_during_training_changes_nothing_and_is_kept(config, train
     config.train.evaluate_every = 3
     loop.train(config, halfway)
     assert_same(saved_state(config, trained_run, 4), saved_state(config, halfway, 4))
-    _, saved = saving.read_metadata(halfway / loop.CHECKPOINTS, 3)
+    _, saved = checkpoint.read_metadata(halfway / loop.CHECKPOINTS, 3)
     scores = [json.loads(line) for line in (halfway / "metrics.jsonl").read_text().splitlines()]
     assert [r["mean_mAP"] for r in scores if "mean_mAP" in r] == [saved["metrics"]["mean_mAP"]]
     assert 0 < saved["metrics"]["mean_mAP"] <= 1
@@ -162,7 +162,7 @@ def test_an_evaluation_that_never_ended_is_made_up_on_resuming(config, halfway, 
         with pytest.raises(RuntimeError, match="the last evaluation"):
             loop.train(config, halfway)
     assert len(seen) == 3
-    assert saving.read_metadata(halfway / loop.CHECKPOINTS, 2)[1]["metrics"] == {"mean_mAP": 0.25}
+    assert checkpoint.read_metadata(halfway / loop.CHECKPOINTS, 2)[1]["metrics"] == {"mean_mAP": 0.25}
 
 
 def test_sigterm_in_the_evaluation_loses_no_training(config, halfway, monkeypatch):
@@ -175,7 +175,7 @@ def test_sigterm_in_the_evaluation_loses_no_training(config, halfway, monkeypatc
     monkeypatch.setattr(experiment, "evaluate", evaluate)
     with pytest.raises(loop.Stopped, match="SIGTERM after step 4"):
         loop.train(config, halfway)
-    assert saving.saved_steps(halfway / loop.CHECKPOINTS) == [2, 4]
+    assert checkpoint.saved_steps(halfway / loop.CHECKPOINTS) == [2, 4]
 
 
 def test_a_failing_evaluation_loses_no_training(config, halfway, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_failing_evaluation_loses_no_training(config, halfway, monkeypatch):
     monkeypatch.setattr(experiment, "evaluate", evaluate)
     with pytest.raises(RuntimeError, match="no gallery"):
         loop.train(config, halfway)
-    assert saving.saved_steps(halfway / loop.CHECKPOINTS) == [2, 4]
+    assert checkpoint.saved_steps(halfway / loop.CHECKPOINTS) == [2, 4]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, halfway, monkeypatch):
@@ -210,11 +210,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, halfway, monkeypatch):
     assert message.startswith("step 3: not finite: ")
     assert "(task cc, ctcc, li, t2i, trad, vi)" in message
     assert f"Last good checkpoint: step 2 in {halfway / loop.CHECKPOINTS}" in message
-    assert saving.saved_steps(halfway / loop.CHECKPOINTS) == [2]
+    assert checkpoint.saved_steps(halfway / loop.CHECKPOINTS) == [2]
 
 
 def test_only_the_task_that_blew_up_is_named(tmp_path):
-    with saving.Checkpointer(tmp_path) as checkpoints:
+    with checkpoint.Checkpointer(tmp_path) as checkpoints:
         with pytest.raises(loop.NonFiniteLoss, match=r"step 7: .*vi/triplet_loss \(task vi\).*none was saved yet"):
             loop.require_finite({"vi/triplet_loss": float("inf"), "cc/triplet_loss": 1.0}, 7, checkpoints)
         loop.require_finite({"vi/triplet_loss": 2.0}, 7, checkpoints)
@@ -236,7 +236,7 @@ def test_another_batch_is_another_plan(config, halfway):
     config.data.batch_size = 8 * 2 * 5 + 8
     for unit in config.data.train.values():
         unit.images_per_identity = min(unit.images_per_identity, 2)
-    with pytest.raises(saving.CheckpointError, match=r"data plan changed[^$]*checkpoint 168, now 88"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"data plan changed[^$]*checkpoint 168, now 88"):
         loop.train(config, halfway)
 
 
@@ -245,20 +245,22 @@ def test_other_people_are_never_accepted(config, halfway):
     config.data.accept_changes = config.data.repeat_people = True
     with config.unlocked():
         del config.data.train.procedural_cc
-    with pytest.raises(saving.CheckpointError, match=r"the people of the training data changed.*take people for oth"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"the people of the training data changed.*take people for oth"
+    ):
         loop.train(config, halfway)
 
 
 def test_a_checkpoint_of_another_width_is_refused(config, halfway):
     config.model.width = 32
-    with pytest.raises(saving.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
         loop.train(config, halfway)
 
 
 def test_a_misfit_that_comes_from_the_data_says_so(config, halfway):
     config.model.identity_multiple = 256
     config.data.instruction_dropout = 0.5
-    with pytest.raises(saving.CheckpointError, match=r"head_person[^$]*Besides, the data plan changed[^$]*dropout"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"head_person[^$]*Besides, the data plan changed[^$]*dropout"):
         loop.train(config, halfway)
 
 
@@ -272,7 +274,7 @@ def test_clipping_can_be_switched_on_and_the_change_is_logged(config, halfway, c
 
 def test_a_run_is_not_overwritten_without_resume(config, halfway):
     config.resume = False
-    with pytest.raises(saving.CheckpointError, match=r"halfway holds a run at step 2 and config.resume is False"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"halfway holds a run at step 2 and config.resume is False"):
         loop.train(config, halfway)
 
 
