@@ -31,7 +31,7 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.batches import layout as batch_plan
 from data_pipelines.batches import stated_data
-from data_pipelines.batches.training_data import JointData
+from data_pipelines.batches.training_data import TrainingData
 from irm_jax import run as experiment
 from irm_jax.compile import analytic_flops, chips, hlo, programs, roofline, targets
 from irm_jax.config import check
@@ -80,7 +80,7 @@ class Step:
         self.seconds.append((time.perf_counter() - begin) / steps)
 
 
-def noise(spec: dict[str, dict[str, jax.ShapeDtypeStruct]], data: JointData) -> dict[str, dict[str, np.ndarray]]:
+def noise(spec: dict[str, dict[str, jax.ShapeDtypeStruct]], data: TrainingData) -> dict[str, dict[str, np.ndarray]]:
     """A whole batch of these shapes: images of noise, people of each data set, constant sentences."""
     random, plan = np.random.default_rng(0), data.plan
     batch = {
@@ -98,12 +98,12 @@ def noise(spec: dict[str, dict[str, jax.ShapeDtypeStruct]], data: JointData) -> 
                 values[:] = -1
             elif name.endswith(("instruction", "key")):
                 values[:] = -1 - plan.neutral
-        for layout in plan.in_group(group):
+        for layout in plan.of_kind(group):
             _fill(fields, layout, data)
     return batch
 
 
-def _fill(fields: dict[str, np.ndarray], layout: batch_plan.UnitLayout, data: JointData) -> None:
+def _fill(fields: dict[str, np.ndarray], layout: batch_plan.UnitLayout, data: TrainingData) -> None:
     rows = slice(layout.row, layout.row + layout.rows)
     people = data.space.of(data.plan.datasets[layout.dataset])
     block, row = np.ogrid[: data.plan.batch_blocks, : layout.rows]
@@ -112,7 +112,7 @@ def _fill(fields: dict[str, np.ndarray], layout: batch_plan.UnitLayout, data: Jo
     fields["dataset"][..., rows], fields["task"][..., rows] = layout.dataset, layout.task_id
 
 
-def training(config: ConfigDict, mesh: Mesh) -> tuple[JointData, programs.Program]:
+def training(config: ConfigDict, mesh: Mesh) -> tuple[TrainingData, programs.Program]:
     """The stated training data and the training step over abstract arrays. Raises ConfigError for a wrong key."""
     check.check(config)
     data = stated_data.plan_training(config, max_length=experiment.model_config(config).max_length)

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 import cv2
 import numpy as np
@@ -29,11 +30,15 @@ import torch.utils.data
 from absl import app, flags
 
 from data_pipelines.batches import augment as image_ops
-from data_pipelines.batches import layout, pipeline
+from data_pipelines.batches import layout
+from data_pipelines.batches.make import BatchOptions
+from data_pipelines.batches.prefetch import ReadAhead
+from data_pipelines.batches.training_data import TrainingData
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import Dataset, open_dataset
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
 from data_pipelines.images import decode
+from data_pipelines.instructions.tokenizer import Tokenizer
 
 _WORKERS = flags.DEFINE_list("workers", ["0", "2"], "Processes that make batches, for both sides.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each figure, alternating; the median is printed.", 1)
@@ -173,18 +178,9 @@ def stage_rates(jpegs: list[bytes], rounds: int) -> dict[str, tuple[float, float
 def _ours(dataset: Dataset, workers: int) -> Iterator[object]:
     unit = layout.Unit.of_task(dataset.name, "trad")
     plan = layout.plan_batch([unit], BATCH, 1, tokenizer=_NoTokenizer())
-    with pipeline.train_stream(
-        plan,
-        {dataset.name: dataset},
-        seed=0,
-        start_step=0,
-        image_size=SIZE,
-        instruction_image_size=SIZE,
-        tokenizer=_NoTokenizer(),
-        augment=image_ops.Augment(),
-        workers=workers,
-        threads=1 if workers else 0,
-    ) as stream:
+    options = BatchOptions(seed=0, image_size=SIZE, instruction_image_size=SIZE)
+    data = TrainingData.of(plan, {dataset.name: dataset}, cast(Tokenizer, _NoTokenizer()), options)
+    with data.stream(0, None, [0], ReadAhead(workers=workers, threads=1 if workers else 0)) as stream:
         for _, batch in stream:
             yield batch["text"]["image"]
 

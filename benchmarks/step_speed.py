@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 
+from data_pipelines.batches.prefetch import ReadAhead
 from irm_jax import allocator
 
 
@@ -42,7 +43,7 @@ def measure(config_file: str, steps: int) -> dict[str, float]:
     step = run.train_step(config, data, model, mesh)
     constants, key = jnp.asarray(data.plan.constant_tokens), jax.random.key(1)
     blocks = mesh_lib.addressable_blocks(mesh, data.plan.batch_blocks)
-    with data.stream(0, 1, blocks, workers=0, threads=1, prefetch=1) as stream:
+    with data.stream(0, 1, blocks, ReadAhead(workers=0, threads=1, prefetch=1)) as stream:
         batch = mesh_lib.to_global(next(stream)[1], mesh_lib.batch_sharding(mesh))
     seconds = []
     with jax.set_mesh(mesh):

@@ -5,24 +5,29 @@ from __future__ import annotations
 import dataclasses
 
 NEUTRAL_SENTENCE = "any image of this person"
-"""[ours] The instruction that asks for nothing: the gallery side of the task-free setting, and instruction dropout."""
+"""The instruction that asks for nothing: the gallery side of the task-free setting, and instruction dropout."""
+KINDS = ("text", "visual", "caption")
+"""Kinds of instruction: a sentence, an image, or a sentence that is the query itself (there is no query image)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
     """One task as the trainer and the evaluator see it.
 
-    `group` is the kind of instruction its rows carry: `text` (a sentence), `visual` (an image) or `caption` (the
-    sentence is the query; there is no query image). `sentence` is the constant instruction, None where every record
-    brings its own. `outfits` asks the sampler for that many outfits of each person in a batch (0: any),
-    `balance_modality` for as many infrared as visible images; `composed` adds rows under the instruction of another
-    owned outfit [ours].
+    Attributes:
+      id: its number in batches and metrics.
+      name, title: its short and its full name.
+      kind: the kind of instruction of its rows, one of KINDS.
+      sentence: the constant instruction, None where every record has its own.
+      outfits: how many outfits of each person the sampler draws into a batch (0: any).
+      balance_modality: whether the sampler draws as many infrared as visible images of a person.
+      composed: whether batches have composed rows, a row's image under the instruction of another outfit of the person.
     """
 
     id: int
     name: str
     title: str
-    group: str
+    kind: str
     sentence: str | None = None
     outfits: int = 0
     balance_modality: bool = False
@@ -30,7 +35,8 @@ class TaskSpec:
 
     @property
     def has_query_image(self) -> bool:
-        return self.group != "caption"
+        """Whether a query is an image (with an instruction), not a caption."""
+        return self.kind != "caption"
 
 
 TASKS: dict[str, TaskSpec] = {
@@ -45,7 +51,6 @@ TASKS: dict[str, TaskSpec] = {
     )
 }
 TASK_NAMES = tuple(TASKS)
-GROUPS = ("text", "visual", "caption")
 
 
 def task(name: str) -> TaskSpec:

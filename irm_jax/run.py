@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines import tasks
 from data_pipelines.batches import stated_data, training_data
-from data_pipelines.batches.training_data import JointData
+from data_pipelines.batches.prefetch import ReadAhead
+from data_pipelines.batches.training_data import TrainingData
 from data_pipelines.instructions import vocabulary as caption_vocabulary
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.people import tested_people
@@ -58,7 +59,7 @@ class Run:
     """
 
     def __init__(
-        self, config: ConfigDict, *, mesh: Mesh | None = None, data: JointData | None = None,
+        self, config: ConfigDict, *, mesh: Mesh | None = None, data: TrainingData | None = None,
         identities: int | None = None,
     ) -> None:  # fmt: skip
         self.config = config
@@ -74,7 +75,7 @@ class Run:
         return mesh_lib.make_mesh(self.config.mesh)
 
     @functools.cached_property
-    def data(self) -> JointData:
+    def data(self) -> TrainingData:
         """The training sets and the layout of a batch, in the image and sentence sizes of the model.
 
         Raises DatasetError for a data set that is missing or damaged.
@@ -153,9 +154,11 @@ class Run:
         """
         d = self.config.data
         return self.data.stream(
-            start_step, num_steps, mesh_lib.addressable_blocks(self.mesh, self.data.plan.batch_blocks),
-            workers=d.workers if workers is None else workers, threads=d.threads, prefetch=d.prefetch,
-        )  # fmt: skip
+            start_step,
+            num_steps,
+            mesh_lib.addressable_blocks(self.mesh, self.data.plan.batch_blocks),
+            ReadAhead(d.workers if workers is None else workers, d.threads, d.prefetch),
+        )
 
     def embedding_model(self, variables: Mapping[str, Any]) -> EmbeddingModel:
         """The model with these variables (`params`, `batch_stats`) as functions of host arrays."""
@@ -169,7 +172,7 @@ class Run:
 
 
 def build(
-    config: ConfigDict, *, mesh: Mesh | None = None, data: JointData | None = None, identities: int | None = None
+    config: ConfigDict, *, mesh: Mesh | None = None, data: TrainingData | None = None, identities: int | None = None
 ) -> Run:
     """The parts of a run. Nothing is opened or allocated yet, see `Run`."""
     return Run(config, mesh=mesh, data=data, identities=identities)
@@ -191,7 +194,7 @@ def check_model(saved: IRMConfig, config: ConfigDict) -> None:
     checkpoint.check_model(saved, model_config(config))
 
 
-def open_training(config: ConfigDict) -> JointData:
+def open_training(config: ConfigDict) -> TrainingData:
     """The training sets and batch plan, in the image and sentence sizes of the model."""
     sizes = model_config(config)
     with processes.main_first("training data"):
@@ -201,7 +204,7 @@ def open_training(config: ConfigDict) -> JointData:
         )  # fmt: skip
 
 
-def check_leaks(config: ConfigDict, data: JointData, sets: Sequence[test_sets.EvaluationSet]) -> None:
+def check_leaks(config: ConfigDict, data: TrainingData, sets: Sequence[test_sets.EvaluationSet]) -> None:
     """Raises ConfigError if people of a training set stand in another data set's test; warns if that is allowed."""
     splits: dict[str, list[str]] = {}
     opened = {}
@@ -218,7 +221,7 @@ def check_leaks(config: ConfigDict, data: JointData, sets: Sequence[test_sets.Ev
         logging.warning("%s", tested_people.refusal(found))
 
 
-def check_words(config: ConfigDict, data: JointData) -> None:
+def check_words(config: ConfigDict, data: TrainingData) -> None:
     """Raises ConfigError if the built-in vocabulary is not that of the training sentences; of another one it warns."""
     found = caption_vocabulary.misfits([data.datasets[name] for name in data.plan.datasets], data.tokenizer)
     if not found:
@@ -234,7 +237,7 @@ def check_words(config: ConfigDict, data: JointData) -> None:
     )
 
 
-def make_model(config: ConfigDict, data: JointData) -> IRM:
+def make_model(config: ConfigDict, data: TrainingData) -> IRM:
     return IRM(model_config(config, vocab_size=data.tokenizer.vocab_size, num_identities=data.space.num_head))
 
 
@@ -247,7 +250,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )  # fmt: skip
 
 
-def train_step(config: ConfigDict, data: JointData, model: IRM, mesh: Mesh) -> jax.stages.Wrapped:
+def train_step(config: ConfigDict, data: TrainingData, model: IRM, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted training step of a run, see `make_train_step`."""
     members, optimizer = jnp.asarray(head_members(data, model)), make_optimizer(config)
     return make_train_step(model, optimizer, loss_options(config, data), members, mesh, frozen=config.optimizer.frozen)
@@ -258,12 +261,12 @@ def init_sources(config: ConfigDict) -> Sources:
     return Sources(**config.init.to_dict())
 
 
-def loss_options(config: ConfigDict, data: JointData) -> LossOptions:
+def loss_options(config: ConfigDict, data: TrainingData) -> LossOptions:
     """Losses with each data set's weight, in the plan's order of data sets; units that share one add up."""
     used = {layout.task_id for layout in data.plan.units}
     weights, caption_weights = [0.0] * len(data.plan.datasets), [0.0] * len(data.plan.datasets)
     for layout in data.plan.units:
-        of = caption_weights if layout.group == "caption" else weights
+        of = caption_weights if layout.kind == "caption" else weights
         of[layout.dataset] += layout.unit.loss_weight
     loss = config.loss
     return LossOptions(
@@ -284,7 +287,7 @@ def loss_options(config: ConfigDict, data: JointData) -> LossOptions:
     )
 
 
-def bank_options(config: ConfigDict, data: JointData) -> BankOptions:
+def bank_options(config: ConfigDict, data: TrainingData) -> BankOptions:
     """How the memory bank is used. Raises ConfigError for an overlap of data sets that are not trained on."""
     b = config.memory_bank
     pairs = [tuple(pair.split(":")) for pair in b.overlaps]
@@ -302,7 +305,7 @@ def bank_options(config: ConfigDict, data: JointData) -> BankOptions:
     )  # fmt: skip
 
 
-def caption_options(config: ConfigDict, data: JointData) -> CaptionOptions:
+def caption_options(config: ConfigDict, data: TrainingData) -> CaptionOptions:
     """The text-to-image objectives."""
     loss, t, words = config.loss, config.text_to_image, data.tokenizer
     return CaptionOptions(
@@ -315,11 +318,11 @@ def caption_options(config: ConfigDict, data: JointData) -> CaptionOptions:
     )  # fmt: skip
 
 
-def memory_shapes(config: ConfigDict, data: JointData) -> MemoryShapes:
+def memory_shapes(config: ConfigDict, data: TrainingData) -> MemoryShapes:
     """The momentum model, bank and queue of a run, for the batches of the plan."""
     plan, bank, queue = data.plan, config.memory_bank, config.text_to_image.queue_size
-    captions = caption_options(config, data).needs_momentum and "caption" in plan.groups
-    rows = sum(plan.rows(group) for group in plan.groups)
+    captions = caption_options(config, data).needs_momentum and "caption" in plan.kinds
+    rows = sum(plan.rows(group) for group in plan.kinds)
     return MemoryShapes(
         momentum=bool(bank.size) or captions,
         bank=BankShape(bank.size, plan.batch_blocks, rows, bank.dtype) if bank.size else None,
@@ -327,7 +330,7 @@ def memory_shapes(config: ConfigDict, data: JointData) -> MemoryShapes:
     )
 
 
-def head_members(data: JointData, model: IRM) -> np.ndarray:
+def head_members(data: TrainingData, model: IRM) -> np.ndarray:
     """bool[data sets, padded identities]: among which identities a row of each data set is classified."""
     members = np.zeros((len(data.plan.datasets), model.config.num_identities), bool)
     members[:, : data.space.num_head] = data.space.members

@@ -1,20 +1,20 @@
-"""The static layout of a training batch: how many identities of each data set, in which rows of which group.
+"""The static layout of a training batch: how many identities of each data set, and in which rows.
 
-A batch is a dict of groups (`text`, `visual`, `caption`); every field of a group is a block array [R, b, ...] whose
-axis 0 is sharded over devices (method.md section 8). The plan fixes R, b and the place of every unit once, so that a
-batch is a function of the step and every host can make just its own blocks.
+A batch is a dict with one group of fields per instruction kind (`text`, `visual`, `caption`); every field is a block
+array [R, b, ...] whose axis 0 is sharded over devices (docs/method.md, batches). The plan fixes R, b and the rows of
+every unit once, so that a batch is a function of the step and every host can make its own blocks alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from data_pipelines import tasks
-from data_pipelines.batches import shares
 
 SAMPLER_VERSION = 1
 """Raised whenever the same plan and seed would give another stream (part of the fingerprint)."""
@@ -32,10 +32,15 @@ class TextEncoder(Protocol):
 class Unit:
     """One training data set in the mix.
 
-    `share` is relative: its part of the batch's rows is share / sum of shares. `outfits` = n > 0 draws exactly
-    min(n, owned) outfits of each identity, K/n images each; `balance_modality` K/2 images a modality; `composed` adds
-    for every row one under the instruction of another outfit of the same person in the batch (ctcc, li) [ours];
-    `share_instruction` gives all rows of one (identity, outfit) in a batch the same sentence or template.
+    Attributes:
+      dataset, task: names.
+      share: relative; the unit gets share / sum of shares of the batch's rows.
+      images_per_identity: K.
+      loss_weight: weight of its rows in the loss.
+      outfits: n > 0 draws exactly min(n, owned) outfits of each identity, K/n images each.
+      balance_modality: draws K/2 images per modality.
+      composed: adds for every row one under the instruction of another outfit of the same person in the batch.
+      share_instruction: gives all rows of one (identity, outfit) in a batch the same sentence or template.
     """
 
     dataset: str
@@ -56,7 +61,7 @@ class Unit:
             raise ValueError(f"{own}: images_per_identity = {self.images_per_identity} must be at least 1")
         if self.outfits > self.images_per_identity:
             raise ValueError(
-                f"{own}: {self.outfits} outfits an identity do not fit into images_per_identity = "
+                f"{own}: {self.outfits} outfits per identity do not fit into images_per_identity = "
                 f"{self.images_per_identity}; raise the latter or lower `outfits`"
             )
         if self.outfits and self.balance_modality:
@@ -68,7 +73,7 @@ class Unit:
 
     @classmethod
     def of_task(cls, dataset: str, task: str, **changes: Any) -> Unit:
-        """A unit with its task's own options (tasks.py) and K = 4 (captions: 1); `changes` override fields."""
+        """Returns a unit with its task's options (see `tasks`) and K = 4 (captions: 1); `changes` override fields."""
         spec = tasks.task(task)
         defaults = {
             "images_per_identity": 4 if spec.has_query_image else 1,
@@ -79,22 +84,28 @@ class Unit:
         }
         return cls(dataset, task, **{**defaults, **changes})
 
+    @property
+    def entries_per_identity(self) -> int:
+        """Entries of the instruction table per identity; 0: the task's sentence is constant."""
+        if tasks.task(self.task).sentence is not None:
+            return 0
+        return self.outfits if self.share_instruction and self.outfits else self.images_per_identity
+
 
 @dataclasses.dataclass(frozen=True)
 class UnitLayout:
-    """Where a unit stands. Counts are per block; the starts are in its group's rows, table slots and composed rows."""
+    """Where a unit stands. Counts are per block; starts count the rows, table entries and composed rows of its kind."""
 
     unit: Unit
     task_id: int
-    group: str
+    kind: str
     dataset: int  # index in BatchPlan.datasets
     identities: int
     first_identity: int  # within the identities its data set gives to a whole batch (two units may share a data set)
     row: int
     rows: int
-    slot: int
-    slots: int  # 0: the task's sentence is constant
-    slots_per_identity: int
+    entry: int
+    entries: int  # of the instruction table; 0: the task's sentence is constant
     composed_row: int
     composed_rows: int
     constant: int  # index in BatchPlan.constants; -1: rows bring their own instruction
@@ -102,7 +113,18 @@ class UnitLayout:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """The layout of every batch of a run. `constants`: the tasks' sentences in use, the neutral one last."""
+    """The layout of every batch of a run.
+
+    Attributes:
+      units: layouts in the order of the mix.
+      datasets: names, without repeats.
+      batch_size: rows of a batch over all kinds.
+      batch_blocks: R.
+      instruction_dropout: probability that a row reads the neutral sentence.
+      constants: sentences of the tasks in use, the neutral one last.
+      constant_tokens: i32[C, L], token ids of `constants`.
+      repeat_people: whether a data set with fewer people than a batch takes shows them several times.
+    """
 
     units: tuple[UnitLayout, ...]
     datasets: tuple[str, ...]
@@ -110,40 +132,41 @@ class BatchPlan:
     batch_blocks: int
     instruction_dropout: float
     constants: tuple[str, ...]
-    constant_tokens: np.ndarray  # i32[C, L]
-    repeat_people: bool = False  # [ours] a data set with fewer people than a batch takes shows them several times
+    constant_tokens: np.ndarray
+    repeat_people: bool = False
 
     @property
-    def groups(self) -> tuple[str, ...]:
-        """The groups in use, in the order of tasks.GROUPS."""
-        return tuple(group for group in tasks.GROUPS if any(layout.group == group for layout in self.units))
+    def kinds(self) -> tuple[str, ...]:
+        """The instruction kinds in use, in the order of tasks.KINDS."""
+        return tuple(kind for kind in tasks.KINDS if any(layout.kind == kind for layout in self.units))
 
     @property
     def neutral(self) -> int:
         """Index of the neutral sentence in `constants`."""
         return len(self.constants) - 1
 
-    def in_group(self, group: str) -> tuple[UnitLayout, ...]:
-        return tuple(layout for layout in self.units if layout.group == group)
+    def of_kind(self, kind: str) -> tuple[UnitLayout, ...]:
+        """Returns the layouts of one kind."""
+        return tuple(layout for layout in self.units if layout.kind == kind)
 
-    def rows(self, group: str) -> int:
-        """Rows of a group in a block (b)."""
-        return sum(layout.rows for layout in self.in_group(group))
+    def rows(self, kind: str) -> int:
+        """Returns the rows of a kind in a block (b)."""
+        return sum(layout.rows for layout in self.of_kind(kind))
 
-    def slots(self, group: str) -> int:
-        """Slots of a group's instruction table in a block (s)."""
-        return sum(layout.slots for layout in self.in_group(group))
+    def entries(self, kind: str) -> int:
+        """Returns the entries of a kind's instruction table in a block (s)."""
+        return sum(layout.entries for layout in self.of_kind(kind))
 
-    def composed_rows(self, group: str) -> int:
-        """Composed rows of a group in a block (bc)."""
-        return sum(layout.composed_rows for layout in self.in_group(group))
+    def composed_rows(self, kind: str) -> int:
+        """Returns the composed rows of a kind in a block (bc)."""
+        return sum(layout.composed_rows for layout in self.of_kind(kind))
 
     def identities_per_batch(self, dataset: str) -> int:
-        """Distinct identities that one batch takes from a data set."""
+        """Returns how many distinct identities one batch takes from a data set."""
         return self.batch_blocks * sum(u.identities for u in self.units if u.unit.dataset == dataset)
 
     def fingerprint(self) -> dict[str, Any]:
-        """JSON-able: two plans with the same fingerprint (and data, seed) give the same stream."""
+        """Returns JSON values; two plans with the same fingerprint (and data, seed) give the same stream."""
         return {
             "sampler_version": SAMPLER_VERSION,
             "batch_size": self.batch_size,
@@ -158,31 +181,6 @@ class BatchPlan:
         }
 
 
-def _identities_per_block(units: Sequence[Unit], batch_size: int, batch_blocks: int) -> list[int]:
-    """Whole identities of each unit in a block. Raises ValueError naming the nearest batch sizes that work."""
-    steps = [batch_blocks * unit.images_per_identity for unit in units]
-    total = sum(unit.share for unit in units)
-    counts = shares.apportion([batch_size * unit.share / total for unit in units], steps, max(batch_size, 0))
-    if counts is not None:
-        return counts
-    valid = np.flatnonzero(shares.valid_sizes(steps, max(batch_size, sum(steps)) + 2 * max(steps)))
-    below, above = valid[valid < batch_size], valid[valid > batch_size]
-    nearest = [int(size) for size in (*below[-1:], *above[:1])]
-    wants = ", ".join(f"{unit.dataset} {step}" for unit, step in zip(units, steps, strict=True))
-    raise ValueError(
-        f"batch_size = {batch_size} cannot be filled with whole identities in {batch_blocks} batch blocks; the nearest "
-        f"valid sizes are {' and '.join(map(str, nearest))}. Each unit needs a positive multiple of batch_blocks * "
-        f"images_per_identity rows ({wants})"
-    )
-
-
-def next_batch_size(units: Sequence[Unit], least: int, batch_blocks: int) -> int:
-    """The smallest batch of at least `least` rows that whole identities of all units fill in so many blocks."""
-    steps = [batch_blocks * unit.images_per_identity for unit in units]
-    valid = np.flatnonzero(shares.valid_sizes(steps, max(least, sum(steps)) + 2 * max(steps)))
-    return int(valid[valid >= least][0])
-
-
 def plan_batch(
     units: Sequence[Unit],
     batch_size: int,
@@ -192,10 +190,10 @@ def plan_batch(
     instruction_dropout: float = 0.2,
     repeat_people: bool = False,
 ) -> BatchPlan:
-    """Lays out batches of `batch_size` rows (over all groups) in `batch_blocks` blocks.
+    """Lays out batches of `batch_size` rows (over all kinds) in `batch_blocks` blocks.
 
-    Rows of a block stand by unit in the order given, then identity, then image. Shares become whole identities by the
-    largest remainder in rows, a multiple of `batch_blocks` identities each and at least one a block.
+    Rows of a block are ordered by unit as given, then identity, then image. Shares become whole identities by the
+    largest remainder in rows, a multiple of `batch_blocks` identities each and at least one per block.
 
     Raises:
       ValueError: no units, a size that does not divide (with the nearest that do), or a bad option.
@@ -206,43 +204,32 @@ def plan_batch(
         raise ValueError(f"batch_blocks = {batch_blocks} must be at least 1")
     if not 0 <= instruction_dropout <= 1:
         raise ValueError(f"instruction_dropout = {instruction_dropout} is not a probability")
-    specs = [tasks.task(unit.task) for unit in units]
-    constants = tuple(dict.fromkeys([s.sentence for s in specs if s.sentence is not None] + [tasks.NEUTRAL_SENTENCE]))
+    sentences = [tasks.task(unit.task).sentence for unit in units]
+    constants = tuple(dict.fromkeys([*[s for s in sentences if s is not None], tasks.NEUTRAL_SENTENCE]))
     datasets = tuple(dict.fromkeys(unit.dataset for unit in units))
-    rows, slots, composed = (
-        dict.fromkeys(tasks.GROUPS, 0),
-        dict.fromkeys(tasks.GROUPS, 0),
-        dict.fromkeys(tasks.GROUPS, 0),
-    )
+    rows, entries, composed = (dict.fromkeys(tasks.KINDS, 0) for _ in range(3))
     taken = dict.fromkeys(datasets, 0)
     layouts = []
-    for unit, spec, identities in zip(
-        units, specs, _identities_per_block(units, batch_size, batch_blocks), strict=True
-    ):
-        per_identity = unit.images_per_identity
-        if spec.sentence is not None:
-            per_identity = 0
-        elif unit.share_instruction and unit.outfits:
-            per_identity = unit.outfits
+    for unit, identities in zip(units, _identities_per_block(units, batch_size, batch_blocks), strict=True):
+        spec = tasks.task(unit.task)
         layout = UnitLayout(
             unit=unit,
             task_id=spec.id,
-            group=spec.group,
+            kind=spec.kind,
             dataset=datasets.index(unit.dataset),
             identities=identities,
             first_identity=taken[unit.dataset],
-            row=rows[spec.group],
+            row=rows[spec.kind],
             rows=identities * unit.images_per_identity,
-            slot=slots[spec.group],
-            slots=identities * per_identity,
-            slots_per_identity=per_identity,
-            composed_row=composed[spec.group],
+            entry=entries[spec.kind],
+            entries=identities * unit.entries_per_identity,
+            composed_row=composed[spec.kind],
             composed_rows=identities * unit.images_per_identity if unit.composed else 0,
             constant=-1 if spec.sentence is None else constants.index(spec.sentence),
         )
-        rows[spec.group] += layout.rows
-        slots[spec.group] += layout.slots
-        composed[spec.group] += layout.composed_rows
+        rows[spec.kind] += layout.rows
+        entries[spec.kind] += layout.entries
+        composed[spec.kind] += layout.composed_rows
         taken[unit.dataset] += identities * batch_blocks
         layouts.append(layout)
     tokens = np.asarray(tokenizer.encode(list(constants)), np.int32)
@@ -251,10 +238,86 @@ def plan_batch(
     )
 
 
-def check_people(plan: BatchPlan, own: str, people: int, identities_per_batch: int) -> None:
-    """Raises ValueError if a batch takes more people than data set `own` (as the message names it) has to train on."""
+def check_people(plan: BatchPlan, name: str, people: int, identities_per_batch: int) -> None:
+    """Raises ValueError if a batch takes more people than a data set, called `name` in the message, has to train on."""
     if people < identities_per_batch and not plan.repeat_people:
         raise ValueError(
-            f"{own} has {people} training identities, but a batch takes {identities_per_batch} different ones; lower "
+            f"{name} has {people} training identities, but a batch takes {identities_per_batch} different ones; lower "
             "batch_size, batch_blocks or its share, or set repeat_people=True to show them several times in a batch"
         )
+
+
+def next_batch_size(units: Sequence[Unit], least: int, batch_blocks: int) -> int:
+    """Returns the smallest batch of at least `least` rows that whole identities of all units fill in so many blocks."""
+    valid = _valid_near(units, least, batch_blocks)
+    return int(valid[valid >= least][0])
+
+
+def _identities_per_block(units: Sequence[Unit], batch_size: int, batch_blocks: int) -> list[int]:
+    """Returns whole identities per block of each unit. Raises ValueError naming the nearest batch sizes that work."""
+    steps = [batch_blocks * unit.images_per_identity for unit in units]
+    total = sum(unit.share for unit in units)
+    counts = apportion([batch_size * unit.share / total for unit in units], steps, max(batch_size, 0))
+    if counts is not None:
+        return counts
+    valid = _valid_near(units, batch_size, batch_blocks)
+    below, above = valid[valid < batch_size], valid[valid > batch_size]
+    nearest = [int(size) for size in (*below[-1:], *above[:1])]
+    wants = ", ".join(f"{unit.dataset} {step}" for unit, step in zip(units, steps, strict=True))
+    raise ValueError(
+        f"batch_size = {batch_size} cannot be filled with whole identities in {batch_blocks} batch blocks; the nearest "
+        f"valid sizes are {' and '.join(map(str, nearest))}. Each unit needs a positive multiple of batch_blocks * "
+        f"images_per_identity rows ({wants})"
+    )
+
+
+def _valid_near(units: Sequence[Unit], size: int, batch_blocks: int) -> np.ndarray:
+    """Returns the batch sizes that work, ascending, up to one beyond `size` at least."""
+    steps = [batch_blocks * unit.images_per_identity for unit in units]
+    limit = max(size, sum(steps)) + 2 * max(steps)
+    reachable = np.zeros(limit + 1, bool)  # sums of positive multiples of all steps
+    reachable[sum(steps)] = True
+    for step in set(steps):
+        for total in range(step, limit + 1):
+            reachable[total] |= reachable[total - step]
+    return np.flatnonzero(reachable)
+
+
+def apportion(quotas: Sequence[float], steps: Sequence[int], total: int) -> list[int] | None:
+    """Divides the rows of a batch among units whose rows come in steps.
+
+    With equal steps this is the largest-remainder rule (with at least one each); with unequal ones it stays exact where
+    the rule would leave rows over. Ties go to the earlier unit.
+
+    Args:
+      quotas: rows that each unit should have.
+      steps: rows by which each unit may grow.
+      total: rows of the batch.
+
+    Returns:
+      Positive multiples m_d with sum m_d * steps_d = total and least sum (m_d * steps_d - quotas_d)^2; None: no such.
+    """
+    cell = math.gcd(*steps)
+    if total % cell:
+        return None
+    cells = total // cell
+    cost = np.full(cells + 1, np.inf)
+    cost[0] = 0.0
+    choices = []
+    for quota, step in zip(reversed(quotas), reversed(steps), strict=True):
+        best, choice = np.full(cells + 1, np.inf), np.zeros(cells + 1, np.int64)
+        width = step // cell
+        for count in range(cells // width, 0, -1):  # downwards with a strict comparison: the larger count wins a tie
+            candidate = cost[: cells + 1 - count * width] + (count * step - quota) ** 2
+            better = candidate < best[count * width :] - 1e-6
+            best[count * width :][better] = candidate[better]
+            choice[count * width :][better] = count
+        cost = best
+        choices.append(choice)
+    if not np.isfinite(cost[cells]):
+        return None
+    counts = []
+    for choice, step in zip(reversed(choices), steps, strict=True):
+        counts.append(int(choice[cells]))
+        cells -= counts[-1] * step // cell
+    return counts

@@ -9,27 +9,76 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipelines.batches import augment as image_ops
 from data_pipelines.batches import sampling
+from data_pipelines.batches.augment import DRAWS, Augment, augment_into, parameters
 from data_pipelines.batches.layout import BatchPlan, TextEncoder, UnitLayout
 from data_pipelines.dataset import schema
 from data_pipelines.images import Size, decode_record, resize
 
 Batch = dict[str, dict[str, np.ndarray]]
+BatchSpec = dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]]
+"""Shape and dtype of every array of a batch."""
+Augments = Augment | Mapping[str, Augment]
+"""One augmentation for all data sets, or one per data set (hue jitter contradicts a sentence that names colours)."""
 
 _KEY_BITS = 0x7FFFFFFF
 
 
 class Reader(Protocol):
-    """Random access to the records of one split (shards.ShardReader)."""
+    """Random access to the records of one split (`reader.ShardReader`)."""
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Returns the raw fields of record i."""
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class BatchOptions:
+    """What a batch depends on beside its plan, its data and the step.
+
+    Attributes:
+      seed: any integer.
+      image_size, instruction_image_size: (height, width).
+      augment: of the rows' images.
+      accumulate: plan steps that make up one step.
+      second_view: whether every image comes under a second augmentation, too (`key_image`).
+    """
+
+    seed: int
+    image_size: Size
+    instruction_image_size: Size
+    augment: Augments = dataclasses.field(default_factory=Augment)
+    accumulate: int = 1
+    second_view: bool = False
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate = {self.accumulate} must be at least 1")
+
+    def augment_of(self, dataset: str) -> Augment:
+        """Returns the augmentation of one data set."""
+        return self.augment if isinstance(self.augment, Augment) else self.augment[dataset]
+
+    def fingerprint(self, datasets: Sequence[str]) -> dict[str, Any]:
+        """Returns JSON values; `datasets`: names of those in the mix."""
+        return {
+            "seed": self.seed,
+            "accumulate": self.accumulate,
+            "second_view": self.second_view,
+            "image_size": list(self.image_size),
+            "instruction_image_size": list(self.instruction_image_size),
+            "augment": {
+                name: {
+                    key: list(value) if isinstance(value, tuple) else value
+                    for key, value in dataclasses.asdict(self.augment_of(name)).items()
+                }
+                for name in datasets
+            },
+        }
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Columns:
+class Labels:
     """The small fields of a train split that go into a batch, N records."""
 
     identity: np.ndarray  # i32[N], global
@@ -40,7 +89,8 @@ class Columns:
     wanted: np.ndarray  # i32[N, ATTRIBUTE_SLOTS], what the record's instruction asks for, in the same terms
 
     @classmethod
-    def of(cls, index: schema.Index, to_global: np.ndarray) -> Columns:
+    def of(cls, index: schema.Index, to_global: np.ndarray) -> Labels:
+        """Makes the labels of a split; `to_global`: i32[people], local to global identity."""
         clothes = index.clothes.astype(np.int32)
         if (index.attributes != schema.UNKNOWN).any():
             attributes = index.attributes.astype(np.int32)
@@ -70,16 +120,16 @@ class UnitSource:
     """What one unit of the plan reads."""
 
     people: sampling.People
-    columns: Columns
+    labels: Labels
     reader: Reader
-    augment: image_ops.Augment
+    augment: Augment
 
 
 def reader_fields(layout: UnitLayout) -> tuple[str, ...]:
-    """The record fields that batches of a unit need; reading fewer is faster."""
-    if layout.slots == 0:
+    """Returns the record fields that batches of a unit need; reading fewer is faster."""
+    if layout.entries == 0:
         return ("image", "file")
-    return ("image", "file", "instruction_images" if layout.group == "visual" else "sentences")
+    return ("image", "file", "instruction_images" if layout.kind == "visual" else "sentences")
 
 
 def batch_spec(
@@ -88,13 +138,13 @@ def batch_spec(
     instruction_image_size: Size,
     blocks: int | None = None,
     second_view: bool = False,
-) -> dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]]:
-    """Shape and dtype of every array of a batch with `blocks` blocks (default: all), without any data."""
+) -> BatchSpec:
+    """Returns shape and dtype of every array of a batch with `blocks` blocks (default: all), without any data."""
     r = plan.batch_blocks if blocks is None else blocks
     length = plan.constant_tokens.shape[1]
-    spec: dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]] = {}
-    for group in plan.groups:
-        b = plan.rows(group)
+    spec: BatchSpec = {}
+    for kind in plan.kinds:
+        b = plan.rows(kind)
         views = tuple(VIEWS) if second_view else ("image",)
         fields: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
             name: ((r, b, *image_size, 3), np.uint8) for name in views
@@ -102,175 +152,211 @@ def batch_spec(
         for name in ("identity", "dataset", "task", "camera", "clothes", "modality"):
             fields[name] = ((r, b), np.int32)
         fields["valid"] = ((r, b), np.bool_)
-        if group == "caption":
+        if kind == "caption":
             for name in ("tokens", "key_tokens") if second_view else ("tokens",):
                 fields[name] = ((r, b, length), np.int32)
         else:
-            s, bc = plan.slots(group), plan.composed_rows(group)
+            s, bc = plan.entries(kind), plan.composed_rows(kind)
             fields["attributes"] = ((r, b, schema.ATTRIBUTE_SLOTS), np.int32)
             fields["instruction"] = fields["instruction_key"] = ((r, b), np.int32)
-            visual = group == "visual"
+            visual = kind == "visual"
             fields["table"] = ((r, s, *instruction_image_size, 3), np.uint8) if visual else ((r, s, length), np.int32)
             for name in ("composed_row", "composed_instruction", "composed_key"):
                 fields[name] = ((r, bc), np.int32)
             fields["composed_attributes"] = ((r, bc, schema.ATTRIBUTE_SLOTS), np.int32)
             fields["composed_valid"] = ((r, bc), np.bool_)
-        spec[group] = fields
+        spec[kind] = fields
     return spec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _BlockRows:
+    """One unit's rows of one block: what was drawn for them, and the block's arrays that they are written to."""
+
+    layout: UnitLayout
+    source: UnitSource
+    drawn: sampling.UnitSample  # of this block alone: arrays without axis 0
+    arrays: Mapping[str, np.ndarray]  # field -> [b, ...] of the unit's kind
+    stream: Mapping[int, np.random.Generator]  # purpose -> the random numbers of this unit, step and block
+    records: Mapping[int, Mapping[str, Any]]  # record -> raw fields
+
+    @property
+    def where(self) -> str:
+        return f"data set {self.layout.unit.dataset}, split train"
+
+    @property
+    def choices(self) -> list[tuple[int, int]]:
+        """(record, which of its paraphrases or instruction images) per table entry."""
+        return list(zip(self.drawn.entry_record.tolist(), self.drawn.entry_choice.tolist(), strict=True))
+
+    def write_images(self, size: Size) -> None:
+        """Decodes and augments the rows' images, once per view."""
+        draws = {
+            view: self.stream[purpose].random((self.layout.rows, DRAWS))
+            for view, purpose in VIEWS.items()
+            if view in self.arrays
+        }
+        for row, record in enumerate(self.drawn.record.tolist()):
+            fields = self.records[record]
+            image = decode_record(fields["image"], size, self.where, record, fields["file"])
+            for view, uniform in draws.items():
+                out = self.arrays[view][self.layout.row + row]
+                augment_into(out, image, parameters(uniform[row], self.source.augment, size))
+
+    def write_instruction_images(self, size: Size) -> list[int]:
+        """Writes the table of a visual unit; returns one key per entry."""
+        resized: dict[tuple[int, int], np.ndarray] = {}
+        keys = []
+        for entry, (record, choice) in enumerate(self.choices):
+            fields = self.records[record]
+            data = fields["instruction_images"][choice]
+            if (record, choice) not in resized:
+                where = f"{self.where}, instruction image {choice}"
+                resized[record, choice] = resize(decode_record(data, size, where, record, fields["file"]), size)
+            self.arrays["table"][self.layout.entry + entry] = resized[record, choice]
+            keys.append(zlib.crc32(data) & _KEY_BITS)
+        return keys
+
+    def write_sentences(self, tokenizer: TextEncoder) -> list[int]:
+        """Writes the table of a text unit, or the captions of a caption unit; returns one key per entry."""
+        layout, choices = self.layout, self.choices
+        tokens = tokenizer.encode([self.records[record]["sentences"][choice] for record, choice in choices])
+        if layout.kind == "caption":
+            rows = slice(layout.row, layout.row + layout.rows)
+            self.arrays["tokens"][rows] = tokens
+            if "key_tokens" in self.arrays:
+                shares = self.stream[sampling.KEY_CAPTION_STREAM].random(layout.entries).tolist()
+                captions = [
+                    another_caption(self.records[record]["sentences"], choice, share)
+                    for (record, choice), share in zip(choices, shares, strict=True)
+                ]
+                self.arrays["key_tokens"][rows] = tokenizer.encode(captions)
+        else:
+            self.arrays["table"][layout.entry : layout.entry + layout.entries] = tokens
+        return [zlib.crc32(row.tobytes()) & _KEY_BITS for row in np.ascontiguousarray(tokens, np.int32)]
 
 
 class BatchMaker:
     """Callable: step -> (step, Batch). Picklable and without state, so any thread or process may make any step.
 
-    Fields of `text` and `visual` groups, R requested blocks of b rows: image u8[R,b,H,W,3]; identity (global), dataset,
-    task, camera, clothes, modality i32[R,b]; attributes i32[R,b,8]; valid bool[R,b]; instruction i32[R,b]: a slot of
-    the block's `table` (text: token ids i32[R,s,L]; visual: u8[R,s,h,w,3]), or -1-c for constant sentence c;
-    instruction_key i32[R,b]: equal for equal instructions, -1-c for constants, else 31 bits of a hash of the content;
-    composed_row, composed_instruction, composed_key i32[R,bc], composed_attributes i32[R,bc,8] (-1: not asked),
-    composed_valid bool[R,bc]. `caption`: the first fields without attributes, and tokens i32[R,b,L]. With `second_view`
-    every group has key_image, like image: the same pictures under another augmentation, for a momentum model's keys,
-    and captions have key_tokens, like tokens: another caption of the same image, where it has more than one.
-    With accumulate = k > 1 every array has a leading axis [k]: plan steps k*step .. k*step + k-1.
+    A batch has one group of fields per instruction kind. Fields of `text` and `visual`, R requested blocks of b rows:
+
+    | field | array | what |
+    |---|---|---|
+    | image | u8[R,b,H,W,3] | augmented |
+    | identity, dataset, task, camera, clothes, modality | i32[R,b] | identities are global |
+    | attributes | i32[R,b,8] | what is worn |
+    | valid | bool[R,b] | true |
+    | table | i32[R,s,L] (text), u8[R,s,h,w,3] (visual) | the block's distinct instructions |
+    | instruction | i32[R,b] | entry of the block's table, or -1-c for constant sentence c |
+    | instruction_key | i32[R,b] | equal for equal instructions: -1-c for constants, else 31 bits of a content hash |
+    | composed_row, composed_instruction, composed_key | i32[R,bc] | as above, of composed rows |
+    | composed_attributes | i32[R,bc,8] | what the instruction asks for; -1: not asked |
+    | composed_valid | bool[R,bc] | whether the person has another outfit in the batch |
+
+    `caption` has image to modality, valid, and tokens i32[R,b,L]. With `second_view` every group has key_image, like
+    image: the same pictures under another augmentation, for a momentum model's keys; captions have key_tokens, like
+    tokens: another caption of the same image, where it has more than one. With accumulate = k > 1 every array has a
+    leading axis [k]: plan steps k*step .. k*step + k-1.
     """
 
     def __init__(
         self,
         plan: BatchPlan,
         sources: Sequence[UnitSource],
-        *,
-        seed: int,
-        blocks: Sequence[int],
-        image_size: Size,
-        instruction_image_size: Size,
+        options: BatchOptions,
         tokenizer: TextEncoder,
-        accumulate: int = 1,
-        second_view: bool = False,
+        blocks: Sequence[int],
     ) -> None:
-        self.second_view = second_view
-        self.plan, self.sources, self.tokenizer = plan, sources, tokenizer
-        self.seed, self.blocks, self.accumulate = seed, tuple(blocks), accumulate
-        self.image_size, self.instruction_image_size = image_size, instruction_image_size
+        """Takes the plan, one source per unit, and the global numbers of the blocks to make, in the order of axis 0."""
+        self.plan, self.sources, self.options = plan, tuple(sources), options
+        self.tokenizer, self.blocks = tokenizer, tuple(blocks)
+        self.spec = batch_spec(
+            plan, options.image_size, options.instruction_image_size, len(self.blocks), options.second_view
+        )
 
     def __call__(self, step: int) -> tuple[int, Batch]:
-        """Makes a batch. Raises ValueError naming data set, split, record and file of an image that does not decode."""
-        spec = batch_spec(self.plan, self.image_size, self.instruction_image_size, len(self.blocks), self.second_view)
-        lead = (self.accumulate,) if self.accumulate > 1 else ()
+        """Makes a batch. Raises DatasetError, which names record and file, for an image that does not decode."""
+        accumulate = self.options.accumulate
+        lead = (accumulate,) if accumulate > 1 else ()
         batch = {
-            group: {name: np.empty((*lead, *shape), dtype) for name, (shape, dtype) in fields.items()}
-            for group, fields in spec.items()
+            kind: {name: np.empty((*lead, *shape), dtype) for name, (shape, dtype) in fields.items()}
+            for kind, fields in self.spec.items()
         }
-        for part in range(self.accumulate):
+        for part in range(accumulate):
             views = batch
             if lead:
-                views = {group: {name: a[part] for name, a in fields.items()} for group, fields in batch.items()}
-            self._fill(views, step * self.accumulate + part)
+                views = {kind: {name: a[part] for name, a in fields.items()} for kind, fields in batch.items()}
+            self._fill(views, step * accumulate + part)
         return step, batch
 
     def _fill(self, batch: Batch, step: int) -> None:
-        people = [source.people for source in self.sources]
-        samples = sampling.sample(self.plan, people, self.seed, step, self.blocks)
+        samples = sampling.sample(
+            self.plan, [source.people for source in self.sources], self.options.seed, step, self.blocks
+        )
         for number, (layout, source, drawn) in enumerate(zip(self.plan.units, self.sources, samples, strict=True)):
-            group, columns = batch[layout.group], source.columns
+            group, labels = batch[layout.kind], source.labels
             rows = slice(layout.row, layout.row + layout.rows)
             for name in ("identity", "camera", "clothes", "modality"):
-                group[name][:, rows] = getattr(columns, name)[drawn.record]
+                group[name][:, rows] = getattr(labels, name)[drawn.record]
             group["dataset"][:, rows] = layout.dataset
             group["task"][:, rows] = layout.task_id
             group["valid"][:, rows] = True
-            keys = np.zeros(drawn.slot_record.shape, np.int32)
-            for local, block in enumerate(self.blocks):
-                draws = {
-                    view: sampling.random_stream(self.seed, stream, step, number, block).random(
-                        (layout.rows, image_ops.DRAWS)
-                    )
-                    for view, stream in VIEWS.items()
-                    if view in group
-                }
-                other = sampling.random_stream(self.seed, sampling.KEY_CAPTION_STREAM, step, number, block)
-                self._fill_block(group, local, layout, source, drawn, draws, other, keys)
-            if layout.group != "caption":
-                group["attributes"][:, rows] = columns.attributes[drawn.record]
-                self._fill_instructions(group, rows, layout, columns, drawn, keys)
+            keys = np.zeros(drawn.entry_record.shape, np.int32)
+            for local in range(len(self.blocks)):
+                keys[local] = self._fill_block(self._block_rows(group, step, number, drawn, local))
+            if layout.kind != "caption":
+                group["attributes"][:, rows] = labels.attributes[drawn.record]
+                self._fill_instructions(group, number, drawn, keys)
 
-    def _fill_block(
-        self,
-        group: Mapping[str, np.ndarray],
-        local: int,
-        layout: UnitLayout,
-        source: UnitSource,
-        drawn: sampling.UnitSample,
-        draws: Mapping[str, np.ndarray],
-        other: np.random.Generator,
-        keys: np.ndarray,
-    ) -> None:
-        """Images and instructions of one unit in one block; `draws` holds uniform numbers f64[rows, DRAWS] a view,
-        `other` chooses the key captions, `keys` i32[R, slots] receives the instructions' keys."""
-        slot_record = drawn.slot_record[local]
-        ids = np.unique(np.concatenate([drawn.record[local], slot_record])).tolist()
-        records = {i: source.reader[i] for i in ids}
-        where = f"data set {layout.unit.dataset}, split train"
-        for row, record in enumerate(drawn.record[local].tolist()):
-            image = decode_record(records[record]["image"], self.image_size, where, record, records[record]["file"])
-            for view, uniform in draws.items():
-                out = group[view][local, layout.row + row]
-                image_ops.augment_into(out, image, image_ops.parameters(uniform[row], source.augment, self.image_size))
-        if layout.slots == 0:
-            return
-        chosen = list(zip(slot_record.tolist(), drawn.slot_choice[local].tolist(), strict=True))
-        if layout.group == "visual":
-            cache: dict[tuple[int, int], np.ndarray] = {}
-            for slot, (record, choice) in enumerate(chosen):
-                data = records[record]["instruction_images"][choice]
-                if (record, choice) not in cache:
-                    at = f"{where}, instruction image {choice}"
-                    image = decode_record(data, self.instruction_image_size, at, record, records[record]["file"])
-                    cache[record, choice] = resize(image, self.instruction_image_size)
-                group["table"][local, layout.slot + slot] = cache[record, choice]
-                keys[local, slot] = zlib.crc32(data) & _KEY_BITS
-            return
-        tokens = self.tokenizer.encode([records[record]["sentences"][choice] for record, choice in chosen])
-        keys[local] = [zlib.crc32(row.tobytes()) & _KEY_BITS for row in np.ascontiguousarray(tokens, np.int32)]
-        if layout.group == "caption":
-            rows = slice(layout.row, layout.row + layout.rows)
-            group["tokens"][local, rows] = tokens
-            if "key_tokens" in group:
-                shares = other.random(layout.slots).tolist()
-                captions = [
-                    another_caption(records[record]["sentences"], choice, share)
-                    for (record, choice), share in zip(chosen, shares, strict=True)
-                ]
-                group["key_tokens"][local, rows] = self.tokenizer.encode(captions)
-        else:
-            group["table"][local, layout.slot : layout.slot + layout.slots] = tokens
+    def _block_rows(
+        self, group: Mapping[str, np.ndarray], step: int, number: int, drawn: sampling.UnitSample, local: int
+    ) -> _BlockRows:
+        layout, source, block = self.plan.units[number], self.sources[number], self.blocks[local]
+        own = sampling.UnitSample(*(getattr(drawn, field.name)[local] for field in dataclasses.fields(drawn)))
+        purposes = (*VIEWS.values(), sampling.KEY_CAPTION_STREAM)
+        return _BlockRows(
+            layout=layout,
+            source=source,
+            drawn=own,
+            arrays={name: array[local] for name, array in group.items()},
+            stream={p: sampling.random_stream(self.options.seed, p, step, number, block) for p in purposes},
+            records={i: source.reader[i] for i in np.unique(np.concatenate([own.record, own.entry_record])).tolist()},
+        )
+
+    def _fill_block(self, rows: _BlockRows) -> list[int]:
+        """Writes images and instructions of one unit in one block; returns the keys of its table entries."""
+        rows.write_images(self.options.image_size)
+        if rows.layout.entries == 0:
+            return []
+        if rows.layout.kind == "visual":
+            return rows.write_instruction_images(self.options.instruction_image_size)
+        return rows.write_sentences(self.tokenizer)
 
     def _fill_instructions(
-        self,
-        group: Mapping[str, np.ndarray],
-        rows: slice,
-        layout: UnitLayout,
-        columns: Columns,
-        drawn: sampling.UnitSample,
-        keys: np.ndarray,
+        self, group: Mapping[str, np.ndarray], number: int, drawn: sampling.UnitSample, keys: np.ndarray
     ) -> None:
-        neutral = -1 - self.plan.neutral
-        if layout.slots:
-            own, own_key = layout.slot + drawn.slot, np.take_along_axis(keys, drawn.slot, axis=1)
+        """Writes which instruction each row and composed row of a unit reads; `keys`: i32[R, entries]."""
+        layout, neutral = self.plan.units[number], -1 - self.plan.neutral
+        if layout.entries:
+            own, own_key = layout.entry + drawn.entry, np.take_along_axis(keys, drawn.entry, axis=1)
         else:
-            own = own_key = np.full_like(drawn.slot, -1 - layout.constant)
+            own = own_key = np.full_like(drawn.entry, -1 - layout.constant)
+        rows = slice(layout.row, layout.row + layout.rows)
         group["instruction"][:, rows] = np.where(drawn.neutral, neutral, own)
         group["instruction_key"][:, rows] = np.where(drawn.neutral, neutral, own_key)
         if layout.composed_rows:
             composed = slice(layout.composed_row, layout.composed_row + layout.composed_rows)
             group["composed_row"][:, composed] = np.arange(rows.start, rows.stop, dtype=np.int32)
-            group["composed_instruction"][:, composed] = layout.slot + drawn.composed_slot
-            group["composed_key"][:, composed] = np.take_along_axis(keys, drawn.composed_slot, axis=1)
-            wanted = columns.wanted[np.take_along_axis(drawn.slot_record, drawn.composed_slot, axis=1)]
-            valid = drawn.composed_valid
+            group["composed_instruction"][:, composed] = layout.entry + drawn.composed_entry
+            group["composed_key"][:, composed] = np.take_along_axis(keys, drawn.composed_entry, axis=1)
+            asked = np.take_along_axis(drawn.entry_record, drawn.composed_entry, axis=1)
+            valid, wanted = drawn.composed_valid, self.sources[number].labels.wanted[asked]
             group["composed_attributes"][:, composed] = np.where(valid[..., None], wanted, schema.UNKNOWN)
             group["composed_valid"][:, composed] = valid
 
 
 def another_caption(captions: Sequence[str], own: int, share: float) -> str:
-    """Any caption of an image but number `own`, chosen by `share` in [0, 1); the same one if there is no other."""
+    """Returns any caption of an image but number `own`, chosen by `share` in [0, 1); the same if there is no other."""
     others = len(captions) - 1
     return captions[(own + 1 + int(share * others)) % len(captions)] if others else captions[0]

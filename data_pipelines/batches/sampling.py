@@ -1,8 +1,8 @@
 """P identities x K images: which records and instructions make the batch of a step.
 
-A pure function of (plan, seed, step) in NumPy. Each identity of a batch draws from its own counter-based generator,
-so any host computes any block alone and all agree. An epoch of a data set is a seeded permutation of its identities,
-cut into floor(n / P) batches: no identity comes twice in a batch, nor twice in an epoch (but see `repeat_people`).
+A pure function of (plan, seed, step) in NumPy. Each identity of a batch draws from its own counter-based generator, so
+any host computes any block alone and all agree. An epoch of a data set is a seeded permutation of its identities, cut
+into floor(n / P) batches: no identity comes twice in a batch, nor twice in an epoch (except with `repeat_people`).
 """
 
 from __future__ import annotations
@@ -10,31 +10,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines.batches.layout import BatchPlan, Unit, UnitLayout, check_people, plan_batch
+from data_pipelines.batches.layout import BatchPlan, Unit, UnitLayout, check_people
 from data_pipelines.dataset import schema
-
-__all__ = [
-    "BatchPlan",
-    "People",
-    "Sample",
-    "Unit",
-    "UnitSample",
-    "group_people",
-    "plan_batch",
-    "random_stream",
-    "sample",
-]
 
 # What a random stream is for: the first half of its key, so that no two uses ever share numbers.
 _EPOCH_STREAM, _IDENTITY_STREAM, AUGMENT_STREAM, KEY_VIEW_STREAM, KEY_CAPTION_STREAM = range(5)
 
 
 def random_stream(seed: int, purpose: int, *counter: int) -> np.random.Generator:
-    """A generator of its own for each (seed, purpose, up to three counters); streams never overlap."""
+    """Returns the generator of a (seed, purpose, up to three counters); streams never overlap."""
     key = np.array([seed & (2**64 - 1), purpose], np.uint64)
     words = np.array([0, *counter, *[0] * (3 - len(counter))], np.uint64)  # word 0 counts the numbers drawn
     return np.random.Generator(np.random.Philox(key=key, counter=words))
@@ -56,8 +44,16 @@ class People:
     choices: np.ndarray  # i32[N], how many paraphrases or instruction images a record brings
 
 
-def group_people(plan: BatchPlan, layout: UnitLayout, index: schema.Index) -> People:
+def group_people(
+    plan: BatchPlan, layout: UnitLayout, index: schema.Index, file_of: Callable[[int], str] | None = None
+) -> People:
     """Sorts a train split by person for sampling.
+
+    Args:
+      plan: the batch plan.
+      layout: one of its units.
+      index: of the unit's train split.
+      file_of: gives a record's file name for messages; by default it is the index's.
 
     Raises:
       ValueError: too few identities for one batch, records without the instruction that the task needs, or clothes
@@ -66,13 +62,14 @@ def group_people(plan: BatchPlan, layout: UnitLayout, index: schema.Index) -> Pe
     unit, own = layout.unit, f"data set {layout.unit.dataset!r} (task {layout.unit.task})"
     identities = np.unique(index.identity)
     check_people(plan, own, len(identities), plan.identities_per_batch(unit.dataset))
-    choices = index.instruction_image_count if layout.group == "visual" else index.sentence_count
+    choices = index.instruction_image_count if layout.kind == "visual" else index.sentence_count
     if layout.constant < 0 and (choices == 0).any():
         bad = np.flatnonzero(choices == 0)
+        first = file_of(int(bad[0])) if file_of else index.file[bad[0]]
         raise ValueError(
             f"{own}: {len(bad)} of {len(index)} training records bring no "
-            f"{'instruction image' if layout.group == 'visual' else 'sentence'} (first: {index.file[bad[0]]}); build "
-            "the set with instructions or train it under another task"
+            f"{'instruction image' if layout.kind == 'visual' else 'sentence'} (first: {first}); build the set with "
+            "instructions or train it under another task"
         )
     if (unit.outfits or unit.composed or unit.share_instruction) and (index.clothes == schema.UNKNOWN).all():
         raise ValueError(
@@ -92,21 +89,57 @@ def group_people(plan: BatchPlan, layout: UnitLayout, index: schema.Index) -> Pe
     )
 
 
+def people_of(plan: BatchPlan, indexes: Mapping[str, schema.Index]) -> list[People]:
+    """Returns `group_people` of every unit; `indexes` maps a data set to the index of its train split."""
+    return [group_people(plan, layout, indexes[layout.unit.dataset]) for layout in plan.units]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitSample:
-    """What one unit brings to the requested blocks (axis 0); rows and slots count from the unit's own start."""
+    """What one unit brings to R blocks (axis 0); rows and table entries count from the unit's own start."""
 
     record: np.ndarray  # i32[R, rows], record ids of the data set's train split
-    slot: np.ndarray  # i32[R, rows], the row's slot; -1: constant sentence
+    entry: np.ndarray  # i32[R, rows], the row's entry of the instruction table; -1: constant sentence
     neutral: np.ndarray  # bool[R, rows], instruction dropout: the row reads the neutral sentence
-    slot_record: np.ndarray  # i32[R, slots], whose instruction stands in the slot
-    slot_choice: np.ndarray  # i32[R, slots], which paraphrase or image of that record
-    composed_slot: np.ndarray  # i32[R, bc], composed row j belongs to row j
+    entry_record: np.ndarray  # i32[R, entries], the record whose instruction is the entry
+    entry_choice: np.ndarray  # i32[R, entries], which paraphrase or image of that record
+    composed_entry: np.ndarray  # i32[R, bc], composed row j belongs to row j
     composed_valid: np.ndarray  # bool[R, bc]
 
 
 Sample = tuple[UnitSample, ...]
-"""One UnitSample a unit, in plan order."""
+"""One UnitSample per unit, in plan order."""
+
+
+def sample(
+    plan: BatchPlan, people: Sequence[People], seed: int, step: int, blocks: Sequence[int] | None = None
+) -> Sample:
+    """Draws the batch of a step.
+
+    Args:
+      plan: the layout.
+      people: one People per unit, in plan order (`group_people`).
+      seed: any integer.
+      step: from 0.
+      blocks: global numbers of the blocks to draw, in the order of axis 0; None: all. A block's content does not depend
+        on which others are drawn.
+
+    Returns:
+      One UnitSample per unit, for these blocks.
+    """
+    blocks = range(plan.batch_blocks) if blocks is None else blocks
+    samples = []
+    for number, (layout, own) in enumerate(zip(plan.units, people, strict=True)):
+        per_batch = plan.identities_per_batch(layout.unit.dataset)
+        identities = _batch_identities(layout, own, per_batch, seed, step)
+        filler = _Filler(layout, own, plan.instruction_dropout, len(blocks))
+        for local, block in enumerate(blocks):
+            for place in range(layout.identities):
+                position = block * layout.identities + place
+                rng = random_stream(seed, _IDENTITY_STREAM, step, number, position)
+                filler.identity(rng, local, place, int(identities[position]))
+        samples.append(filler.out)
+    return tuple(samples)
 
 
 @functools.lru_cache(maxsize=64)
@@ -115,7 +148,7 @@ def _permutation(seed: int, dataset: int, epoch: int, count: int) -> np.ndarray:
 
 
 def _batch_identities(layout: UnitLayout, people: People, per_batch: int, seed: int, step: int) -> np.ndarray:
-    """Positions in `people.identities` of this unit's identities in the whole batch of a step."""
+    """Returns positions in `people.identities` of this unit's identities in the whole batch of a step."""
     count, dataset = len(people.identities), zlib.crc32(layout.unit.dataset.encode())
     if count < per_batch:  # plan.repeat_people: everybody, before anybody comes again
         rounds = -(-per_batch // count)
@@ -127,7 +160,7 @@ def _batch_identities(layout: UnitLayout, people: People, per_batch: int, seed: 
 
 
 def _draw(rng: np.random.Generator, pool: np.ndarray, count: int) -> np.ndarray:
-    """`count` members of `pool`, each used floor or ceil(count / len(pool)) times."""
+    """Draws `count` members of `pool`, each floor or ceil(count / len(pool)) times."""
     if len(pool) >= count:
         return pool[rng.permutation(len(pool))[:count]]
     rounds = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
@@ -135,7 +168,7 @@ def _draw(rng: np.random.Generator, pool: np.ndarray, count: int) -> np.ndarray:
 
 
 def _draw_images(rng: np.random.Generator, unit: Unit, stratum: np.ndarray) -> np.ndarray:
-    """Draws K of an identity's records (positions 0..len(stratum)-1), in equal parts of its strata where asked."""
+    """Draws K of an identity's records (positions 0..len(stratum)-1), in equal parts of the strata that it balances."""
     count = unit.images_per_identity
     wanted = 2 if unit.balance_modality else unit.outfits
     owned = stratum[np.flatnonzero(np.diff(stratum, prepend=stratum[0] - 1))] if wanted else stratum[:1]
@@ -156,77 +189,41 @@ class _Filler:
         self.layout, self.people, self.dropout = layout, people, dropout
         self.out = UnitSample(
             record=np.zeros((blocks, layout.rows), np.int32),
-            slot=np.full((blocks, layout.rows), -1, np.int32),
+            entry=np.full((blocks, layout.rows), -1, np.int32),
             neutral=np.zeros((blocks, layout.rows), bool),
-            slot_record=np.zeros((blocks, layout.slots), np.int32),
-            slot_choice=np.zeros((blocks, layout.slots), np.int32),
-            composed_slot=np.zeros((blocks, layout.composed_rows), np.int32),
+            entry_record=np.zeros((blocks, layout.entries), np.int32),
+            entry_choice=np.zeros((blocks, layout.entries), np.int32),
+            composed_entry=np.zeros((blocks, layout.composed_rows), np.int32),
             composed_valid=np.zeros((blocks, layout.composed_rows), bool),
         )
 
     def identity(self, rng: np.random.Generator, block: int, place: int, person: int) -> None:
-        """Draws person `person` (position in People) as the identity number `place` of local block `block`."""
+        """Draws person `person` (position in People) as identity number `place` of local block `block`."""
         unit, people, out = self.layout.unit, self.people, self.out
         begin, end = people.start[person], people.start[person + 1]
         drawn = begin + _draw_images(rng, unit, people.stratum[begin:end])
         rows = slice(place * unit.images_per_identity, (place + 1) * unit.images_per_identity)
         out.record[block, rows] = people.record[drawn]
-        if self.layout.group != "caption":
+        if self.layout.kind != "caption":
             out.neutral[block, rows] = rng.random(len(drawn)) < self.dropout
-        if self.layout.slots == 0:
+        if self.layout.entries == 0:
             return
         clothes = people.clothes[drawn]
         if unit.share_instruction:
-            _, sources, slot = np.unique(clothes, return_index=True, return_inverse=True)
+            _, sources, entry = np.unique(clothes, return_index=True, return_inverse=True)
         else:
-            sources = slot = np.arange(len(drawn))
-        # An identity with fewer outfits than slots repeats its first instruction: no slot is ever empty.
-        per_identity = self.layout.slots_per_identity
+            sources = entry = np.arange(len(drawn))
+        # An identity with fewer outfits than entries repeats its first instruction: no entry is ever empty.
+        per_identity = unit.entries_per_identity
         sources = np.concatenate([sources, np.full(per_identity - len(sources), sources[0])])
         first = place * per_identity
-        out.slot[block, rows] = first + slot
-        out.slot_record[block, first : first + per_identity] = people.record[drawn[sources]]
-        out.slot_choice[block, first : first + per_identity] = rng.integers(people.choices[drawn[sources]])
+        out.entry[block, rows] = first + entry
+        out.entry_record[block, first : first + per_identity] = people.record[drawn[sources]]
+        out.entry_choice[block, first : first + per_identity] = rng.integers(people.choices[drawn[sources]])
         if unit.composed:
             for row in range(len(drawn)):
                 other = np.flatnonzero(clothes != clothes[row])
                 valid = len(other) > 0
-                wanted = slot[other[rng.integers(len(other))]] if valid else slot[row]
-                out.composed_slot[block, rows.start + row] = first + wanted
+                wanted = entry[other[rng.integers(len(other))]] if valid else entry[row]
+                out.composed_entry[block, rows.start + row] = first + wanted
                 out.composed_valid[block, rows.start + row] = valid
-
-
-def sample(
-    plan: BatchPlan, people: Sequence[People], seed: int, step: int, blocks: Sequence[int] | None = None
-) -> Sample:
-    """Draws the batch of a step.
-
-    Args:
-      plan: the layout.
-      people: one People a unit, in plan order (`group_people`).
-      seed: any integer.
-      step: from 0.
-      blocks: global numbers of the blocks to draw, in the order of axis 0; None: all. A block's content does not depend
-        on which others are drawn.
-
-    Returns:
-      One UnitSample a unit, for these blocks.
-    """
-    blocks = range(plan.batch_blocks) if blocks is None else blocks
-    samples = []
-    for number, (layout, own) in enumerate(zip(plan.units, people, strict=True)):
-        per_batch = plan.identities_per_batch(layout.unit.dataset)
-        identities = _batch_identities(layout, own, per_batch, seed, step)
-        filler = _Filler(layout, own, plan.instruction_dropout, len(blocks))
-        for local, block in enumerate(blocks):
-            for place in range(layout.identities):
-                position = block * layout.identities + place
-                rng = random_stream(seed, _IDENTITY_STREAM, step, number, position)
-                filler.identity(rng, local, place, int(identities[position]))
-        samples.append(filler.out)
-    return tuple(samples)
-
-
-def people_of(plan: BatchPlan, indexes: Mapping[str, schema.Index]) -> list[People]:
-    """`group_people` for every unit of a plan; `indexes` maps a data set to the index of its train split."""
-    return [group_people(plan, u, indexes[u.unit.dataset]) for u in plan.units]

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from data_pipelines.batches.layout import BatchPlan, UnitLayout
 from data_pipelines.batches.make import Batch
+from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.dataset import schema
 
 _COLUMNS = 8
@@ -67,7 +68,7 @@ def _instruction(
 
 
 def _card_height(layout: UnitLayout) -> int:
-    sentences = 0 if layout.constant >= 0 or layout.group == "visual" else 2 if layout.composed_rows else 1
+    sentences = 0 if layout.constant >= 0 or layout.kind == "visual" else 2 if layout.composed_rows else 1
     return _IMAGE_HEIGHT + 24 + _LINE * max(1, sentences * _MOST_LINES)
 
 
@@ -85,7 +86,7 @@ def _card(
     )
     top = _text(card, [facts + infrared], 4, _IMAGE_HEIGHT + 16, _BLACK)
     asked: list[tuple[str | np.ndarray, tuple[int, int, int]]] = []
-    if layout.group == "caption":
+    if layout.kind == "caption":
         asked.append((words.decode(group["tokens"][block, row]), _BLACK))
     else:
         slot = int(group["instruction"][block, row])
@@ -112,11 +113,11 @@ def draw_batch(batch: Batch, plan: BatchPlan, words: Words) -> np.ndarray:
     width = _CARD_WIDTH
     strips = []
     for layout in plan.units:
-        group, height = batch[layout.group], _card_height(layout)
+        group, height = batch[layout.kind], _card_height(layout)
         header = np.full((26, _COLUMNS * width, 3), 235, np.uint8)
         blocks = group["image"].shape[0]
         facts = (
-            f"{layout.unit.dataset}: task {layout.unit.task}, group {layout.group}, {blocks} blocks of "
+            f"{layout.unit.dataset}: task {layout.unit.task}, group {layout.kind}, {blocks} blocks of "
             f"{layout.identities} identities x {layout.unit.images_per_identity} images"
             + ("; blue: the composed row's instruction" if layout.composed_rows else "")
         )
@@ -159,7 +160,7 @@ def main(argv: list[str]) -> None:
         max_length=model.max_length,
     )
     blocks = range(data.plan.batch_blocks)
-    with data.stream(first, 1, blocks, workers=0, threads=0, prefetch=1) as stream:
+    with data.stream(first, 1, blocks, ReadAhead(workers=0, threads=0, prefetch=1)) as stream:
         _, batch = next(stream)
     save_png(_OUT.value, draw_batch(batch, data.plan, data.tokenizer))
     logging.info("step %d drawn to %s", _STEP.value, _OUT.value)

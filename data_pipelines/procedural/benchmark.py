@@ -150,7 +150,7 @@ class Benchmark:
         """Returns the record of a planned shot: draws its picture, writes its sentences, adds its template."""
         row, infrared = shot.row, shot.scene.camera >= scene.VISIBLE_CAMERAS
         templates: tuple[bytes, ...] = ()
-        if row.wanted is not None and tasks.task(shot.task).group == "visual":
+        if row.wanted is not None and tasks.task(shot.task).kind == "visual":
             templates = (_template(row.wanted, self.wardrobe, self.template_size),)
         return schema.Record(
             image=render.render_jpeg(shot.scene, self.image_size),
@@ -201,14 +201,14 @@ class Benchmark:
     def sentences(self, shot: Shot) -> tuple[str, ...]:
         """Returns different paraphrases of what the row asks: a caption (t2i), a wish (li), or nothing."""
         kind = tasks.task(shot.task)
-        if shot.row.wanted is None or kind.sentence is not None or kind.group == "visual":
+        if shot.row.wanted is None or kind.sentence is not None or kind.kind == "visual":
             return ()
         slots = zip(self.wardrobe.slots, shot.row.named, strict=True)
         named = {slot.name: slot.values[value] for slot, value in slots if value != schema.UNKNOWN}
         person, rng = shot.scene.person, np.random.default_rng((*shot.scene.draw, 1))
         written: list[str] = []
         while len(written) < shot.paraphrases:
-            if kind.group == "caption":
+            if kind.kind == "caption":
                 hair = people.HAIR_SHAPES[person.hair_shape], people.HAIR_COLOURS[person.hair_colour]
                 text = instructions.caption(named, people.stature(person), people.girth(person), *hair, rng)
             else:

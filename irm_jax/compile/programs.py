@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import options
 from data_pipelines.batches.make import batch_spec
-from data_pipelines.batches.training_data import JointData
+from data_pipelines.batches.training_data import TrainingData
 from irm_jax import compile, run
 from irm_jax.compile import analytic_flops, chips
 from irm_jax.evaluation.embed import TABLE_ROWS, EmbeddingModel
@@ -47,7 +47,7 @@ class Program:
             return self.trace().lower(**options)
 
 
-def abstract_batch(config: ConfigDict, data: JointData, mesh: Mesh) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def abstract_batch(config: ConfigDict, data: TrainingData, mesh: Mesh) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """The arrays of a training batch, [accumulate] before [R, b, ...] where batches are accumulated."""
     sizes = run.model_config(config)
     accumulate = config.optimizer.accumulate
@@ -63,7 +63,7 @@ def abstract_batch(config: ConfigDict, data: JointData, mesh: Mesh) -> dict[str,
     }
 
 
-def training(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:
+def training(config: ConfigDict, data: TrainingData, mesh: Mesh) -> list[Program]:
     """The one program of a training step."""
     model, optimizer = run.make_model(config, data), run.make_optimizer(config)
     whole = mesh_lib.replicated(mesh)
@@ -78,7 +78,7 @@ def training(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:
     return [Program("train_step", run.train_step(config, data, model, mesh), arguments, mesh)]
 
 
-def ideal_seconds(config: ConfigDict, data: JointData, mesh: Mesh) -> float | None:
+def ideal_seconds(config: ConfigDict, data: TrainingData, mesh: Mesh) -> float | None:
     """Seconds that the products of a training step take at the peak of the mesh's chips; None for an unknown chip.
 
     Products that `model.remat` computes twice count once; those of a large bank count as computed, twice. Traces the
@@ -93,7 +93,7 @@ def ideal_seconds(config: ConfigDict, data: JointData, mesh: Mesh) -> float | No
     return timing.ideal_seconds(flops, dataclasses.asdict(chip), mesh.devices.size)
 
 
-def embedding(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:
+def embedding(config: ConfigDict, data: TrainingData, mesh: Mesh) -> list[Program]:
     """One batch of images, encoded, then edited under instructions of a full table."""
     model, optimizer = run.make_model(config, data), run.make_optimizer(config)
     full = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh)
@@ -115,7 +115,7 @@ def embedding(config: ConfigDict, data: JointData, mesh: Mesh) -> list[Program]:
     ]
 
 
-def ranked(config: ConfigDict, data: JointData, mesh: Mesh, gallery: int = RANKED_GALLERY) -> list[Program]:
+def ranked(config: ConfigDict, data: TrainingData, mesh: Mesh, gallery: int = RANKED_GALLERY) -> list[Program]:
     """One block of queries against a gallery: products, scores, ranks of one tile of positives, best images."""
     del data
     width = run.model_config(config).embedding_width

@@ -55,7 +55,7 @@ def _swapped(run: Rankings, test: EvaluationSet, query: Columns, gallery: Column
 
     `mAP_own`: of the same queries, those that have another instruction to be asked by, under their own one.
     """
-    name, caption = test.protocols[0], test.task.group == "caption"
+    name, caption = test.protocols[0], test.task.kind == "caption"
     protocol, features = protocols.protocol_of(name), run.features[test.name]
     other = controls.another_person(query["identity"]) if caption else features.swaps
     if other is None or (other < 0).all():  # nobody owns a second outfit

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from data_pipelines.batches import pipeline
+from data_pipelines.batches.image_batches import StoredImages, image_batches
+from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.dataset.reader import Dataset
 from irm_jax.evaluation.protocols import Columns, Protocol
 from irm_jax.evaluation.ranking import selection
@@ -69,11 +70,10 @@ def color_histogram(dataset: Dataset, split: str, *, threads: int) -> np.ndarray
     reader = dataset.reader(split, ("image", "file"))
     out = np.empty((len(reader), HISTOGRAM_BINS**3), np.float32)
     where = f"data set {dataset.name}, split {split}"
-    with pipeline.image_batches(
-        reader, np.arange(len(reader)), HISTOGRAM_SIZE, 256, where=where, threads=threads
-    ) as batches:
-        for ids, images in batches:
-            for record, image in zip(ids, images, strict=True):
+    images, ahead = StoredImages(reader, where), ReadAhead(threads=threads)
+    with image_batches(images, np.arange(len(reader)), HISTOGRAM_SIZE, 256, ahead) as batches:
+        for ids, decoded in batches:
+            for record, image in zip(ids, decoded, strict=True):
                 histogram = cv2.calcHist([image], [0, 1, 2], None, [HISTOGRAM_BINS] * 3, [0, 256] * 3)
                 out[record] = np.sqrt(histogram.ravel() / image.shape[0] / image.shape[1])
     return out

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.batches import pipeline
+from data_pipelines.batches.image_batches import StoredImages, image_batches
+from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.dataset.reader import Dataset
 from data_pipelines.images import resize
 from data_pipelines.instructions.tokenizer import Tokenizer
@@ -242,9 +243,8 @@ def embed_split(
         mine = embedder.local_rows()
         here = padded.reshape(-1, embedder.batch_size)[:, mine].ravel()
         size, where = embedder.model.config.image_size, f"data set {dataset.name}, split {split}"
-        with pipeline.image_batches(
-            reader, here, size, len(mine), where=where, workers=workers, threads=threads
-        ) as batches:
+        ahead = ReadAhead(workers, threads)
+        with image_batches(StoredImages(reader, where), here, size, len(mine), ahead) as batches:
             for number, (_, images) in enumerate(batches):
                 embedder.between_batches()
                 start = number * embedder.batch_size

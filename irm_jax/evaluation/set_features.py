@@ -56,7 +56,7 @@ def embed_set(
 ) -> SetFeatures:
     """Variants: "own"; "neutral" if asked for; for controls it, "grey" and (where instructions differ) "swapped"; with
     `flip` FLIP. `rescore`: captions get a matcher."""
-    caption = test.task.group == "caption"
+    caption = test.task.kind == "caption"
     rescore = rescore and caption
 
     def embed(split: SplitData, *more: Variant) -> SplitFeatures:

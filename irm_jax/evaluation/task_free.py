@@ -52,7 +52,7 @@ def rank_task_free(run: Rankings) -> None:
             run.chance(query, gallery, protocol)
             if name != test.protocols[0]:
                 continue
-            if test.task.group != "caption":
+            if test.task.kind != "caption":
                 variant = named(protocol, "@own", "gallery under its own instructions, which reveal the source")
                 everything, shown = _union(run, sets, test, "own", own), taken(columns, own)
                 ranked = run.rank((asking, everything), query, shown, variant)
@@ -67,7 +67,7 @@ def _union(
     run: Rankings, sets: Sequence[EvaluationSet], asking: EvaluationSet, variant: str, records: np.ndarray
 ) -> np.ndarray:
     """Some gallery records, numbered one set after the other, as the queries of `asking` compare them."""
-    by_caption = asking.task.group == "caption"
+    by_caption = asking.task.kind == "caption"
     parts = [run.features[test.name].searched(variant, by_caption=by_caption) for test in sets]
     ends = np.cumsum([len(part) for part in parts])
     pieces = np.split(records, np.searchsorted(records, ends[:-1]))

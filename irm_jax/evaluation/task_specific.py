@@ -25,11 +25,11 @@ def rank_task_specific(run: Rankings, test: EvaluationSet) -> None:
     """
     features, source = run.features[test.name], run.source(test)
     query, gallery = dict(test.query.columns), dict(test.gallery_columns)
-    if run.options.tau_similarity == "model" and test.task.group != "caption":
+    if run.options.tau_similarity == "model" and test.task.kind != "caption":
         query["instruction_feature"] = features.query.instruction["own"]
         gallery["instruction_feature"] = features.gallery.instruction["own"]
     follow = test.task.sentence is None
-    no_tau = None if test.task.group == "caption" else similarity_of(run.options.tau_similarity).missing(query, gallery)
+    no_tau = None if test.task.kind == "caption" else similarity_of(run.options.tau_similarity).missing(query, gallery)
     for name in test.protocols:
         protocol = protocols.protocol_of(name)
         ranked = run.rank(features.pair("own", "own"), query, gallery, protocol, taus=not no_tau, follow=follow)

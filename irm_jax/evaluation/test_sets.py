@@ -197,9 +197,9 @@ def _own_instructions(
     """Each record's instruction: the task's sentence, or the first sentence or instruction image that is stored."""
     if task.sentence is not None:
         return [task.sentence], np.zeros(len(index), np.int32)
-    if task.group == "caption" and side == "gallery":
+    if task.kind == "caption" and side == "gallery":
         return [tasks.NEUTRAL_SENTENCE], np.zeros(len(index), np.int32)
-    field = "instruction_images" if task.group == "visual" else "sentences"
+    field = "instruction_images" if task.kind == "visual" else "sentences"
     counts = index.instruction_image_count if field == "instruction_images" else index.sentence_count
     if len(counts) and counts.min() < 1:
         bare = int(np.argmin(counts))

@@ -139,7 +139,7 @@ def caption_loss(
             per_row += o.replaced_weight * loss
             measured |= {"replaced_loss": loss, "replaced_accuracy": right}
     weight = row_weights(dataset, valid, options.caption_weight, options.total_weight).astype(per_row.dtype)
-    tasks = [t for t in options.tasks if t.group == "caption"]
+    tasks = [t for t in options.tasks if t.kind == "caption"]
     metrics |= per_task({**measured, "loss": per_row}, task, valid, tasks)
     return jnp.sum(weight * per_row), metrics
 

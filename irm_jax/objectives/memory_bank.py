@@ -92,6 +92,6 @@ def bank_loss(
     }
     if soft_on:
         measured |= {"bank_soft_loss": soft, "bank_same_identity_mass": aux.same_identity_mass}
-    metrics = per_task(measured, anchor.task, valid, [t for t in options.tasks if t.group in groups])
+    metrics = per_task(measured, anchor.task, valid, [t for t in options.tasks if t.kind in groups])
     filled = jnp.mean((bank.entries.identity >= 0).astype(jnp.float32))
     return o.weight * ramp.astype(hard.dtype) * jnp.sum(weight * per_row), {**metrics, "bank_filled": filled}

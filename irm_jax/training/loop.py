@@ -17,6 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipelines.batches.prefetch import ReadAhead
 from irm_jax import checkpoint, run
 from irm_jax.config.check import block_problem
 from irm_jax.convert import warm_start
@@ -137,9 +138,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
 
         def stream_from(done: int, workers: int) -> Any:
             return data.stream(
-                done, max(steps - done, 0), blocks, workers=workers, threads=config.data.threads,
-                prefetch=config.data.prefetch,
-            )  # fmt: skip
+                done, max(steps - done, 0), blocks, ReadAhead(workers, config.data.threads, config.data.prefetch)
+            )
 
         with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
             stream = stack.enter_context(stream_from(start, config.data.workers))

@@ -239,7 +239,7 @@ def edited_loss(
         "dropped_anchors": aux["person"].dropped.astype(identity_part.dtype),
         "loss": per_row,
     }
-    present = [t for t in options.tasks if t.group in groups]
+    present = [t for t in options.tasks if t.kind in groups]
     metrics = per_task(measured, fields["task"], valid, present)
     kept = valid & ~aux["person"].dropped
     anchors = {"mean_beta": aux["person"].beta_1, "active_triplets": aux["person"].active.astype(per_row.dtype)}

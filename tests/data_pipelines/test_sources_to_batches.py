@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from official_trees import TREES, built
 
-from data_pipelines.batches import augment, pipeline
 from data_pipelines.batches.layout import Unit, plan_batch
+from data_pipelines.batches.make import BatchOptions
+from data_pipelines.batches.prefetch import ReadAhead
+from data_pipelines.batches.training_data import TrainingData
 from data_pipelines.dataset.reader import Dataset
 from data_pipelines.instructions.tokenizer import Tokenizer
-from data_pipelines.people.identity_space import IdentitySpace
 
 TASKS = {
     "cuhk01": "trad", "prcc": "cc", "real1_ctcc": "ctcc", "llcm": "vi", "cuhk_pedes": "t2i", "real1_li": "li",
@@ -24,8 +25,13 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
     return {name: built(name, TREES[name].make(root / name), root / "out") for name in TASKS}
 
 
+def training_data(datasets: dict[str, Dataset]) -> TrainingData:
+    options = BatchOptions(seed=0, image_size=(32, 16), instruction_image_size=(16, 16))
+    return TrainingData.of(PLAN, datasets, TOKENIZER, options)
+
+
 def test_people_have_one_number_over_all_sets(datasets: dict[str, Dataset]) -> None:
-    space = IdentitySpace(PLAN, datasets)
+    space = training_data(datasets).space
     # 485 of CUHK01, 2 of PRCC, 2 of Real1 (in ctcc and li), 1 of LLCM; CUHK-PEDES: 1 of CUHK01 and 1 of its own.
     assert (space.num_head, len(space)) == (485 + 2 + 2 + 1, 491)
     assert (space.of("real1_ctcc") == space.of("real1_li")).all()
@@ -35,9 +41,7 @@ def test_people_have_one_number_over_all_sets(datasets: dict[str, Dataset]) -> N
 
 
 def test_a_batch_of_all_six_tasks(datasets: dict[str, Dataset]) -> None:
-    options = {"seed": 0, "image_size": (32, 16), "instruction_image_size": (16, 16)}
-    options |= {"tokenizer": TOKENIZER, "augment": augment.Augment(), "workers": 0, "threads": 0}
-    with pipeline.train_stream(PLAN, datasets, start_step=0, num_steps=1, **options) as stream:
+    with training_data(datasets).stream(0, 1, [0], ReadAhead(threads=0)) as stream:
         _, batch = next(iter(stream))
         found = {group: {key: np.array(value[0]) for key, value in fields.items()} for group, fields in batch.items()}
     assert {group: fields["valid"].sum() for group, fields in found.items()} == {"text": 16, "visual": 4, "caption": 1}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from quick_compilation import few_optimizations
 
+from data_pipelines.batches.prefetch import ReadAhead
 from irm_jax import run
 from irm_jax.compile import analytic_flops
 from irm_jax.models import presets, transformer
@@ -35,7 +36,7 @@ def prepared(make_micro_config):
     config = make_micro_config()
     data = run.open_training(config)
     model = run.make_model(config, data)
-    with data.stream(0, 1, range(data.plan.batch_blocks), workers=0, threads=0, prefetch=1) as stream:
+    with data.stream(0, 1, range(data.plan.batch_blocks), ReadAhead(workers=0, threads=0, prefetch=1)) as stream:
         batch = jax.tree.map(jnp.asarray, next(stream)[1])
     with few_optimizations():
         return model, variables_of(model, model.config.max_length), batch, data
@@ -80,9 +81,9 @@ def test_a_repeated_sentence_is_encoded_once(prepared):
         jax.eval_shape(lambda v, b: model.apply(v, b, constants, train=False), variables, batch)
     finally:
         IRM.encode_captions = original
-    sharded = data.plan.batch_blocks * (data.plan.slots("text") + data.plan.rows("caption"))
+    sharded = data.plan.batch_blocks * (data.plan.entries("text") + data.plan.rows("caption"))
     assert sorted(lengths) == sorted([len(data.plan.constants), sharded])
-    assert data.plan.slots("text") < data.plan.rows("text")
+    assert data.plan.entries("text") < data.plan.rows("text")
 
 
 def test_training_and_evaluation_paths_agree(prepared):

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipelines.batches import stated_data
+from data_pipelines.batches.prefetch import ReadAhead
 from irm_jax import run
 from irm_jax.compile import programs
 from irm_jax.compile.hlo import Module
@@ -160,7 +161,7 @@ def test_tensor_parallel_alone_computes_what_one_device_does(micro_config):
     micro_config.data.batch_size = 32
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         data = run.open_training(micro_config)
-        with data.stream(0, 1, range(8), workers=0, threads=0, prefetch=1) as stream:
+        with data.stream(0, 1, range(8), ReadAhead(workers=0, threads=0, prefetch=1)) as stream:
             batch = next(stream)[1]
         model, optimizer = run.make_model(micro_config, data), run.make_optimizer(micro_config)
         before = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh_of(1, 1, 1))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from collectives import moved_sizes
 
+from data_pipelines.batches.prefetch import ReadAhead
 from irm_jax import run
 from irm_jax.models.irm import IRM
 from irm_jax.objectives import memory_bank
@@ -23,7 +24,7 @@ ONE = (1, 1, 1)
 
 
 def one_batch(data, step=0):
-    with data.stream(step, 1, range(data.plan.batch_blocks), workers=0, threads=0, prefetch=1) as stream:
+    with data.stream(step, 1, range(data.plan.batch_blocks), ReadAhead(workers=0, threads=0, prefetch=1)) as stream:
         return next(stream)[1]
 
 

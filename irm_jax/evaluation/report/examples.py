@@ -83,7 +83,7 @@ def _rollouts(embedder: EmbeddingModel, test: EvaluationSet, queries: Sequence[i
     images = np.stack([resize(picture, config.image_size) for picture in pictures])
     instructions = [test.query.asks[test.query.own[q]] for q in queries]
     ids = [f"{test.name} query {q}" for q in queries]
-    if test.task.group == "visual":
+    if test.task.kind == "visual":
         shown = [np.asarray(instruction) for instruction in instructions]
         templates = np.stack([resize(picture, config.instruction_image_size) for picture in shown])
         maps = attention_rollout(model, variables, images, templates=templates)

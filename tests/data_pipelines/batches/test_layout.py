@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import tasks
-from data_pipelines.batches import shares
-from data_pipelines.batches.layout import BatchPlan, Unit, plan_batch
+from data_pipelines.batches.layout import BatchPlan, Unit, apportion, plan_batch
 
 
 class CountingTokenizer:
@@ -54,20 +53,20 @@ def test_every_size_is_laid_out_exactly_or_refused_with_the_nearest_that_work(mi
                 plan_of(mix, between, blocks)
         return
     assert sum(u.rows for u in plan.units) * blocks == size
-    for group in plan.groups:
-        rows, slots, composed = [], [], []
-        for u in plan.in_group(group):
+    for kind in plan.kinds:
+        rows, entries, composed = [], [], []
+        for u in plan.of_kind(kind):
             assert u.identities >= 1
             assert u.rows == u.identities * u.unit.images_per_identity
             rows += range(u.row, u.row + u.rows)
-            slots += range(u.slot, u.slot + u.slots)
+            entries += range(u.entry, u.entry + u.entries)
             composed += range(u.composed_row, u.composed_row + u.composed_rows)
-            assert (u.slots == 0) == (tasks.task(u.unit.task).sentence is not None)
+            assert (u.entries == 0) == (tasks.task(u.unit.task).sentence is not None)
             if u.unit.share_instruction:
-                assert u.slots <= u.identities * u.unit.outfits
-        assert rows == list(range(plan.rows(group)))
-        assert slots == list(range(plan.slots(group)))
-        assert composed == list(range(plan.composed_rows(group)))
+                assert u.entries <= u.identities * u.unit.outfits
+        assert rows == list(range(plan.rows(kind)))
+        assert entries == list(range(plan.entries(kind)))
+        assert composed == list(range(plan.composed_rows(kind)))
 
 
 def largest_remainder(weights: list[float], seats: int) -> list[int]:
@@ -84,7 +83,7 @@ def largest_remainder(weights: list[float], seats: int) -> list[int]:
 @given(weights=st.lists(st.integers(1, 8), min_size=1, max_size=6), seats=st.integers(1, 60))
 def test_equal_steps_follow_the_largest_remainder(weights, seats):
     expected = largest_remainder(weights, seats)
-    found = shares.apportion([16 * seats * w / sum(weights) for w in weights], [16] * len(weights), 16 * seats)
+    found = apportion([16 * seats * w / sum(weights) for w in weights], [16] * len(weights), 16 * seats)
     if min(expected) >= 1:
         assert found == expected
     elif found is not None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batches import sampling
-from data_pipelines.batches.sampling import Unit, plan_batch, sample
+from data_pipelines.batches.layout import Unit, plan_batch
+from data_pipelines.batches.sampling import sample
 
 
 class NoWords:
@@ -74,11 +75,11 @@ def test_a_batch_keeps_every_rule(make_index, name, data_seed, seed, step, peopl
             seen.append(person)
             owned = np.flatnonzero(index.identity == person)
             _check_images(unit, index, owned, records)
-            if layout.slots:
-                slots = slice(place * layout.slots_per_identity, (place + 1) * layout.slots_per_identity)
-                _check_instructions(unit, index, drawn, block, rows, slots, person)
+            if layout.entries:
+                entries = slice(place * unit.entries_per_identity, (place + 1) * unit.entries_per_identity)
+                _check_instructions(unit, index, drawn, block, rows, entries, person)
             else:
-                assert (drawn.slot[block, rows] == -1).all()
+                assert (drawn.entry[block, rows] == -1).all()
     assert len(set(seen)) == len(seen), "an identity came twice"
 
 
@@ -98,25 +99,25 @@ def _check_images(unit, index, owned, records) -> None:
         assert len(uses) == min(quota, len(pool))
 
 
-def _check_instructions(unit, index, drawn, block, rows, slots, person) -> None:
-    source, choice = drawn.slot_record[block], drawn.slot_choice[block]
+def _check_instructions(unit, index, drawn, block, rows, entries, person) -> None:
+    source, choice = drawn.entry_record[block], drawn.entry_choice[block]
     number = index.instruction_image_count if unit.task == "ctcc" else index.sentence_count
-    assert (index.identity[source[slots]] == person).all()
-    assert (choice[slots] >= 0).all()
-    assert (choice[slots] < number[source[slots]]).all()
-    records, slot = drawn.record[block, rows], drawn.slot[block, rows]
-    assert slots.start <= slot.min()
-    assert slot.max() < slots.stop
+    assert (index.identity[source[entries]] == person).all()
+    assert (choice[entries] >= 0).all()
+    assert (choice[entries] < number[source[entries]]).all()
+    records, entry = drawn.record[block, rows], drawn.entry[block, rows]
+    assert entries.start <= entry.min()
+    assert entry.max() < entries.stop
     clothes = index.clothes[records]
     if unit.share_instruction:
-        np.testing.assert_array_equal(index.clothes[source[slot]], clothes)
-        assert np.isin(source[slot], records).all()
-        np.testing.assert_array_equal(slot[:, None] == slot, clothes[:, None] == clothes)
+        np.testing.assert_array_equal(index.clothes[source[entry]], clothes)
+        assert np.isin(source[entry], records).all()
+        np.testing.assert_array_equal(entry[:, None] == entry, clothes[:, None] == clothes)
     else:
-        np.testing.assert_array_equal(source[slot], records)
-        assert len(set(slot.tolist())) == len(slot)
+        np.testing.assert_array_equal(source[entry], records)
+        assert len(set(entry.tolist())) == len(entry)
     if unit.composed:
-        asked, valid = drawn.composed_slot[block, rows], drawn.composed_valid[block, rows]
+        asked, valid = drawn.composed_entry[block, rows], drawn.composed_valid[block, rows]
         several = len(set(clothes.tolist())) > 1
         assert (valid == several).all()
         wanted = index.clothes[source[asked]]
@@ -188,7 +189,7 @@ def test_images_and_sentences_are_drawn_evenly(make_index):
     pairs: Counter = Counter()
     for step in range(800):
         (drawn,) = sample(plan, people, 0, step)
-        pairs.update(zip(drawn.slot_record.ravel().tolist(), drawn.slot_choice.ravel().tolist(), strict=True))
+        pairs.update(zip(drawn.entry_record.ravel().tolist(), drawn.entry_choice.ravel().tolist(), strict=True))
     counts = np.array(list(pairs.values()))
     assert len(counts) == 32 * 4
     # 3,200 draws over 128 pairs: mean 25; chi-square has 127 degrees of freedom, five standard deviations are 80.

@@ -1,12 +1,10 @@
 """One numbering of people over data sets."""
 
-import types
-
 import numpy as np
 import pytest
 
 from data_pipelines.batches.layout import Unit, plan_batch
-from data_pipelines.people.identity_space import IdentitySpace
+from data_pipelines.people.identity_space import IdentitySpace, TrainPeople
 
 
 class NoWords:
@@ -14,24 +12,17 @@ class NoWords:
         return np.zeros((len(sentences), 4), np.int32)
 
 
-class FakeSet:
+def people(names: list[str], train: list[str]) -> TrainPeople:
     """A data set of these people, of whom some have training images."""
-
-    def __init__(self, people: list[str], train: list[str]) -> None:
-        self.manifest = types.SimpleNamespace(people=people)
-        self._identity = np.array([people.index(name) for name in train])
-
-    def identities(self, split: str) -> np.ndarray:
-        assert split == "train"
-        return self._identity
+    return TrainPeople(names, np.array(sorted({names.index(name) for name in train})))
 
 
 @pytest.fixture
 def space() -> IdentitySpace:
     datasets = {
-        "captions": FakeSet(["m/1", "x/1", "x/2"], ["x/2", "m/1", "x/1"]),
-        "market": FakeSet(["m/0", "m/1", "m/2", "m/9test"], ["m/1", "m/0", "m/2", "m/0"]),
-        "li": FakeSet(["l/0", "m/2"], ["m/2", "l/0"]),
+        "captions": people(["m/1", "x/1", "x/2"], ["x/2", "m/1", "x/1"]),
+        "market": people(["m/0", "m/1", "m/2", "m/9test"], ["m/1", "m/0", "m/2", "m/0"]),
+        "li": people(["l/0", "m/2"], ["m/2", "l/0"]),
     }
     units = [Unit("captions", "t2i", images_per_identity=1), Unit("market", "trad"), Unit.of_task("li", "li")]
     return IdentitySpace(plan_batch(units, 16, 1, tokenizer=NoWords()), datasets)
@@ -54,5 +45,5 @@ def test_members_are_the_head_people_of_each_data_set(space):
 
 def test_captions_alone_have_no_head():
     plan = plan_batch([Unit("c", "t2i", images_per_identity=1)], 1, 1, tokenizer=NoWords())
-    space = IdentitySpace(plan, {"c": FakeSet(["a", "b"], ["b"])})
+    space = IdentitySpace(plan, {"c": people(["a", "b"], ["b"])})
     assert (space.num_head, space.names, space.members.shape) == (0, ("b",), (1, 0))

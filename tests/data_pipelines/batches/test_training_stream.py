@@ -1,22 +1,23 @@
 """The streams on real (tiny) shards: bit-equal however they are made, and every array means what it says."""
 
+import dataclasses
 import json
 import pathlib
-import threading
 import types
 
 import numpy as np
 import pytest
 
 from data_pipelines import tasks
-from data_pipelines.batches import augment as image_ops
-from data_pipelines.batches import make, pipeline, show
-from data_pipelines.batches import prefetch as stream
+from data_pipelines.batches import make, show
+from data_pipelines.batches.augment import NO_AUGMENT, Augment
 from data_pipelines.batches.layout import Unit, plan_batch
+from data_pipelines.batches.make import BatchOptions
+from data_pipelines.batches.prefetch import ReadAhead
+from data_pipelines.batches.training_data import TrainingData
 from data_pipelines.dataset import schema
 from data_pipelines.images import decode, resize
 from data_pipelines.instructions.tokenizer import Tokenizer
-from data_pipelines.people.identity_space import IdentitySpace
 
 TOKENIZER = Tokenizer(max_length=24)
 # tiny_li twice, so that a unit's slots, rows and composed rows begin elsewhere than at 0.
@@ -28,9 +29,13 @@ PLAN = plan_batch(UNITS, 104, 4, tokenizer=TOKENIZER)
 OPTIONS = {"seed": 3, "image_size": (48, 24), "instruction_image_size": (16, 16)}
 
 
-def batches(datasets, steps=4, start=0, **changes):
-    options = {**OPTIONS, "tokenizer": TOKENIZER, "augment": image_ops.Augment(), "workers": 0, "threads": 0, **changes}
-    with pipeline.train_stream(PLAN, datasets, start_step=start, num_steps=steps, **options) as made:
+def training_data(datasets, plan=PLAN, **changes):
+    return TrainingData.of(plan, datasets, TOKENIZER, BatchOptions(**{**OPTIONS, **changes}))
+
+
+def batches(datasets, steps=4, start=0, *, blocks=range(4), workers=0, threads=0, **changes):
+    data = training_data(datasets, **changes)
+    with data.stream(start, steps, blocks, ReadAhead(workers=workers, threads=threads)) as made:
         for step, batch in made:
             # Copies: what workers hand out is shared memory.
             yield step, {g: {k: np.array(a) for k, a in fields.items()} for g, fields in batch.items()}
@@ -98,7 +103,7 @@ def test_a_second_view_changes_nothing_else_and_shows_the_same_images_and_captio
     for own, other in pairs:
         assert own != other
         assert any(own in sentences and other in sentences for sentences in by_record)
-    ((_, plain),) = batches(data, 1, second_view=True, augment=image_ops.NO_AUGMENT)
+    ((_, plain),) = batches(data, 1, second_view=True, augment=NO_AUGMENT)
     for group in plain.values():
         np.testing.assert_array_equal(group["key_image"], group["image"])
 
@@ -109,7 +114,7 @@ def test_another_seed_is_another_stream(data, reference):
 
 
 def test_shapes_and_dtypes_are_those_of_the_specification(reference):
-    spec = pipeline.batch_spec(PLAN, OPTIONS["image_size"], OPTIONS["instruction_image_size"])
+    spec = make.batch_spec(PLAN, OPTIONS["image_size"], OPTIONS["instruction_image_size"])
     for _, batch in reference:
         found = {g: {k: (a.shape, a.dtype.type) for k, a in fields.items()} for g, fields in batch.items()}
         assert found == spec
@@ -122,10 +127,7 @@ def test_shapes_and_dtypes_are_those_of_the_specification(reference):
 
 def test_a_group_without_its_own_instructions_has_an_empty_table(data):
     plan = plan_batch([Unit.of_task("tiny_trad", "trad")], 16, 2, tokenizer=TOKENIZER)
-    made = pipeline.train_stream(
-        plan, data, start_step=0, num_steps=1, tokenizer=TOKENIZER, augment=image_ops.NO_AUGMENT, threads=0, **OPTIONS
-    )
-    ((_, batch),) = made
+    ((_, batch),) = training_data(data, plan).stream(0, 1, range(2), ReadAhead(threads=0))
     assert list(batch) == ["text"]
     assert batch["text"]["table"].shape == (2, 0, 24)
     assert batch["text"]["composed_attributes"].shape == (2, 0, 8)
@@ -133,11 +135,11 @@ def test_a_group_without_its_own_instructions_has_an_empty_table(data):
 
 def test_rows_hold_the_records_they_claim(data):
     """Without augmentation every row's image, labels and instruction are found again in the data set."""
-    space = IdentitySpace(PLAN, data)
-    ((_, batch),) = batches(data, 1, augment=image_ops.NO_AUGMENT)
+    space = training_data(data).space
+    ((_, batch),) = batches(data, 1, augment=NO_AUGMENT)
     for layout in PLAN.units:
         dataset = data[layout.unit.dataset]
-        index, reader, group = dataset.index("train"), dataset.reader("train"), batch[layout.group]
+        index, reader, group = dataset.index("train"), dataset.reader("train"), batch[layout.kind]
         rows = np.s_[:, layout.row : layout.row + layout.rows]
         assert (group["dataset"][rows] == PLAN.datasets.index(dataset.name)).all()
         assert (group["task"][rows] == tasks.task(layout.unit.task).id).all()
@@ -149,7 +151,7 @@ def test_rows_hold_the_records_they_claim(data):
             (record,) = np.flatnonzero(np.all([c == v for c, v in zip(columns, labels, strict=True)], 0))
             image = resize(decode(reader[record]["image"]), OPTIONS["image_size"])
             np.testing.assert_array_equal(group["image"][at], image)
-            if layout.group == "caption":
+            if layout.kind == "caption":
                 captions = TOKENIZER.encode(list(reader[record]["sentences"]))
                 assert (captions == group["tokens"][at]).all(1).any()
             else:
@@ -164,10 +166,10 @@ def _check_instruction(group, at, layout, record) -> None:
         assert key == instruction
         assert instruction == -1 - PLAN.neutral or instruction == -1 - layout.constant
         return
-    assert layout.slot <= instruction < layout.slot + layout.slots
+    assert layout.entry <= instruction < layout.entry + layout.entries
     assert key >= 0
     entry = group["table"][at[0], instruction]
-    if layout.group == "visual":
+    if layout.kind == "visual":
         np.testing.assert_array_equal(entry, decode(record["instruction_images"][0]))
     else:
         # Sentences of one outfit are the same for all its records here, so the shared one is among the row's own.
@@ -192,7 +194,7 @@ def test_composed_rows_ask_for_another_outfit_of_the_same_person(data, reference
     for layout in (u for u in PLAN.units if u.unit.composed):
         named = 1 if layout.unit.task == "li" else 2
         for _, batch in reference:
-            fields = batch[layout.group]
+            fields = batch[layout.kind]
             assert fields["composed_valid"].all()  # three outfits each, two in the batch
             for block, number in np.ndindex(4, layout.rows):
                 place, row = layout.composed_row + number, layout.row + number
@@ -205,17 +207,17 @@ def test_composed_rows_ask_for_another_outfit_of_the_same_person(data, reference
                     fields["composed_attributes"][block, place], schema.pad_attributes(wanted)
                 )
                 slot = fields["composed_instruction"][block, place]
-                assert layout.slot <= slot < layout.slot + layout.slots
+                assert layout.entry <= slot < layout.entry + layout.entries
                 if layout.unit.task == "li":
                     assert f"outfit number {other} said" in TOKENIZER.decode(fields["table"][block, slot])
 
 
 def test_the_same_person_has_one_identity_in_all_data_sets(data):
-    space = IdentitySpace(PLAN, data)
+    space = training_data(data).space
     shared = {int(space.of(name)[data[name].manifest.people.index("shared/p0")]) for name in data}
     assert len(shared) == 1
     seen = {}
-    for _, batch in batches(data, 12, augment=image_ops.NO_AUGMENT):
+    for _, batch in batches(data, 12, augment=NO_AUGMENT):
         for fields in batch.values():
             for identity, dataset in zip(fields["identity"].ravel(), fields["dataset"].ravel(), strict=True):
                 seen.setdefault(int(identity), set()).add(int(dataset))
@@ -224,26 +226,26 @@ def test_the_same_person_has_one_identity_in_all_data_sets(data):
 
 
 def test_augmentation_options_may_differ_by_data_set(data, reference):
-    options = {unit.dataset: image_ops.Augment() for unit in UNITS}
-    options["tiny_li"] = image_ops.NO_AUGMENT
+    options = {unit.dataset: Augment() for unit in UNITS}
+    options["tiny_li"] = NO_AUGMENT
     ((_, mixed),) = batches(data, 1, augment=options)
-    plain = next(batches(data, 1, augment=image_ops.NO_AUGMENT))[1]
+    plain = next(batches(data, 1, augment=NO_AUGMENT))[1]
     li = mixed["text"]["dataset"] == PLAN.datasets.index("tiny_li")
     np.testing.assert_array_equal(mixed["text"]["image"][li], plain["text"]["image"][li])
     np.testing.assert_array_equal(mixed["text"]["image"][~li], reference[0][1]["text"]["image"][~li])
     assert (mixed["text"]["image"][~li] != plain["text"]["image"][~li]).any()
 
 
-def test_columns_fall_back_to_clothes_and_to_own_attributes(make_index):
-    one = make.Columns.of(make_index(np.arange(3), clothes=np.array([4, 5, 70000])), np.arange(3, dtype=np.int32))
+def test_labels_fall_back_to_clothes_and_to_own_attributes(make_index):
+    one = make.Labels.of(make_index(np.arange(3), clothes=np.array([4, 5, 70000])), np.arange(3, dtype=np.int32))
     np.testing.assert_array_equal(one.attributes[:, 0], [4, 5, 70000])
     np.testing.assert_array_equal(one.wanted, one.attributes)
     assert (one.attributes[:, 1:] == -1).all()
     given = make_index(np.arange(2), clothes=np.array([4, 5]), instruction_clothes=np.array([9, -1]))
-    np.testing.assert_array_equal(make.Columns.of(given, np.arange(2)).wanted[:, 0], [9, 5])
+    np.testing.assert_array_equal(make.Labels.of(given, np.arange(2)).wanted[:, 0], [9, 5])
     worn = np.full((2, 8), -1, np.int16)
     worn[:, 0] = (1, 2)
-    two = make.Columns.of(make_index(np.arange(2), attributes=worn), np.arange(2))
+    two = make.Labels.of(make_index(np.arange(2), attributes=worn), np.arange(2))
     np.testing.assert_array_equal(two.wanted, worn)
 
 
@@ -253,11 +255,8 @@ class Altered:
     def __init__(self, dataset, change) -> None:
         self.manifest, self._dataset, self._change = dataset.manifest, dataset, change
 
-    def index(self, split):
-        return self._dataset.index(split)
-
-    def identities(self, split):
-        return self._dataset.identities(split)
+    def index(self, split, columns):
+        return self._dataset.index(split, columns)
 
     def reader(self, split, fields):
         return AlteredReader(self._dataset.reader(split, fields), self._change)
@@ -292,18 +291,6 @@ def test_a_truncated_jpeg_is_named(data):
     file = data["tiny_vi"].index("train").file[40]
     with pytest.raises(ValueError, match=f"data set tiny_vi, split train, record 40, file {file}: the image does not"):
         list(batches(spoiled, 60, threads=1))
-    with (
-        pytest.raises(ValueError, match=f"tiny_vi/train, record 40, file {file}: the image does not decode"),
-        pipeline.image_batches(
-            spoiled["tiny_vi"].reader("train", ("image", "file")),
-            range(50),
-            (32, 16),
-            8,
-            where="tiny_vi/train",
-            threads=0,
-        ) as made,
-    ):
-        list(made)
 
 
 def test_bad_requests_are_refused(data):
@@ -319,82 +306,31 @@ def test_bad_requests_are_refused(data):
         list(batches({k: v for k, v in data.items() if k != "tiny_li"}, 1))
 
 
-@pytest.mark.parametrize("threads", [0, 3])
-def test_evaluation_images_come_in_order_and_whole(data, threads):
-    reader = data["tiny_cc"].reader("train")
-    ids = np.random.default_rng(0).permutation(len(reader))[:23]
-    with pipeline.image_batches(reader, ids, (40, 20), 8, threads=threads) as made:
-        found = list(made)
-    assert [len(part) for part, _ in found] == [8, 8, 7]
-    np.testing.assert_array_equal(np.concatenate([part for part, _ in found]), ids)
-    for record, image in zip(ids, np.concatenate([images for _, images in found]), strict=True):
-        np.testing.assert_array_equal(image, resize(decode(reader[record]["image"]), (40, 20)))
-
-
-def test_evaluation_of_instruction_images(data):
-    reader = data["tiny_ctcc"].reader("train")
-    with pipeline.image_batches(reader, [5, 0], (16, 16), 4, field="instruction_image", threads=0) as made:
-        ((ids, images),) = made
-    np.testing.assert_array_equal(ids, [5, 0])
-    np.testing.assert_array_equal(images[0], decode(reader[5]["instruction_images"][0]))
-    without = data["tiny_cc"].reader("train")
-    with (
-        pytest.raises(ValueError, match=r"record 3, file .* has no instruction image"),
-        pipeline.image_batches(without, [3], (16, 16), 4, field="instruction_image", threads=0) as made,
-    ):
-        next(made)
-    with pytest.raises(ValueError, match="must be 'image' or 'instruction_image'"):
-        pipeline.image_batches(without, [3], (16, 16), 4, field="picture")
-    with pytest.raises(ValueError, match="batch_size = 0"):
-        pipeline.image_batches(without, [3], (16, 16), 0)
-
-
-def test_with_threads_the_consumer_makes_nothing_itself():
-    def who(step: int) -> int:
-        return threading.get_ident()
-
-    with stream.Stream(who, 0, 20, workers=0, threads=2) as made:
-        assert threading.get_ident() not in set(made)
-    with stream.Stream(who, 0, 3, workers=0, threads=0) as made:
-        assert set(made) == {threading.get_ident()}
-
-
-def fail_at_two(step: int) -> int:
-    if step == 2:
-        raise ValueError("step two cannot be made")
-    return step
-
-
-@pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 2), (1, 1)])
-def test_an_error_reaches_the_consumer_after_what_came_before(workers, threads):
-    with stream.Stream(fail_at_two, 0, 9, workers=workers, threads=threads) as made:
-        assert [next(made), next(made)] == [0, 1]
-        with pytest.raises(ValueError, match="step two cannot be made"):
-            next(made)
-
-
-def test_too_little_shared_memory_is_an_error_before_any_worker(tmp_path, monkeypatch):
-    usage = types.SimpleNamespace(free=64 * 2**20)
-    monkeypatch.setattr(stream.shutil, "disk_usage", lambda folder: usage)
-    monkeypatch.setattr(stream.os.path, "isdir", lambda folder: True)
-    with pytest.raises(ValueError, match=r"keep up to 80 MiB .* 64 MiB free; lower workers"):
-        stream.Stream(fail_at_two, 0, 9, workers=2, threads=1, prefetch=2, element_bytes=10 * 2**20)
-    stream.Stream(fail_at_two, 0, 9, workers=0, threads=1, prefetch=2, element_bytes=10 * 2**20).close()
-
-
-def test_data_fingerprint_is_json_and_names_what_changes_the_stream(data):
+def test_fingerprint_is_json_and_names_what_changes_the_stream(data):
     def fingerprint(**changes):
-        options = {**OPTIONS, "augment": image_ops.Augment(), **changes}
-        return pipeline.data_fingerprint(PLAN, data, **options)
+        return training_data(data, **changes).fingerprint()
 
     base = fingerprint()
     assert json.loads(json.dumps(base)) == base
-    assert base == fingerprint(augment={unit.dataset: image_ops.Augment() for unit in UNITS})
-    for changes in ({"seed": 4}, {"accumulate": 2}, {"image_size": (48, 25)}, {"augment": image_ops.Augment(pad=9)}):
+    assert base == fingerprint(augment={unit.dataset: Augment() for unit in UNITS})
+    for changes in ({"seed": 4}, {"accumulate": 2}, {"image_size": (48, 25)}, {"augment": Augment(pad=9)}):
         assert fingerprint(**changes) != base
-    other = dict(data)
-    other["tiny_li"] = types.SimpleNamespace(manifest=types.SimpleNamespace(content_hash="x"))
-    assert pipeline.data_fingerprint(PLAN, other, augment=image_ops.Augment(), **OPTIONS)["data"] != base["data"]
+    other = types.SimpleNamespace(manifest=types.SimpleNamespace(content_hash="x"))
+    changed = dataclasses.replace(training_data(data), datasets={**data, "tiny_li": other})
+    assert changed.fingerprint()["data"] != base["data"]
+
+
+def test_the_train_index_is_read_once_without_file_names(data):
+    read = []
+
+    class Counted(Altered):
+        def index(self, split, columns):
+            read.append((self.manifest.name, split, "file" in columns))
+            return super().index(split, columns)
+
+    counted = {name: Counted(dataset, lambda i, fields: fields) for name, dataset in data.items()}
+    list(batches(counted, 2))
+    assert sorted(read) == [(name, "train", False) for name in sorted(data)]
 
 
 def test_a_batch_can_be_drawn(reference, tmp_path: pathlib.Path):
