@@ -75,7 +75,7 @@ class TestSet:
 
     @property
     def rows(self) -> list[Row]:
-        """Each plain row followed by its variants; those of a rule without a plain row come last."""
+        """Each plain row followed by its variants. Variants without a plain row come last."""
         rules = [row.figure.protocol for row in self.plain]
         rest = [row for row in self.variants if row.figure.protocol not in rules]
         followed = (
