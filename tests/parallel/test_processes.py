@@ -200,6 +200,32 @@ def assert_same_losses(workdir, straight, steps):
             np.testing.assert_allclose(found[step][name], value, rtol=1e-6, atol=1e-7, err_msg=f"step {step}: {name}")
 
 
+def assert_same_evaluation(config, workdir):
+    """The evaluation of several processes, which is in the workdir, against that of one."""
+    together = json.loads((workdir / "results.json").read_text())
+    embedder.evaluate(config, workdir)
+    alone = json.loads((workdir / "results.json").read_text())
+    assert all(row["queries"] for row in together["figures"] if row["system"] == "model")
+    assert together["figures"] == alone["figures"] != []
+
+
+def test_sigterm_to_one_of_two_and_a_restart_change_nothing(one_process, launch, config, tmp_path):
+    straight, whole = one_process
+    workdir = tmp_path / "two"
+    status, output, batches = launch(2, workdir, faults=["1:1:SIGTERM"], max_failures=2)
+    assert status == 0
+    assert output.count(f"after step {STOPPED}; the state is saved in") == 2
+    assert output.count("stopped by SIGTERM") == output.count("stopped by another process") == 1
+    assert "starting it again" in output
+    assert output.count(f"resumed from step {STOPPED} of") == 2
+    assert_same_losses(workdir, straight, range(1, STEPS + 1))
+    assert read_batches(batches) == read_batches(whole)
+    assert len(json.loads((workdir / "run.json").read_text())) == 2
+    assert len(list((workdir / "tensorboard").iterdir())) == 2
+    assert_same_evaluation(config, workdir)
+
+
+@pytest.mark.nightly
 def test_sigterm_to_one_of_four_makes_all_save_the_same_step(stopped, one_process):
     workdir, status, output, batches = stopped
     straight, whole = one_process
@@ -214,6 +240,7 @@ def test_sigterm_to_one_of_four_makes_all_save_the_same_step(stopped, one_proces
     assert len(list((workdir / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.nightly
 def test_one_process_goes_on_from_the_checkpoint_of_four(stopped, one_process, config, tmp_path):
     workdir = tmp_path / "one"
     shutil.copytree(stopped[0], workdir)
@@ -221,6 +248,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_four(stopped, one_process, c
     assert_same_losses(workdir, one_process[0], range(1, STEPS + 1))
 
 
+@pytest.mark.nightly
 def test_a_killed_process_ends_the_other_and_a_restart_resumes(stopped, one_process, launch, config, tmp_path):
     workdir = tmp_path / "two"
     shutil.copytree(stopped[0], workdir)
@@ -234,10 +262,4 @@ def test_a_killed_process_ends_the_other_and_a_restart_resumes(stopped, one_proc
     assert_same_losses(workdir, one_process[0], range(1, STEPS + 1))
     left = STEPS - STOPPED
     assert read_batches(batches, left) == read_batches(one_process[1], left)
-
-    # The evaluation of two processes against that of one.
-    together = json.loads((workdir / "results.json").read_text())
-    embedder.evaluate(config, workdir)
-    alone = json.loads((workdir / "results.json").read_text())
-    assert all(row["queries"] for row in together["figures"] if row["system"] == "model")
-    assert together["figures"] == alone["figures"] != []
+    assert_same_evaluation(config, workdir)
