@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 @contextlib.contextmanager
 def few_optimizations() -> Iterator[None]:
     """Compiles faster, to slower programs. Kept programs are told apart by this option, which is part of their key."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
