@@ -44,6 +44,9 @@ from irm_jax.training import optimizer as optimizers
 from irm_jax.training.state import BankShape, MemoryShapes, TrainState, abstract_state, create_state
 from irm_jax.training.step import make_train_step
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a workdir that holds the checkpoints."""
+
 
 class Run:
     """The parts of a run, each made from the configuration when it is first asked for, and then kept.
@@ -55,15 +58,16 @@ class Run:
         config: the checked configuration.
         mesh: devices; None stands for those of this machine, in the shape `config.mesh`.
         data: the training data; None stands for the built data sets that `config.data` names.
-        identities: columns of the identity heads; None stands for those of the training data.
+        model: the model; None stands for the one that the configuration and the training data describe.
     """
 
     def __init__(
         self, config: ConfigDict, *, mesh: Mesh | None = None, data: TrainingData | None = None,
-        identities: int | None = None,
+        model: IRM | None = None,
     ) -> None:  # fmt: skip
         self.config = config
-        self._identities = identities
+        if model is not None:
+            self.model = model
         if mesh is not None:
             self.mesh = mesh
         if data is not None:
@@ -90,10 +94,7 @@ class Run:
     @functools.cached_property
     def model(self) -> IRM:
         """The module; its parameters are in a state or in `embedding_model`."""
-        if self._identities is None:
-            return make_model(self.config, self.data)
-        sizes = model_config(self.config, vocab_size=self.tokenizer.vocab_size)
-        return IRM(dataclasses.replace(sizes, num_identities=self._identities))
+        return make_model(self.config, self.data)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -141,11 +142,28 @@ class Run:
         """Shapes, dtypes and shardings of the state, nothing allocated: what a checkpoint is restored into."""
         return abstract_state(self.model, self.optimizer, self.data.plan.constant_tokens, self.mesh, self.memory)
 
-    def abstract_variables(self) -> dict[str, Any]:
-        """Shapes, dtypes and shardings of the parameters and batch statistics; no training data is opened."""
-        constants = self.tokenizer.encode([tasks.NEUTRAL_SENTENCE])
-        state = abstract_state(self.model, optax.identity(), constants, self.mesh)
-        return {"params": state.params, "batch_stats": state.batch_stats}
+    def initial_model(self) -> EmbeddingModel:
+        """The model before any training, with the weights that `config.init` names; no training data is opened.
+
+        Raises ConvertError for weights that do not fit the model.
+        """
+        fresh = create_state(self.model, optax.identity(), self._neutral_tokens(), self.config.seed, self.mesh)
+        started = warm_start.warm_start(fresh, self.model.config, init_sources(self.config))
+        return self.embedding_model({"params": started.params, "batch_stats": started.batch_stats})
+
+    def saved_model(self, workdir: epath.Path, step: int) -> EmbeddingModel:
+        """The model with the parameters of a checkpoint, laid out on the mesh; no optimizer state is read.
+
+        Raises CheckpointError if the checkpoint cannot be read.
+        """
+        abstract = abstract_state(self.model, optax.identity(), self._neutral_tokens(), self.mesh)
+        subset = {"params": abstract.params, "batch_stats": abstract.batch_stats}
+        variables, _ = checkpoint.restore_for_evaluation(workdir / CHECKPOINTS, subset, step)
+        return self.embedding_model(variables)
+
+    def _neutral_tokens(self) -> np.ndarray:
+        """i32[1, max_length]: a sentence to trace the model with."""
+        return self.tokenizer.encode([tasks.NEUTRAL_SENTENCE])
 
     def stream(self, start_step: int, num_steps: int, *, workers: int | None = None) -> Any:
         """This process's blocks of the batches of steps start_step, start_step + 1, ...; a context to be closed.
@@ -172,10 +190,42 @@ class Run:
 
 
 def build(
-    config: ConfigDict, *, mesh: Mesh | None = None, data: TrainingData | None = None, identities: int | None = None
+    config: ConfigDict, *, mesh: Mesh | None = None, data: TrainingData | None = None, model: IRM | None = None
 ) -> Run:
     """The parts of a run. Nothing is opened or allocated yet, see `Run`."""
-    return Run(config, mesh=mesh, data=data, identities=identities)
+    return Run(config, mesh=mesh, data=data, model=model)
+
+
+def from_checkpoint(
+    config: ConfigDict, workdir: epath.Path, step: Any = None, *, mesh: Mesh | None = None
+) -> tuple[int, Run]:
+    """The step of a checkpoint in `workdir`, and a run with its model; `saved_model` reads the parameters.
+
+    `step`: a number, "best", or None for the latest. Raises CheckpointError if there is none, naming the keys if it is
+    of another model, and if its vocabulary is another one.
+    """
+    directory = workdir / CHECKPOINTS
+    step, metadata = checkpoint.read_metadata(directory, step)
+    saved = checkpoint.saved_model(metadata, checkpoint.array_shapes(directory, step))
+    # Words and identities as they were padded, whatever the multiples of config.model are now.
+    sizes = dataclasses.replace(
+        model_config(config), vocab_size=saved.vocab_size, num_identities=saved.num_identities
+    )  # fmt: skip
+    run = build(config, mesh=mesh, model=IRM(sizes))
+    run.check_checkpoint(saved)
+    if run.tokenizer.fingerprint() != metadata["fingerprint"]["vocabulary"]:
+        raise checkpoint.CheckpointError(
+            f"the vocabulary of config.data.vocab = {config.data.vocab!r} is not the one that {directory} was trained "
+            "with: name that one"
+        )
+    return step, run
+
+
+def untrained(config: ConfigDict, *, mesh: Mesh | None = None) -> Run:
+    """A run whose model has no identities yet; `initial_model` gives it the weights that `config.init` names."""
+    run = build(config, mesh=mesh)
+    run.model = IRM(model_config(config, vocab_size=run.tokenizer.vocab_size))
+    return run
 
 
 def planned(config: ConfigDict, mesh: Mesh) -> Run:

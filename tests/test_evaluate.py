@@ -5,20 +5,16 @@ import shutil
 from pathlib import Path
 
 import cv2
-import jax
 import numpy as np
 import pytest
 
 from data_pipelines.batches import training_data
 from data_pipelines.images import decode
 from data_pipelines.tasks import NEUTRAL_SENTENCE
-from irm_jax import checkpoint, run
-from irm_jax import embedder as evaluate
+from irm_jax import checkpoint, modes, run
 from irm_jax.config import check
 from irm_jax.embedder import Embedder, ImageError
 from irm_jax.evaluation.embed import embed_split
-from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.training.loop import CHECKPOINTS
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 
@@ -26,6 +22,12 @@ pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 @pytest.fixture
 def config(make_run_config):
     return make_run_config()
+
+
+def restored(config, workdir, step=None):
+    """(step, embedding model) of a checkpoint, as `--mode evaluate` has it."""
+    step, found = run.from_checkpoint(config, workdir, step)
+    return step, found.saved_model(workdir, step)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def embedder(trained_run):
 def model(make_run_config, trained_run, first_devices):
     """The same checkpoint as the evaluator uses it."""
     config = make_run_config()
-    return evaluate.load(trained_run, config, mesh_lib.make_mesh(config.mesh), None)[1]
+    return restored(config, trained_run)[1]
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +58,28 @@ def test_evaluating_a_checkpoint_gives_the_figures_of_the_end_of_training(config
     before = json.loads((workdir / "results.json").read_text())
     (workdir / "results.json").unlink()
     (workdir / "report.html").unlink()
-    evaluate.evaluate(config, workdir)
+    modes.evaluate(config, workdir)
     after = json.loads((workdir / "results.json").read_text())
     assert after["run"]["step"] == before["run"]["step"] == 4
     assert {row["test_set"] for row in after["figures"]} >= {"procedural_trad", "procedural_ctcc"}
     assert after["figures"] == before["figures"]
     assert (workdir / "report.html").stat().st_size > 10_000
     config.evaluation.checkpoint = "2"
-    evaluate.evaluate(config, workdir)
+    modes.evaluate(config, workdir)
     earlier = json.loads((workdir / "results.json").read_text())
     assert earlier["run"]["step"] == 2
     assert earlier["figures"] != before["figures"]
 
 
 def test_no_such_checkpoint(config, trained_run, tmp_path):
-    mesh = mesh_lib.make_mesh(config.mesh)
-    assert evaluate.load(trained_run, config, mesh, "best")[0] == 4
+    assert restored(config, trained_run, "best")[0] == 4
     with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint of step 3 .*\[2, 4\]"):
-        evaluate.load(trained_run, config, mesh, 3)
+        restored(config, trained_run, 3)
     with pytest.raises(checkpoint.CheckpointError, match=r"no complete checkpoint in .*name the right workdir"):
         Embedder(tmp_path)
     config.model.width = 32
     with pytest.raises(checkpoint.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
-        evaluate.load(trained_run, config, mesh, None)
+        restored(config, trained_run)
 
 
 def test_another_vocabulary_is_refused(config, trained_run, tmp_path):
@@ -86,7 +87,7 @@ def test_another_vocabulary_is_refused(config, trained_run, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(entries[:-2] + entries[:-3:-1]) + "\n")
     config.data.vocab = str(tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match=r"vocabulary of config.data.vocab = .* is not the one"):
-        evaluate.load(trained_run, config, mesh_lib.make_mesh(config.mesh), None)
+        restored(config, trained_run)
 
 
 def test_evaluating_needs_no_training_data(config, trained_run, procedural_dir, tmp_path):
@@ -94,11 +95,11 @@ def test_evaluating_needs_no_training_data(config, trained_run, procedural_dir, 
         shutil.copytree(procedural_dir / name, tmp_path / "data" / name)
     config.data.dir, config.data.build_missing = str(tmp_path / "data"), False
     workdir = tmp_path / "run"
-    shutil.copytree(trained_run / CHECKPOINTS, workdir / CHECKPOINTS)
+    shutil.copytree(trained_run / run.CHECKPOINTS, workdir / run.CHECKPOINTS)
     stale = workdir / "per_query" / "task_free" / "procedural_trad.npz"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of an earlier evaluation")
-    evaluate.evaluate(config, workdir)
+    modes.evaluate(config, workdir)
     results = json.loads((workdir / "results.json").read_text())
     assert results["leaks"] is None
     assert results["figures"] == json.loads((trained_run / "results.json").read_text())["figures"]
@@ -157,15 +158,14 @@ def test_the_embedder_takes_paths_bytes_and_arrays(trained_run, embedder, people
     np.testing.assert_allclose(embedder(images[:1]), sentences[1:], atol=1e-6)
     np.testing.assert_allclose(embedder(images[:2], "wears a red shirt")[1], sentences[0], atol=1e-6)
     assert embedder([]).shape == (0, 32)
-    assert Embedder(trained_run / CHECKPOINTS, step=2).step == 2
+    assert Embedder(trained_run / run.CHECKPOINTS, step=2).step == 2
 
 
 def test_heads_load_as_they_are_saved(trained_run, make_run_config):
     config = make_run_config()
     config.model.identity_multiple = 4096
-    mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
-    _, embedder = evaluate.load(trained_run, config, mesh, None)
-    saved = checkpoint.array_shapes(trained_run / CHECKPOINTS)["params/head_person"]
+    _, embedder = restored(config, trained_run)
+    saved = checkpoint.array_shapes(trained_run / run.CHECKPOINTS)["params/head_person"]
     assert embedder.variables["params"]["head_person"].shape == saved.shape
     assert saved.shape[1] < 4096
 
@@ -210,21 +210,21 @@ def test_bad_pictures_are_named(embedder, people, tmp_path):
 def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, people, tmp_path, monkeypatch):
     _, pictures, _ = people
     workdir, folder = tmp_path / "run", tmp_path / "images"
-    shutil.copytree(trained_run / CHECKPOINTS, workdir / CHECKPOINTS)
+    shutil.copytree(trained_run / run.CHECKPOINTS, workdir / run.CHECKPOINTS)
     (folder / "b").mkdir(parents=True)
     for name, picture in zip(("b/2.jpg", "1.JPG", "3.jpeg"), pictures, strict=False):
         (folder / name).write_bytes(picture)
     (folder / "notes.txt").write_text("not an image")
     config.embed.images, config.embed.instruction = str(folder), "wears a red shirt"
-    evaluate.embed_folder(config, workdir)
+    modes.embed_folder(config, workdir)
     with np.load(workdir / "embeddings.npz") as file:
         assert file["files"].tolist() == ["1.JPG", "3.jpeg", "b/2.jpg"]
         assert str(file["instruction"]) == "wears a red shirt"
         expected = embedder([pictures[1], pictures[2], pictures[0]], "wears a red shirt")
         np.testing.assert_allclose(file["embeddings"], expected, atol=1e-5)
-    monkeypatch.setattr(evaluate, "Embedder", lambda *_, **__: embedder)  # compiled already
+    monkeypatch.setattr(modes, "Embedder", lambda *_, **__: embedder)  # compiled already
     config.embed.text_to_image = True
-    evaluate.embed_folder(config, workdir)
+    modes.embed_folder(config, workdir)
     with np.load(workdir / "embeddings.npz") as file:
         np.testing.assert_allclose(file["query"], embedder.project_sentences(["wears a red shirt"])[0], atol=1e-5)
         expected = embedder.project_images([pictures[1], pictures[2], pictures[0]])
@@ -232,12 +232,12 @@ def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, peopl
     for wrong in ("", "template.png"):
         config.embed.instruction = wrong
         with pytest.raises(check.ConfigError, match=r"text_to_image searches by a sentence"):
-            evaluate.embed_folder(config, workdir)
+            modes.embed_folder(config, workdir)
     config.embed.text_to_image, config.embed.instruction = False, ""
     (folder / "b" / "cut.jpg").write_bytes(pictures[0][:300])
     with pytest.raises(ImageError, match=r"b/cut\.jpg is no readable image"):
-        evaluate.embed_folder(config, workdir)
+        modes.embed_folder(config, workdir)
     for empty in ("", str(tmp_path / "nothing")):
         config.embed.images = empty
         with pytest.raises(check.ConfigError, match=r"no images in config\.embed\.images"):
-            evaluate.embed_folder(config, workdir)
+            modes.embed_folder(config, workdir)

@@ -20,10 +20,12 @@ import math
 import os
 import re
 
+from irm_jax.errors import UserError
+
 GIB = 1 << 30
 
 
-class TopologyError(ValueError):
+class TopologyError(UserError, ValueError):
     """A topology that is not known, or cannot be used here; the message says what to give or install."""
 
 

@@ -21,6 +21,7 @@ from irm_jax.compile.chips import GIB, Topology
 from irm_jax.compile.scheduled import Job
 from irm_jax.compile.targets import Compiled
 from irm_jax.config import check
+from irm_jax.errors import UserError
 from irm_jax.evaluation.report import compile_table
 from irm_jax.parallel import mesh as mesh_lib
 
@@ -29,7 +30,7 @@ SEARCH_COMPILES = 6
 """Most compilations of a search for the largest batch, after the first."""
 
 
-class DoesNotFit(RuntimeError):
+class DoesNotFit(UserError, RuntimeError):
     """A step needs more memory than a chip has; the message says by how much and what to change."""
 
 

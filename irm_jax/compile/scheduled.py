@@ -20,6 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from irm_jax.compile.chips import Topology
+from irm_jax.errors import UserError
 
 COMPILER = ("-m", "irm_jax.compile.scheduled")
 JOB, ERROR, LOG = "job.pickle", "error.txt", "log.txt"
@@ -28,7 +29,7 @@ MEMORY = "*.after_optimizations-memory-usage-report.txt"
 POLL_S, TELL_S = 0.5, 60.0
 
 
-class CompilerError(RuntimeError):
+class CompilerError(UserError, RuntimeError):
     """The compiler's refusal, or how its process ended without a word."""
 
 

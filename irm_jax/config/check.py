@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from data_pipelines import options, storage, tasks
 from data_pipelines.batches import layout
 from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax import compile
-from irm_jax.config import keys, layer_rates
+from irm_jax.config import layer_rates
+from irm_jax.config.check_keys import check_keys
 from irm_jax.convert import manifest
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import protocols
@@ -23,13 +23,10 @@ from irm_jax.logs import timing, writers
 from irm_jax.models import config as models_config
 from irm_jax.models import presets
 
-FREE_TABLES = {"data.train": keys.train_unit("", "trad"), "evaluation.sets": keys.evaluation_set("", "trad", ())}
-"""Tables whose entry names are the user's; each entry has the keys of its template."""
-
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError for the first thing that is wrong."""
-    check_keys(config, keys.get_config(), "config")
+    check_keys(config)
     check_values(config)
 
 
@@ -40,60 +37,6 @@ def folder(path: str, where: str) -> epath.Path:
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     return epath.Path(path).expanduser()
-
-
-def check_keys(config: ConfigDict, reference: ConfigDict, path: str) -> None:
-    """Every key of `config` is one of `reference` and has its type. Raises ConfigError naming the nearest key."""
-    for key in config:
-        here = f"{path}.{key}"
-        if key not in reference:
-            raise ConfigError(f"unknown configuration key {here}; {_hint(key, reference, path)}")
-        value = config[key]
-        template = FREE_TABLES.get(here.removeprefix("config."))
-        if template is not None:
-            for name in value:
-                check_keys(value[name], template, f"{here}.{name}")
-        elif isinstance(reference[key], ConfigDict):
-            if not isinstance(value, ConfigDict):
-                raise ConfigError(f"{here} is a table of keys, not {value!r}")
-            check_keys(value, reference[key], here)
-        else:
-            _check_type(value, reference, key, here)
-
-
-def unknown_override(config: ConfigDict, arguments: Sequence[str]) -> str | None:
-    """The message for the first `--config.a.b=...` among command-line arguments whose key `config` lacks, or None."""
-    for argument in arguments:
-        name = argument.partition("=")[0].lstrip("-")
-        if not argument.startswith("-") or not name.startswith("config."):
-            continue
-        table, path = config, "config"
-        for key in name.split(".")[1:]:
-            if not isinstance(table, ConfigDict):
-                return f"unknown configuration key {name}; {path} is a value, it holds no keys"
-            if key not in table:
-                return f"unknown configuration key {path}.{key}; {_hint(key, table, path)}"
-            table, path = table[key], f"{path}.{key}"
-    return None
-
-
-def _hint(key: str, table: ConfigDict, path: str) -> str:
-    near = difflib.get_close_matches(key, list(table), n=1, cutoff=0.5)
-    return f"did you mean {path}.{near[0]}?" if near else f"the keys there are {', '.join(sorted(table))}"
-
-
-def _check_type(value: Any, reference: ConfigDict, key: str, path: str) -> None:
-    field = reference.get_ref(key)
-    expected = field.get_type() if isinstance(field, FieldReference) else type(reference[key])
-    if value is None and reference[key] is None:
-        return
-    fits = (
-        isinstance(value, expected)
-        or (expected is float and isinstance(value, int))
-        or (expected is tuple and isinstance(value, list))
-    )
-    if not fits or (isinstance(value, bool) and expected in (int, float)):
-        raise ConfigError(f"{path} = {value!r} is of type {type(value).__name__}; it must be {expected.__name__}")
 
 
 AT_LEAST = {

@@ -5,6 +5,9 @@ Keys whose default is a typed placeholder (None) take the model preset's value, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 
@@ -236,3 +239,32 @@ def get_config() -> ConfigDict:
     config.compare = ConfigDict()
     config.compare.samples = 2000  # bootstrap samples
     return config.lock()
+
+
+def completed(saved: Mapping[str, Any]) -> ConfigDict:
+    """The configuration that a run saved, by this or an earlier version: keys that were added since have defaults.
+
+    Keys that no longer exist are left out.
+    """
+    return _completed(get_config(), saved, "")
+
+
+def _completed(defaults: ConfigDict, saved: Mapping[str, Any], path: str) -> ConfigDict:
+    with defaults.unlocked():
+        for key, value in saved.items():
+            here = f"{path}.{key}" if path else key
+            if here in FREE_TABLES:
+                defaults[key] = {
+                    name: _completed(FREE_TABLES[here].copy_and_resolve_references(), entry, here)
+                    for name, entry in value.items()
+                }
+            elif isinstance(value, Mapping):
+                if key in defaults:
+                    _completed(defaults[key], value, here)
+            elif key in defaults:
+                defaults[key] = tuple(value) if isinstance(value, list) else value
+    return defaults
+
+
+FREE_TABLES = {"data.train": train_unit("", "trad"), "evaluation.sets": evaluation_set("", "trad", ())}
+"""Tables whose entry names are the user's. Each entry has the keys of its template."""

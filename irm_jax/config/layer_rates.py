@@ -7,10 +7,12 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+from irm_jax.errors import UserError
+
 TOWERS = ("image_encoder", "text_encoder", "template_encoder")
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError, ValueError):
     """A recipe that is malformed or that fits no parameter; the message says what to write."""
 
 

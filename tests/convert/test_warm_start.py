@@ -8,8 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from weights import SIZES
 
-from irm_jax import checkpoint
-from irm_jax import embedder as evaluate
+from irm_jax import checkpoint, run
 from irm_jax.config import keys, load
 from irm_jax.config.check import check
 from irm_jax.convert import folder, manifest, positions, to_torch
@@ -167,7 +166,7 @@ def test_converted_weights_can_be_evaluated_without_training(folders, fresh, mon
     config.init.model = config.data.vocab = folders["irm_release"]
     check(config)
     mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 1, "model": 1}, jax.devices()[:2])
-    embedder = evaluate.converted(config, mesh)
+    embedder = run.untrained(config, mesh=mesh).initial_model()
     _, arrays = folder.load(folders["irm_release"])
     found = flatten_dict(embedder.variables["params"], sep="/")
     np.testing.assert_array_equal(found["text_encoder/word_embedding"][:20], arrays["text_encoder/word_embedding"])

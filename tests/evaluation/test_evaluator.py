@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from data_pipelines.tasks import TASKS
-from irm_jax import embedder as evaluate
 from irm_jax import run
 from irm_jax.evaluation.figures import Results
 from irm_jax.evaluation.report.results import benchmark_checks
@@ -28,7 +27,8 @@ def evaluated(make_micro_config, trained_run, first_devices):
     config.model.fusion_depth = 1
     config.loss.matching_weight = 1.0
     mesh = mesh_lib.make_mesh(config.mesh)
-    _, embedder = evaluate.load(trained_run, config, mesh, None)
+    step, restored = run.from_checkpoint(config, trained_run, mesh=mesh)
+    embedder = restored.saved_model(trained_run, step)
     return config, run.evaluate(config, embedder, run.open_evaluation_sets(config)), embedder
 
 

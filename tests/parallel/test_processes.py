@@ -17,7 +17,7 @@ import pytest
 from faulty_main import record_batches, share_programs
 from quick_compilation import few_optimizations
 
-from irm_jax import checkpoint, embedder
+from irm_jax import checkpoint, modes
 from irm_jax.errors import RetryError, UserError
 from irm_jax.parallel import processes
 from irm_jax.parallel.processes import ProcessesError, place_from_environment
@@ -203,7 +203,7 @@ def assert_same_losses(workdir, straight, steps):
 def assert_same_evaluation(config, workdir):
     """The evaluation of several processes, which is in the workdir, against that of one."""
     together = json.loads((workdir / "results.json").read_text())
-    embedder.evaluate(config, workdir)
+    modes.evaluate(config, workdir)
     alone = json.loads((workdir / "results.json").read_text())
     assert all(row["queries"] for row in together["figures"] if row["system"] == "model")
     assert together["figures"] == alone["figures"] != []

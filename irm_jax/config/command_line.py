@@ -1,0 +1,68 @@
+"""Parses a command line with `--config NAME` and `--config.KEY=VALUE`; a mistake is one message and exit status 2."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from absl import flags
+
+from irm_jax.config import run_files
+from irm_jax.config.check_keys import unknown_override
+from irm_jax.errors import ConfigError
+
+_HELP = ("-h", "-help", "--help", "--helpshort")
+
+
+def parse(argv: Sequence[str], usage: str = "") -> list[str]:
+    """The arguments that are no flags, program name first; for `absl.app.run(main, flags_parser=parse)`.
+
+    `--config` takes the name of a shipped run file (`quickstart`) or a path. `usage` is printed before the flags for
+    `--help`, which exits with status 0. Everything that is wrong exits with status 2.
+    """
+    if usage and set(_HELP) & set(argv[1:]):
+        print(f"{usage}\nflags:\n{_own_flags(argv[0])}\n  --config.KEY=VALUE: sets a key of the configuration")
+        sys.exit(0)
+    try:
+        return list(flags.FLAGS(_with_run_file(argv)))
+    except (ConfigError, flags.Error) as error:
+        exit_with(_with_nearest(str(error)))
+
+
+def exit_with(message: str) -> NoReturn:
+    """Prints the message to stderr and exits with status 2: a retry cannot help."""
+    sys.stderr.write(f"{message}\n")
+    sys.exit(2)
+
+
+def _with_run_file(argv: Sequence[str]) -> list[str]:
+    """The arguments with the run file's path for its name. Raises ConfigError for a missing file, an unknown key."""
+    found = list(argv)
+    for place, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("-config", "--config") or (not equals and place + 1 == len(argv)):
+            continue
+        name = value if equals else argv[place + 1]
+        file, colon, rest = name.partition(":")
+        path = f"{run_files.find(file)}{colon}{rest}"
+        found[place : place + 1 + (not equals)] = [f"--config={path}"]
+        # The library for such flags gives up at an unknown key without a word on the nearest one.
+        if message := unknown_override(run_files.load(path), argv):
+            raise ConfigError(message)
+        break
+    return found
+
+
+def _with_nearest(message: str) -> str:
+    """A message on a flag's values, with the nearest value."""
+    found = re.search(r"flag --\w+=(\S+): value should be one of <(.*)>", message)
+    near = difflib.get_close_matches(found[1], found[2].split("|"), n=1, cutoff=0.5) if found else []
+    return f"{message}; did you mean {near[0]}?" if near else message
+
+
+def _own_flags(program: str) -> str:
+    """What the flags of the command are for; those of its libraries are left out."""
+    return flags.FLAGS.module_help(program) or flags.FLAGS.module_help("irm_jax.main")

@@ -1,0 +1,102 @@
+"""What `--mode` does, as functions of a checked configuration and the folder of a run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from data_pipelines.tasks import NEUTRAL_SENTENCE
+from irm_jax import checkpoint
+from irm_jax import run as runs
+from irm_jax.embedder import Embedder, Picture
+from irm_jax.errors import ConfigError
+from irm_jax.evaluation.report.write import write_evaluation
+from irm_jax.logs import run_record
+from irm_jax.parallel import processes
+from irm_jax.training import loop
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def train(config: ConfigDict, workdir: epath.Path) -> None:
+    """Trains to `config.train.steps`, from the newest checkpoint of `workdir` if there is one; then evaluates."""
+    _join_processes()
+    runs.enable_compilation_cache(config)
+    loop.train(config, workdir)
+
+
+def evaluate(config: ConfigDict, workdir: epath.Path) -> None:
+    """Evaluates a checkpoint of `workdir` under the configuration and writes the report there.
+
+    Without a checkpoint, the converted weights that `config.init.model` names are evaluated, as step 0.
+    """
+    _join_processes()
+    runs.enable_compilation_cache(config)
+    if config.init.model and not checkpoint.saved_steps(workdir / runs.CHECKPOINTS):
+        step, run = 0, runs.untrained(config)
+        model = run.initial_model()
+    else:
+        step, run = runs.from_checkpoint(config, workdir, _chosen_step(config))
+        model = run.saved_model(workdir, step)
+    result = run.evaluate(model)
+    record = run_record.run_record(config.to_dict(), config.seed)
+    write_evaluation(workdir, config, model, result, record, step=step)
+    logging.info("evaluated step %d: report at %s", step, workdir / "report.html")
+
+
+def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
+    """Embeds every image below `config.embed.images` under one instruction; writes an .npz file into `workdir`.
+
+    The file holds `files` and `embeddings` f32[n, 2D]. With `config.embed.text_to_image` the images are embedded as the
+    gallery of a text-to-image search, f32[n, P], and `query` f32[P] is the sentence: `embeddings @ query` ranks them.
+
+    Raises ConfigError if there are no images, or no sentence to search by; ImageError naming the first image that
+    cannot be read.
+    """
+    folder = Path(config.embed.images).expanduser()
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if config.embed.images else []
+    if not files:
+        raise ConfigError(
+            f"no images in config.embed.images = {config.embed.images!r}; name a folder with "
+            f"{', '.join(IMAGE_SUFFIXES)} files"
+        )
+    ask = config.embed.instruction or NEUTRAL_SENTENCE
+    instruction: Picture = Path(ask) if Path(ask).suffix.lower() in IMAGE_SUFFIXES else ask
+    search = config.embed.text_to_image
+    if search and not (config.embed.instruction and isinstance(instruction, str)):
+        raise ConfigError(
+            f"config.embed.text_to_image searches by a sentence, but config.embed.instruction = {str(ask)!r}"
+            if config.embed.instruction
+            else "config.embed.text_to_image searches by a sentence: give it as config.embed.instruction"
+        )
+    embedder = Embedder(workdir, step=_chosen_step(config))
+    embeddings = embedder.project_images(files) if search else embedder(files, [instruction] * len(files))
+    query = {"query": embedder.project_sentences([ask])[0]} if search else {}
+    target = workdir / config.embed.output
+    target.parent.mkdir(parents=True, exist_ok=True)
+    names = np.array([str(p.relative_to(folder)) for p in files])
+    content = io.BytesIO()
+    np.savez_compressed(content, files=names, embeddings=embeddings, instruction=np.array(str(ask)), **query)
+    target.write_bytes(content.getvalue())
+    logging.info("%d embeddings of %d floats in %s", *embeddings.shape, target)
+
+
+def _join_processes() -> None:
+    """Joins the other processes of this run, if any. All but the first log warnings only."""
+    processes.start()
+    if not processes.is_main():
+        logging.set_verbosity(logging.WARNING)
+
+
+def _chosen_step(config: ConfigDict) -> Any:
+    """`config.evaluation.checkpoint` as a step: None for the latest."""
+    chosen = str(config.evaluation.checkpoint)
+    if chosen == "latest":
+        return None
+    return int(chosen) if chosen.isdigit() else chosen
