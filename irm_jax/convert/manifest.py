@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from irm_jax.errors import UserError
 from irm_jax.models.config import IRMConfig
 
 FILE, ARRAYS, VOCABULARY = "manifest.json", "arrays", "vocab.txt"
@@ -22,7 +23,7 @@ PROJECTIONS = ("image_projection", "text_projection", "temperature")
 """They fit only each other and the two encoders before them."""
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A folder is no converted one, or not one for this model; the message says what to do."""
 
 

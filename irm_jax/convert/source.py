@@ -14,6 +14,7 @@ from safetensors import deserialize
 
 from data_pipelines import storage
 from irm_jax.convert import onnx_source
+from irm_jax.errors import UserError
 
 FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """What is looked for in a folder, in this order."""
@@ -25,7 +26,7 @@ _DTYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-class ConvertError(ValueError):
+class ConvertError(UserError, ValueError):
     """Weights cannot be read, named or fitted; the message says which, and what to do."""
 
 

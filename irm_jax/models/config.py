@@ -12,12 +12,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from irm_jax.errors import UserError
+
 REMAT = ("none", "minimal", "full")
 """What a block's backward pass computes again: nothing; all but the outputs of its dense layers (attention weights,
 norms, GELU, dropout); everything."""
 
 
-class ModelConfigError(ValueError):
+class ModelConfigError(UserError, ValueError):
     """A model configuration is unknown or contradicts itself; the message names the key, the cause and the cure."""
 
 

@@ -21,7 +21,7 @@ from data_pipelines.batches.prefetch import ReadAhead
 from irm_jax import checkpoint, run
 from irm_jax.config.check import block_problem
 from irm_jax.convert import warm_start
-from irm_jax.errors import ConfigError
+from irm_jax.errors import ConfigError, UserError
 from irm_jax.evaluation.evaluator import Evaluation
 from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record, timing, writers
@@ -33,7 +33,7 @@ from irm_jax.training import state
 CHECKPOINTS = "checkpoints"
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError, RuntimeError):
     """A loss became infinite or NaN; the message names the step, the task and the last good checkpoint."""
 
 
