@@ -100,7 +100,7 @@ CASES = {
     "no test set": (lambda c: setattr(c.evaluation, "sets", ConfigDict()), r"evaluation.sets is empty"),
     "best metric": (lambda c: c.checkpoint.update({"best_metric": "mAP"}), r"best_metric = 'mAP'; it must be mean"),
     "share": (lambda c: c.data.train.procedural_cc.update({"share": 0.0}), r"config.data.train: .*share = 0.0 must be"),
-    "outfits": (lambda c: c.data.train.procedural_cc.update({"outfits": 9}), r"9 outfits an identity do not fit"),
+    "outfits": (lambda c: c.data.train.procedural_cc.update({"outfits": 9}), r"9 outfits per identity do not fit"),
     "composed": (lambda c: c.data.train.procedural_cc.update({"composed": True}), r"rows with an instruction"),
     "augmentation": (lambda c: c.data.augment.update({"hue": 0.9}), r"train.procedural_cc: augment.hue"),
     "hue of a unit": (lambda c: c.data.train.procedural_vi.update({"hue": 0.9}), r"train.procedural_vi: augment.hue"),
