@@ -1,8 +1,7 @@
-"""Checkpoints: exactness, retention, mismatches, kills and full disks, on a small made-up state over eight devices."""
+"""Saving checkpoints: exactness, retention, kills and full disks."""
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging as python_logging
 import os
@@ -13,95 +12,18 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from absl import logging
-from flax import struct
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from small_state import State, abstract, assert_same
 
 from irm_jax import checkpoint
-from irm_jax.checkpoint import (
-    Checkpointer,
-    CheckpointError,
-    array_shapes,
-    check_fingerprint,
-    read_metadata,
-    restore_for_evaluation,
-    saved_steps,
-)
-
-
-@struct.dataclass
-class State:
-    step: Any
-    params: Any
-    batch_stats: Any
-    instruction_mean: Any
-    opt_state: Any
-
-
-def mesh_of(data: int, fsdp: int) -> Mesh:
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
-
-
-def optimizer() -> optax.GradientTransformation:
-    """Masked decay and clipping, as in training: their states hold empty nodes."""
-    mask = {"encoder": {"kernel": True, "bias": False}, "heads": {"kernel": True}}
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, mask=mask))
-
-
-def build(seed: jax.Array | int, width: int = 32) -> State:
-    def draw(number: int, *shape: int) -> jax.Array:
-        return jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), shape)
-
-    params = {
-        "encoder": {"kernel": draw(0, 16, width), "bias": draw(1, width)},
-        "heads": {"kernel": draw(2, width, 24)},
-    }
-    opt_state = jax.tree.map(lambda x: x + jnp.ones_like(x), optimizer().init(params))
-    return State(jnp.asarray(seed, jnp.int32), params, {"neck": {"mean": draw(3, width)}}, draw(4, 2, width), opt_state)
-
-
-def abstract(mesh: Mesh, width: int = 32) -> State:
-    shapes = jax.eval_shape(lambda: build(0, width))
-
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = P(None, "fsdp") if len(leaf.shape) == 2 and leaf.shape[0] > 2 else P()
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(place, shapes)
-
-
-def assert_same(left: Any, right: Any) -> None:
-    assert str(jax.tree.structure(left)) == str(jax.tree.structure(right))
-    jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
-@pytest.fixture(scope="module")
-def mesh() -> Mesh:
-    return mesh_of(2, 4)
-
-
-@pytest.fixture(scope="module")
-def states(mesh: Mesh) -> list[State]:
-    create = jax.jit(build, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract(mesh)))
-    return [create(jnp.int32(seed)) for seed in range(6)]
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, states: list[State]) -> Path:
-    """A directory with steps 1 and 2 for tests that only read."""
-    folder = tmp_path_factory.mktemp("saved")
-    with Checkpointer(folder, keep=5, best_metric="mAP") as checkpointer:
-        checkpointer.save(1, states[1], {"metrics": {"mAP": 0.5}, "config": {"model": "tiny"}, "fingerprint": {}})
-        checkpointer.save(2, states[2], {"metrics": {"mAP": 0.4}, "config": {"model": "tiny"}, "fingerprint": {}})
-    return folder
+from irm_jax.checkpoint import Checkpointer, CheckpointError, read_metadata, restore_for_evaluation, saved_steps
 
 
 @pytest.fixture
@@ -139,17 +61,6 @@ def test_state_and_metadata_come_back_exactly(tmp_path: Path, mesh: Mesh, states
         "metrics": {"mAP": 0.5, "broken": None},
     }
     assert saved_steps(tmp_path / "run" / "checkpoints") == [7]
-
-
-@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (4, 2)])
-def test_restores_into_another_mesh(saved: Path, states: list[State], shape: tuple[int, int]) -> None:
-    target = abstract(mesh_of(*shape))
-    state, _ = restore_for_evaluation(saved, target, 1)
-    assert_same(state, states[1])
-    with Checkpointer(saved) as checkpointer:
-        again, _ = checkpointer.restore(target, 1)
-    assert_same(again, states[1])
-    jax.tree.map(lambda got, want: np.testing.assert_equal(got.sharding, want.sharding), again, target)
 
 
 def test_save_is_a_snapshot_of_a_state_that_is_donated_at_once(tmp_path: Path, mesh: Mesh, states: list[State]) -> None:
@@ -227,116 +138,6 @@ def test_best_by_smallest_value_and_the_newer_of_equals(tmp_path: Path, mesh: Me
     assert metadata == {"metrics": {"loss": 1.0}}
 
 
-def test_readers_need_no_state_and_know_the_best(saved: Path) -> None:
-    assert read_metadata(saved) == (
-        2,
-        {"metrics": {"mAP": 0.4}, "config": {"model": "tiny"}, "fingerprint": {}},
-    )
-    assert read_metadata(saved, "best")[0] == 1
-    assert read_metadata(saved, "latest")[0] == 2
-    shapes = array_shapes(saved)
-    assert shapes["params/heads/kernel"] == jax.ShapeDtypeStruct((32, 24), jnp.float32)
-    assert "opt_state/1/0/mu/encoder/bias" in shapes
-
-
-def test_missing_checkpoints_are_named(saved: Path, tmp_path: Path, states: list[State]) -> None:
-    assert saved_steps(tmp_path / "nowhere") == []
-    with pytest.raises(CheckpointError, match=r"no complete checkpoint in .*nowhere"):
-        read_metadata(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9 in .*there are \[1, 2\]"):
-        read_metadata(saved, 9)
-    with Checkpointer(tmp_path, best_metric="mAP") as checkpointer:
-        checkpointer.save(0, states[0], {})
-    with pytest.raises(CheckpointError, match="metric 'mAP'"):
-        read_metadata(tmp_path, "best")
-
-
-def test_restore_for_evaluation_reads_only_what_is_asked(saved: Path, tmp_path: Path, states: list[State]) -> None:
-    whole = abstract(mesh_of(2, 4))
-    subset = {"params": whole.params, "batch_stats": whole.batch_stats, "instruction_mean": whole.instruction_mean}
-    restored, metadata = restore_for_evaluation(saved, subset, "best")
-    assert metadata["metrics"] == {"mAP": 0.5}
-    assert_same(restored, {name: getattr(states[1], name) for name in subset})
-    # The same in the state's own class, the other fields None; and without shardings, onto one device.
-    fields, _ = restore_for_evaluation(saved, dataclasses.replace(whole, step=None, opt_state=None), 1)
-    assert_same(fields, dataclasses.replace(states[1], step=None, opt_state=None))
-    bare, _ = restore_for_evaluation(saved, jax.eval_shape(lambda: {"params": build(0).params}), 1)
-    assert_same(bare, {"params": states[1].params})
-    assert bare["params"]["heads"]["kernel"].devices() == {jax.local_devices()[0]}
-    # Heads left out on purpose; forgotten ones are an error (another model would have other arrays there).
-    encoder = {"params": {"encoder": whole.params["encoder"]}}
-    part, _ = restore_for_evaluation(saved, encoder, 1, ignore=("params/heads",))
-    assert_same(part, {"params": {"encoder": states[1].params["encoder"]}})
-    with pytest.raises(CheckpointError, match=r"params/heads/kernel: saved float32\[32,24\], unknown to this model"):
-        restore_for_evaluation(saved, encoder, 1)
-
-
-def test_restore_for_evaluation_does_not_open_the_optimizer_state(tmp_path: Path, states: list[State]) -> None:
-    """Damages the stored moments: the parameters are still read, the whole state is not."""
-    moments = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
-    big = dataclasses.replace(states[1], opt_state={"moments": jnp.asarray(moments)})
-    with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(1, big, {})
-    largest = max((tmp_path / "1" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
-    damaged = bytearray(largest.read_bytes())
-    damaged[len(damaged) // 4 : len(damaged) // 2] = bytes(len(damaged) // 2 - len(damaged) // 4)
-    largest.write_bytes(bytes(damaged))
-    bare = jax.eval_shape(lambda: {"params": build(0).params, "batch_stats": build(0).batch_stats})
-    restored, _ = restore_for_evaluation(tmp_path, bare)
-    assert_same(restored, {"params": states[1].params, "batch_stats": states[1].batch_stats})
-    whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), big)
-    with (
-        Checkpointer(tmp_path) as checkpointer,
-        pytest.raises(CheckpointError, match=r"step 1 in .* cannot be read, files are missing or damaged"),
-    ):
-        checkpointer.restore(whole)
-    gc.collect()  # the reads that orbax gave up say nothing
-
-
-def test_mismatches_name_path_and_both_shapes(saved: Path, mesh: Mesh) -> None:
-    target = abstract(mesh)
-    with Checkpointer(saved, keep=9) as checkpointer:
-        with pytest.raises(CheckpointError) as caught:
-            checkpointer.restore(abstract(mesh, width=64))
-        message = str(caught.value)
-        assert "params/encoder/kernel: saved float32[16,32], expected float32[16,64]" in message
-        assert "11 of 13 arrays differ" in message
-        assert "and 1 more" in message
-        assert "another preset?" in message
-        assert str(saved) in message
-
-        more = {**target.params, "extra": {"bias": target.params["encoder"]["bias"]}}
-        missing = dataclasses.replace(target, params=more)
-        with pytest.raises(CheckpointError, match=r"params/extra/bias: expected float32\[32\], missing in the check"):
-            checkpointer.restore(missing)
-        fewer = dataclasses.replace(target, batch_stats={})
-        with pytest.raises(CheckpointError, match=r"batch_stats/neck/mean: saved float32\[32\], unknown to this model"):
-            checkpointer.restore(fewer)
-        other = jax.ShapeDtypeStruct((), jnp.float32, sharding=target.step.sharding)
-        with pytest.raises(CheckpointError, match=r"step: saved int32\[\], expected float32\[\]"):
-            checkpointer.restore(dataclasses.replace(target, step=other))
-        with pytest.raises(ValueError, match="needs a sharding"):
-            checkpointer.restore(jax.eval_shape(lambda: build(0)))
-        # Nothing is wrong with the checkpoint itself.
-        assert int(checkpointer.restore(target)[0].step) == 2
-
-
-def test_fingerprint_lists_every_differing_key() -> None:
-    units = [{"dataset": "a", "share": 0.5}, {"dataset": "b"}]
-    saved = {"units": units, "seed": 1, "old": {}, "blocks": 8}
-    check_fingerprint(saved, {**saved, "units": tuple(units), "blocks": np.int64(8)})
-    now = {"units": [{"dataset": "a", "share": 0.25}], "seed": 1, "new": None, "blocks": 8}
-    with pytest.raises(CheckpointError) as caught:
-        check_fingerprint(saved, now)
-    listed = [line for line in str(caught.value).splitlines() if line.startswith("  ")]
-    assert listed == [
-        "  new: checkpoint absent, now null",
-        "  old: checkpoint {}, now absent",
-        "  units[0].share: checkpoint 0.5, now 0.25",
-        '  units[1].dataset: checkpoint "b", now absent',
-    ]
-
-
 def test_refuses_what_it_cannot_save_well(tmp_path: Path, states: list[State]) -> None:
     with pytest.raises(ValueError, match="keep must be at least 1"):
         Checkpointer(tmp_path, keep=0)
@@ -353,18 +154,6 @@ def test_refuses_what_it_cannot_save_well(tmp_path: Path, states: list[State]) -
     blocked.write_text("")
     with pytest.raises(CheckpointError, match=r"opening in .*file.* failed"):
         Checkpointer(blocked / "checkpoints")
-
-
-def test_unreadable_metadata_is_named(tmp_path: Path, states: list[State]) -> None:
-    with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save(1, states[1], {})
-        checkpointer.save(2, states[2], {})
-    shutil.rmtree(tmp_path / "2" / "metadata")
-    with pytest.raises(CheckpointError, match=r"step 2 in .* cannot be read.*use another step \(\[1\]\) or delete"):
-        read_metadata(tmp_path)
-    (tmp_path / "1" / "metadata" / "metadata").write_text('{"format": 99}')
-    with pytest.raises(CheckpointError, match="format 99"):
-        read_metadata(tmp_path, 1)
 
 
 KILLED = """

@@ -25,6 +25,7 @@ from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from irm_jax.config import check
 from irm_jax.evaluation import compare
+from irm_jax.evaluation.figures import Figure, Results
 from irm_jax.evaluation.ranking.metrics import Ranking
 from irm_jax.evaluation.report import write
 from irm_jax.logs.files import GrowingFile
@@ -88,9 +89,8 @@ def test_the_metric_log_of_a_run_and_of_its_resumption(bucket: Bucket) -> None:
 
 def test_report_and_comparison(bucket: Bucket, tmp_path: Path) -> None:
     """The files are those of a local workdir, byte by byte."""
-    figures = {**dict.fromkeys(("mAP", "rank1", "rank5", "rank10", "mINP"), 0.5), "mAP_tau": None}
-    entry = {"task": "trad", "setting": "task_specific", **figures, "queries": 2, "dropped": {}}
-    results = {"protocols": {"p": entry}}
+    metrics = dict.fromkeys(("mAP", "rank1", "rank5", "rank10", "mINP"), 0.5)
+    results = Results((Figure(test_set="p", task="trad", protocol="market", **metrics, queries=2, dropped={}),))
     data = write.ReportData({"config": {}, "seed": 0, "versions": {}, "git": None, "command": "python"})
     where = (tmp_path, epath.Path("gs://bucket/runs/a"))
     for workdir in where:
