@@ -88,7 +88,7 @@ def restore(
 ) -> tuple[Tree, dict[str, Any]]:
     """Returns (state, metadata). `abstract` has shapes, dtypes and target shardings; `partial`: of some fields only.
 
-    Raises CheckpointError if the arrays are not exactly those of the checkpoint, or cannot be read.
+    Raises CheckpointError if paths, shapes or dtypes differ from the checkpoint's, or if it cannot be read.
     """
     chosen = choose_step(folder, step)
     metadata = read_record(folder, chosen)["metadata"]

@@ -132,7 +132,7 @@ class Checkpointer:
         """Returns (state, metadata) of a step: a number, "best", or the latest (None).
 
         `abstract_state`: shapes, dtypes and *target* shardings (jax.ShapeDtypeStruct or arrays); the mesh may differ
-        from the one that saved. Raises CheckpointError if the arrays are not exactly those of the checkpoint.
+        from the one that saved. Raises CheckpointError if paths, shapes or dtypes differ from the checkpoint's.
         """
         self.wait()
         return reading.restore(self.directory, abstract_state, step)

@@ -1,7 +1,7 @@
 """Metric writers: JSON lines, TensorBoard, the console's progress line, Weights & Biases; one class each.
 
-`config.logs.writers` names those of a run (`WRITERS`). All files lie in the workdir, on a local disk, a shared file
-system or object storage, where files are written every half minute and at the end. Only process 0 writes.
+`config.logs.writers` lists the names of a run's writers (`WRITERS`). Their files are in the workdir, which may be on
+object storage: there a file is written every half minute and at the end. Only process 0 writes.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class MetricWriter:
     """Base class of writers, which are made of a `RunStart`."""
 
     every_step: ClassVar[bool] = False
-    """False: `write` gets the logged metrics, every `config.train.log_every` steps. True: those of every step, for
-    display, in place of the logged ones."""
+    """False: `write` gets the metrics of every `config.train.log_every` steps, to keep them. True: it gets those of
+    every step, to show them."""
 
     def __init__(self, start: RunStart) -> None:
         self.start = start
@@ -204,7 +204,7 @@ WRITERS: dict[str, Callable[[RunStart], MetricWriter]] = {
     "console": Console,
     "wandb": WeightsAndBiases,
 }
-"""The writers that `config.logs.writers` can name. A report needs those of jsonl."""
+"""Writers by the names that `config.logs.writers` takes. The curves of a report are read from what `jsonl` writes."""
 
 
 class MetricLog:

@@ -116,8 +116,7 @@ def optimizer_leaf_spec(path: str, shape: tuple[int, ...], parameters: Mapping[s
 
 
 def _axes_kept(whole: tuple[int, ...], part: tuple[int, ...]) -> list[int] | None:
-    """Axes of `whole` whose sizes are those of `part`, in order; None if there are no such axes. (2, 3, 4), (2, 4) ->
-    [0, 2]"""
+    """Finds the axes of `whole` that `part` kept: (2, 3, 4), (2, 4) -> [0, 2]; None if `part` has other sizes."""
     axes: list[int] = []
     for size in part:
         found = next((axis for axis in range(axes[-1] + 1 if axes else 0, len(whole)) if whole[axis] == size), None)

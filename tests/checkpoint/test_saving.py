@@ -23,7 +23,15 @@ from jax.sharding import PartitionSpec as P
 from small_state import State, abstract, assert_same
 
 from irm_jax import checkpoint
-from irm_jax.checkpoint import Checkpointer, CheckpointError, read_metadata, restore_for_evaluation, saved_steps
+from irm_jax.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    StorageLost,
+    read_metadata,
+    restore_for_evaluation,
+    saved_steps,
+)
+from irm_jax.errors import RetryError
 
 
 @pytest.fixture
@@ -268,6 +276,27 @@ def test_failed_save_surfaces_at_close_but_never_hides_another_error(tmpfs: Path
         run(None)
     with pytest.raises(KeyError, match="first"):
         run(KeyError("first"))
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("timed out"), ValueError("UNAVAILABLE: the service is down [source locations='...']")]
+)
+def test_storage_that_does_not_answer_is_worth_another_start(
+    tmp_path: Path, states: list[State], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("saving failed") from error
+
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, states[1], {})
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpointer._manager, "save", fail)
+            with pytest.raises(StorageLost, match=r"saving step 2 in .* failed, the storage does not answer") as caught:
+                checkpointer.save(2, states[2], {})
+        assert isinstance(caught.value, RetryError)
+        assert not isinstance(caught.value, CheckpointError)  # whose status 2 no launcher tries again
+        assert saved_steps(tmp_path) == [1]
+        assert checkpointer.save(2, states[2], {})
 
 
 def test_orbax_stays_quiet(tmp_path: Path, mesh: Mesh, states: list[State], caplog: pytest.LogCaptureFixture) -> None:
