@@ -1,9 +1,9 @@
-"""Images a second, and peak memory, of building a data set with a list too long to hold (layout of SYNTH-PEDES).
+"""Images per second and peak memory of a build whose list does not fit into memory (layout of SYNTH-PEDES).
 
     python -m benchmarks.build_speed [--images 20000 200000] [--workers 1]
 
-For each size a tree of small JPEGs and its list are made in a temporary folder, and built by a process of its own.
-`base` is that process after its imports; what grows beyond it with the number of images is the cost of a longer list.
+For each size a tree of small JPEGs and its list are made in a temporary folder and built by a separate process. `base`
+is that process's memory after its imports; growth beyond it with the number of images is the cost of a longer list.
 Linux only: memory is the kernel's high-water mark of each process (VmHWM).
 """
 
@@ -24,12 +24,12 @@ import numpy as np
 from data_pipelines import sources
 from data_pipelines.dataset.writer import BuildOptions, worker_pool, write_dataset
 
-IMAGES_A_PERSON = 15
+IMAGES_PER_PERSON = 15
 _SOURCE = "synth_pedes"
 
 
 def make_tree(root: Path, images: int) -> None:
-    """Draws 64 JPEGs of 128x64 and writes them `images` times, 1,000 a folder, with two captions each in the list."""
+    """Draws 64 JPEGs of 128x64 and writes them `images` times, 1,000 per folder, with two captions each in the list."""
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (64, 8, 4, 3), np.uint8).repeat(16, 1).repeat(16, 2)
     pictures = [cv2.imencode(".jpg", pixels)[1].tobytes() for pixels in blocks]
@@ -39,7 +39,7 @@ def make_tree(root: Path, images: int) -> None:
             if number % 1000 == 0:
                 (root / folder).mkdir(parents=True)
             (root / folder / f"{number}.jpg").write_bytes(pictures[number % len(pictures)])
-            person = (number // IMAGES_A_PERSON * 7919) % (images // IMAGES_A_PERSON + 1)  # not in order
+            person = (number // IMAGES_PER_PERSON * 7919) % (images // IMAGES_PER_PERSON + 1)  # not in order
             entry = {
                 "id": person,
                 "file_path": f"{folder}/{number}.jpg",

@@ -1,4 +1,4 @@
-"""Images a second of the input pipeline beside a PyTorch DataLoader that does the same work with PIL.
+"""Images per second of the input pipeline beside a PyTorch DataLoader that does the same work with PIL.
 
     python -m benchmarks.pipeline_throughput [--workers 0,2] [--rounds 3]
 
@@ -42,9 +42,7 @@ from data_pipelines.instructions.tokenizer import Tokenizer
 
 _WORKERS = flags.DEFINE_list("workers", ["0", "2"], "Processes that make batches, for both sides.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Measurements of each figure, alternating; the median is printed.", 1)
-_BATCHES = flags.DEFINE_integer(
-    "batches", 24, "Batches timed a round, after as many batches of warm-up as --warm_up.", 1
-)
+_BATCHES = flags.DEFINE_integer("batches", 24, "Batches timed per round, after --warm_up batches.", 1)
 _WARM_UP = flags.DEFINE_integer("warm_up", 12, "Batches before the clock starts: they empty every prefetch buffer.", 0)
 
 SIZE = (256, 128)
@@ -54,14 +52,14 @@ MOST_DIFFERENCE = 3.0  # mean grey levels between the two chains; measured 1.1 t
 
 
 class _NoTokenizer:
-    """The benchmark has a constant sentence and no words."""
+    """A tokenizer for one constant sentence and no words."""
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         return np.zeros((len(sentences), 1), np.int32)
 
 
 def make_jpeg(item: tuple[int, int, int, int]) -> bytes:
-    """A smoothed-noise JPEG of (identity, number, height, width): colours, edges and file size like a person crop's."""
+    """Makes a smoothed-noise JPEG of (identity, number, height, width), in colours and size like a person crop."""
     identity, number, height, width = item
     rng = np.random.default_rng([identity, number, height])
     coarse = cv2.resize(rng.integers(0, 256, (8, 4, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -82,7 +80,7 @@ def pil_decode(data: str | bytes) -> PIL.Image.Image:
 
 
 def pil_augment(image: PIL.Image.Image, chosen: image_ops.Parameters) -> np.ndarray:
-    """The chain of `image_ops.augment_into` in torchvision's PIL operations: u8[256,128,3]."""
+    """Applies the chain of `augment_into` with torchvision's PIL operations; returns u8[256,128,3]."""
     for operation, factor in chosen.jitter:
         if operation == image_ops.BRIGHTNESS:
             image = PIL.ImageEnhance.Brightness(image).enhance(factor)
@@ -110,7 +108,7 @@ def pil_augment(image: PIL.Image.Image, chosen: image_ops.Parameters) -> np.ndar
 
 
 class TorchDataset(torch.utils.data.Dataset):
-    """Map-style data set over image files, as a PyTorch ReID trainer has it."""
+    """A map-style data set over image files, as PyTorch ReID trainers have."""
 
     def __init__(self, files: list[str], identities: list[int]) -> None:
         self.files, self.identities = files, identities
@@ -130,7 +128,7 @@ def _items(source: tuple[int, int]) -> list[tuple[int, int, int, int]]:
 
 
 def compare_work(jpegs: list[bytes]) -> float:
-    """Mean difference in grey levels of both chains with equal parameters. Raises RuntimeError if it is no rounding."""
+    """Returns the mean difference in grey levels of both chains. Raises RuntimeError if it is more than rounding."""
     rng, options, differences = np.random.default_rng(0), image_ops.Augment(), []
     for data in jpegs[:100]:
         chosen = image_ops.parameters(rng.random(image_ops.DRAWS), options, SIZE)
@@ -150,7 +148,7 @@ def _rate(work: Callable[[], object], images: int) -> float:
 
 
 def stage_rates(jpegs: list[bytes], rounds: int) -> dict[str, tuple[float, float]]:
-    """Images a second of one thread (ours, PIL) for decoding alone and augmenting alone, medians of `rounds`."""
+    """Returns images per second of one thread (ours, PIL) for decoding and for augmenting, medians of `rounds`."""
     options, out = image_ops.Augment(), np.empty((*SIZE, 3), np.uint8)
     draws = np.random.default_rng(0).random((len(jpegs), image_ops.DRAWS))
     arrays, pictures = [decode(j, SIZE) for j in jpegs], [pil_decode(j) for j in jpegs]

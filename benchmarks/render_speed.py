@@ -1,8 +1,8 @@
-"""Images a second that one core renders and compresses.
+"""Images per second that one core renders and compresses.
 
-Usage: python benchmarks/render_speed.py [--size 128 64] [--seconds 5]
+    python -m benchmarks.render_speed [--size 128 64] [--seconds 5]
 
-The target is 600 at 128x64. CPU time is counted beside the clock: on a busy machine it is the one that holds.
+The target is 600 at 128x64. CPU time is printed beside the clock, because it holds on a busy machine, too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from data_pipelines.procedural.benchmark import Benchmark
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measures images rendered and compressed a second by one core.")
+    parser = argparse.ArgumentParser(description="Measures images per second that one core renders and compresses.")
     parser.add_argument(
         "--size", type=int, nargs=2, action="append", metavar=("HEIGHT", "WIDTH"), help="may be repeated"
     )
@@ -28,7 +28,7 @@ def main() -> None:
     for height, width in options.size or ((64, 32), (128, 64), (256, 128), (384, 192)):
         benchmark = Benchmark(image_size=(height, width))
         shots = [shot for task in ("trad", "cc", "vi") for split in benchmark.shots(task).values() for shot in split]
-        benchmark.load(shots[0])  # the noise pool is made once a process
+        benchmark.load(shots[0])  # the noise pool is made once per process
         clock, cpu, size, count = time.perf_counter(), time.process_time(), 0, 0
         for shot in itertools.cycle(shots):
             count += 1

@@ -1,4 +1,4 @@
-"""Folders that may lie on object storage (gs://BUCKET/...): what differs there from a local file."""
+"""Folders that may be on object storage (gs://BUCKET/...), and how its files differ from local ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from concurrent import futures
 from etils import epath
 
 EXTRAS = {"gs": "pip install -e '.[gcs]'", "s3": "pip install s3fs", "az": "pip install adlfs"}
-"""What brings the library of each kind of object storage."""
+"""How the library of each kind of object storage is installed."""
 THREADS = 16
-"""Requests at a time: one alone waits for its answer most of the time, and does not fill the network."""
+"""Concurrent requests: a single one mostly waits for its answer and leaves the network idle."""
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Tells whether a path is on object storage."""
     return "://" in os.fspath(path)
 
 
@@ -35,7 +36,7 @@ def require_library(path: str | os.PathLike[str]) -> None:
 
 
 def file_sizes(paths: Sequence[epath.Path]) -> list[int | None]:
-    """Bytes of each file, None for one that is not there; on object storage many are asked for at a time."""
+    """Returns the bytes of each file, None for a missing one; on object storage with many requests at a time."""
     if not any(map(is_remote, paths)):
         return [_file_size(path) for path in paths]
     with futures.ThreadPoolExecutor(THREADS) as pool:
@@ -44,7 +45,7 @@ def file_sizes(paths: Sequence[epath.Path]) -> list[int | None]:
 
 def _file_size(path: epath.Path) -> int | None:
     try:
-        # epath's `stat` of a local file asks for the owner's name too, which a container need not know.
+        # epath's `stat` of a local file looks up the owner's name, which may be unknown in a container.
         return path.stat().length if is_remote(path) else os.stat(path).st_size
     except FileNotFoundError:
         return None

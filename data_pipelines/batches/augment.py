@@ -1,9 +1,8 @@
-"""Decoding, resizing and the training augmentations, all on u8[H,W,3] RGB images with cv2 and simplejpeg.
+"""The training augmentation of u8[H,W,3] RGB images, with OpenCV.
 
-The augmentation is that of method.md section 8 in its order: colour jitter (brightness, contrast, saturation, hue in a
-random order), resize, flip, pad + random crop, random-colour erasing; normalising happens on the device. Formulas of
-the jitter are those of torchvision's PIL back end, to one or two grey levels: the affine ones are a single
-`cv2.transform`, and hue is shifted in 8-bit HSV.
+In this order: colour jitter (brightness, contrast, saturation, hue in a random order), resize, flip, pad and random
+crop, random-colour erasing (docs/method.md, batches); the device normalises. The jitter follows torchvision's PIL back
+end to one or two grey levels: the affine operations are one `cv2.transform` each, hue is shifted in 8-bit HSV.
 """
 
 from __future__ import annotations
@@ -30,11 +29,15 @@ _PAD_REFERENCE_HEIGHT = 256
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Options of the training augmentation; the defaults are method.md section 8.
+    """Options of the training augmentation; the defaults are the paper's (docs/method.md, batches).
 
-    `brightness`, `contrast`, `saturation` are half widths of the factor around 1, `hue` of the shift as a fraction of
-    the circle. `pad` is in pixels at an image height of 256 and scales with the height **[ours]** (the paper has one
-    size). The erased rectangle has one random colour and a log-uniform height/width ratio **[ours]**.
+    Attributes:
+      jitter_probability, flip_probability, crop_probability, erase_probability: per image.
+      brightness, contrast, saturation: half widths of the factor around 1.
+      hue: half width of the shift, as a fraction of the circle.
+      pad: pixels at an image height of 256; scales with the height.
+      erase_area: range of the erased rectangle's share of the image.
+      erase_aspect: range of its height/width ratio, which is log-uniform; its colour is random.
     """
 
     jitter_probability: float = 1.0
@@ -70,7 +73,7 @@ NO_AUGMENT = Augment(jitter_probability=0, flip_probability=0, crop_probability=
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
-    """What happens to one image: the random draws turned into plain numbers (None: this step is skipped)."""
+    """The operations on one image: random draws turned into plain numbers (None: the step is skipped)."""
 
     jitter: tuple[tuple[int, float], ...]  # (operation, factor) in the order of application
     flip: bool
@@ -102,7 +105,7 @@ def parameters(draws: Float64[np.ndarray, " draws"], options: Augment, size: tup
         pad = round(options.pad * height / _PAD_REFERENCE_HEIGHT)
         shift = (int(u[8] * (2 * pad + 1)) - pad, int(u[9] * (2 * pad + 1)) - pad)
     erase = _erase_box(u, options, height, width) if u[10] < options.erase_probability else None
-    # The colour reuses one number: 2^24 colours fit into a double's 53 bits.
+    # One number gives the colour: 2^24 colours fit into a double's 53 bits.
     code = int(u[11] * 2**24)
     return Parameters(
         jitter, u[6] < options.flip_probability, shift, erase, (code >> 16, (code >> 8) & 255, code & 255)
@@ -110,7 +113,7 @@ def parameters(draws: Float64[np.ndarray, " draws"], options: Augment, size: tup
 
 
 def _erase_box(u: list[float], options: Augment, height: int, width: int) -> tuple[int, int, int, int] | None:
-    """The first of the drawn rectangles that fits into the image; None if none does."""
+    """Returns the first of the drawn rectangles that fits into the image; None if none does."""
     (area_low, area_high), (aspect_low, aspect_high) = options.erase_area, options.erase_aspect
     for attempt in range(_ERASE_ATTEMPTS):
         u_area, u_aspect = u[_FIXED_DRAWS + 2 * attempt : _FIXED_DRAWS + 2 * attempt + 2]
@@ -125,7 +128,7 @@ def _erase_box(u: list[float], options: Augment, height: int, width: int) -> tup
 
 @functools.lru_cache(maxsize=16 * 256)
 def _hue_pattern(width: int, shift: int) -> np.ndarray:
-    """u8[3 * width]: `shift` in the first channel, so that one contiguous wrapping addition moves the hue."""
+    """Returns u8[3 * width] with `shift` in the first channel: one contiguous wrapping addition then shifts the hue."""
     return np.tile(np.array([shift, 0, 0], np.uint8), width)
 
 
@@ -158,9 +161,9 @@ def colour_jitter(image: Image, operations: tuple[tuple[int, float], ...]) -> Im
 
 
 def augment_into(out: Image, image: Image, chosen: Parameters) -> None:
-    """Augments `image` and writes it into `out` (any size): the crop is a copy of the overlap, the rest is black.
+    """Augments an image and writes it into `out`, u8[H,W,3] of any size; outside the crop it is black.
 
-    Where the image is larger than `out` it is resized before the jitter, which then touches fewer pixels **[ours]**.
+    An image larger than `out` is resized before the jitter, which then works on fewer pixels.
     """
     height, width = out.shape[:2]
     if image.shape[0] * image.shape[1] > height * width:

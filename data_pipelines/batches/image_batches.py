@@ -1,4 +1,4 @@
-"""Batches of stored images for evaluation: resized only, in the order asked for, as host NumPy arrays."""
+"""Batches of stored images for evaluation: resized only, in a given order, as host NumPy arrays."""
 
 from __future__ import annotations
 

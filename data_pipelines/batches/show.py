@@ -1,4 +1,4 @@
-"""Shows a training batch as a picture: every row after augmentation, with the instruction it is trained under.
+"""Draws a training batch as a picture: every row after augmentation, with its instruction.
 
 python -m data_pipelines.batches.show --config configs/quickstart.py --step 0 --out batch.png
 """
@@ -6,7 +6,7 @@ python -m data_pipelines.batches.show --config configs/quickstart.py --step 0 --
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,10 +15,12 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from data_pipelines.batches import training_data
 from data_pipelines.batches.layout import BatchPlan, UnitLayout
 from data_pipelines.batches.make import Batch
 from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.dataset import schema
+from data_pipelines.images import Size
 
 _COLUMNS = 8
 _CARD_WIDTH = 156  # pixels
@@ -38,7 +40,7 @@ class Words(Protocol):
 
 
 def _text(canvas: np.ndarray, lines: list[str], left: int, top: int, colour: tuple[int, int, int]) -> int:
-    """Writes lines and returns where the next one would stand."""
+    """Writes lines and returns the y of the next one."""
     for line in lines:
         cv2.putText(canvas, line, (left, top), cv2.FONT_HERSHEY_SIMPLEX, 0.34, colour, 1, cv2.LINE_AA)
         top += _LINE
@@ -58,13 +60,13 @@ def _paste(canvas: np.ndarray, image: np.ndarray, left: int, top: int) -> None:
 
 
 def _instruction(
-    group: Mapping[str, np.ndarray], block: int, slot: int, plan: BatchPlan, words: Words
+    group: Mapping[str, np.ndarray], block: int, entry: int, plan: BatchPlan, words: Words
 ) -> str | np.ndarray:
-    """The sentence or the instruction image (u8[h,w,3]) that `instruction` = slot stands for."""
-    if slot < 0:
-        return plan.constants[-1 - slot]
-    entry = group["table"][block, slot]
-    return entry if entry.ndim == 3 else words.decode(entry)
+    """Returns the sentence or the instruction image (u8[h,w,3]) of an entry of the table, or of a constant (-1 - c)."""
+    if entry < 0:
+        return plan.constants[-1 - entry]
+    content = group["table"][block, entry]
+    return content if content.ndim == 3 else words.decode(content)
 
 
 def _card_height(layout: UnitLayout) -> int:
@@ -75,7 +77,7 @@ def _card_height(layout: UnitLayout) -> int:
 def _card(
     group: Mapping[str, np.ndarray], block: int, row: int, layout: UnitLayout, plan: BatchPlan, words: Words
 ) -> np.ndarray:
-    """One row: the image, whose it is, its instruction (black; constant: grey) and the composed one (blue)."""
+    """Draws one row: the image, its labels, its instruction (black; constant: grey) and the composed one (blue)."""
     height, width = _card_height(layout), _CARD_WIDTH
     card = np.full((height, width, 3), 255, np.uint8)
     image = _fit(group["image"][block, row], _IMAGE_HEIGHT, width - _THUMBNAIL - 12)
@@ -85,17 +87,17 @@ def _card(
         f"id {group['identity'][block, row]} cam {group['camera'][block, row]} outfit {group['clothes'][block, row]}"
     )
     top = _text(card, [facts + infrared], 4, _IMAGE_HEIGHT + 16, _BLACK)
-    asked: list[tuple[str | np.ndarray, tuple[int, int, int]]] = []
+    instructions: list[tuple[str | np.ndarray, tuple[int, int, int]]] = []
     if layout.kind == "caption":
-        asked.append((words.decode(group["tokens"][block, row]), _BLACK))
+        instructions.append((words.decode(group["tokens"][block, row]), _BLACK))
     else:
-        slot = int(group["instruction"][block, row])
-        asked.append((_instruction(group, block, slot, plan, words), _GREY if slot < 0 else _BLACK))
+        entry = int(group["instruction"][block, row])
+        instructions.append((_instruction(group, block, entry, plan, words), _GREY if entry < 0 else _BLACK))
         for place in np.flatnonzero((group["composed_row"][block] == row) & group["composed_valid"][block]):
             wanted = int(group["composed_instruction"][block, place])
-            asked.append((_instruction(group, block, wanted, plan, words), _BLUE))
+            instructions.append((_instruction(group, block, wanted, plan, words), _BLUE))
     thumbnail_top = 4
-    for instruction, colour in asked:
+    for instruction, colour in instructions:
         if isinstance(instruction, str):
             top = _text(card, textwrap.wrap(instruction, _WRAP, max_lines=_MOST_LINES), 4, top, colour)
         else:
@@ -117,7 +119,7 @@ def draw_batch(batch: Batch, plan: BatchPlan, words: Words) -> np.ndarray:
         header = np.full((26, _COLUMNS * width, 3), 235, np.uint8)
         blocks = group["image"].shape[0]
         facts = (
-            f"{layout.unit.dataset}: task {layout.unit.task}, group {layout.kind}, {blocks} blocks of "
+            f"{layout.unit.dataset}: task {layout.unit.task}, kind {layout.kind}, {blocks} blocks of "
             f"{layout.identities} identities x {layout.unit.images_per_identity} images"
             + ("; blue: the composed row's instruction" if layout.composed_rows else "")
         )
@@ -143,21 +145,15 @@ def save_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def main(argv: list[str]) -> None:
-    # Only the command needs a configuration and the model's image sizes; who draws a batch brings its own.
-    from data_pipelines.batches import training_data
-    from irm_jax.models import presets
-
     del argv
     config = _CONFIG.value
-    changes = {key: config.model[key] for key in ("image_size", "instruction_image_size", "max_length")}
-    model = presets.preset(config.model.preset, **{key: value for key, value in changes.items() if value is not None})
     first = _STEP.value * config.optimizer.accumulate
     config.optimizer.accumulate = 1
     data = training_data.open_training(
         config,
-        image_size=model.image_size,
-        instruction_image_size=model.instruction_image_size,
-        max_length=model.max_length,
+        image_size=_size(_IMAGE_SIZE.value, config.model.image_size, (256, 128)),
+        instruction_image_size=_size(_INSTRUCTION_IMAGE_SIZE.value, config.model.instruction_image_size, (128, 128)),
+        max_length=config.model.max_length or 70,
     )
     blocks = range(data.plan.batch_blocks)
     with data.stream(first, 1, blocks, ReadAhead(workers=0, threads=0, prefetch=1)) as stream:
@@ -166,10 +162,24 @@ def main(argv: list[str]) -> None:
     logging.info("step %d drawn to %s", _STEP.value, _OUT.value)
 
 
+def _size(given: Sequence[str] | None, configured: Size | None, default: Size) -> Size:
+    """Returns (height, width): the flag's, else the configuration's, else the default."""
+    if given is None:
+        return configured or default
+    height, width = map(int, given)
+    return height, width
+
+
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's configuration.", lock_config=True)
     _STEP = flags.DEFINE_integer(
         "step", 0, "Step whose batch is drawn, the first of them if it accumulates several.", lower_bound=0
+    )
+    _IMAGE_SIZE = flags.DEFINE_list(
+        "image_size", None, "HEIGHT,WIDTH of the model's images (default: config.model.image_size, else 256,128)."
+    )
+    _INSTRUCTION_IMAGE_SIZE = flags.DEFINE_list(
+        "instruction_image_size", None, "HEIGHT,WIDTH of instruction images (default: as configured, else 128,128)."
     )
     _OUT = flags.DEFINE_string("out", "batch.png", "Picture to write.")
     flags.mark_flag_as_required("config")

@@ -32,7 +32,7 @@ from data_pipelines.files import SCRATCH_PREFIX, write_json
 
 @contextlib.contextmanager
 def locked(work: Path, wait: bool = False) -> Iterator[None]:
-    """Creates and holds the building folder. While another process holds it: waits if told so, else DatasetError."""
+    """Creates and locks the building folder. Raises DatasetError while another process holds it, unless `wait`."""
     file = None
     while file is None:
         with writing(work):
@@ -48,7 +48,7 @@ def _hold(work: Path, wait: bool) -> TextIO | None:
         file = open(work / "lock", "w")  # noqa: SIM115 (the lock lives as long as the file is open)
     except FileNotFoundError:
         return None
-    except FileExistsError:  # from mkdir: there a moment ago, or no folder
+    except FileExistsError:  # from mkdir: removed meanwhile, or no folder
         if work.is_file():
             raise
         return None
@@ -68,7 +68,7 @@ def _hold(work: Path, wait: bool) -> TextIO | None:
 
 
 def remove(work: Path) -> None:
-    """Removes the held folder. The lock goes last: once it is gone, a process that waited may hold a new one there."""
+    """Removes the locked folder. The lock goes last: after it another process may hold a new folder of this name."""
     with writing(work):
         for path in work.iterdir():
             if path.is_dir():
@@ -81,9 +81,10 @@ def remove(work: Path) -> None:
 
 
 def finished(final: Path, request: dict[str, Any], on_bad_image: str, overwrite: bool) -> schema.Manifest | None:
-    """Returns the manifest if the version folder already holds this very build, None if it is to be built.
+    """Returns the manifest if the version folder holds the result of this request, None if it is to be built.
 
-    Raises DatasetError if it holds something else and `overwrite` is off, or pictures were skipped that now may not be.
+    Raises:
+      DatasetError: it holds something else and `overwrite` is off, or pictures were skipped that now may not be.
     """
     if not final.exists():
         return None
@@ -129,16 +130,16 @@ def prepare(work: Path, request: dict[str, Any], people: Sequence[str]) -> None:
 
 
 def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], request: dict[str, Any]) -> schema.Manifest:
-    """Writes the indexes, TFDS's description, the plan and last the manifest beside the finished shards."""
+    """Writes the indexes, TFDS's description, the request and last the manifest beside the finished shards."""
     splits: dict[str, dict[str, Any]] = {}
-    for split, (asked, _) in request["splits"].items():
+    for split, (pictures, _) in request["splits"].items():
         own = [job for job in jobs if job.split == split]
         summaries = [job.summary() for job in own]
         skipped = [item for summary in summaries for item in summary["skipped"]]
         if not sum(summary["records"] for summary in summaries):
             raise DatasetError(f"{request['name']}: no picture of split {split!r} decodes; is the raw folder complete?")
         if skipped:
-            logging.warning("%s: %d of %d pictures of %s left out", request["name"], len(skipped), asked, split)
+            logging.warning("%s: %d of %d pictures of %s left out", request["name"], len(skipped), pictures, split)
         rows = index.join(folder / index.file_name(split), [job.index_file for job in own])
         splits[split] = {
             "records": len(rows),
@@ -194,7 +195,7 @@ def _write_tfds_metadata(folder: Path, request: dict[str, Any], splits: Mapping[
 
 
 def move_into_place(work: Path, final: Path) -> None:
-    """The step that makes the data set exist; after a kill at any line here the next run of the build ends well."""
+    """Renames the folder to its final name; after a kill at any line here the next run of the build succeeds."""
     shutil.rmtree(work / "replaced", ignore_errors=True)
     if final.exists():  # only with overwrite
         os.rename(final, work / "replaced")

@@ -1,10 +1,10 @@
-"""The files of a built data set: where they lie, how the manifest and the record index are stored.
+"""The files of a built data set: names, manifest, hashes.
 
 {data_dir}/{name}/{version}/                       finished: it was moved here in one rename
     {name}-{split}.array_record-00000-of-00012     shards
     features.json, dataset_info.json               TFDS's own description
     index-{split}.parquet                          the small fields of every record (older folders: .npz)
-    manifest.json, plan.json                       what was built, what was asked for
+    manifest.json, plan.json                       what was built, and the request of the build
 {data_dir}/{name}/.{version}.building/             a build under way, or a killed one waiting to be resumed
 """
 
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def check_names(name: str, version: str, splits: Sequence[str]) -> None:
-    """Raises DatasetError for names TFDS could not read back from the file names."""
+    """Raises DatasetError for names that TFDS cannot read back from the file names."""
     for what, value in [("data set", name), *[("split", split) for split in splits]]:
         if not _NAME.fullmatch(value):
             raise DatasetError(
@@ -49,14 +49,17 @@ def version_key(version: str) -> tuple[int, ...] | None:
 
 
 def shard_name(name: str, split: str, shard: int, shards: int) -> str:
+    """Returns the file name of shard number `shard` of `shards`."""
     return f"{name}-{split}.array_record-{shard:05d}-of-{shards:05d}"
 
 
 def building_folder(data_dir: str | os.PathLike[str], name: str, version: str) -> Path:
+    """Returns the folder of a build under way."""
     return Path(data_dir, name, f".{version}.building")
 
 
 def file_sha256(path: Path | epath.Path) -> str:
+    """Returns the hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -71,7 +74,7 @@ def sha256(lines: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns the errors of a full or failing disk (ArrayRecord's are RuntimeErrors) into a DatasetError."""
+    """Raises the errors of a full or failing disk (ArrayRecord's are RuntimeErrors) as a DatasetError."""
     try:
         yield
     except (RuntimeError, OSError) as error:

@@ -29,7 +29,7 @@ from data_pipelines.dataset.folder import MANIFEST, load_manifest, version_key
 from data_pipelines.errors import DatasetError
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access: no read-ahead, no threads of its own
-_MAX_OPEN = 256  # shards a reader keeps open, well below the usual limit of 1,024 files a process
+_MAX_OPEN = 256  # shards that a reader keeps open, well below the usual limit of 1,024 files per process
 
 
 class ShardReader:
@@ -135,6 +135,7 @@ class Dataset:
         return self.index(split, ("identity",)).identity
 
     def reader(self, split: str, fields: Sequence[str] = record_format.FIELDS) -> ShardReader:
+        """Returns random access to the given fields of a split's records. Raises DatasetError for unknown names."""
         return ShardReader(str(self.folder), self._split(split)["shards"], fields)
 
     def _split(self, split: str) -> dict[str, Any]:
@@ -154,9 +155,9 @@ def open_dataset(data_dir: str | os.PathLike[str], name: str, version: str | Non
     written = {
         folder / shard["file"]: shard["bytes"] for split in manifest.splits.values() for shard in split["shards"]
     }
-    for (path, asked), size in zip(written.items(), storage.file_sizes(list(written)), strict=True):
-        if size != asked:
-            found = "is missing" if size is None else f"has {size} bytes, but {asked} were written"
+    for (path, written_bytes), size in zip(written.items(), storage.file_sizes(list(written)), strict=True):
+        if size != written_bytes:
+            found = "is missing" if size is None else f"has {size} bytes, but {written_bytes} were written"
             raise DatasetError(f"shard {path} {found}: delete the folder {folder} and build the data set again")
     return Dataset(folder, manifest)
 
@@ -211,21 +212,21 @@ def version_folder(data_dir: epath.Path, name: str, version: str | None = None) 
 def open_copy(data_dir: str | os.PathLike[str], name: str, cache: str | os.PathLike[str]) -> Dataset:
     """Opens the newest version that `data_dir` holds of a data set, in a copy of it below `cache`.
 
-    A copy is used again while the manifest is the same, and one that was cut short goes on. The processes of a host
-    wait for one another. Raises DatasetError as `open_dataset` does, OSError for a full disk.
+    A copy is reused while the manifest is the same, and an interrupted one is continued. The processes of a host wait
+    for one another. Raises DatasetError as `open_dataset` does, OSError for a full disk.
     """
-    # A place of its own for each data_dir: data sets of one name may differ.
+    # One cache folder per data_dir: data sets of one name may differ.
     root = Path(cache).expanduser() / os.fspath(data_dir).replace("://", "/").strip("/")
-    there = version_folder(epath.Path(data_dir), name)
-    final = root / name / there.name
+    remote = version_folder(epath.Path(data_dir), name)
+    final = root / name / remote.name
     final.parent.mkdir(parents=True, exist_ok=True)
     with open(final.with_name(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        manifest = _bytes(there / MANIFEST)
+        manifest = _bytes(remote / MANIFEST)
         if manifest is None or manifest != _bytes(final / MANIFEST):
-            _copy_all(open_dataset(data_dir, name, there.name), final)
+            _copy_all(open_dataset(data_dir, name, remote.name), final)
     # The cache may hold newer versions, which were withdrawn.
-    return open_dataset(root, name, there.name)
+    return open_dataset(root, name, remote.name)
 
 
 def _copy_all(source: Dataset, final: Path) -> None:

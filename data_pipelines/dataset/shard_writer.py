@@ -1,4 +1,4 @@
-"""Writes one shard: the unit of work of a build, and of what survives a kill.
+"""Writes one shard, the part of a build that a worker writes and a kill leaves whole.
 
 A shard is finished when its part files (`parts/{split}-{shard}.parquet`, then `.json`) are there and the shard still
 has the recorded hash; they are written last. A worker holds one record at a time.
@@ -30,7 +30,17 @@ _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
-    """One shard to write: `items` are the descriptors of its records, `first` the number of the first in its split."""
+    """One shard to write.
+
+    Attributes:
+      work: the building folder.
+      people_sha256: of the names of `people.json`.
+      name, split, shard, shards: of the data set; number of the shard, and how many the split has.
+      first: number in the split of the shard's first record.
+      items: descriptors of its records.
+      load: makes the Record of a descriptor.
+      skip_bad: whether pictures that do not decode are left out.
+    """
 
     work: str
     people_sha256: str
@@ -61,7 +71,7 @@ class ShardJob:
 
 
 def is_finished(job: ShardJob) -> bool:
-    """A shard in which pictures were skipped counts as finished only for a build that skips, too."""
+    """Tells whether a shard is finished; one with skipped pictures is so only for a build that skips, too."""
     try:
         summary = job.summary()
         whole = job.index_file.exists() and summary["sha256"] == file_sha256(job.path)
@@ -72,7 +82,7 @@ def is_finished(job: ShardJob) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _identities(work: str, people_sha256: str) -> dict[str, int]:
-    """Person name -> identity, read once a worker from the building folder; the hash tells one build from the next."""
+    """Returns {person name: identity}, read once per worker and build."""
     return {person: at for at, person in enumerate(json.loads(Path(work, PEOPLE).read_bytes()))}
 
 

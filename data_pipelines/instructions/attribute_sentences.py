@@ -1,7 +1,7 @@
-"""Sentences from the 27 attributes of Market-1501, and paraphrases seeded by record (data.md section 2) [ours].
+"""Sentences made from the 27 attributes of Market-1501, and paraphrases seeded by record (docs/method.md).
 
-The file's attributes (Lin et al., 2019; gender, hair, up, down, clothes, hat, backpack, bag, handbag, age, eight
-colours of the upper and nine of the lower clothes) become `SLOTS`, of which a record has at most eight.
+The attributes (Lin et al., 2019: gender, hair, up, down, clothes, hat, backpack, bag, handbag, age, eight colours of
+the upper and nine of the lower clothes) become the eight `SLOTS` of a record.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sentences made from attributes: what people wear, and what they look like (data.md section 2) [ours].
+"""Sentences made from attributes: what people wear, and what they look like (docs/method.md).
 
 Words and templates vary by a generator seeded from the record, so every run makes the same sentences. The nouns and
 verbs are those a witness would use; the values themselves (colour names and so on) are never paraphrased.

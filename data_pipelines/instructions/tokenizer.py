@@ -1,4 +1,4 @@
-"""Sentences to token ids: the paper's text cleaning, then WordPiece (method.md section 1)."""
+"""Sentences to token ids: the paper's text cleaning, then WordPiece (docs/method.md, encoders)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def read_vocabulary(vocab: str | pathlib.Path) -> list[str]:
     """Returns the entries of a vocabulary in id order.
 
     Args:
-      vocab: "builtin", or a directory that holds `vocab.txt` (one entry a line, as BERT models ship it).
+      vocab: "builtin", or a directory that holds `vocab.txt` (one entry per line, as in BERT models).
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: the file is missing.
       ValueError: an entry stands twice, a special token is missing, or [PAD] is not entry 0.
     """
     path = epath.Path(BUILTIN_VOCABULARY if str(vocab) == "builtin" else epath.Path(vocab) / VOCABULARY)
@@ -61,8 +61,12 @@ def read_vocabulary(vocab: str | pathlib.Path) -> list[str]:
 class Tokenizer:
     """WordPiece tokenizer with a fixed output length.
 
-    `pad_id` (always 0), `unk_id`, `cls_id`, `sep_id`, `mask_id` are the special tokens' ids; `vocab_size` the number of
-    entries. Picklable: what is sent to a worker is the vocabulary's place and the length.
+    Picklable: a worker receives the vocabulary's path and the length.
+
+    Attributes:
+      pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens; `pad_id` is 0.
+      entries: the vocabulary in id order.
+      vocab, max_length: as given.
     """
 
     def __init__(self, vocab: str | pathlib.Path = "builtin", max_length: int = 70):
@@ -70,7 +74,7 @@ class Tokenizer:
 
         Args:
           vocab: see `read_vocabulary`.
-          max_length: ids a sentence, [CLS] and [SEP] included; at least 3.
+          max_length: ids per sentence, [CLS] and [SEP] included; at least 3.
 
         Raises:
           FileNotFoundError, ValueError: see `read_vocabulary`; or `max_length` below 3.
@@ -93,7 +97,7 @@ class Tokenizer:
         return Tokenizer, (self.vocab, self.max_length)
 
     def fingerprint(self) -> str:
-        """Returns a hash of the entries in their order: other entries, other ids."""
+        """Returns a hash of the entries in their order."""
         return hashlib.sha256("\n".join(self.entries).encode()).hexdigest()[:16]
 
     @property
@@ -101,12 +105,12 @@ class Tokenizer:
         return len(self.entries)
 
     def words(self, sentence: str) -> list[str]:
-        """The words of a sentence that are looked up in the vocabulary, as they stand there."""
+        """Returns the words of a sentence as they are looked up in the vocabulary."""
         text = self._pieces.normalizer.normalize_str(clean_text(sentence))
         return [word for word, _ in self._pieces.pre_tokenizer.pre_tokenize_str(text)]
 
     def pieces(self, sentence: str) -> list[int]:
-        """The ids of all pieces of a sentence, however long it is, without [CLS] and [SEP]."""
+        """Returns the ids of all pieces of a sentence, not truncated, without [CLS] and [SEP]."""
         # One sentence at a time: encode_batch starts threads, which do not survive a fork of the input workers.
         return list(self._pieces.encode(clean_text(sentence)).ids)
 

@@ -1,10 +1,10 @@
-"""A vocabulary of the training captions of built data sets, where there is no BERT to take one from [ours].
+"""A vocabulary of the training captions of built data sets, for runs without a BERT vocabulary (docs/method.md).
 
     python -m data_pipelines.instructions.vocabulary --data_dir SHARDS --out FOLDER [--datasets A B] [--least 2]
 
 FOLDER/vocab.txt holds the built-in vocabulary (special tokens, letters and digits, the project's own words), then every
-other word that stands at least `--least` times in sentences of the train splits, the frequent ones first. Rarer words
-are spelled. Nothing is drawn: the same data sets give the same file. Test sentences are not read.
+other word that occurs at least `--least` times in sentences of the train splits, by falling count. Rarer words are
+spelled in pieces. The same data sets give the same file. Test sentences are not read.
 """
 
 from __future__ import annotations
@@ -25,25 +25,29 @@ from data_pipelines.errors import DatasetError
 from data_pipelines.instructions.tokenizer import VOCABULARY, Tokenizer
 
 MOST_RECORDS = 200_000
-"""Of a data set; of a larger one (SYNTH-PEDES) so many are read, evenly spaced."""
+"""Records read per data set; of a larger one (SYNTH-PEDES) evenly spaced ones."""
 LOOKED_AT = 500
-"""Records of a data set that a training looks at before it starts."""
+"""Records per data set that a training examines before it starts."""
 MOST_SPELLED = 0.05
-"""Of the words of a data set; more, and the vocabulary is another language's or another domain's. (The built-in one
-spells .13 of the words of CUHK-PEDES's captions of Market-1501 and CUHK01, BERT's .02.)"""
+"""Share of a data set's words that may be spelled in pieces; beyond it the vocabulary is of another language or domain.
+(The built-in one spells .13 of the words of CUHK-PEDES's captions of Market-1501 and CUHK01, BERT's .02.)"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How a vocabulary suits sentences: the share of words without an entry of their own, which are spelled in pieces,
-    and the share of sentences whose end does not fit into the tokenizer's length."""
+    """How a vocabulary suits sentences.
+
+    Attributes:
+      spelled: share of words without an entry of their own, which are spelled in pieces.
+      cut: share of sentences that are longer than the tokenizer's length.
+    """
 
     spelled: float
     cut: float
 
 
 def sentences_of(dataset: Dataset, most_records: int = MOST_RECORDS) -> Iterator[str]:
-    """The sentences of the train split, in the order of its records; of evenly spaced ones if there are more."""
+    """Yields sentences of the train split in record order, of at most `most_records` evenly spaced records."""
     if "train" not in dataset.splits:
         return
     having = np.flatnonzero(dataset.index("train", ("sentence_count",)).sentence_count > 0)
@@ -53,7 +57,7 @@ def sentences_of(dataset: Dataset, most_records: int = MOST_RECORDS) -> Iterator
 
 
 def fit(tokenizer: Tokenizer, sentences: Iterable[str]) -> Fit | None:
-    """How the tokenizer's vocabulary suits these sentences; None without any."""
+    """Returns how the tokenizer's vocabulary suits these sentences; None without any."""
     own = frozenset(tokenizer.entries)
     words = spelled = count = cut = 0
     for sentence in sentences:
@@ -66,7 +70,7 @@ def fit(tokenizer: Tokenizer, sentences: Iterable[str]) -> Fit | None:
 
 
 def misfits(datasets: Iterable[Dataset], tokenizer: Tokenizer) -> list[str]:
-    """Of which data sets the tokenizer spells too many words, in words; a look at LOOKED_AT records of each."""
+    """Returns a message per data set of whose words the tokenizer spells too many, by LOOKED_AT of its records."""
     found = []
     for dataset in datasets:
         suits = fit(tokenizer, sentences_of(dataset, LOOKED_AT))
@@ -79,7 +83,7 @@ def misfits(datasets: Iterable[Dataset], tokenizer: Tokenizer) -> list[str]:
 
 
 def entries_of(sentences: Iterable[str], least: int) -> list[str]:
-    """The entries of a vocabulary for these sentences, in id order."""
+    """Returns the entries of a vocabulary for these sentences, in id order."""
     builtin = Tokenizer()
     counts = collections.Counter(word for sentence in sentences for word in builtin.words(sentence))
     known = frozenset(builtin.entries)
@@ -93,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p.add_argument("--data_dir", required=True, help="folder of the built data sets")
     p.add_argument("--out", required=True, help="folder that gets vocab.txt: then --config.data.vocab=FOLDER")
     p.add_argument("--datasets", nargs="+", help="whose captions are read (default: all with sentences to train on)")
-    p.add_argument("--least", type=int, default=2, help="how often a word must stand there (default 2)")
+    p.add_argument("--least", type=int, default=2, help="how often a word must occur (default 2)")
     options = p.parse_args(arguments)
     file = epath.Path(options.out).expanduser() / VOCABULARY
     try:

@@ -2,9 +2,9 @@
 
     python -m data_pipelines.people.leaks --data_dir DIR [--datasets A B] [--strict]
 
-Three kinds of evidence: the same person name; a file name that states its origin (see person_names: CUHK-PEDES keeps
-Market-1501's pictures as `Market/0031_c2...`); the same picture, byte by byte. People who were photographed twice and
-named twice, without any of these, stay unfound.
+Three kinds of evidence count: the same person name; a file name that states its origin (see `names`: CUHK-PEDES keeps
+Market-1501's pictures as `Market/0031_c2...`); the same bytes of a picture. People who have two names and share none of
+these are not found.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from data_pipelines.people.names import known_person
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Leak:
-    """One person of training who also stands elsewhere, possibly under another name.
+    """One person of training who is also elsewhere, possibly under another name.
 
-    `kind`: "train_test" (`a` is the training side) or "train_train". `evidence`: "name", "file" or "picture".
-    `linked`: both sides carry one person name, so that training treats them as one identity. `images`: records on side
-    a and side b that belong to the evidence. `example`: one file name of each side.
+    Attributes:
+      kind: "train_test" (`a` is the training side) or "train_train".
+      evidence: "name", "file" or "picture".
+      linked: both sides have one person name, so that training treats them as one identity.
+      images: records of side a and side b that belong to the evidence.
+      example: one file name of each side.
     """
 
     kind: str
@@ -44,7 +47,7 @@ class Leak:
 
     @property
     def harmful(self) -> bool:
-        """A linked person in two training sets is one identity with more images; everything else distorts figures."""
+        """Whether it distorts figures: a linked person in two training sets is one identity with more images."""
         return self.kind == "train_test" or not self.linked
 
 
@@ -64,8 +67,8 @@ class _Side:
 def find_leaks(datasets: Sequence[Dataset]) -> list[Leak]:
     """Compares all given data sets, each with itself too; returns the leaks sorted, harmful or not.
 
-    A split named `train` is training, all others are test. One Leak stands for one pair of person names: the strongest
-    evidence is kept, in the order name, file, picture.
+    The split `train` is training, all others are test. Each pair of person names gives one Leak with the strongest
+    evidence, in the order name, file, picture.
     """
     sides = [side for dataset in datasets for side in _sides(dataset)]
     leaks: list[Leak] = []
@@ -88,7 +91,7 @@ def _sides(dataset: Dataset) -> list[_Side]:
 
 
 def side(dataset: Dataset, splits: Sequence[str], train: bool, rows: np.ndarray | None = None) -> _Side:
-    """The given splits as one side; `rows`: bool over all their records, those to look at (None: all)."""
+    """Returns the given splits as one side; `rows`: bool[records of all of them], those to examine (None: all)."""
     people = np.array(dataset.manifest.people)
     indexes = [dataset.index(split) for split in splits]
     chosen = slice(None) if rows is None else rows
@@ -108,12 +111,12 @@ def _group(keys: Iterable[str | None], count: int) -> dict[str, np.ndarray]:
 
 
 def compare(a: _Side, b: _Side) -> list[Leak]:
-    """Leaks between two sides; `a` is a training side."""
+    """Returns the leaks between two sides; `a` is a training side."""
     found: dict[tuple[str, str], Leak] = {}
     kind = "train_train" if b.train else "train_test"
 
     def add(evidence: str, rows_a: np.ndarray, rows_b: np.ndarray) -> None:
-        # The rows of one name, or of one picture, may belong to several people on either side: a leak a pair.
+        # The rows of one name or picture may belong to several people on either side: one leak per pair.
         for person_a, person_b in itertools.product(np.unique(a.person[rows_a]), np.unique(b.person[rows_b])):
             own_a, own_b = rows_a[a.person[rows_a] == person_a], rows_b[b.person[rows_b] == person_b]
             leak = Leak(
@@ -144,7 +147,7 @@ def compare(a: _Side, b: _Side) -> list[Leak]:
 
 
 def _pairs_by_picture(a: _Side, b: _Side) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
-    """(person of a, person of b) -> the records of each whose pictures the two have in common, in record order."""
+    """Returns {(person of a, person of b): the records of each whose pictures both have, in record order}."""
     by_content: defaultdict[int, list[int]] = defaultdict(list)
     for row in np.flatnonzero(np.isin(b.content, a.content)).tolist():
         by_content[int(b.content[row])].append(row)
@@ -158,7 +161,7 @@ def _pairs_by_picture(a: _Side, b: _Side) -> dict[tuple[str, str], tuple[list[in
 
 
 def _relabelled(side: _Side) -> list[Leak]:
-    """Pictures that one training set holds under two names."""
+    """Returns the pictures that one training set holds under two names."""
     return [
         Leak(
             kind="train_train",

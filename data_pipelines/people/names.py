@@ -1,10 +1,10 @@
-"""One namespace of people over all data sets: `namespace/pid`, and what a file name says of where a picture came from.
+"""Names of people over all data sets, `namespace/pid`, and the person and camera that a file name states.
 
-CUHK-PEDES is made of pictures of other data sets and keeps their file names, so its people are theirs: without that
-they are false negatives, in training and in the union of galleries. Names verified against the published captions of
-its test and validation images:
+CUHK-PEDES is made of pictures of other data sets and keeps their file names, so its people are named as there: else
+they would be false negatives, in training and in the union of galleries. Forms of names, verified against the published
+captions of its test and validation images:
 
-    Market/0535_c1s3_005146_00.jpg    Market-1501, person 0535, camera 1 (the pictures are those of gt_bbox/)
+    Market/0535_c1s3_005146_00.jpg    Market-1501, person 0535, camera 1 (pictures of gt_bbox/)
     CUHK01/0363004.png                CUHK01, person 0363, picture 004, so camera b
     CUHK03/672_2.jpg                  CUHK03, person 672 of 1,467, counted over the five camera pairs: the captions of
                                       12 people of the first pair fit its pictures; beyond that pair it is assumed
@@ -22,9 +22,9 @@ ORIGINS: dict[str, tuple[re.Pattern[str], str]] = {
     "CUHK03/": (re.compile(r"(\d+)_\d+\."), "cuhk03"),
     "Trad/": (re.compile(r"(p\d+)_c\d"), "procedural_trad"),
 }
-"""Folder that begins a file name -> (how the name after it states the person, namespace of that person)."""
+"""First folder of a file name -> (pattern of the person in the rest of the name, namespace of that person)."""
 CUHK01_PICTURES = 4
-"""Of a person: 1 and 2 are of camera a, 3 and 4 of camera b."""
+"""Pictures per person: 1 and 2 are of camera a, 3 and 4 of camera b."""
 _MARKET_CAMERA = re.compile(r"\d{4}_c([1-6])")
 _CUHK01_PICTURE = re.compile(rf"\d{{4}}00([1-{CUHK01_PICTURES}])\.")
 

@@ -1,7 +1,7 @@
-"""Who is tested must not be trained on: leaving people out of a build, and finding them before a training starts.
+"""Keeps test people out of training: leaves them out of a build, and finds them before a training starts.
 
-A person is known by name, by what a file name says of its origin (see person_names), and, once pictures are built, by
-the picture itself, byte by byte; leak_check says more on this evidence.
+A person is known by name, by the origin that a file name states (see `names`), and, once pictures are built, by the
+bytes of the picture; `leaks` says more on this evidence.
 """
 
 from __future__ import annotations
@@ -24,10 +24,18 @@ TRAIN = "train"
 
 
 def leave_out(scan: Scan, name: str, tested: Sequence[Dataset]) -> tuple[Scan, dict[str, Any]]:
-    """Takes the people of the other splits of built data sets out of `train`.
+    """Takes test people of built data sets out of `train`.
 
-    Returns the Scan, whose source says so, and what it says: {"tested_in": names, "people", "images": counts}. Raises
-    DatasetError if there is no `train`, if nobody is left in it, or if the descriptors name no people (SYNTH-PEDES).
+    Args:
+      scan: of a raw data set.
+      name: of the data set, for messages.
+      tested: built data sets; the people of their splits other than `train` are left out.
+
+    Returns:
+      The Scan, and what its source says: {"tested_in": names, "people": count, "images": count}.
+
+    Raises:
+      DatasetError: there is no `train`, nobody is left in it, or the descriptors name no people (SYNTH-PEDES).
     """
     items = scan.splits.get(TRAIN, ())
     if not len(items):
@@ -43,7 +51,7 @@ def leave_out(scan: Scan, name: str, tested: Sequence[Dataset]) -> tuple[Scan, d
     if not kept:
         where = ", ".join(dataset.name for dataset in tested)
         raise DatasetError(f"{name}: everybody in train is tested in {where}, so nobody is left")
-    said = {
+    left_out = {
         "tested_in": [dataset.name for dataset in tested],
         "people": len(gone),
         "images": len(items) - len(kept),
@@ -54,18 +62,22 @@ def leave_out(scan: Scan, name: str, tested: Sequence[Dataset]) -> tuple[Scan, d
         people=sorted({item.person for items in splits.values() for item in items}),
         splits=splits,
         found={**scan.found, TRAIN: checks.counts(kept)},
-        source={**scan.source, "left_out_of_train": said},
+        source={**scan.source, "left_out_of_train": left_out},
     )
-    return changed, said
+    return changed, left_out
 
 
 def leaks(training: Iterable[Dataset], tests: Mapping[str, tuple[Dataset, Sequence[str]]]) -> list[Leak]:
-    """Training people of one data set who stand in another's test splits; `tests`: name -> (data set, splits).
+    """Finds training people of one data set who are in another's test splits.
 
-    What a data set's own splits share is its authors' doing and not listed. Memory: beside the indexes, only the
-    training rows that are evidence are looked at, so that millions of other rows cost nothing.
+    What a data set's own splits share is left to its authors. Beside the indexes, only the training rows that are
+    evidence are examined, so that millions of other rows cost nothing.
+
+    Args:
+      training: data sets with a split `train`.
+      tests: name -> (data set, test splits).
     """
-    asked = [
+    tested = [
         (other, splits, _people(other, splits), np.concatenate([other.index(split).content for split in splits]))
         for other, splits in tests.values()
     ]
@@ -73,7 +85,7 @@ def leaks(training: Iterable[Dataset], tests: Mapping[str, tuple[Dataset, Sequen
     for dataset in training:
         index, people = dataset.index(TRAIN), np.array(dataset.manifest.people)
         stated = {row: known_person(str(index.file[row])) for row in _of_known_origin(index.file).tolist()}
-        for other, splits, known, content in asked:
+        for other, splits, known, content in tested:
             if other.name == dataset.name:
                 continue
             evidence = np.isin(people, sorted(known))[index.identity] | np.isin(index.content, content)
@@ -85,7 +97,7 @@ def leaks(training: Iterable[Dataset], tests: Mapping[str, tuple[Dataset, Sequen
 
 
 def _people(dataset: Dataset, splits: Sequence[str]) -> set[str]:
-    """Names of the people of some splits, those that file names state included."""
+    """Returns the names of the people of some splits, with those that file names state."""
     names: set[str] = set()
     for split in splits:
         index = dataset.index(split)
@@ -96,20 +108,20 @@ def _people(dataset: Dataset, splits: Sequence[str]) -> set[str]:
 
 
 def _of_known_origin(file: np.ndarray) -> np.ndarray:
-    """Rows whose file name begins with a folder of ORIGINS."""
+    """Returns the rows whose file name begins with a folder of ORIGINS."""
     begins = [np.char.startswith(file, folder) for folder in ORIGINS]
     return np.flatnonzero(np.logical_or.reduce(begins))
 
 
 def refusal(found: Sequence[Leak]) -> str:
-    """What is wrong and the cure, for leaks that `leaks` found."""
+    """Returns the message for leaks that `leaks` found: what is wrong, and the cure."""
     people = len({leak.person_b for leak in found})
-    tested: dict[str, list[str]] = {}
+    tested_in: dict[str, list[str]] = {}
     for leak in found:
-        names = tested.setdefault(leak.dataset_a, [])
+        names = tested_in.setdefault(leak.dataset_a, [])
         if leak.dataset_b not in names:
             names.append(leak.dataset_b)
-    options = "; ".join(f"{name}: --leave_out {' '.join(names)} --overwrite" for name, names in tested.items())
+    options = "; ".join(f"{name}: --leave_out {' '.join(names)} --overwrite" for name, names in tested_in.items())
     first = found[0]
     return (
         f"{people} person(s) of the test sets would be trained on, for example {first.person_b} of {first.dataset_b} "

@@ -1,4 +1,4 @@
-"""The procedural benchmark: drawn people for all six tasks, without a download (data.md section 6) [ours]."""
+"""The procedural benchmark: drawn people for all six tasks, without a download (docs/method.md)."""
 
 from data_pipelines.procedural.benchmark import NAMESPACE, OVERLAP_TRAP, VERSION, Benchmark, build
 

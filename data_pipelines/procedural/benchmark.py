@@ -1,4 +1,4 @@
-"""The six data sets of the procedural benchmark: from a seed to records, and to shards (data.md section 6) [ours]."""
+"""The six data sets of the procedural benchmark: from a seed to records, and to shards (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from data_pipelines.procedural import outfits, people, rows
 from data_pipelines.procedural.drawing import render, scene, template
 
 VERSION = "1.0.0"
-"""Part of every seed and of the folder's name: a change of any picture, row or sentence needs a new one."""
+"""Part of every seed and of the folder's name; a change of any picture, row or sentence needs a new one."""
 OVERLAP_TRAP = ("procedural_t2i", "procedural_trad")
 """Two training sets that share people under two names, for the leak check to find."""
 NAMESPACE = "procedural"
@@ -30,7 +30,7 @@ TRAIN_PARAPHRASES = {"li": 3, "t2i": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Shot:
-    """One planned record: everything but the pixels and the words. Small and plain, to be sent to a worker."""
+    """The descriptor of one record: everything but the pixels and the words."""
 
     task: str
     scene: render.Scene
@@ -42,7 +42,7 @@ class Shot:
 
 @dataclasses.dataclass(frozen=True)
 class _Sitter:
-    """Who is pictured: the identity (`looks` namespace and index), and what the data set calls it and its files."""
+    """Who is pictured: the identity (namespace `looks` and index), and its name and file stem in the data set."""
 
     looks: str
     index: int
@@ -54,9 +54,15 @@ class _Sitter:
 class Benchmark:
     """The benchmark of one seed and size.
 
-    `image_size` and `template_size` are (H, W). `extras` adds slots of `outfits.EXTRA_SLOTS` to every outfit. `hard`
-    gives cameras gains of +-30% a channel in place of +-8%, which puts colour histograms at chance even on trad.
-    Pictures of a training person do not change with the number of people (the overlapping ones of t2i apart).
+    Pictures of a training person do not change with the number of people (except those of the overlap in t2i).
+
+    Attributes:
+      seed: of everything that is drawn.
+      image_size, template_size: (H, W).
+      train_people, test_people: per data set.
+      extras: slots of `outfits.EXTRA_SLOTS` that are added to every outfit.
+      hard: cameras have gains of +-30% per channel in place of +-8%, with which colour histograms are at chance even on
+        trad.
 
     Raises:
       ValueError: fewer than two people, a picture too small to draw on, an unknown extra.
@@ -87,11 +93,11 @@ class Benchmark:
 
     @functools.cached_property
     def overlap(self) -> tuple[int, ...]:
-        """The trad training people who reappear, unlinked by name, as the first training people of t2i."""
+        """Numbers of the trad training people who reappear under other names as the first training people of t2i."""
         return tuple(int(i) for i in self._rng(0x0E1A).permutation(self.train_people)[:OVERLAPPING_PEOPLE])
 
     def source(self) -> dict[str, Any]:
-        """What a manifest says of where the pictures come from: every option that changes them, as JSON values."""
+        """Returns what the manifest says of the pictures: every option that changes them, as JSON values."""
         return {
             "kind": "procedural",
             "seed": self.seed,
@@ -104,13 +110,13 @@ class Benchmark:
         }
 
     def shots(self, task: str) -> dict[str, list[Shot]]:
-        """Returns the planned records of a task's data set, a list a split, in order of person and image.
+        """Returns the descriptors of a task's data set per split, in order of person and image.
 
         Raises:
           ValueError: an unknown task.
         """
         number = tasks.task(task).id
-        plan: dict[str, list[Shot]] = {"train": [], "query": [], "gallery": []}
+        splits: dict[str, list[Shot]] = {"train": [], "query": [], "gallery": []}
         for index in range(self.train_people):
             source = task
             sitter = _Sitter(f"procedural_{task}", index, f"procedural_{task}/p{index:04}", f"p{index:04}")
@@ -121,16 +127,16 @@ class Benchmark:
             rng = self._rng(tasks.task(source).id, 0, sitter.index)
             owned = rows.own_train(source, self.wardrobe, self.catalogue, rng)
             taken = rows.train_rows(task, owned, self._rng(number, 1, index))
-            plan["train"] += self._shots(task, sitter, taken, TRAIN_PARAPHRASES.get(task, 0), (number, 2, index))
+            splits["train"] += self._shots(task, sitter, taken, TRAIN_PARAPHRASES.get(task, 0), (number, 2, index))
         wardrobes = rows.own_test(task, self.catalogue, self.test_people, self._rng(number, 3))
         for index, owned in enumerate(wardrobes):
             sitter = _Sitter(TEST_PEOPLE, index, f"{TEST_PEOPLE}/p{index:03}", f"p{index:03}")
             rng = self._rng(number, 4, index)
-            asked, shown = rows.query_rows(task, owned, rng), rows.gallery_rows(task, owned, rng)
-            shots = self._shots(task, sitter, [*asked, *shown], 1, (number, 5, index))
-            plan["query"] += shots[: len(asked)]
-            plan["gallery"] += shots[len(asked) :]
-        return plan
+            query, gallery = rows.query_rows(task, owned, rng), rows.gallery_rows(task, owned, rng)
+            shots = self._shots(task, sitter, [*query, *gallery], 1, (number, 5, index))
+            splits["query"] += shots[: len(query)]
+            splits["gallery"] += shots[len(query) :]
+        return splits
 
     def spec(self, task: str) -> DatasetSpec[Shot]:
         """Returns the data set `procedural_<task>`. Raises ValueError for an unknown task."""
@@ -147,7 +153,7 @@ class Benchmark:
         )
 
     def load(self, shot: Shot) -> schema.Record:
-        """Returns the record of a planned shot: draws its picture, writes its sentences, adds its template."""
+        """Returns the record of a shot: draws its picture, writes its sentences, adds its template."""
         row, infrared = shot.row, shot.scene.camera >= scene.VISIBLE_CAMERAS
         templates: tuple[bytes, ...] = ()
         if row.wanted is not None and tasks.task(shot.task).kind == "visual":
@@ -199,7 +205,7 @@ class Benchmark:
         ]
 
     def sentences(self, shot: Shot) -> tuple[str, ...]:
-        """Returns different paraphrases of what the row asks: a caption (t2i), a wish (li), or nothing."""
+        """Returns paraphrases of the row's instruction, all different: captions (t2i), wanted clothes (li), or none."""
         kind = tasks.task(shot.task)
         if shot.row.wanted is None or kind.sentence is not None or kind.kind == "visual":
             return ()

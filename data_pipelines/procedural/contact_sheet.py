@@ -1,8 +1,8 @@
-"""Draws one picture a data set, for a person to check: is the same identity seen in every row?
+"""Draws one picture per data set to check by eye that every row shows one identity.
 
-Usage: python -m data_pipelines.procedural.contact_sheet --out DIR [--people 8] [--size 192 96] [--seed 0]
+    python -m data_pipelines.procedural.contact_sheet --out DIR [--people 8] [--size 192 96] [--seed 0]
 
-Rows are people. `procedural_<task>.png` shows test people: their queries, each followed by what it asks for, then the
+Rows are people. `procedural_<task>.png` shows test people: their queries, each followed by its instruction, then the
 gallery. `procedural_<task>_train.png` shows training people with the instruction of their first image.
 """
 
@@ -51,20 +51,20 @@ def _instruction(record: schema.Record, task: str, height: int) -> np.ndarray:
 def draw_sheet(benchmark: Benchmark, task: str, people: int, train: bool) -> np.ndarray:
     """Returns the contact sheet of a task's test or training people, u8[H, W, 3]."""
     height = benchmark.image_size[0]
-    plan = benchmark.shots(task)
-    asking, shown = (plan["train"], plan["train"]) if train else (plan["query"], plan["gallery"])
+    splits = benchmark.shots(task)
+    queries, gallery = (splits["train"], splits["train"]) if train else (splits["query"], splits["gallery"])
     lines: list[np.ndarray] = []
-    for person in dict.fromkeys(shot.person for shot in shown):
+    for person in dict.fromkeys(shot.person for shot in gallery):
         if len(lines) == people:
             break
         cells: list[np.ndarray] = [_written(person.rpartition("/")[2], height, 46)]
-        for shot in [shot for shot in asking if shot.person == person][: 1 if train else None]:
+        for shot in [shot for shot in queries if shot.person == person][: 1 if train else None]:
             record = benchmark.load(shot)
             if train or tasks.task(task).has_query_image:
                 cells.append(_picture(record))
             cells.append(_instruction(record, task, height))
         # Ordered by camera within each outfit, so that what changes from one image to the next is one thing at a time.
-        own = sorted((s for s in shown if s.person == person), key=lambda s: (s.row.outfit, s.scene.camera))
+        own = sorted((s for s in gallery if s.person == person), key=lambda s: (s.row.outfit, s.scene.camera))
         cells += [_picture(benchmark.load(shot)) for shot in own]
         lines.append(np.hstack([np.pad(cell, ((2, 2), (2, 2), (0, 0)), constant_values=_PAPER) for cell in cells]))
     kind = "training people: first instruction, images" if train else "test people: queries, gallery"
@@ -74,7 +74,7 @@ def draw_sheet(benchmark: Benchmark, task: str, people: int, train: bool) -> np.
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draws contact sheets of the procedural benchmark.")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the pictures")
-    parser.add_argument("--people", type=int, default=8, help="rows a picture")
+    parser.add_argument("--people", type=int, default=8, help="rows per picture")
     parser.add_argument(
         "--size", type=int, nargs=2, default=(192, 96), metavar=("HEIGHT", "WIDTH"), help="of one image"
     )

@@ -1,4 +1,4 @@
-"""Clothes of the procedural benchmark: slots, colours, and who owns what (data.md section 6) [ours].
+"""Clothes of the procedural benchmark: slots, colours, and who owns what (docs/method.md).
 
 An outfit is a tuple of slot values; its number (`Wardrobe.number`) is the `clothes` field of every record, so the same
 outfit has the same number in all six data sets.
@@ -57,7 +57,7 @@ PATTERN_RGB = (
     (44, 44, 50),
     (222, 222, 222),
 )
-"""The second colour of a pattern on each upper colour: far from it in brightness, so that a pattern is always seen."""
+"""The second colour of a pattern per upper colour, far from it in brightness, so that patterns are always visible."""
 LOWER_RGB = ((34, 34, 38), (56, 88, 150), (234, 234, 230), (206, 184, 146), (112, 72, 42), (74, 112, 62))
 SHOES_RGB = ((36, 32, 30), (236, 236, 236), (190, 40, 40))
 HAT_RGB = ((0, 0, 0), (60, 60, 120), (150, 60, 60))
@@ -89,7 +89,7 @@ class Wardrobe:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of values, a slot."""
+        """Number of values per slot."""
         return tuple(len(slot.values) for slot in self.slots)
 
     def number(self, outfit: Outfit) -> int:
@@ -164,7 +164,7 @@ def draw_catalogue(wardrobe: Wardrobe, seed: int) -> Catalogue:
 
 
 def deal(catalogue: Sequence[Outfit], people: int, count: int, rng: np.random.Generator) -> list[list[Outfit]]:
-    """Returns `count` different outfits for each test person, whatever they are.
+    """Returns `count` different outfits per test person.
 
     The shuffled catalogue is dealt out like a deck of cards, a new shuffle when it runs out, so that every outfit finds
     about the same number of wearers.
@@ -178,7 +178,7 @@ def deal(catalogue: Sequence[Outfit], people: int, count: int, rng: np.random.Ge
 
 
 def deal_agreeing(catalogue: Sequence[Outfit], people: int, rng: np.random.Generator) -> list[list[Outfit]]:
-    """Returns four outfits for each test person: a first, and others that agree with it in 3, 2 and 0 slots.
+    """Returns four outfits per test person: a first, and others that agree with it in 3, 2 and 0 slots.
 
     First outfits go round the catalogue; of the possible others the least worn is taken, so that every outfit finds
     about the same number of wearers.

@@ -1,7 +1,7 @@
 """The identities of the procedural benchmark: bodies, skin and hair; nothing a person could take off.
 
-data.md section 6 [ours]. A person is a function of (seed, namespace, index) alone, so adding people never changes those
-that exist.
+A person is a function of (seed, namespace, index) alone, so adding people never changes those that exist
+(docs/method.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BUILD_EDGES = (0.36, 0.64)
 
 
 def skin_colour(tone: float) -> tuple[int, int, int]:
-    """Returns the colour, 0..255 a channel, of a skin tone in [0, 1], light to dark."""
+    """Returns the colour, 0..255 per channel, of a skin tone in [0, 1], light to dark."""
     position = tone * (len(_SKIN_RGB) - 1)
     lighter = min(int(position), len(_SKIN_RGB) - 2)
     share = position - lighter
@@ -51,12 +51,12 @@ class Person:
 
     @property
     def skin_rgb(self) -> tuple[int, int, int]:
-        """The skin's colour, 0..255 a channel."""
+        """The skin's colour, 0..255 per channel."""
         return skin_colour(self.skin)
 
     @property
     def hair_rgb(self) -> tuple[int, int, int]:
-        """The hair's colour, 0..255 a channel."""
+        """The hair's colour, 0..255 per channel."""
         return HAIR_RGB[self.hair_colour]
 
 

@@ -1,7 +1,7 @@
-"""Which pictures each person has in each of the six sets, and what each asks for (data.md section 6) [ours].
+"""Which pictures each person has in each of the six sets, with which instructions (docs/method.md).
 
-A test person has two queries and eight gallery images in every set, a training person twelve images. What counts
-as a positive is the protocols' business; the rows here are made so that every query has one.
+A test person has two queries and eight gallery images in every set, a training person twelve images. Protocols decide
+what is a positive; the rows are made so that every query has one.
 
   trad  two outfits a test person, each seen by all four cameras; one outfit a training person.
   cc    four outfits drawn independently of each other, so that colour says nothing about who wears it.
@@ -39,8 +39,13 @@ _ASKING = ("ctcc", "t2i", "li")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One picture to take. `wanted` is the outfit its instruction asks for (None: the task's sentence is constant);
-    `named` the slot values the instruction gives, -1 where it is silent."""
+    """One picture to draw.
+
+    Attributes:
+      outfit, camera: what is worn, and who sees it.
+      wanted: the outfit that the instruction asks for; None: the task's sentence is constant.
+      named: slot values that the instruction names, -1 elsewhere.
+    """
 
     outfit: Outfit
     camera: int

@@ -1,6 +1,6 @@
 """Makes the built-in vocabulary `data_pipelines/instructions/vocab/procedural.txt`.
 
-Usage: python -m data_pipelines.procedural.vocabulary
+    python -m data_pipelines.procedural.vocabulary
 
 It holds every word the project's own sentences can contain, the words people use of people, and all letters and
 digits with their continuations, so that no sentence in plain letters has an unknown token.

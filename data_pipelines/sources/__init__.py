@@ -1,4 +1,4 @@
-"""Raw data sets in their official layouts: one file a data set, each with `SOURCES` that say how to read it."""
+"""Raw data sets in their official layouts: one file per data set, each with `SOURCES` that say how to read it."""
 
 from __future__ import annotations
 
@@ -37,8 +37,11 @@ NAMES = tuple(_MODULE_OF)
 class Scan:
     """What a raw folder holds, found from file names and lists alone.
 
-    `splits` maps a split to descriptors in final record order; `found` has the same form as `Source.expected`;
-    `source` goes into the manifest (plain JSON).
+    Attributes:
+      people: names, without repeats.
+      splits: split -> descriptors in final record order.
+      found: counts, in the form of `Source.expected`.
+      source: what the manifest says of it, plain JSON.
     """
 
     people: list[str]
@@ -49,20 +52,24 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One raw data set: `scan(raw)` lists it, `load(raw, descriptor)` makes a Record.
+    """One raw data set.
 
-    `expected` maps a split to the counts its authors publish; what is not known is left out. Counts that nobody here
-    has verified on the real files stand too (their module says so): a build with --strict goes by the authors' word.
-    `load` is a module's function, or a functools.partial of one, so that worker processes can be given it.
+    Attributes:
+      name, task, namespace, version: of the data set that is built.
+      expected: split -> counts that its authors publish; unknown ones are left out. Some are not verified on the real
+        files, as their modules say; a build with --strict compares with the authors' counts.
+      scan: lists the raw folder.
+      load: makes the Record of a descriptor; a module's function, or a functools.partial of one, because worker
+        processes receive it.
     """
 
     name: str
-    version: str
     task: str
     namespace: str
     expected: Mapping[str, Mapping[str, int]]
     scan: Callable[[Path], Scan]
     load: Callable[[Path, Any], schema.Record]
+    version: str = "1.0.0"
 
     def spec(self, raw: Path, scan: Scan) -> DatasetSpec[Any]:
         """Returns the data set to write of a scanned raw folder."""

@@ -1,4 +1,4 @@
-"""From the listed pictures of each split to a Scan: counts, checks that no figure would be worthless, clothes crops."""
+"""Makes a Scan of the listed pictures of each split: counts, checks of the splits, clothes crops."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Pictures = Mapping[str, Sequence[Picture]]
 
 
 def counts(items: Iterable[Picture], no_person: str = "") -> dict[str, int]:
-    """Counts that are compared with published ones; pictures of `no_person` are distractors, not an identity."""
+    """Returns counts to compare with published ones; pictures of `no_person` are distractors, not an identity."""
     items = list(items)
-    shown = [item for item in items if item.person != no_person]
+    of_people = [item for item in items if item.person != no_person]
     found = {
         "images": len(items),
-        "identities": len({item.person for item in shown}),
+        "identities": len({item.person for item in of_people}),
         "cameras": len({item.camera for item in items if item.camera >= 0}),
-        "distractors": len(items) - len(shown),
-        "outfits": len({(item.person, item.clothes) for item in shown if item.clothes != schema.UNKNOWN}),
+        "distractors": len(items) - len(of_people),
+        "outfits": len({(item.person, item.clothes) for item in of_people if item.clothes != schema.UNKNOWN}),
         "infrared": sum(item.modality == schema.INFRARED for item in items),
         "sentences": sum(len(item.sentences) for item in items),
     }
@@ -33,7 +33,7 @@ def counts(items: Iterable[Picture], no_person: str = "") -> dict[str, int]:
 
 
 def check_disjoint(splits: Pictures, title: str) -> None:
-    """Raises DatasetError if a person stands in `train` and in another split."""
+    """Raises DatasetError if a person is in `train` and in another split."""
     train = {item.person: item.file for item in splits.get("train", ())}
     for split, items in splits.items():
         shared = [item for item in items if item.person in train] if split != "train" else []
@@ -47,23 +47,23 @@ def check_disjoint(splits: Pictures, title: str) -> None:
 
 
 def check_queries(splits: Pictures, task: str, title: str) -> None:
-    """Raises DatasetError if the protocol's rule would leave no query a right answer, and says which rule it is.
+    """Raises DatasetError if the protocol's rule leaves no query a positive; the message says which rule it is.
 
-    Image queries: junk is the same person at the same camera (unknown cameras never match). Captions: no junk.
+    For image queries the same person at the same camera is junk (unknown cameras never match); captions have no junk.
     """
     if not splits.get("query") or not splits.get("gallery"):
         return
-    shown: dict[str, set[int]] = {}
+    cameras: dict[str, set[int]] = {}
     for item in splits["gallery"]:
-        shown.setdefault(item.person, set()).add(item.camera)
-    if not any(item.person in shown for item in splits["query"]):
+        cameras.setdefault(item.person, set()).add(item.camera)
+    if not any(item.person in cameras for item in splits["query"]):
         raise DatasetError(
             f"{title}: no person of query stands in gallery, so there is nothing to find: are the two lists of one "
             f"data set, and do they number people alike?"
         )
     if not tasks.task(task).has_query_image:
         return
-    if not any(shown.get(item.person, set()) - {item.camera} for item in splits["query"]):
+    if not any(cameras.get(item.person, set()) - {item.camera} for item in splits["query"]):
         raise DatasetError(
             f"{title}: every query's person is seen by the query's own camera only. The rule 'junk: same identity and "
             f"same camera' would then drop every query. Give the real camera of each picture, or leave it out where "
@@ -72,14 +72,14 @@ def check_queries(splits: Pictures, task: str, title: str) -> None:
 
 
 def records_of(item: Picture, task: str, split: str) -> list[Picture]:
-    """The records of one picture: one a caption where captions ask (queries of t2i); those of li are paraphrases."""
+    """Returns the records of one picture: one per caption where captions are queries (t2i), else one."""
     if split != "query" or tasks.task(task).has_query_image:
         return [item]
     return [item._replace(sentences=(text,)) for text in item.sentences]
 
 
 def with_crops(splits: Pictures, kind: clothes_crops.Kind, title: str) -> dict[str, list[Picture]]:
-    """Gives every picture without an instruction image one cut out of the data set's pictures (see clothes_crops)."""
+    """Gives pictures without an instruction image one cut out of the data set's pictures (see clothes_crops)."""
     cropped = {}
     for split, items in splits.items():
         partner: Sequence[int] = range(len(items))

@@ -34,7 +34,7 @@ _COUNTS = {
 
 
 def scan(raw: Path, name: str, task: str, namespace: str, lists: Mapping[str, str]) -> Scan:
-    """Reads the lists and, for li, whichever of the sentence files is there."""
+    """Reads the lists and, for li, the first of the sentence files that exists."""
     reading.check_tree(raw, f"{name} (the authors' datalists)", ["datalist/", *lists.values()])
     sentences = None
     if task == "li":
@@ -51,7 +51,6 @@ def _source(name: str, task: str, namespace: str, **lists: str) -> Source:
     paths = {split: f"datalist/{file}" for split, file in lists.items()}
     return Source(
         name=name,
-        version="1.0.0",
         task=task,
         namespace=namespace,
         expected=_COUNTS[namespace],

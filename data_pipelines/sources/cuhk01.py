@@ -4,8 +4,8 @@
 
 Split: the first 485 identities, in order of their number, are train (1,940 images); of the other 486 the camera a
 pictures are query (972) and the camera b pictures gallery (972). The 485/486 cut is the data set's usual one; taking
-the *first* 485 instead of a random half [ours] keeps it the same everywhere. Figures of papers are means over random
-halves and do not compare with it.
+the *first* 485 instead of a random half (docs/method.md) keeps it the same everywhere. Published figures are means over
+random halves and do not compare with it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ def scan(raw: Path) -> Scan:
 SOURCES = {
     "cuhk01": Source(
         name="cuhk01",
-        version="1.0.0",
         task="trad",
         namespace=NAMESPACE,
         expected={

@@ -94,7 +94,6 @@ def load(raw: Path, item: Any) -> schema.Record:
 def _source(kind: str, train: int, gallery: int) -> Source:
     return Source(
         name=f"cuhk03_{kind}",
-        version="1.0.0",
         task="trad",
         namespace=NAMESPACE,
         expected={

@@ -2,7 +2,7 @@
 
     reid_raw.json    a list of {"split", "captions": [...], "file_path", "id", ...}; file paths are inside `imgs/`
     train            11,003 identities, 34,054 images, 68,126 captions
-    test             query    1,000 identities, 6,156 records, one a caption (its picture is not the query)
+    test             query    1,000 identities, 6,156 records, one per caption (its picture is not the query)
                      gallery  3,074 images
     val              1,000 identities, 3,078 images, not used
 
@@ -41,7 +41,7 @@ def scan(raw: Path) -> Scan:
     reading.check_tree(raw, TITLE, ["imgs/", _LIST])
     entries: dict[str, list[dict[str, Any]]] = {split: [] for split in _SPLITS}
     for where, entry in read_annotations(raw / _LIST, ("split", "captions", "file_path", "id")):
-        if entry["split"] not in _SPLITS:  # any JSON value may stand there
+        if entry["split"] not in _SPLITS:  # it may be any JSON value
             raise DatasetError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}: get the list again")
         entries[entry["split"]].append({**entry, "where": where})
     _check_identities(entries)
@@ -104,9 +104,13 @@ def _check_identities(entries: dict[str, list[dict[str, Any]]]) -> None:
 def pictures(
     raw: Path, entries: list[dict[str, Any]], unknown_camera: int, place: Callable[[str], str] = "imgs/{}".format
 ) -> list[Picture]:
-    """Returns the pictures of annotations (their place in the list is "where"), sorted by identity and file.
+    """Returns the pictures of annotations, sorted by identity and file.
 
-    `place`: the path inside `raw` of a picture by its name in the annotations.
+    Args:
+      raw: the raw folder.
+      entries: annotations; "where" is their place in the list.
+      unknown_camera: of pictures whose name states no camera.
+      place: gives the path inside `raw` of a picture by its name in the annotations.
     """
     found = []
     for entry in sorted(entries, key=lambda entry: (entry["id"], entry["file_path"])):
@@ -120,9 +124,9 @@ def pictures(
 
 
 def test_splits(items: list[Picture]) -> dict[str, list[Picture]]:
-    """Returns query, a record for each caption, and gallery, the pictures."""
-    asked = [item._replace(sentences=(text,), camera=-1) for item in items for text in item.sentences]
-    return {"query": asked, "gallery": items}
+    """Returns query, one record per caption, and gallery, the pictures."""
+    captions = [item._replace(sentences=(text,), camera=-1) for item in items for text in item.sentences]
+    return {"query": captions, "gallery": items}
 
 
 def load(raw: Path, item: Any) -> schema.Record:
@@ -133,7 +137,6 @@ def load(raw: Path, item: Any) -> schema.Record:
 SOURCES = {
     "cuhk_pedes": Source(
         name="cuhk_pedes",
-        version="1.0.0",
         task="t2i",
         namespace=NAMESPACE,
         expected={

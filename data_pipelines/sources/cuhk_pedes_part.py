@@ -5,12 +5,13 @@
     test_reid.json, val_reid.json    CUHK-PEDES's test and validation annotations, as lists of {"captions": [...],
                                      "file_path", "id", ...}; what is not of these two sets is left out (4,592 pictures)
     train    191 identities, 761 images, 1,524 captions
-    test     query    200 identities, 1,598 records, one a caption
+    test     query    200 identities, 1,598 records, one per caption
              gallery  799 images
 
-Split [ours]: a person stands on the side where Market-1501, or CUHK01 (its first 485 people train), has it, so that a
-model may be trained on all three and no person of training is ever tested. CUHK-PEDES's own sides cut through those of
-the two sets. Nothing is drawn, and no published figure compares with this set. Cameras are those of the two sets.
+Split (docs/method.md): a person is on the side where Market-1501, or CUHK01 (its first 485 people train), has it, so
+that a model may be trained on all three and no person of training is ever tested. CUHK-PEDES's own sides cut through
+the sides of the two sets. Nothing is drawn, and no published figure compares with this set. Cameras are as in the two
+sets.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def scan(raw: Path) -> Scan:
 
 
 def place(file: str) -> str:
-    """Where the raw folder holds the picture that the annotations call `file`."""
+    """Returns the path inside the raw folder of the picture that the annotations call `file`."""
     origin, _, name = file.partition("/")
     return f"{_FOLDERS[f'{origin}/']}{name}"
 
@@ -79,7 +80,6 @@ def load(raw: Path, item: Any) -> schema.Record:
 SOURCES = {
     "cuhk_pedes_part": Source(
         name="cuhk_pedes_part",
-        version="1.0.0",
         task="t2i",
         namespace=cuhk_pedes.NAMESPACE,
         expected={

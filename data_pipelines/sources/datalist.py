@@ -1,15 +1,15 @@
 """The datalists of the Instruct-ReID authors (OmniReID), read as they are, for all six tasks.
 
-    <image> <instruction> <pid> <clothes_id> [<camera>]       one line a picture, separated by spaces
+    <image> <instruction> <pid> <clothes_id> [<camera>]       one line per picture, separated by spaces
     <image> <pid> <clothes_id> <camera>                       cc, ctcc: the same without an instruction
 
 Paths are relative to the raw folder. What the instruction is depends on the task: the file of a picture (cc, ctcc), a
 key of the JSON file of sentences (li; t2i, but not in the gallery, whose rows carry a filler), or nothing (trad, vi).
-The file has a sentence or a list of them for each key; a query of t2i with several becomes one record a sentence.
-A missing camera is 0 in train, -1 for a query and -2 in the gallery, so that no junk rule fires. The clothes number is
-taken both as what is worn and as what the instruction asks for: the lists have one number for the two.
+The file has a sentence or a list of them for each key; a query of t2i with several becomes one record per sentence.
+A missing camera is 0 in train, -1 for a query and -2 in the gallery, so that no junk rule applies. The lists have one
+clothes number for what is worn and what the instruction asks for, so it is taken for both.
 
-cc: instruction pictures go in if they are there (the first row decides); the task's own instruction is a sentence.
+cc: instruction pictures are stored if they exist (the first row decides); the task's own instruction is a sentence.
 ctcc: where a whole list brings no templates, cut-out clothes stand in (clothes_crops, kind `outfit`).
 vi: a picture is infrared if a folder of its path, split at `_`, has a part nir, ir, thermal or infrared.
 """
@@ -57,7 +57,6 @@ def source(
     """
     return Source(
         name=name,
-        version="1.0.0",
         task=task,
         namespace=namespace,
         expected={},
@@ -67,7 +66,7 @@ def source(
 
 
 def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str, str], sentences: str | None) -> Scan:
-    """Reads the lists; records stand in the order of their lines."""
+    """Reads the lists; records are in the order of their lines."""
     if not raw.is_dir():
         raise DatasetError(f"the raw folder {raw} does not exist: give the folder that the lists' paths begin in")
     if (task in _SENTENCE_TASKS) != (sentences is not None):
@@ -99,7 +98,7 @@ def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str,
 
 
 def _instruction(task: str, split: str) -> Literal["picture", "key", "ignored"]:
-    """What the instruction column of a list is."""
+    """Returns what the instruction column of a list is."""
     if task in ("cc", "ctcc"):
         return "picture"
     return "key" if task in _SENTENCE_TASKS and (tasks.task(task).has_query_image or split != "gallery") else "ignored"

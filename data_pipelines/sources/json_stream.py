@@ -16,9 +16,11 @@ _LONGEST = 1 << 24
 def objects(path: Path, chunk: int = _CHUNK) -> Iterator[tuple[int, bytes, Any]]:
     """Yields (offset, bytes, value) of every object of the list; the bytes alone are valid JSON, in UTF-8.
 
-    Text in `value` is decoded as Latin-1, byte for byte: `text(value["file_path"])` is what stands there. `chunk` bytes
-    are held at a time, or twice the longest object. Raises DatasetError with the place if the file is no JSON list of
-    objects, or if one is longer than 16 MiB.
+    Text in `value` is decoded as Latin-1, byte for byte: `text(value["file_path"])` is the real text. `chunk` bytes are
+    held at a time, or twice the longest object.
+
+    Raises:
+      DatasetError: the file is no JSON list of objects, or one is longer than 16 MiB; the message names the byte.
     """
     with open(path, "rb") as file:
         window = _Window(path, file, chunk)
@@ -38,7 +40,7 @@ def objects(path: Path, chunk: int = _CHUNK) -> Iterator[tuple[int, bytes, Any]]
 
 
 def text(value: str) -> str:
-    """Returns the text of a value that `objects` gave (a character that was escaped is already what it is)."""
+    """Returns the text of a value that `objects` gave; escaped characters are right already."""
     try:
         return value.encode("latin-1").decode("utf-8")
     except UnicodeError:
@@ -46,9 +48,9 @@ def text(value: str) -> str:
 
 
 class _Window:
-    """The part of the file that is held: `buffer` begins at byte `start` and is read up to `at`.
+    """The part of the file in memory: `buffer` begins at byte `start` and is consumed up to `at`.
 
-    It is Latin-1, which has one character a byte, so that places in the text are places in the file.
+    It is decoded as Latin-1, with one character per byte, so that positions in the text are positions in the file.
     """
 
     def __init__(self, path: Path, file: BinaryIO, chunk: int) -> None:
@@ -63,7 +65,7 @@ class _Window:
         )
 
     def mark(self) -> str:
-        """Returns the next character that is no space, "" at the end; it is not consumed."""
+        """Returns the next character that is no space without consuming it; "" at the end."""
         while True:
             while self.at < len(self.buffer) and self.buffer[self.at] in " \t\r\n":
                 self.at += 1
@@ -74,7 +76,7 @@ class _Window:
             self._more()
 
     def value(self) -> tuple[int, bytes, Any]:
-        """Consumes an object; returns its place, its bytes, and what they mean."""
+        """Consumes an object; returns its offset, its bytes and its value."""
         if self.mark() != "{":  # a number could go on in what is not read yet; an object ends with its bracket
             raise self.broken("an object expected" if self.buffer[self.at :] else "the list does not end")
         while True:

@@ -1,13 +1,13 @@
-"""LLCM (Zhang and Wang, CVPR 2023): visible-infrared, nine cameras of which eight also see infrared, research use only.
+"""LLCM (Zhang and Wang, CVPR 2023): visible-infrared, nine cameras (eight also infrared), research use only.
 
     idx/train_vis.txt, idx/train_nir.txt    train    713 identities, 30,921 images: 16,946 visible, 13,975 infrared
     test_vis/cam{1..9}/<pid>/               test     351 identities, 8,680 visible images
     test_nir/cam{1,2,4..9}/<pid>/           test     7,166 infrared images of the same
 
-The training lists' lines are `relpath label`; the person and the camera are those of the file name,
-`{pid}_c{camera}_...` (camera 0 where it states none: training does not ask). `idx/test_id.txt` is one comma-separated
-line of test people. Both directions of the protocol use all test images, so they make one split, `test`: an infrared
-and a visible picture of camera 3 have the same camera number.
+The training lists' lines are `relpath label`; person and camera are read from the file name, `{pid}_c{camera}_...`
+(camera 0 where it states none: training does not use it). `idx/test_id.txt` is one comma-separated line of test people.
+Both directions of the protocol use all test images, so they make one split, `test`: an infrared and a visible picture
+of camera 3 have the same camera number.
 """
 
 from __future__ import annotations
@@ -75,7 +75,6 @@ def _test(raw: Path, people: list[int]) -> list[Picture]:
 SOURCES = {
     "llcm": Source(
         name="llcm",
-        version="1.0.0",
         task="vi",
         namespace=NAMESPACE,
         expected={

@@ -44,7 +44,6 @@ def _picture(file: str, size: int) -> Picture:
 SOURCES = {
     "ltcc": Source(
         name="ltcc",
-        version="1.0.0",
         task="cc",
         namespace=NAMESPACE,
         expected={

@@ -6,7 +6,7 @@
 
 File names are `{pid}_c{camera}s{sequence}_{frame}_{box}.jpg`. Pid -1 marks boxes that are to be ignored (junk): they
 are dropped, as the official evaluation does. Pid 0 marks distractors, false detections and people of no identity: they
-stay in the gallery under the one name `market1501/0000`, which is never asked for. `gt_bbox/` and `gt_query/` are not
+stay in the gallery under the one name `market1501/0000`, which is never a query. `gt_bbox/` and `gt_query/` are not
 needed: the protocol's junk rule follows from identity and camera.
 
 `market1501_500k` adds the 500,000 distractors that its authors give out apart (unpacked as `images/` beside the other
@@ -70,17 +70,16 @@ def pictures(raw: Path, distractors: bool = False) -> tuple[dict[str, list[Pictu
 
 
 def _picture(file: str, size: int) -> Picture | None:
-    """None: junk."""
+    """Returns a picture, None for junk."""
     match = reading.parsed(_NAME, file, TITLE, "<pid>_c<camera>, as in 0002_c1s1_000451_03.jpg")
     camera = reading.camera_index(int(match[2]), _CAMERAS, file, "Market-1501")
     return None if int(match[1]) == _JUNK else Picture(file, person_name(NAMESPACE, int(match[1])), camera, size)
 
 
 def _source(name: str, distractors: int) -> Source:
-    """`distractors`: how many more than the usual ones."""
+    """Returns the source with `distractors` more than the usual ones."""
     return Source(
         name=name,
-        version="1.0.0",
         task="trad",
         namespace=NAMESPACE,
         expected={

@@ -5,11 +5,11 @@ extra `mat`). Everything that is annotated belongs to the identity, so a person 
 
     train      12,936 images, three paraphrases each
     query       3,368 images, one sentence
-    gallery    13,115 images, one sentence: the 2,798 distractors have no attributes, and are left out [ours]
+    gallery    13,115 images, one sentence: the 2,798 distractors have no attributes, and are left out
 
 People are those of `market1501`. Sentences name the upper and lower clothes with their colours, the sleeves and what
-is carried (attribute_sentences.NAMED); the words vary by a generator seeded with the file's name. This is an extra
-[ours], no published protocol.
+is carried (attribute_sentences.NAMED); the words vary by a generator seeded with the file's name. This is our
+addition (docs/method.md), no published protocol.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def scan(raw: Path) -> Scan:
 
 
 def _slot_values(path: Path) -> dict[str, tuple[int, ...]]:
-    """Person -> values of attribute_sentences.SLOTS."""
+    """Returns {person: values of attribute_sentences.SLOTS}."""
     parts = mat_files.load_mat(path).get("market_attribute")
     if not isinstance(parts, dict) or not {"train", "test"} <= set(parts):
         raise DatasetError(f"{path} has no market_attribute with train and test: get the official file again")
@@ -82,7 +82,6 @@ def _described(item: Picture, values: dict[str, tuple[int, ...]], split: str) ->
 SOURCES = {
     "market1501_attributes": Source(
         name="market1501_attributes",
-        version="1.0.0",
         task="li",
         namespace=market1501.NAMESPACE,
         expected={

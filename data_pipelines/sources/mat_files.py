@@ -1,6 +1,6 @@
-"""Reading MATLAB's files, of which two kinds are in use: up to version 7 (SciPy), and 7.3, which is HDF5 (h5py).
+"""Reads MATLAB files: up to version 7 with SciPy, and version 7.3, which is HDF5, with h5py.
 
-Both libraries are in the extra `mat`; they are imported only when a data set asks for them.
+Both libraries are in the extra `mat`; they are imported only for a data set that needs them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def load_mat(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _hdf5(path: str, _: int) -> Any:
-    """Kept open in each process: a picture is one small read. `_` tells a file from one that replaced it."""
+    """Returns the file, kept open in each process: a picture is one small read. `_` is its time of change."""
     try:
         import h5py
     except ImportError as error:
@@ -72,7 +72,7 @@ class PictureCells:
         return picture
 
     def values(self, cell: int, row: int, column: int) -> int:
-        """Returns how many values a picture has, without reading it; all numbers count from 0."""
+        """Returns the number of values of a picture without reading it; cell, row and column count from 0."""
         return int(self._picture(cell, row, column).size)
 
     def png(self, cell: int, row: int, column: int) -> bytes:

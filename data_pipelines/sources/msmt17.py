@@ -58,7 +58,6 @@ def _pictures(raw: Path, name: str, folder: str, people: str) -> list[Picture]:
 def _source(name: str, train_images: int, validation: bool) -> Source:
     return Source(
         name=name,
-        version="1.0.0",
         task="trad",
         namespace=NAMESPACE,
         expected={

@@ -54,7 +54,6 @@ def _picture(file: str, pid: str, camera: str, size: int) -> Picture:
 SOURCES = {
     "prcc": Source(
         name="prcc",
-        version="1.0.0",
         task="cc",
         namespace=NAMESPACE,
         expected={

@@ -1,4 +1,4 @@
-"""What the sources share: descriptors of pictures, and reading folders and lists with errors that name a place."""
+"""Helpers of the sources: descriptors of pictures; folders and lists read with errors that name the place."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from data_pipelines.instructions import clothes_crops
 
 
 class Picture(NamedTuple):
-    """A descriptor of `shards.write_dataset`: one record but for the pixels.
+    """A descriptor of one record (see `writer.DatasetSpec`): all fields but the pixels.
 
-    `file` is relative to the raw folder; `size` in bytes makes a replaced picture visible to a resumed build.
-    `template` is the file of the instruction image and `template_size` its size; only the upper clothes of it are taken
-    if `crop`. The other fields are those of schema.Record.
+    Attributes:
+      file: relative to the raw folder.
+      size: of the file in bytes, by which a resumed build notices a replaced picture.
+      template, template_size: file of the instruction image, and its size.
+      crop: whether only the upper clothes of the template are taken.
+      person, camera, ...: as in schema.Record.
     """
 
     file: str
@@ -54,7 +57,7 @@ def read(path: Path) -> bytes:
 
 
 def record(item: Picture, image: bytes, template: bytes = b"") -> schema.Record:
-    """Returns the Record of a Picture whose bytes, and those of its instruction image, are given."""
+    """Returns the Record of a Picture, given the bytes of the picture and of its instruction image."""
     if item.crop:
         with contextlib.suppress(ValueError):  # the writer names a damaged picture, or leaves the record out
             template = clothes_crops.upper_clothes(template)
@@ -74,7 +77,7 @@ def record(item: Picture, image: bytes, template: bytes = b"") -> schema.Record:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be stored; what Python made of a file name in another encoding, or of half an escape, cannot."""
+    """Tells whether text can be stored. A file name in another encoding, or half an escape, has surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -93,18 +96,18 @@ def _storable(names: list[str], folder: Path) -> list[str]:
 def check_tree(raw: Path, title: str, needed: Sequence[str]) -> None:
     """Raises DatasetError unless `raw` holds all of `needed`; a name that ends with / is a folder, else a file."""
 
-    def there(folder: Path, name: str) -> bool:
+    def holds(folder: Path, name: str) -> bool:
         return (folder / name).is_dir() if name.endswith("/") else (folder / name).is_file()
 
     if not raw.is_dir():
         raise DatasetError(f"the raw folder {raw} does not exist: unpack {title} there, or correct the path")
-    missing = [name for name in needed if not there(raw, name)]
+    missing = [name for name in needed if not holds(raw, name)]
     if not missing:
         return
     if not any(raw.iterdir()):
         raise DatasetError(f"the raw folder {raw} is empty: unpack {title} there, or correct the path")
     message = f"{raw} lacks {', '.join(missing)}"
-    if inside := [path for path in sorted(raw.iterdir()) if there(path, needed[0])]:
+    if inside := [path for path in sorted(raw.iterdir()) if holds(path, needed[0])]:
         raise DatasetError(f"{message}, but {inside[0]} looks like {title}: give that folder")
     raise DatasetError(f"{message}: give the folder that holds {', '.join(needed)}")
 

@@ -5,8 +5,8 @@
 
 A record's sentences are its captions, or its prompt captions where it has none. Cameras are not known (0).
 
-The list is several gigabytes. It is read once as a stream; what stays in memory is a row of numbers an image (person,
-place and checksum of its entry in the list, size of its file), 32 bytes, and the workers read the entries themselves.
+The list is several gigabytes. It is read once as a stream. Memory holds 32 bytes per image (person, offset, length and
+checksum of its entry in the list, size of its file), and workers read the entries themselves.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _sentences(entry: dict[str, Any], where: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=1)
 def _open(path: str, _: int) -> int:
-    """Kept open in each process: an entry is one small read. `_` tells a file from one that replaced it."""
+    """Opens the list once per process: an entry is one small read. `_` is its time of change."""
     return os.open(path, os.O_RDONLY)
 
 
@@ -128,7 +128,6 @@ def load(raw: Path, item: Any) -> schema.Record:
 SOURCES = {
     "synth_pedes": Source(
         name="synth_pedes",
-        version="1.0.0",
         task="t2i",
         namespace=NAMESPACE,
         expected={"train": {"images": 4_791_711, "identities": 312_321}},

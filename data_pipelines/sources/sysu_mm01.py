@@ -2,8 +2,8 @@
 
     exp/train_id.txt, exp/val_id.txt    train    395 identities, 34,167 images: 22,258 visible, 11,909 infrared
     exp/test_id.txt                     query    96 identities, 3,803 infrared images (cam3, cam6)
-                                        gallery  their visible images (cam1, cam2, cam4, cam5), of which the protocol
-                                                 draws one a person and camera
+                                        gallery  their visible images (cam1, cam2, cam4, cam5); the protocol
+                                                 draws one per person and camera
 
 Pictures are `cam{1..6}/<pid>/*.jpg`; an id file is one comma-separated line. Cameras count from 0: cam1 is 0.
 """
@@ -58,7 +58,6 @@ def _pictures(raw: Path, number: int, pid: int) -> list[Picture]:
 SOURCES = {
     "sysu_mm01": Source(
         name="sysu_mm01",
-        version="1.0.0",
         task="vi",
         namespace=NAMESPACE,
         expected={

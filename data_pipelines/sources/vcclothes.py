@@ -43,7 +43,6 @@ def _picture(file: str, size: int) -> Picture:
 SOURCES = {
     "vcclothes": Source(
         name="vcclothes",
-        version="1.0.0",
         task="cc",
         namespace=NAMESPACE,
         expected={

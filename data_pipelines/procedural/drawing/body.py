@@ -16,7 +16,7 @@ FRONT, RIGHT, LEFT, BACK = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """The colours of everything a person is made of, as this camera sees them (0..255 a channel)."""
+    """The colours of everything a person is made of, as this camera sees them (0..255 per channel)."""
 
     skin: Colour
     hair: Colour

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from data_pipelines.procedural.drawing import garments, hair
@@ -10,9 +11,43 @@ from data_pipelines.procedural.drawing.canvas import Canvas, Point, shade
 from data_pipelines.procedural.people import HAIR_SHAPES, Person
 
 
+@dataclasses.dataclass(frozen=True)
+class _Figure:
+    """A person on a canvas: body, clothes and colours."""
+
+    canvas: Canvas
+    body: Body
+    wear: Wear
+    look: Look
+
+    def arm(self, sign: float, swing: float, light: float) -> None:
+        """Draws an arm on the side `sign`, -1 or 1, swung by `swing` in [-1, 1] and shaded by `light`."""
+        body, canvas = self.body, self.canvas
+        if body.facing:
+            shoulder = (body.shoulder_x, body.shoulder_y + 0.034)
+            angle = 0.55 * swing
+            bend = angle + 0.25
+        else:
+            shoulder = (body.x + sign * (body.shoulder - 0.2 * body.arm), body.shoulder_y + 0.030)
+            angle = 0.10 + 0.10 * abs(swing)
+            bend = angle - 0.06
+        half = body.arm_length / 2
+        elbow = (shoulder[0] + sign * half * math.sin(angle), shoulder[1] + half * math.cos(angle))
+        hand = (elbow[0] + sign * half * math.sin(bend), elbow[1] + half * math.cos(bend))
+        skin = shade(self.look.skin, 0.5 + 0.5 * light)
+        canvas.capsule(elbow, hand, body.arm * 0.80, body.arm * 0.72, skin)
+        canvas.ellipse(hand[0], hand[1], body.arm * 0.95, body.arm * 1.05, skin)
+        cloth = shade(self.look.upper, light)
+        if self.wear.sleeves:
+            cuff = (elbow[0] * 0.15 + hand[0] * 0.85, elbow[1] * 0.15 + hand[1] * 0.85)
+            canvas.capsule(elbow, cuff, body.arm, body.arm * 0.9, cloth)
+        canvas.capsule(shoulder, elbow, body.arm * 1.15, body.arm * 1.05, cloth)
+
+
 def draw_person(canvas: Canvas, person: Person, wear: Wear, look: Look, pose: Pose) -> None:
     """Draws the person from back to front."""
     body = Body(person, pose)
+    drawn = _Figure(canvas, body, wear, look)
     side = body.facing != 0
     shape = HAIR_SHAPES[person.hair_shape]
     if wear.bag == 1 and pose.view == FRONT:
@@ -20,13 +55,13 @@ def draw_person(canvas: Canvas, person: Person, wear: Wear, look: Look, pose: Po
     if wear.bag == 1 and side:
         garments.draw_backpack_from_side(canvas, body, look)
     if side:
-        _arm(canvas, body, wear, look, body.facing, -pose.swing, 0.72)
+        drawn.arm(body.facing, -pose.swing, 0.72)
     hair.draw_behind(canvas, body, shape, look)
     _legs(canvas, body, look, pose)
     torso = _torso(body)
     if not side:
         for sign in (-1.0, 1.0):
-            _arm(canvas, body, wear, look, sign, pose.swing * sign, 0.86)
+            drawn.arm(sign, pose.swing * sign, 0.86)
     _neck(canvas, body, look)
     garments.draw_upper(canvas, torso, wear.pattern, look, (body.x, body.shoulder_y))
     if wear.bag == 1 and pose.view == BACK:
@@ -36,7 +71,7 @@ def draw_person(canvas: Canvas, person: Person, wear: Wear, look: Look, pose: Po
     if wear.hat:
         hair.draw_hat(canvas, body, wear.hat, look)
     if side:
-        _arm(canvas, body, wear, look, body.facing, pose.swing, 0.86)
+        drawn.arm(body.facing, pose.swing, 0.86)
     if wear.bag == 1 and pose.view == FRONT:
         for sign in (-1.0, 1.0):
             strap = body.x + sign * body.shoulder * 0.62
@@ -81,28 +116,6 @@ def _legs(canvas: Canvas, body: Body, look: Look, pose: Pose) -> None:
         start, end = (ankle + heel, ankle_y + 0.008), (ankle + toe, ankle_y + 0.012)
         canvas.capsule(start, end, 0.022, 0.015, shade(look.shoes, light))
     canvas.rectangle(body.x - 0.97 * body.hip, body.hip_y, body.x + 0.97 * body.hip, top + 0.01, look.lower)
-
-
-def _arm(canvas: Canvas, body: Body, wear: Wear, look: Look, sign: float, swing: float, light: float) -> None:
-    if body.facing:
-        shoulder = (body.shoulder_x, body.shoulder_y + 0.034)
-        angle = 0.55 * swing
-        bend = angle + 0.25
-    else:
-        shoulder = (body.x + sign * (body.shoulder - 0.2 * body.arm), body.shoulder_y + 0.030)
-        angle = 0.10 + 0.10 * abs(swing)
-        bend = angle - 0.06
-    half = body.arm_length / 2
-    elbow = (shoulder[0] + sign * half * math.sin(angle), shoulder[1] + half * math.cos(angle))
-    hand = (elbow[0] + sign * half * math.sin(bend), elbow[1] + half * math.cos(bend))
-    skin = shade(look.skin, 0.5 + 0.5 * light)
-    canvas.capsule(elbow, hand, body.arm * 0.80, body.arm * 0.72, skin)
-    canvas.ellipse(hand[0], hand[1], body.arm * 0.95, body.arm * 1.05, skin)
-    cloth = shade(look.upper, light)
-    if wear.sleeves:
-        cuff = (elbow[0] * 0.15 + hand[0] * 0.85, elbow[1] * 0.15 + hand[1] * 0.85)
-        canvas.capsule(elbow, cuff, body.arm, body.arm * 0.9, cloth)
-    canvas.capsule(shoulder, elbow, body.arm * 1.15, body.arm * 1.05, cloth)
 
 
 def _neck(canvas: Canvas, body: Body, look: Look) -> None:

@@ -1,6 +1,6 @@
 """Pictures of people and of clothes, from a description: deterministic in (seed, version), at any size.
 
-Body, skin and hair are the identity; outfit, camera, view, pose, scenery and occluder are nuisance (data.md section 6).
+Body, skin and hair are the identity; outfit, camera, view, pose, scenery and occluder are nuisance.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands around a person: background, occluder, camera (data.md section 6) [ours]."""
+"""Draws the surroundings of a person: background, occluder, camera."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOISE_POOL = 1 << 20
 
 
 class Draws:
-    """Uniform numbers drawn in advance and handed out one by one: a picture needs many, and calls are dear."""
+    """Uniform numbers drawn in advance and handed out one by one, because a generator's calls are slow."""
 
     def __init__(self, rng: np.random.Generator, count: int = 256):
         self._array = rng.random(count)
@@ -49,7 +49,7 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """What a camera does to every picture: gain a channel, blur (standard deviation in units of picture height)."""
+    """What a camera does to every picture: gain per channel, blur (standard deviation in units of picture height)."""
 
     infrared: bool
     gain: tuple[float, float, float]

@@ -17,8 +17,8 @@ from data_pipelines import build
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import clothes_crops
-from data_pipelines.sources import table, table_parser
-from data_pipelines.sources.table_parser import Row, parse
+from data_pipelines.sources import table
+from data_pipelines.sources.table import Row, parse
 
 # Text of a cell: what a spreadsheet may write, without the marks that separate values inside a cell.
 TEXT = st.text("ab1é中Ω ,.\"'/\\:#-{}[]", max_size=6).map(str.strip)
@@ -30,7 +30,7 @@ ROWS = st.lists(
         image=WORD,
         identity=WORD,
         camera=st.none() | st.integers(0, 4095),
-        split=st.sampled_from(table_parser.SPLITS),
+        split=st.sampled_from(table.SPLITS),
         clothes=TEXT,
         modality=st.integers(0, 1),
         captions=st.lists(WORD, max_size=2).map(tuple),
@@ -44,7 +44,7 @@ ROWS = st.lists(
 
 def cells(row: Row) -> dict[str, str]:
     return {
-        **{key: str(value) for key, value in row._asdict().items() if key in table_parser.COLUMNS},
+        **{key: str(value) for key, value in row._asdict().items() if key in table.COLUMNS},
         "camera": "" if row.camera is None else str(row.camera),
         "modality": ("visible", "infrared")[row.modality],
         "caption": "|".join(row.captions),
@@ -53,7 +53,7 @@ def cells(row: Row) -> dict[str, str]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(ROWS, st.permutations(table_parser.COLUMNS))
+@given(ROWS, st.permutations(table.COLUMNS))
 def test_a_written_csv_is_read_back(rows: list[Row], order: list[str]) -> None:
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, order)
@@ -168,7 +168,7 @@ ROWS_OF_A_TABLE = [  # image, identity, camera, split, clothes, modality, captio
 def write_table(root: Path, rows: list[tuple[str, ...]]) -> Path:
     official_trees.draw(root, {row[i] for row in rows for i in (0, 7) if row[i]})
     with open(root / "people.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([table_parser.COLUMNS, *rows])
+        csv.writer(file).writerows([table.COLUMNS, *rows])
     return root / "people.csv"
 
 
