@@ -2,7 +2,7 @@
 
 Compiled programs are kept in one folder outside the checkout, for all workers, their subprocesses and later sessions:
 JAX_COMPILATION_CACHE_DIR, by default irm_jax/xla in the user's cache folder. A test that is marked `nightly` is skipped
-unless --nightly is given.
+unless --nightly is given; with it hypothesis tries 200 examples per property in place of 30.
 """
 
 import os
@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import pytest
 from absl import flags
+from hypothesis import settings
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from quick_compilation import few_optimizations
@@ -44,6 +45,12 @@ MICRO = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--nightly", action="store_true", help="also run the tests that are marked nightly")
     parser.addoption("--keep-durations", action="store_true", help="write tests/durations.txt, which orders the files")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile("ci", deadline=None, max_examples=30)
+    settings.register_profile("nightly", deadline=None, max_examples=200)
+    settings.load_profile("nightly" if config.getoption("--nightly") else "ci")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

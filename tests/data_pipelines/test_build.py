@@ -37,7 +37,7 @@ def start(out: Path, *arguments: int) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_killed_build_resumes_to_the_same_bytes(tmp_path: Path, uninterrupted: dict[str, bytes], workers: int) -> None:
     process = start(tmp_path, workers, 30)  # record 30 of train is in shard 3: shards 0 to 2 were handed out before
     assert process.stdout.readline() == "blocked\n"

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.batches import augment
@@ -87,7 +87,6 @@ def slow_jitter(image: np.ndarray, operation: int, factor: float) -> np.ndarray:
     return np.clip(np.rint(x), 0, 255)
 
 
-@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 99), operation=st.sampled_from([BRIGHTNESS, CONTRAST, SATURATION]), factor=st.floats(0, 2))
 def test_affine_jitter_is_its_formula_to_two_grey_levels(seed, operation, factor):
     image = picture(seed)
@@ -95,7 +94,6 @@ def test_affine_jitter_is_its_formula_to_two_grey_levels(seed, operation, factor
     assert np.abs(found - slow_jitter(image, operation, factor)).max() <= 2
 
 
-@settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 99), fraction=st.floats(-0.5, 0.5))
 def test_hue_turns_the_colour_circle(seed, fraction):
     image = picture(seed, 8, 8)
@@ -122,7 +120,6 @@ def test_jitter_applies_in_the_given_order_and_saturates_between():
     assert (augment.colour_jitter(image, operations[::-1]) == 150).all()
 
 
-@settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 9), down=st.integers(-5, 5), right=st.integers(-5, 5), flip=st.booleans())
 def test_crop_is_a_window_of_the_padded_image(seed, down, right, flip):
     image = picture(seed)
@@ -150,7 +147,6 @@ def test_no_augmentation_is_a_resize_and_the_source_stays_as_it_was(size):
     np.testing.assert_array_equal(image, before)
 
 
-@settings(deadline=None, max_examples=300)
 @given(
     draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=DRAWS, max_size=DRAWS),
     size=st.sampled_from([(256, 128), (128, 64), (64, 64)]),

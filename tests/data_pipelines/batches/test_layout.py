@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines import tasks
@@ -37,7 +37,6 @@ def mixes(draw: st.DrawFn) -> list[Unit]:
     ]
 
 
-@settings(deadline=None, max_examples=150)
 @given(mix=mixes(), size=st.integers(-5, 400), blocks=st.sampled_from([1, 2, 3, 8]))
 def test_every_size_is_laid_out_exactly_or_refused_with_the_nearest_that_work(mix, size, blocks):
     try:
@@ -79,7 +78,6 @@ def largest_remainder(weights: list[float], seats: int) -> list[int]:
     return floors
 
 
-@settings(deadline=None, max_examples=200)
 @given(weights=st.lists(st.integers(1, 8), min_size=1, max_size=6), seats=st.integers(1, 60))
 def test_equal_steps_follow_the_largest_remainder(weights, seats):
     expected = largest_remainder(weights, seats)

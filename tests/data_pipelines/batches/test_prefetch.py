@@ -25,7 +25,9 @@ def fail_at_two(step: int) -> int:
     return step
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 2), (1, 1)])
+@pytest.mark.parametrize(
+    ("workers", "threads"), [(0, 0), (0, 2), pytest.param(1, 1, marks=pytest.mark.nightly)]
+)  # with worker processes on every push: test_training_stream
 def test_an_error_reaches_the_consumer_after_what_came_before(workers, threads):
     with Stream(fail_at_two, 0, 9, ReadAhead(workers=workers, threads=threads)) as made:
         assert [next(made), next(made)] == [0, 1]

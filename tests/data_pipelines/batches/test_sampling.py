@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.batches import sampling
@@ -55,7 +55,6 @@ def one_unit(name: str, index, blocks: int = 2, per_block: int = 2, dropout: flo
     return plan, sampling.people_of(plan, {"d": index})
 
 
-@settings(deadline=None, max_examples=100)
 @pytest.mark.parametrize("name", UNITS)
 @given(
     data_seed=st.integers(0, 10**6), seed=st.integers(0, 2**63), step=st.integers(0, 10**7), people=st.integers(4, 9)

@@ -1,12 +1,14 @@
 """From a configuration to open data sets: what is missing is built, what is other than asked is an error."""
 
 import fcntl
+import functools
 from concurrent import futures
 
 import pytest
 
 from data_pipelines import procedural
 from data_pipelines.batches import training_data
+from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 
 
@@ -38,7 +40,8 @@ def test_the_fingerprint_knows_the_vocabulary(micro_config, tmp_path):
     assert changed == {"vocabulary"}
 
 
-def test_missing_data_are_built_only_if_allowed(micro_config, tmp_path):
+def test_missing_data_are_built_only_if_allowed(micro_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_data, "BuildOptions", functools.partial(BuildOptions, workers=1))
     micro_config.data.dir = str(tmp_path / "new")
     micro_config.data.build_missing = False
     with pytest.raises(DatasetError, match=r"the data folder .*new does not exist: build the data set"):

@@ -13,7 +13,7 @@ from data_pipelines.batches import make, show
 from data_pipelines.batches.augment import NO_AUGMENT, Augment
 from data_pipelines.batches.layout import Unit, plan_batch
 from data_pipelines.batches.make import BatchOptions
-from data_pipelines.batches.prefetch import ReadAhead
+from data_pipelines.batches.prefetch import ReadAhead, Stream
 from data_pipelines.batches.training_data import TrainingData
 from data_pipelines.dataset import schema
 from data_pipelines.images import decode, resize
@@ -64,9 +64,33 @@ def reference(data):
     return list(batches(data, 6))
 
 
-@pytest.mark.parametrize(("workers", "threads"), [(0, 3), (1, 2), (2, 0)])
-def test_workers_and_threads_change_nothing(data, reference, workers, threads):
-    assert_equal(batches(data, 6, workers=workers, threads=threads), reference)
+def test_threads_change_nothing(data, reference):
+    assert_equal(batches(data, 6, threads=3), reference)
+
+
+class FailsAt:
+    """Makes what `make` does, but for the element `last`, which is an error."""
+
+    def __init__(self, make, last):
+        self.make, self.last = make, last
+
+    def __call__(self, step):
+        if step == self.last:
+            raise ValueError("this step cannot be made")
+        return self.make(step)
+
+
+@pytest.mark.parametrize(
+    "threads", [2, pytest.param(0, marks=pytest.mark.nightly)], ids=["two threads each", "no threads"]
+)
+def test_worker_processes_change_nothing_and_report_errors_after_what_came_before(data, reference, threads):
+    own = training_data(data)
+    maker = make.BatchMaker(PLAN, own.sources, own.options, TOKENIZER, range(4))
+    with Stream(FailsAt(maker, 6), 0, 9, ReadAhead(workers=2, threads=threads)) as made:
+        found = [next(made) for _ in range(6)]
+        assert_equal(found, reference)
+        with pytest.raises(ValueError, match="this step cannot be made"):
+            next(made)
 
 
 def test_the_stream_starts_at_any_step(data, reference):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import toy_shards
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipelines.dataset import index, schema, writer
@@ -22,7 +22,6 @@ NUMBER = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 OBJECT = st.dictionaries(WORD, WORD | NUMBER | st.booleans() | st.none() | st.lists(WORD, max_size=2), max_size=3)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(OBJECT, max_size=3), st.integers(1, 40), st.sampled_from([None, 1]), st.booleans())
 def test_stream_gives_every_member_and_its_place(
     tmp_path_factory: pytest.TempPathFactory, values: list, chunk: int, indent: int | None, ascii_only: bool

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import official_trees
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from official_trees import built, columns
 
@@ -52,7 +52,6 @@ def cells(row: Row) -> dict[str, str]:
     }
 
 
-@settings(max_examples=40, deadline=None)
 @given(ROWS, st.permutations(table.COLUMNS))
 def test_a_written_csv_is_read_back(rows: list[Row], order: list[str]) -> None:
     file = io.StringIO(newline="")
@@ -64,7 +63,6 @@ def test_a_written_csv_is_read_back(rows: list[Row], order: list[str]) -> None:
     assert [row._replace(where="") for row in found] == rows
 
 
-@settings(max_examples=40, deadline=None)
 @given(ROWS)
 def test_a_written_json_lines_file_is_read_back(rows: list[Row]) -> None:
     lines = [
@@ -76,7 +74,6 @@ def test_a_written_json_lines_file_is_read_back(rows: list[Row]) -> None:
     assert [row._replace(where="") for row in found] == rows
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.text(), st.booleans())
 def test_any_text_is_read_or_refused_with_its_line(text: str, json_lines: bool) -> None:
     refused = ""
