@@ -1,7 +1,7 @@
-"""Sharding plans: where every leaf lies, the largest identity heads, and that each plan computes what one device does.
+"""Sharding plans: the layout of every leaf, the largest identity heads, and that a plan computes what one device does.
 
-The golden table is tests/sharding_plans.txt. After a deliberate change of the rules write it anew, and read the diff:
-IRM_JAX_WRITE_GOLDEN=1 python -m pytest tests/test_sharding_plans.py -k golden
+The golden table is sharding_plans.txt beside this file. After a deliberate change of the rules, write it again and read
+the diff: IRM_JAX_WRITE_GOLDEN=1 python -m pytest tests/parallel/test_sharding_plans.py -k golden
 """
 
 import dataclasses
@@ -41,13 +41,13 @@ def mesh_of(*shape):
 
 
 def words(layout):
-    """A PartitionSpec as the table writes it: `fsdp . model`, `whole` where nothing is cut."""
+    """A PartitionSpec as the table writes it: `fsdp . model`; `whole` where no axis is split."""
     axes = ["+".join(axis) if isinstance(axis, tuple) else axis or "." for axis in layout]
     return " ".join(axes) if any(axis != "." for axis in axes) else "whole"
 
 
 def test_golden_layout_of_every_leaf():
-    """IRM++ at paper scale: a line a leaf, a column a plan. Moments and momentum model lie as their parameters do."""
+    """IRM++ at paper scale: a line per leaf, a column per plan; moments and momentum model follow the parameters."""
     config = load("irm_pp")
     data = stated_data.plan_training(config, max_length=run.model_config(config).max_length)
     model = run.make_model(config, data)
@@ -79,8 +79,9 @@ def test_golden_layout_of_every_leaf():
     assert found == GOLDEN.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("quick_programs")
 def test_all_people_of_the_benchmark_fit_into_sharded_heads(micro_config):
-    """333,825 identities, padded, are cut over the model axis, and no step on the way brings a head together."""
+    """333,825 identities, padded, are split over the model axis, and a step never gathers a whole head on a device."""
     with micro_config.unlocked():
         for name in set(micro_config.data.train) - {"procedural_trad"}:
             del micro_config.data.train[name]
@@ -110,14 +111,15 @@ def test_all_people_of_the_benchmark_fit_into_sharded_heads(micro_config):
         compiled = jax.jit(jax.value_and_grad(loss), out_shardings=(None, weight.sharding)).lower(
             weight, features, identity
         ).compile()  # fmt: skip
-    # FSDP brings a half of the head together, and sums its gradient: never the whole one on a device.
+    # FSDP gathers one half of the head and sums its gradient.
     whole = 64 * 334_848 * 4
     assert max(one.size for one in Module(compiled.as_text()).traffic().collectives) <= whole // 2
 
 
+@pytest.mark.usefixtures("quick_programs")
 @pytest.mark.parametrize("scan", [False, True])
 def test_fsdp_moves_parameters_and_no_activations(scan):
-    """The patch embedding, cut over its outputs, must not hand that layout on: blocks would keep it and move rows."""
+    """The patch embedding, split over its outputs, must not pass this layout on: blocks would keep it and move rows."""
     mesh = mesh_of(1, 8, 1)
     encoder = ImageEncoder(
         transformer.BlockConfig(width=128, heads=4), 2, (64, 32), 16, 16, part_tokens=0, scan_layers=scan
@@ -152,9 +154,10 @@ def one_step(config, data, model, optimizer, batch, before, shape):
     return float(metrics["loss"]), jax.tree.map(np.asarray, after.opt_state[1][0].mu), update
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("quick_programs")
 def test_tensor_parallel_alone_computes_what_one_device_does(micro_config):
-    """House tolerances in float64. The other plans and mixtures, under every loss, are in test_train_step.py."""
+    """In float64, to 1e-12 and 1e-9. Other plans and mixtures, under every loss: see tests/training/test_step.py."""
     with micro_config.unlocked():
         for name in set(micro_config.data.train) - {"procedural_trad"}:
             del micro_config.data.train[name]
