@@ -21,7 +21,7 @@ from data_pipelines import sources, tasks
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions, write_dataset
-from data_pipelines.errors import DatasetError
+from data_pipelines.errors import DatasetError, RetryError, UserError
 from data_pipelines.instructions import clothes_crops
 from data_pipelines.people import tested_people
 from data_pipelines.sources import Scan, Source, checks, datalist, reading, table
@@ -264,9 +264,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset, out, strict = args.pop("dataset"), args.pop("out"), args.pop("strict")
     try:
         build(dataset, out, source_options, BuildOptions(**args), strict)
-    except DatasetError as error:
+    except (UserError, RetryError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
     return 0
 
 

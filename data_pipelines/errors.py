@@ -19,5 +19,9 @@ class RetryError(Exception):
     exit_status = 1
 
 
+class BuildError(RetryError):
+    """Reports a build that the same command finishes later: another process is at it, or a worker was killed."""
+
+
 class DatasetError(UserError, ValueError):
     """Reports a data set that cannot be built or read as it is; the message names the cause and the cure."""

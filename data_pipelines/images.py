@@ -17,7 +17,8 @@ from data_pipelines.errors import DatasetError
 # Images are small: parallelism comes from threads and processes of the pipeline, with which OpenCV's own would compete.
 cv2.setNumThreads(1)
 
-Image = UInt8[np.ndarray, "height width 3"]
+Image = UInt8[np.ndarray, "_ _ 3"]
+"""A picture, RGB."""
 Size = tuple[int, int]
 """(height, width) in pixels."""
 

@@ -8,10 +8,16 @@ from concurrent import futures
 
 from etils import epath
 
+from data_pipelines.errors import UserError
+
 EXTRAS = {"gs": "pip install -e '.[gcs]'", "s3": "pip install s3fs", "az": "pip install adlfs"}
 """How the library of each kind of object storage is installed."""
 THREADS = 16
 """Concurrent requests: a single one mostly waits for its answer and leaves the network idle."""
+
+
+class StorageError(UserError, ValueError):
+    """Reports a kind of object storage that is unknown or lacks its library; the message names the cure."""
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -20,7 +26,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def require_library(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError, with the cure, if `path` is remote and its kind is unknown, or the kind's library missing."""
+    """Raises StorageError if `path` is remote and of an unknown kind, or the library of its kind is missing."""
     if not is_remote(path):
         return
     import fsspec  # late: it takes its time, and most paths are local
@@ -28,11 +34,11 @@ def require_library(path: str | os.PathLike[str]) -> None:
     kind = os.fspath(path).partition("://")[0]
     if kind not in EXTRAS:
         known = ", ".join(f"{name}://" for name in EXTRAS)
-        raise ValueError(f"{os.fspath(path)!r} is on no known kind of storage; known are {known} and local folders")
+        raise StorageError(f"{os.fspath(path)!r} is on no known kind of storage; known are {known} and local folders")
     try:
         fsspec.get_filesystem_class(kind)
     except ImportError as error:
-        raise ValueError(f"{kind}:// needs a library that is missing here: {EXTRAS[kind]}") from error
+        raise StorageError(f"{kind}:// needs a library that is missing here: {EXTRAS[kind]}") from error
 
 
 def file_sizes(paths: Sequence[epath.Path]) -> list[int | None]:

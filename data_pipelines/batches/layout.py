@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ SAMPLER_VERSION = 1
 """Raised whenever the same plan and seed would give another stream (part of the fingerprint)."""
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """What the pipeline needs of a tokenizer."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ Augments = Augment | Mapping[str, Augment]
 _KEY_BITS = 0x7FFFFFFF
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Random access to the records of one split (`reader.ShardReader`)."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -31,6 +31,7 @@ _WRAP, _MOST_LINES = 25, 5  # characters of a line in a card, lines of a sentenc
 _BLACK, _GREY, _BLUE = (20, 20, 20), (130, 130, 130), (20, 60, 180)  # RGB
 
 
+@runtime_checkable
 class Words(Protocol):
     """What the picture needs of a tokenizer."""
 

@@ -26,13 +26,13 @@ from absl import logging
 from data_pipelines.dataset import index, record_format, schema
 from data_pipelines.dataset.folder import MANIFEST, PEOPLE, REQUEST, load_manifest, sha256, writing
 from data_pipelines.dataset.shard_writer import ShardJob, bad_images
-from data_pipelines.errors import DatasetError
+from data_pipelines.errors import BuildError, DatasetError
 from data_pipelines.files import SCRATCH_PREFIX, write_json
 
 
 @contextlib.contextmanager
 def locked(work: Path, wait: bool = False) -> Iterator[None]:
-    """Creates and locks the building folder. Raises DatasetError while another process holds it, unless `wait`."""
+    """Creates and locks the building folder. Raises BuildError while another process holds it, unless `wait`."""
     file = None
     while file is None:
         with writing(work):
@@ -57,7 +57,7 @@ def _hold(work: Path, wait: bool) -> TextIO | None:
     except BlockingIOError as error:
         if not wait:
             file.close()
-            raise DatasetError(f"another process is building {work}: wait until it ends, or end it") from error
+            raise BuildError(f"another process is building {work}: wait until it ends, or end it") from error
         logging.info("waiting for the process that builds %s", work)
         fcntl.flock(file, fcntl.LOCK_EX)
     with contextlib.suppress(FileNotFoundError):

@@ -22,7 +22,7 @@ from data_pipelines import storage, tasks
 from data_pipelines.dataset import build_folder, schema
 from data_pipelines.dataset.folder import building_folder, check_names, sha256, writing
 from data_pipelines.dataset.shard_writer import ShardJob, is_finished, write_shard
-from data_pipelines.errors import DatasetError
+from data_pipelines.errors import BuildError, DatasetError
 
 T = TypeVar("T")
 OnBadImage = Literal["error", "skip"]
@@ -154,6 +154,7 @@ def write_dataset(
     Raises:
       DatasetError: the message names the cause and the cure. Errors of `spec.load` come through with a note that names
         the record.
+      BuildError: another process builds this version (without `options.wait`), or a worker process was killed.
     """
     options = options or BuildOptions()
     if storage.is_remote(out_dir):
@@ -241,7 +242,7 @@ def _run(jobs: Sequence[ShardJob], options: BuildOptions, progress: _Progress) -
             for records in _in_parallel(jobs, executor, in_flight=2 * workers):
                 progress.add(records)
         except BrokenProcessPool as error:
-            raise DatasetError(
+            raise BuildError(
                 "a worker process was killed (out of memory?): run the build again with fewer workers; finished shards "
                 "are kept"
             ) from error

@@ -12,11 +12,17 @@ import numpy as np
 import tokenizers
 from etils import epath
 
+from data_pipelines.errors import UserError
+
 BUILTIN_VOCABULARY = pathlib.Path(__file__).parent / "vocab" / "procedural.txt"
 VOCABULARY = "vocab.txt"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORDS = 50
 _DELETED = str.maketrans("", "", ",.'!?\"()*#:;~")
+
+
+class VocabularyError(UserError, ValueError):
+    """Reports a vocabulary that is missing or unusable; the message names the file."""
 
 
 def clean_text(text: str) -> str:
@@ -36,12 +42,12 @@ def read_vocabulary(vocab: str | pathlib.Path) -> list[str]:
       vocab: "builtin", or a directory that holds `vocab.txt` (one entry per line, as in BERT models).
 
     Raises:
-      FileNotFoundError: the file is missing.
-      ValueError: an entry stands twice, a special token is missing, or [PAD] is not entry 0.
+      VocabularyError: the file is missing, an entry is there twice, a special token is missing, or [PAD] is not entry
+        0.
     """
     path = epath.Path(BUILTIN_VOCABULARY if str(vocab) == "builtin" else epath.Path(vocab) / VOCABULARY)
     if not path.is_file():
-        raise FileNotFoundError(f"no vocabulary at {path}: pass 'builtin' or a directory that holds vocab.txt")
+        raise VocabularyError(f"no vocabulary at {path}: pass 'builtin' or a directory that holds vocab.txt")
     entries = path.read_text(encoding="utf-8").split("\n")
     if entries[-1] == "":
         entries.pop()
@@ -49,10 +55,10 @@ def read_vocabulary(vocab: str | pathlib.Path) -> list[str]:
     if len(set(entries)) != len(entries):
         seen: set[str] = set()
         twice = next(entry for entry in entries if entry in seen or seen.add(entry))  # type: ignore[func-returns-value]
-        raise ValueError(f"{path} holds the entry {twice!r} twice; token ids would shift")
+        raise VocabularyError(f"{path} holds the entry {twice!r} twice; token ids would shift")
     missing = [token for token in SPECIAL_TOKENS if token not in entries]
     if missing or entries[0] != "[PAD]":
-        raise ValueError(
+        raise VocabularyError(
             f"{path} must hold {SPECIAL_TOKENS} with [PAD] first; missing: {missing}, first: {entries[0]!r}"
         )
     return entries
@@ -77,7 +83,8 @@ class Tokenizer:
           max_length: ids per sentence, [CLS] and [SEP] included; at least 3.
 
         Raises:
-          FileNotFoundError, ValueError: see `read_vocabulary`; or `max_length` below 3.
+          VocabularyError: see `read_vocabulary`.
+          ValueError: `max_length` is below 3.
         """
         if max_length < 3:
             raise ValueError(

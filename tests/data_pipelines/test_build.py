@@ -21,7 +21,7 @@ from data_pipelines import build, procedural
 from data_pipelines.dataset import build_folder, schema, writer
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import worker_pool
-from data_pipelines.errors import DatasetError
+from data_pipelines.errors import BuildError, DatasetError
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
     work = leave_unfinished(tmp_path)
     with open(work / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DatasetError, match="another process is building"):
+        with pytest.raises(BuildError, match="another process is building"):
             toy_shards.build(tmp_path)
     toy_shards.build(tmp_path)
 

@@ -92,7 +92,7 @@ def test_pickles_small():
 
 
 def test_bad_input_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"vocab\.txt"):
+    with pytest.raises(tokenizer.VocabularyError, match=r"vocab\.txt"):
         Tokenizer(tmp_path)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\n")
     with pytest.raises(ValueError, match=r"\[MASK\]"):

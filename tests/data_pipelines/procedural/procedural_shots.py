@@ -15,7 +15,7 @@ ATTRIBUTES = len(outfits.BASE_SLOTS)
 
 
 @functools.cache
-def plan(task):
+def shots_of(task):
     return BENCHMARK.shots(task)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import simplejpeg
-from procedural_shots import ATTRIBUTES, BENCHMARK, plan
+from procedural_shots import ATTRIBUTES, BENCHMARK, shots_of
 
 from data_pipelines import procedural, tasks
 from data_pipelines.dataset.reader import open_dataset
@@ -20,7 +20,7 @@ from data_pipelines.procedural.drawing import render
 def test_records_carry_the_fields_of_their_task():
     for task in tasks.TASK_NAMES:
         for split in ("train", "query", "gallery"):
-            shot = plan(task)[split][3]
+            shot = shots_of(task)[split][3]
             record = BENCHMARK.load(shot)
             assert simplejpeg.decode_jpeg(record.image).shape == (64, 32, 3)
             assert record.attributes == shot.row.outfit == BENCHMARK.wardrobe.outfit(record.clothes)
@@ -35,7 +35,7 @@ def test_records_carry_the_fields_of_their_task():
 
 
 def test_captions_tell_hair_build_and_every_slot():
-    for shot in plan("t2i")["query"][:40]:
+    for shot in shots_of("t2i")["query"][:40]:
         (caption,) = BENCHMARK.load(shot).sentences
         person, text = shot.scene.person, caption.lower()
         assert people.HAIR_COLOURS[person.hair_colour] in text

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from procedural_shots import BENCHMARK, chance, columns, mean_average_precision, plan, relate
+from procedural_shots import BENCHMARK, chance, columns, mean_average_precision, relate, shots_of
 
 from data_pipelines.dataset.schema import INFRARED
 from data_pipelines.procedural.benchmark import Benchmark
@@ -37,18 +37,18 @@ def test_pictures_depend_on_seed_and_shot_alone():
     few = Benchmark(image_size=(64, 32), train_people=3, test_people=2)
     again = pickle.loads(pickle.dumps(BENCHMARK))
     for split in ("train", "query", "gallery"):
-        shot = plan("ctcc")[split][7 if split == "train" else 1]
+        shot = shots_of("ctcc")[split][7 if split == "train" else 1]
         same = few.shots("ctcc")[split][7 if split == "train" else 1]
         if split == "train":  # test people are dealt their outfits in turn, training people draw theirs alone
             assert same == shot
         assert again.load(shot) == BENCHMARK.load(shot)
     other = Benchmark(seed=1, image_size=(64, 32))
-    assert other.load(other.shots("ctcc")["train"][0]).image != BENCHMARK.load(plan("ctcc")["train"][0]).image
+    assert other.load(other.shots("ctcc")["train"][0]).image != BENCHMARK.load(shots_of("ctcc")["train"][0]).image
 
 
 @pytest.mark.parametrize("size", [(256, 128), (64, 32), (128, 128), (96, 80), (33, 17)])
 def test_the_same_scene_at_any_size(size):
-    for shot in plan("cc")["gallery"][:5]:
+    for shot in shots_of("cc")["gallery"][:5]:
         image = render.render(shot.scene, size)
         assert image.shape == (*size, 3)
         assert image.dtype == np.uint8
@@ -59,7 +59,7 @@ def test_the_same_scene_at_any_size(size):
 
 
 def test_infrared_brightness_follows_the_material():
-    shot = next(s for s in plan("vi")["gallery"] if s.scene.camera >= scene.VISIBLE_CAMERAS)
+    shot = next(s for s in shots_of("vi")["gallery"] if s.scene.camera >= scene.VISIBLE_CAMERAS)
     image = render.render(shot.scene, (128, 64))
     assert (image == image[..., :1]).all()
     upper, pattern, lower, bag = shot.scene.outfit
@@ -74,7 +74,7 @@ def test_infrared_brightness_follows_the_material():
 
 @pytest.mark.parametrize("trait", ["height", "shoulder", "hip", "leg", "head", "arm", "stoop", "skin"])
 def test_each_trait_shows(trait):
-    shots = [s for s in plan("cc")["gallery"] if s.person.endswith("p005")]
+    shots = [s for s in shots_of("cc")["gallery"] if s.person.endswith("p005")]
     changed = []
     for shot in shots:
         low, high = (
@@ -93,7 +93,7 @@ def test_templates_show_clothes_and_no_person():
     image = template.render_template(BENCHMARK.catalogue.test[0], wardrobe, (64, 96))
     assert image.shape == (64, 96, 3)
     assert (image[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
-    query, gallery = plan("ctcc")["query"][0], plan("ctcc")["gallery"]
+    query, gallery = shots_of("ctcc")["query"][0], shots_of("ctcc")["gallery"]
     match = next(s for s in gallery if s.row.outfit == query.row.wanted)
     assert BENCHMARK.load(query).instruction_images == BENCHMARK.load(match).instruction_images
 

@@ -12,8 +12,8 @@ from procedural_shots import (
     columns,
     mean_average_precision,
     oracle_score,
-    plan,
     relate,
+    shots_of,
 )
 
 from data_pipelines import procedural, tasks
@@ -25,7 +25,7 @@ from data_pipelines.procedural.drawing import scene
 def test_row_counts_and_order():
     total = 0
     for task in tasks.TASK_NAMES:
-        train, query, gallery = (plan(task)[split] for split in ("train", "query", "gallery"))
+        train, query, gallery = (shots_of(task)[split] for split in ("train", "query", "gallery"))
         assert (len(train), len(query), len(gallery)) == (96 * 12, 64 * 2, 64 * 8)
         assert {len(shots) for shots in by_person(query).values()} == {2}
         assert {len(shots) for shots in by_person(gallery).values()} == {8}
@@ -38,9 +38,9 @@ def test_row_counts_and_order():
 
 @pytest.mark.parametrize("task", tasks.TASK_NAMES)
 def test_every_query_has_a_positive_and_the_oracle_is_perfect(task):
-    q, rng = columns(plan(task)["query"]), np.random.default_rng(0)
-    union = [shot for name in tasks.TASK_NAMES for shot in plan(name)["gallery"]]
-    for gallery in (plan(task)["gallery"], union):
+    q, rng = columns(shots_of(task)["query"]), np.random.default_rng(0)
+    union = [shot for name in tasks.TASK_NAMES for shot in shots_of(name)["gallery"]]
+    for gallery in (shots_of(task)["gallery"], union):
         g = columns(gallery)
         positive, junk = relate(task, q, g)
         assert positive.any(1).all()
@@ -50,7 +50,7 @@ def test_every_query_has_a_positive_and_the_oracle_is_perfect(task):
 
 @pytest.mark.parametrize(("task", "expected"), [("ctcc", 0.28), ("li", 0.28)])
 def test_perfect_identity_without_the_instruction_is_not_enough(task, expected):
-    q, g, rng = columns(plan(task)["query"]), columns(plan(task)["gallery"]), np.random.default_rng(0)
+    q, g, rng = columns(shots_of(task)["query"]), columns(shots_of(task)["gallery"]), np.random.default_rng(0)
     same = q["identity"][:, None] == g["identity"][None]
     worn = q["outfit"][:, None] == g["outfit"][None]
     positive, junk = relate(task, q, g)
@@ -60,15 +60,15 @@ def test_perfect_identity_without_the_instruction_is_not_enough(task, expected):
 
 @pytest.mark.parametrize("task", ["ctcc", "li"])
 def test_a_perfect_reading_of_the_instruction_alone_is_not_enough(task):
-    q, g, rng = columns(plan(task)["query"]), columns(plan(task)["gallery"]), np.random.default_rng(0)
+    q, g, rng = columns(shots_of(task)["query"]), columns(shots_of(task)["gallery"]), np.random.default_rng(0)
     shown = (q["named"][:, None] == g["attributes"][None]) & (q["named"][:, None] != UNKNOWN)
     score = mean_average_precision(shown.sum(-1) + 0.5 * rng.random(shown.shape[:2]), *relate(task, q, g))
     assert 0.10 < score < 0.30
 
 
 def test_queries_of_ctcc_and_li_do_not_wear_what_they_ask_for():
-    assert all(shot.row.outfit != shot.row.wanted == shot.row.named for shot in plan("ctcc")["query"])
-    for shot in plan("li")["query"]:
+    assert all(shot.row.outfit != shot.row.wanted == shot.row.named for shot in shots_of("ctcc")["query"])
+    for shot in shots_of("li")["query"]:
         named = [(asked, worn) for asked, worn in zip(shot.row.named, shot.row.outfit, strict=True) if asked != UNKNOWN]
         assert len(named) in (2, 3)
         assert sum(asked != worn for asked, worn in named) == 1
@@ -87,7 +87,7 @@ def test_owned_outfits_agree_in_three_two_and_no_slots(task):
 
 
 def test_outfits_of_cc_say_nothing_about_the_person():
-    g = columns(plan("cc")["gallery"])
+    g = columns(shots_of("cc")["gallery"])
     agree = (g["attributes"][:, None] == g["attributes"][None]).mean(-1)
     same, twin = g["identity"][:, None] == g["identity"][None], g["outfit"][:, None] == g["outfit"][None]
     assert agree[same & ~twin].mean() == pytest.approx(agree[~same & ~twin].mean(), abs=0.03)
@@ -96,7 +96,7 @@ def test_outfits_of_cc_say_nothing_about_the_person():
 @pytest.mark.parametrize("task", ["cc", "ctcc", "t2i", "li"])
 def test_each_test_outfit_has_about_eleven_wearers(task):
     wearers = collections.defaultdict(set)
-    for shot in plan(task)["gallery"]:
+    for shot in shots_of(task)["gallery"]:
         wearers[shot.row.outfit].add(shot.person)
     assert set(wearers) == set(BENCHMARK.catalogue.test)
     assert all(9 <= len(found) <= 13 for found in wearers.values())
@@ -106,7 +106,7 @@ def test_no_training_person_wears_a_test_outfit():
     assert len(BENCHMARK.catalogue.test) == 24
     assert len(set(BENCHMARK.catalogue.trad)) == 96
     assert set(BENCHMARK.catalogue.test) < set(BENCHMARK.catalogue.trad)
-    worn = {shot.row.outfit for task in tasks.TASK_NAMES for shot in plan(task)["train"]}
+    worn = {shot.row.outfit for task in tasks.TASK_NAMES for shot in shots_of(task)["train"]}
     assert not worn & set(BENCHMARK.catalogue.trad)
     for slot in range(ATTRIBUTES):
         assert {outfit[slot] for outfit in worn} == set(range(BENCHMARK.wardrobe.sizes[slot]))
@@ -115,7 +115,7 @@ def test_no_training_person_wears_a_test_outfit():
 def test_training_people_have_the_outfits_cameras_and_modalities_the_samplers_need():
     outfits_of = {"trad": 1, "cc": 4, "ctcc": 4, "vi": 2, "t2i": 4, "li": 4}
     for task, count in outfits_of.items():
-        for person, shots in by_person(plan(task)["train"]).items():
+        for person, shots in by_person(shots_of(task)["train"]).items():
             pictured = shots[0].file.startswith("Trad/")
             assert len({shot.row.outfit for shot in shots}) == (1 if pictured else count), person
             assert len({shot.scene.camera for shot in shots}) >= 4
@@ -124,8 +124,8 @@ def test_training_people_have_the_outfits_cameras_and_modalities_the_samplers_ne
 
 
 def test_the_overlap_trap():
-    overlap = [shots for shots in by_person(plan("t2i")["train"]).values() if shots[0].file.startswith("Trad/")]
-    trad = {shot.person: shot for shot in plan("trad")["train"]}
+    overlap = [shots for shots in by_person(shots_of("t2i")["train"]).values() if shots[0].file.startswith("Trad/")]
+    trad = {shot.person: shot for shot in shots_of("trad")["train"]}
     assert len(overlap) == 16
     for shots in overlap:
         source = f"procedural_trad/{shots[0].file.removeprefix('Trad/').split('_')[0]}"
@@ -133,14 +133,14 @@ def test_the_overlap_trap():
         assert shots[0].scene.person == trad[source].scene.person
         assert shots[0].row.outfit == trad[source].row.outfit
     pictured = collections.Counter(
-        person for task in tasks.TASK_NAMES for person in {shot.scene.person for shot in plan(task)["train"]}
+        person for task in tasks.TASK_NAMES for person in {shot.scene.person for shot in shots_of(task)["train"]}
     )
     assert sum(count > 1 for count in pictured.values()) == 16
-    assert not set(pictured) & {shot.scene.person for shot in plan("trad")["query"]}
+    assert not set(pictured) & {shot.scene.person for shot in shots_of("trad")["query"]}
 
 
 def test_test_people_are_the_same_in_all_sets():
-    looks = [{shot.person: shot.scene.person for shot in plan(task)["gallery"]} for task in tasks.TASK_NAMES]
+    looks = [{shot.person: shot.scene.person for shot in shots_of(task)["gallery"]} for task in tasks.TASK_NAMES]
     assert all(look == looks[0] for look in looks)
     assert len(set(looks[0].values())) == 64
 
@@ -155,7 +155,7 @@ def test_people_are_spread_out():
 
 
 def test_a_change_of_rows_needs_a_new_version():
-    shots = [shot for task in tasks.TASK_NAMES for split in plan(task).values() for shot in split]
+    shots = [shot for task in tasks.TASK_NAMES for split in shots_of(task).values() for shot in split]
     text = repr([(shot.row, shot.file, shot.person, BENCHMARK.sentences(shot)) for shot in shots])
     assert (procedural.VERSION, zlib.crc32(text.encode())) == ("1.0.0", 222239804), (
         "raise VERSION, state the new checksum"
