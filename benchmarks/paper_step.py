@@ -30,13 +30,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.batches import layout as batch_plan
-from data_pipelines.batches import stated_data
 from data_pipelines.batches.training_data import TrainingData
-from irm_jax import run as experiment
-from irm_jax.compile import analytic_flops, chips, hlo, programs, roofline, targets
+from irm_jax.compile import analytic_flops, chips, programs, roofline, targets, traffic
 from irm_jax.config import check
 from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.training import state
+from irm_jax.run import Run, enable_compilation_cache, planned
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/irm_pp.py", "Configuration file.", lock_config=True)
 _ONLY = flags.DEFINE_list("only", [], "Names of variants, instead of all.")
@@ -112,26 +110,23 @@ def _fill(fields: dict[str, np.ndarray], layout: batch_plan.UnitLayout, data: Tr
     fields["dataset"][..., rows], fields["task"][..., rows] = layout.dataset, layout.task_id
 
 
-def training(config: ConfigDict, mesh: Mesh) -> tuple[TrainingData, programs.Program]:
-    """The stated training data and the training step over abstract arrays. Raises ConfigError for a wrong key."""
+def training(config: ConfigDict, mesh: Mesh) -> tuple[Run, programs.Program]:
+    """The run with planned data, and its training step over abstract arrays. Raises ConfigError for a wrong key."""
     check.check(config)
-    data = stated_data.plan_training(config, max_length=experiment.model_config(config).max_length)
-    return data, programs.training(config, data, mesh)[0]
+    run = planned(config, mesh)
+    return run, programs.training(run)[0]
 
 
 def make_step(config: ConfigDict, mesh: Mesh) -> Step:
     """Compiles the training step, and makes what it is run on."""
-    data, program = training(config, mesh)
+    run, program = training(config, mesh)
     traced = program.trace()
     with jax.set_mesh(mesh):
         compiled = traced.lower().compile()
-    ideal = programs.ideal_seconds(config, data, mesh)
-    model, optimizer = experiment.make_model(config, data), experiment.make_optimizer(config)
-    memory, constants = experiment.memory_shapes(config, data), data.plan.constant_tokens
-    held = state.create_state(model, optimizer, constants, config.seed, mesh, memory)
+    ideal, constants = programs.ideal_seconds(run), run.data.plan.constant_tokens
     spec = program.arguments[1]
-    batch = jax.tree.map(lambda values, of: mesh_lib.distribute(values, of.sharding), noise(spec, data), spec)
-    return Step(compiled, held, batch, jnp.asarray(constants), ideal, analytic_flops.count(traced.jaxpr))
+    batch = jax.tree.map(lambda values, of: mesh_lib.distribute(values, of.sharding), noise(spec, run.data), spec)
+    return Step(compiled, run.fresh_state(), batch, jnp.asarray(constants), ideal, analytic_flops.count(traced.jaxpr))
 
 
 def variant(name: str) -> ConfigDict:
@@ -147,8 +142,8 @@ def predicted(step: Step, mesh: Mesh) -> str:
     if chip is None:
         return "–"
     topology = chips.Topology(chip.name, chip, mesh.devices.size, 1)
-    traffic = hlo.Module(step.compiled.as_text()).traffic()
-    terms = roofline.seconds(step.flops, traffic, topology, [0] * mesh.devices.size)
+    moved = traffic.count_traffic(step.compiled.as_text())
+    terms = roofline.seconds(step.flops, moved, topology, [0] * mesh.devices.size)
     return f"{1e3 * terms['compute']:.1f} / {1e3 * terms['memory']:.1f}"
 
 
@@ -177,7 +172,7 @@ def print_products(configs: dict[str, ConfigDict], mesh: Mesh) -> None:
 
 def print_times(configs: dict[str, ConfigDict], mesh: Mesh) -> None:
     """Compiles all variants at once, runs them in turn and prints the table."""
-    experiment.enable_compilation_cache(_CONFIG.value)
+    enable_compilation_cache(_CONFIG.value)
     begin = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor() as pool:
         made = {name: pool.submit(make_step, config, mesh) for name, config in configs.items()}

@@ -156,10 +156,13 @@ class Run:
 
         Raises CheckpointError if the checkpoint cannot be read.
         """
-        abstract = abstract_state(self.model, optax.identity(), self._neutral_tokens(), self.mesh)
-        subset = {"params": abstract.params, "batch_stats": abstract.batch_stats}
-        variables, _ = checkpoint.restore_for_evaluation(workdir / CHECKPOINTS, subset, step)
+        variables, _ = checkpoint.restore_for_evaluation(workdir / CHECKPOINTS, self.abstract_variables(), step)
         return self.embedding_model(variables)
+
+    def abstract_variables(self) -> dict[str, Any]:
+        """Shapes, dtypes and shardings of the parameters and batch statistics; no training data is opened."""
+        abstract = abstract_state(self.model, optax.identity(), self._neutral_tokens(), self.mesh)
+        return {"params": abstract.params, "batch_stats": abstract.batch_stats}
 
     def _neutral_tokens(self) -> np.ndarray:
         """i32[1, max_length]: a sentence to trace the model with."""

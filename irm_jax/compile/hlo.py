@@ -1,7 +1,6 @@
-"""What a compiled program moves, read from its text: bytes of collectives and of memory, times the trips of the loops.
+"""Reads a compiled program from its text (`compiled.as_text()`): computations, instructions, array sizes, loop trips.
 
-A program as XLA prints it (`compiled.as_text()`) has each body of a loop once, however often it runs. Shapes are those
-of one device.
+The text has the body of a loop once, however often it runs. Shapes are those of one device.
 """
 
 from __future__ import annotations
@@ -14,15 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from absl import logging
 
-KINDS = (
-    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
-    "collective-broadcast",
-)  # fmt: skip
-FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "async-start", "async-done", "async-update", "opt-barrier", "iota",
-}  # fmt: skip
-"""Instructions that move nothing themselves (what an async-start calls does)."""
 WIDTHS = {"pred": 8, "s4": 4, "u4": 4, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
@@ -58,35 +48,6 @@ class Instruction:
         return sum(buffer.size for buffer in self.results)
 
 
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """`size`: bytes that a device gives or takes, whichever is more; `groups` of devices, by their place in the mesh.
-    `times`: trips of the loops around it."""
-
-    kind: str
-    size: int
-    groups: tuple[tuple[int, ...], ...]
-    times: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Traffic:
-    """Of one run of a program on one device: its collectives, the bytes it reads from and writes to its memory (an
-    instruction's operands and results; what is fused is one instruction), and loops whose trips were not found (counted
-    once)."""
-
-    collectives: tuple[Collective, ...]
-    memory_bytes: int
-    unknown_loops: int
-
-    def collective_bytes(self) -> dict[str, int]:
-        """Bytes of each kind, times the trips."""
-        found: dict[str, int] = {}
-        for one in self.collectives:
-            found[one.kind] = found.get(one.kind, 0) + one.times * one.size
-        return found
-
-
 class Module:
     """The computations of a program's text, by name."""
 
@@ -107,28 +68,11 @@ class Module:
         if not self.entry:
             raise ValueError("the text is not that of a compiled program: it has no ENTRY computation")
 
-    def traffic(self) -> Traffic:
-        """Everything that a run of the entry computation moves."""
-        collectives: list[Collective] = []
-        memory, unknown = 0, 0
-        channels: set[str] = set()
-        for computation, times, fused, trips_known in self._runs(self.entry, 1, False):
-            unknown += not trips_known
-            for instruction in self.computations[computation].values():
-                kind = instruction.opcode.removesuffix("-start")
-                if kind in KINDS and not (fused and _channel(instruction) in channels):
-                    # A TPU runs a collective beside other work by naming it in the fusion of each: one channel.
-                    channels.add(_channel(instruction))
-                    size = self._collective_size(computation, instruction)
-                    if "all-reduce-scatter" in computation:  # how TPUs write it: a fusion of its own
-                        kind = "reduce-scatter"
-                    collectives.append(Collective(kind, size, _groups(instruction), times))
-                if not fused:
-                    memory += times * self._memory_bytes(computation, instruction)
-        return Traffic(tuple(collectives), memory, unknown)
+    def runs(self) -> Iterator[tuple[str, int, bool, bool]]:
+        """Yields (computation, how often it runs, within a fusion, trips known) for all that a program calls."""
+        yield from self._runs(self.entry, 1, False)
 
     def _runs(self, name: str, times: int, fused: bool, known: bool = True) -> Iterator[tuple[str, int, bool, bool]]:
-        """(computation, how often it runs, within a fusion, trips known) of `name` and all that it calls."""
         yield name, times, fused, known
         for instruction in self.computations[name].values():
             trips: int | None = 1
@@ -136,7 +80,7 @@ class Module:
                 trips = self.trips(name, instruction)
             # What a reduction or a sort applies to single numbers moves nothing.
             if instruction.opcode in ("while", "call", "conditional", "fusion", "async-start"):
-                for number, called in enumerate(_called(instruction)):
+                for number, called in enumerate(called_by(instruction)):
                     here = fused or instruction.opcode == "fusion"
                     yield from self._runs(called, times * (trips or 1), here, trips is not None or number > 0)
 
@@ -153,7 +97,7 @@ class Module:
         if compare is None:
             return None
         if compare.opcode == "fusion":  # the comparison alone, with the counter and the bound as its arguments
-            inner = next((i for i in self.computations[_called(compare)[0]].values() if i.root), None)
+            inner = next((i for i in self.computations[called_by(compare)[0]].values() if i.root), None)
             direction = inner.attributes if inner is not None and inner.opcode == "compare" else ""
         else:
             direction = compare.attributes if compare.opcode == "compare" else ""
@@ -198,117 +142,11 @@ class Module:
             return None
         values = [v for name in update.operands if (v := self._constant(here, name)) is not None]
         if update.opcode == "fusion":
-            inner = self.computations[_called(update)[0]]
+            inner = self.computations[called_by(update)[0]]
             adds = [i for i in inner.values() if i.root and i.opcode == "add"]
             values += [v for add in adds for name in add.operands if (v := self._constant(inner, name)) is not None]
             return values[0] if adds and len(values) == 1 else None
         return values[0] if update.opcode == "add" and len(values) == 1 else None
-
-    def _collective_size(self, computation: str, instruction: Instruction) -> int:
-        here = self.computations[computation]
-        given = sum(here[name].size for name in instruction.operands if name in here)
-        taken = instruction.size
-        if _names_operands(instruction.opcode):
-            taken -= given
-        return max(given, taken)
-
-    def _memory_bytes(self, computation: str, instruction: Instruction) -> int:
-        """Bytes of main memory that one instruction reads and writes."""
-        opcode, here = instruction.opcode, self.computations[computation]
-        if opcode in FREE or (opcode.endswith("-done") and opcode != "copy-done"):
-            return 0
-        if opcode in ("copy-start", "slice-start", "copy-done"):
-            # (destination, source, context): counted where it starts.
-            if opcode == "copy-done":
-                return 0
-            ends = instruction.results[:2]
-            moved = min(buffer.size for buffer in ends)
-            return sum(moved for buffer in ends if buffer.in_memory)
-        given = [here[name] for name in instruction.operands if name in here]
-        reads = [sum(b.size for b in one.results if b.in_memory) for one in given]
-        writes = [b.size if b.in_memory else 0 for b in instruction.results]
-        if _names_operands(opcode):
-            return sum(writes)
-        if opcode == "fusion":
-            return self._fusion_bytes(_called(instruction)[0], reads, writes)
-        return _sliced(opcode, reads, writes, [one.size for one in given])
-
-    def _fusion_bytes(self, name: str, reads: list[int], writes: list[int]) -> int:
-        """A fusion that reads slices of an operand, or writes into a part of one, moves no more than that."""
-        reads, writes = list(reads), list(writes)
-        inner = self.computations[name]
-        for number, whole in enumerate(reads):
-            reads[number] = self._part_read(name, number, whole)
-        for number, output in enumerate(_outputs(inner)):
-            if number < len(writes) and (update := self._update(name, output)):
-                part, target = update
-                writes[number] = min(writes[number], part)
-                if target is not None and target < len(reads):
-                    reads[target] = 0
-        return sum(reads) + sum(writes)
-
-    def _part_read(self, name: str, number: int, whole: int) -> int:
-        """Bytes that a fused computation, and the fusions in it, read of its parameter of `whole` bytes."""
-        inner = self.computations[name]
-        views = {one.name for one in inner.values() if one.opcode == "parameter" and int(one.arguments) == number}
-        total = 0
-        for one in inner.values():  # operands come before their users
-            places = [place for place, operand in enumerate(one.operands) if operand in views]
-            if not places:
-                continue
-            if one.opcode == "bitcast":
-                views.add(one.name)
-            elif one.opcode in ("dynamic-slice", "slice", "gather") and places == [0]:
-                total += one.size
-            elif one.opcode == "fusion":
-                total += sum(self._part_read(_called(one)[0], place, whole) for place in places)
-            else:
-                return whole
-        return min(total, whole) if total else whole
-
-    def _update(self, name: str, output: Instruction) -> tuple[int, int | None] | None:
-        """Of an output that is another array with a part written anew: bytes of the part, and which parameter that
-        array is (None if it is none); None for any other output."""
-        inner = self.computations[name]
-
-        def base(instruction: Instruction) -> Instruction:
-            while instruction.opcode in ("bitcast", "copy", "convert") and instruction.operands[0] in inner:
-                instruction = inner[instruction.operands[0]]
-            return instruction
-
-        found = base(output)
-        if found.opcode == "fusion":
-            called = _called(found)[0]
-            roots = _outputs(self.computations[called])
-            nested = self._update(called, roots[0]) if len(roots) == 1 else None
-            if nested is None:
-                return None
-            part, place = nested
-            target = base(inner[found.operands[place]]) if place is not None else None
-        elif found.opcode == "dynamic-update-slice":
-            part, target = inner[found.operands[1]].size, base(inner[found.operands[0]])
-        else:
-            return None
-        return part, int(target.arguments) if target is not None and target.opcode == "parameter" else None
-
-
-def _outputs(computation: Mapping[str, Instruction]) -> list[Instruction]:
-    root = next(one for one in computation.values() if one.root)
-    return [computation[name] for name in root.operands] if root.opcode == "tuple" else [root]
-
-
-def _names_operands(opcode: str) -> bool:
-    """Whether the result names the operands again, beside what is written."""
-    return opcode.endswith("-start") and not opcode.startswith("all-reduce")
-
-
-def _sliced(opcode: str, reads: list[int], writes: list[int], sizes: list[int]) -> int:
-    out = sum(writes)
-    if opcode in ("dynamic-slice", "slice", "gather") and reads:
-        return min(reads[0], out) + sum(reads[1:]) + out
-    if opcode == "dynamic-update-slice" and len(reads) > 1:
-        return reads[1] + min(out, sizes[1])
-    return sum(reads) + out
 
 
 def _parse(name: str, rest: str, root: bool) -> Instruction:
@@ -339,7 +177,7 @@ def _buffer(kind: str, sizes: str, layout: str) -> Buffer:
     return Buffer(count * bits // 8, space is None or space[1] == "0")
 
 
-def _called(instruction: Instruction) -> list[str]:
+def called_by(instruction: Instruction) -> list[str]:
     found = _CALLED.findall(instruction.attributes)
     return [name.lstrip("%") for group in found for name in re.findall(r"%?[\w.\-]+", group)]
 
@@ -350,13 +188,7 @@ def _index(instruction: Instruction) -> int:
     return int(found[1])
 
 
-def _channel(instruction: Instruction) -> str:
-    """The number that tells a collective from all others; its name where it has none."""
-    found = re.search(r"channel_id=(\d+)", instruction.attributes)
-    return found[1] if found else instruction.name
-
-
-def _groups(instruction: Instruction) -> tuple[tuple[int, ...], ...]:
+def groups(instruction: Instruction) -> tuple[tuple[int, ...], ...]:
     """Which devices take part together: replica_groups listed, as `[G,n]<=[shape]T(order)` or as axes of a mesh, or the
     pairs of a permutation. Empty: all devices."""
     text = instruction.attributes

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import files, options
-from data_pipelines.batches import layout, stated_data
-from irm_jax import run
+from data_pipelines.batches import layout
+from irm_jax import run as runs
 from irm_jax.compile import page, programs, roofline, targets
 from irm_jax.compile.chips import GIB, Topology
 from irm_jax.compile.scheduled import Job
@@ -87,9 +87,9 @@ def compile_run(config: ConfigDict, workdir: epath.Path, topology: Topology) -> 
 
 def compile_step(step: str, config: ConfigDict, mesh: Mesh, topology: Topology, groups: list[int]) -> Entry:
     """Compiles the programs of one step and adds them up."""
-    data = stated_data.plan_training(config, max_length=run.model_config(config).max_length)
+    run = runs.planned(config, mesh)
     done: list[Compiled] = []
-    for number, program in enumerate(programs.STEPS[step](config, data, mesh)):
+    for number, program in enumerate(programs.STEPS[step](run)):
         logging.info("compiling %s (%s) for %s x %d", program.name, step, topology.name, topology.groups)
         if step == "train" and without_code(config, topology):
             done.append(targets.schedule_program(program, Job(config, step, number, topology)))

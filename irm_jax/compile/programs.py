@@ -9,18 +9,16 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
 from data_pipelines import options
 from data_pipelines.batches.make import batch_spec
-from data_pipelines.batches.training_data import TrainingData
-from irm_jax import compile, run
 from irm_jax.compile import analytic_flops, chips
-from irm_jax.evaluation.embed import TABLE_ROWS, EmbeddingModel
+from irm_jax.config.options import COMPILED_STEPS
+from irm_jax.evaluation.embed import TABLE_ROWS
 from irm_jax.evaluation.ranking import counting, rank
 from irm_jax.logs import timing
 from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.training import state
+from irm_jax.run import Run, build, model_config
 
 RANKED_GALLERY = 82_161
 """Images of the largest gallery among the test sets of the paper: MSMT17's."""
@@ -47,58 +45,56 @@ class Program:
             return self.trace().lower(**options)
 
 
-def abstract_batch(config: ConfigDict, data: TrainingData, mesh: Mesh) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The arrays of a training batch, [accumulate] before [R, b, ...] where batches are accumulated."""
-    sizes = run.model_config(config)
+def abstract_batch(run: Run) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The arrays of a training batch by instruction kind: [R, b, ...], with accumulation [A, R, b, ...]."""
+    config, sizes = run.config, run.model.config
     accumulate = config.optimizer.accumulate
     lead = (accumulate,) if accumulate > 1 else ()
-    layout = mesh_lib.batch_sharding(mesh, leading=len(lead))
+    layout = mesh_lib.batch_sharding(run.mesh, leading=len(lead))
     second_view = config.momentum.second_view and options.needs_keys(config)
-    spec = batch_spec(data.plan, sizes.image_size, sizes.instruction_image_size, second_view=second_view)
+    spec = batch_spec(run.data.plan, sizes.image_size, sizes.instruction_image_size, second_view=second_view)
     return {
-        group: {
+        kind: {
             name: jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=layout) for name, (shape, dtype) in f.items()
         }
-        for group, f in spec.items()
+        for kind, f in spec.items()
     }
 
 
-def training(config: ConfigDict, data: TrainingData, mesh: Mesh) -> list[Program]:
+def training(run: Run) -> list[Program]:
     """The one program of a training step."""
-    model, optimizer = run.make_model(config, data), run.make_optimizer(config)
-    whole = mesh_lib.replicated(mesh)
-    constants = data.plan.constant_tokens
+    whole = mesh_lib.replicated(run.mesh)
+    constants = run.data.plan.constant_tokens
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (
-        state.abstract_state(model, optimizer, constants, mesh, run.memory_shapes(config, data)),
-        abstract_batch(config, data, mesh),
+        run.abstract_state(),
+        abstract_batch(run),
         jax.ShapeDtypeStruct(constants.shape, constants.dtype, sharding=whole),
         jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
     )
-    return [Program("train_step", run.train_step(config, data, model, mesh), arguments, mesh)]
+    return [Program("train_step", run.train_step, arguments, run.mesh)]
 
 
-def ideal_seconds(config: ConfigDict, data: TrainingData, mesh: Mesh) -> float | None:
+def ideal_seconds(run: Run) -> float | None:
     """Seconds that the products of a training step take at the peak of the mesh's chips; None for an unknown chip.
 
     Products that `model.remat` computes twice count once; those of a large bank count as computed, twice. Traces the
     step once more.
     """
-    chip = chips.chip_of(mesh.devices.flat[0].device_kind)
+    chip = chips.chip_of(run.mesh.devices.flat[0].device_kind)
     if chip is None:
         return None
-    plain = config.copy_and_resolve_references()
+    plain = run.config.copy_and_resolve_references()
     plain.model.remat = "none"
-    flops = analytic_flops.count(training(plain, data, mesh)[0].trace().jaxpr)
-    return timing.ideal_seconds(flops, dataclasses.asdict(chip), mesh.devices.size)
+    (program,) = training(build(plain, mesh=run.mesh, data=run.data))
+    flops = analytic_flops.count(program.trace().jaxpr)
+    return timing.ideal_seconds(flops, dataclasses.asdict(chip), run.mesh.devices.size)
 
 
-def embedding(config: ConfigDict, data: TrainingData, mesh: Mesh) -> list[Program]:
+def embedding(run: Run) -> list[Program]:
     """One batch of images, encoded, then edited under instructions of a full table."""
-    model, optimizer = run.make_model(config, data), run.make_optimizer(config)
-    full = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh)
-    variables = {"params": full.params, "batch_stats": full.batch_stats}
-    embedder = EmbeddingModel(model, variables, data.tokenizer, mesh, config.evaluation.batch_size)
+    mesh, model, variables = run.mesh, run.model, run.abstract_variables()
+    embedder = run.embedding_model(variables)
     rows, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
     size, length = model.config.image_size, model.config.max_length
     images = jax.ShapeDtypeStruct((embedder.batch_size, *size, 3), np.uint8, sharding=rows)
@@ -115,11 +111,10 @@ def embedding(config: ConfigDict, data: TrainingData, mesh: Mesh) -> list[Progra
     ]
 
 
-def ranked(config: ConfigDict, data: TrainingData, mesh: Mesh, gallery: int = RANKED_GALLERY) -> list[Program]:
+def ranking(run: Run, gallery: int = RANKED_GALLERY) -> list[Program]:
     """One block of queries against a gallery: products, scores, ranks of one tile of positives, best images."""
-    del data
-    width = run.model_config(config).embedding_width
-    line = Mesh(mesh.devices.reshape(-1), (counting.AXIS,), axis_types=(AxisType.Auto,))
+    config, width = run.config, model_config(run.config).embedding_width
+    line = Mesh(run.mesh.devices.reshape(-1), (counting.AXIS,), axis_types=(AxisType.Auto,))
     layout = counting.Layout.of(gallery, line.devices.size)
     columns = layout.width * layout.shards
     rows = config.evaluation.query_block or rank.default_block(rank.MOST_ROWS, layout.width)
@@ -146,5 +141,5 @@ def _laid(tree: Any, layout: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
 
 
-STEPS = dict(zip(compile.STEPS, (training, embedding, ranked), strict=True))
-"""The steps of a run; each is one program or several, called one after the other."""
+STEPS = dict(zip(COMPILED_STEPS, (training, embedding, ranking), strict=True))
+"""The steps of a run. Each is one program or several, called one after the other."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from irm_jax.compile.chips import Topology
-from irm_jax.compile.hlo import Collective, Traffic
+from irm_jax.compile.traffic import Collective, Traffic
 
 TERMS = ("compute", "memory", "network")
 

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from irm_jax.compile.chips import Topology
 from irm_jax.errors import UserError
 
-COMPILER = ("-m", "irm_jax.compile.scheduled")
+COMPILER = ("-m", "irm_jax.compile.compiler_process")
 JOB, ERROR, LOG = "job.pickle", "error.txt", "log.txt"
 PROGRAM = "*.after_optimizations_after_buffer_assignment.txt"  # the last that is written before code is generated
 MEMORY = "*.after_optimizations-memory-usage-report.txt"
@@ -107,29 +107,3 @@ def peak_bytes(report: str) -> int:
     if not found:
         raise CompilerError(f"a memory report of a kind that is not known here: {report[:200]!r}")
     return int(found[1])
-
-
-def main(folder: Path) -> None:
-    """The process: compiles the job in the folder and has the compiler write into it."""
-    # Late imports, and one that leads back here: only the process needs them.
-    import jax
-
-    from data_pipelines.batches import stated_data
-    from irm_jax import run
-    from irm_jax.compile import programs, targets
-
-    jax.config.update("jax_enable_compilation_cache", False)  # a program that is read back writes no report
-    job: Job = pickle.loads((folder / JOB).read_bytes())
-    mesh = targets.make_mesh(job.config.mesh, job.topology)
-    data = stated_data.plan_training(job.config, max_length=run.model_config(job.config).max_length)
-    program = programs.STEPS[job.step](job.config, data, mesh)[job.number]
-    with jax.set_mesh(mesh):
-        try:
-            program.lower().compile(compiler_options={"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True})
-        except jax.errors.JaxRuntimeError as error:
-            (folder / "error.part").write_text(str(error), "utf-8")
-            (folder / "error.part").replace(folder / ERROR)  # whole or not at all
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

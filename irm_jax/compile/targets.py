@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 
 from irm_jax.compile.analytic_flops import Flops, count
 from irm_jax.compile.chips import GIB, Topology, TopologyError
-from irm_jax.compile.hlo import Module, Traffic
 from irm_jax.compile.programs import Program
 from irm_jax.compile.scheduled import Compilation, CompilerError, Job
+from irm_jax.compile.traffic import Traffic, count_traffic
 from irm_jax.parallel import mesh as mesh_lib
 
 
@@ -110,7 +110,7 @@ def schedule_program(program: Program, job: Job) -> Compiled:
 
 
 def _traffic(program: Program, text: str) -> Traffic:
-    traffic = Module(text).traffic()
+    traffic = count_traffic(text)
     if traffic.unknown_loops:
         logging.warning("%s: the trips of %d loops are not known; counted once", program.name, traffic.unknown_loops)
     return traffic

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from data_pipelines import options, storage, tasks
 from data_pipelines.batches import layout
 from data_pipelines.instructions.tokenizer import Tokenizer
-from irm_jax import compile
 from irm_jax.config import layer_rates
 from irm_jax.config.check_keys import check_keys
+from irm_jax.config.options import COMPILED_STEPS
 from irm_jax.convert import manifest
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import protocols
@@ -194,8 +194,8 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
     if unknown := set(config.logs.writers) - set(writers.WRITERS):
         yield (f"config.logs.writers names {', '.join(sorted(unknown))}; the writers are {', '.join(writers.WRITERS)}")
     steps = tuple(config.compile.steps)
-    if not steps or set(steps) - set(compile.STEPS):
-        yield f"config.compile.steps = {steps}; it must name one or more of {', '.join(compile.STEPS)}"
+    if not steps or set(steps) - set(COMPILED_STEPS):
+        yield f"config.compile.steps = {steps}; it must name one or more of {', '.join(COMPILED_STEPS)}"
     if config.compile.search_batch and "train" not in steps:
         yield "config.compile.search_batch looks for a training batch; add 'train' to config.compile.steps"
     yield from _test_set_problems(config)

@@ -148,7 +148,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
             log = stack.enter_context(writers.MetricLog.open(config.logs.writers, begin, primary=processes.is_main()))
             from irm_jax.compile import programs  # until the run passes the time on
 
-            ideal = programs.ideal_seconds(config, data, mesh)
+            ideal = programs.ideal_seconds(run.build(config, mesh=mesh, data=data))
             watch = timing.StepTimer(data.plan.batch_size * accumulate, start, ideal)
             pending: tuple[int, dict[str, jax.Array], jax.Array | None] | None = None
 

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from irm_jax.compile.hlo import Module
+from irm_jax.compile.traffic import count_traffic
 from irm_jax.models import transformer
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import rules
@@ -64,7 +65,7 @@ ENTRY %main (x.0: f32[64], w.0: f32[12,64]) -> (f32[64], f32[128]) {
 
 
 def test_loops_of_a_text_without_trip_counts():
-    found = Module(LOOP).traffic()
+    found = count_traffic(LOOP)
     assert found.unknown_loops == 0
     assert found.collective_bytes() == {"all-reduce": 12 * 64 * 4, "all-gather": 128 * 4}
     gather, reduce = sorted(found.collectives, key=lambda one: one.kind)
@@ -78,8 +79,8 @@ def test_loops_of_a_text_without_trip_counts():
 
 def test_a_noted_trip_count_goes_first_and_an_unknown_one_is_told():
     noted = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
-    assert Module(noted).traffic().collective_bytes()["all-reduce"] == 5 * 256
-    unknown = Module(LOOP.replace("constant(12)", "parameter(1)")).traffic()
+    assert count_traffic(noted).collective_bytes()["all-reduce"] == 5 * 256
+    unknown = count_traffic(LOOP.replace("constant(12)", "parameter(1)"))
     assert unknown.unknown_loops == 1
     assert unknown.collective_bytes()["all-reduce"] == 256
     with pytest.raises(ValueError, match="no ENTRY"):
@@ -112,7 +113,7 @@ ENTRY %main (x: f32[64]) -> f32[128] {
 @pytest.mark.parametrize("text", [ASYNC, STARTED])
 def test_a_collective_in_two_parts_moves_its_bytes_once(text):
     """256 bytes are read and 512 written, however the instruction that starts it names its operand again."""
-    found = Module(text).traffic()
+    found = count_traffic(text)
     assert found.collective_bytes() == {"all-gather": 512}
     assert found.memory_bytes == 256 + 512
 
@@ -156,9 +157,9 @@ ENTRY %main (x: f32[12,64], j: s32[], y: f32[12,64]) -> f32[12,64] {
 def test_slices_in_fusions_of_fusions_are_read_and_written_alone():
     """A layer's row of the parameters' stack is read, one of the activations' stack written."""
     row = 64 * 4
-    assert Module(NESTED).traffic().memory_bytes == 2 * row + 4
+    assert count_traffic(NESTED).memory_bytes == 2 * row + 4
     whole = NESTED.replace("add(%mine, %mine)", "add(%mine, %w)")  # used otherwise as well: all of it is read
-    assert Module(whole).traffic().memory_bytes == 12 * row + row + 4
+    assert count_traffic(whole).memory_bytes == 12 * row + row + 4
 
 
 FUSED = """HloModule jit_gather, is_scheduled=true
@@ -182,10 +183,10 @@ ENTRY %main (x: f32[64]) -> f32[128] {
 
 
 def test_a_collective_that_several_fusions_name_is_one():
-    found = Module(FUSED.replace("GROUPS", "{{0,1}}")).traffic()
+    found = count_traffic(FUSED.replace("GROUPS", "{{0,1}}"))
     assert found.collective_bytes() == {"all-gather": 512}
     other = FUSED.replace("GROUPS", "{{0,1}}").replace("channel_id=1", "channel_id=2", 1)
-    assert Module(other).traffic().collective_bytes() == {"all-gather": 1024}
+    assert count_traffic(other).collective_bytes() == {"all-gather": 1024}
 
 
 @pytest.mark.parametrize(
@@ -204,11 +205,11 @@ def test_a_collective_that_several_fusions_name_is_one():
     ],
 )
 def test_the_ways_in_which_groups_are_written(written, groups):
-    assert Module(FUSED.replace("GROUPS", written)).traffic().collectives[0].groups == groups
+    assert count_traffic(FUSED.replace("GROUPS", written)).collectives[0].groups == groups
 
 
 def test_an_unknown_way_is_told(caplog):
-    assert Module(FUSED.replace("GROUPS", "torus(2)")).traffic().collectives[0].groups == ()
+    assert count_traffic(FUSED.replace("GROUPS", "torus(2)")).collectives[0].groups == ()
     assert "unknown way" in caplog.text
 
 

@@ -13,11 +13,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipelines import options
+from irm_jax import run as runs
 from irm_jax.compile import mode, programs, targets
 from irm_jax.compile.chips import CHIPS, GIB, parse_topology
-from irm_jax.compile.hlo import Collective, Module, Traffic
 from irm_jax.compile.mode import DoesNotFit, Entry, fit_batch, search
 from irm_jax.compile.targets import Compiled
+from irm_jax.compile.traffic import Collective, Traffic, count_traffic
 from irm_jax.evaluation.report import compile_table
 from irm_jax.parallel import mesh as mesh_lib
 
@@ -87,7 +88,7 @@ def test_a_tpu_gathers_parameters_before_it_multiplies(monkeypatch):
 
     def kinds(options):
         product = jax.jit(lambda x, kernel: jax.numpy.tanh(x @ kernel), compiler_options=options)
-        return set(Module(product.lower(x, kernel).compile().as_text()).traffic().collective_bytes())
+        return set(count_traffic(product.lower(x, kernel).compile().as_text()).collective_bytes())
 
     assert kinds(None) == {"collective-permute"}  # should that change, the option can go
     assert kinds(mesh_lib.compiler_options(mesh)) == {"all-gather"}
@@ -139,7 +140,7 @@ def test_ranking_is_compiled_for_the_block_that_is_asked_for(micro_config):
     mesh = jax.make_mesh((8, 1, 1), ("data", "fsdp", "model"), devices=jax.devices()[:8])
     for block, rows in ((4096, 4096), (0, 256)):
         micro_config.evaluation.query_block = block
-        products = programs.ranked(micro_config, None, mesh)[0]
+        products = programs.ranking(runs.build(micro_config, mesh=mesh))[0]
         assert products.arguments[0].shape[0] == rows
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from irm_jax.compile import chips, roofline
 from irm_jax.compile.chips import CHIPS, TopologyError, parse_topology
-from irm_jax.compile.hlo import Collective, Traffic
+from irm_jax.compile.traffic import Collective, Traffic
 
 
 def test_topologies():

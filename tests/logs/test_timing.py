@@ -69,11 +69,11 @@ def test_ideal_seconds_are_the_products_at_the_chips_peak(micro_config, monkeypa
     data = run.open_training(micro_config)
     monkeypatch.setattr(chips, "chip_of", lambda _: chips.CHIPS["v5e"])
     meshes = [mesh_lib.make_mesh({"data": n, "fsdp": 1, "model": 1}, jax.devices()[:n]) for n in (1, 2)]
-    one, two = (programs.ideal_seconds(micro_config, data, mesh) for mesh in meshes)
+    one, two = (programs.ideal_seconds(run.build(micro_config, mesh=mesh, data=data)) for mesh in meshes)
     assert one == pytest.approx(2 * two)
     assert 0 < one < 1
     micro_config.model.remat = "full"
-    assert programs.ideal_seconds(micro_config, data, meshes[0]) == pytest.approx(one)
+    assert programs.ideal_seconds(run.build(micro_config, mesh=meshes[0], data=data)) == pytest.approx(one)
 
 
 def test_mfu_needs_a_known_chip():

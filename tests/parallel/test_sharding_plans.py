@@ -21,7 +21,7 @@ from data_pipelines.batches import stated_data
 from data_pipelines.batches.prefetch import ReadAhead
 from irm_jax import run
 from irm_jax.compile import programs
-from irm_jax.compile.hlo import Module
+from irm_jax.compile.traffic import count_traffic
 from irm_jax.config import load
 from irm_jax.losses.identity import identity_loss
 from irm_jax.models import transformer
@@ -93,7 +93,7 @@ def test_all_people_of_the_benchmark_fit_into_sharded_heads(micro_config):
     data = stated_data.plan_training(micro_config, max_length=40)
     assert data.space.num_head == 333_825
     mesh = mesh_of(2, 2, 2)
-    (program,) = programs.training(micro_config, data, mesh)
+    (program,) = programs.training(run.build(micro_config, mesh=mesh, data=data))
     head = program.arguments[0].params["head_person"]
     assert head.shape[1] == 327 * 1024
     assert head.sharding.spec == P("fsdp", "model")
@@ -113,7 +113,7 @@ def test_all_people_of_the_benchmark_fit_into_sharded_heads(micro_config):
         ).compile()  # fmt: skip
     # FSDP gathers one half of the head and sums its gradient.
     whole = 64 * 334_848 * 4
-    assert max(one.size for one in Module(compiled.as_text()).traffic().collectives) <= whole // 2
+    assert max(one.size for one in count_traffic(compiled.as_text()).collectives) <= whole // 2
 
 
 @pytest.mark.usefixtures("quick_programs")
