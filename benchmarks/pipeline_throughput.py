@@ -29,8 +29,7 @@ import torch
 import torch.utils.data
 from absl import app, flags
 
-from data_pipelines.batches import augment as image_ops
-from data_pipelines.batches import layout
+from data_pipelines.batches import augment, layout
 from data_pipelines.batches.make import BatchOptions
 from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.batches.training_data import TrainingData
@@ -79,14 +78,14 @@ def pil_decode(data: str | bytes) -> PIL.Image.Image:
     return PIL.Image.open(source).convert("RGB")
 
 
-def pil_augment(image: PIL.Image.Image, chosen: image_ops.Parameters) -> np.ndarray:
+def pil_augment(image: PIL.Image.Image, chosen: augment.Parameters) -> np.ndarray:
     """Applies the chain of `augment_into` with torchvision's PIL operations; returns u8[256,128,3]."""
     for operation, factor in chosen.jitter:
-        if operation == image_ops.BRIGHTNESS:
+        if operation == augment.BRIGHTNESS:
             image = PIL.ImageEnhance.Brightness(image).enhance(factor)
-        elif operation == image_ops.CONTRAST:
+        elif operation == augment.CONTRAST:
             image = PIL.ImageEnhance.Contrast(image).enhance(factor)
-        elif operation == image_ops.SATURATION:
+        elif operation == augment.SATURATION:
             image = PIL.ImageEnhance.Color(image).enhance(factor)
         else:
             hue, saturation, value = image.convert("HSV").split()
@@ -97,7 +96,7 @@ def pil_augment(image: PIL.Image.Image, chosen: image_ops.Parameters) -> np.ndar
         image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
     if chosen.flip:
         image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-    pad, (down, right) = image_ops.Augment().pad, chosen.shift
+    pad, (down, right) = augment.Augment().pad, chosen.shift
     image = PIL.ImageOps.expand(image, border=pad, fill=0)
     image = image.crop((pad + right, pad + down, pad + right + width, pad + down + height))
     pixels = np.array(image)
@@ -112,14 +111,14 @@ class TorchDataset(torch.utils.data.Dataset):
 
     def __init__(self, files: list[str], identities: list[int]) -> None:
         self.files, self.identities = files, identities
-        self.options = image_ops.Augment()
+        self.options = augment.Augment()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        draws = torch.rand(image_ops.DRAWS, dtype=torch.float64).numpy()
-        pixels = pil_augment(pil_decode(self.files[i]), image_ops.parameters(draws, self.options, SIZE))
+        draws = torch.rand(augment.DRAWS, dtype=torch.float64).numpy()
+        pixels = pil_augment(pil_decode(self.files[i]), augment.parameters(draws, self.options, SIZE))
         return torch.from_numpy(pixels), self.identities[i]
 
 
@@ -129,11 +128,11 @@ def _items(source: tuple[int, int]) -> list[tuple[int, int, int, int]]:
 
 def compare_work(jpegs: list[bytes]) -> float:
     """Returns the mean difference in grey levels of both chains. Raises RuntimeError if it is more than rounding."""
-    rng, options, differences = np.random.default_rng(0), image_ops.Augment(), []
+    rng, options, differences = np.random.default_rng(0), augment.Augment(), []
     for data in jpegs[:100]:
-        chosen = image_ops.parameters(rng.random(image_ops.DRAWS), options, SIZE)
+        chosen = augment.parameters(rng.random(augment.DRAWS), options, SIZE)
         ours = np.empty((*SIZE, 3), np.uint8)
-        image_ops.augment_into(ours, decode(data, SIZE), chosen)
+        augment.augment_into(ours, decode(data, SIZE), chosen)
         theirs = pil_augment(pil_decode(data), chosen)
         differences.append(np.abs(ours.astype(np.int16) - theirs).mean())
     if np.mean(differences) > MOST_DIFFERENCE:
@@ -149,17 +148,17 @@ def _rate(work: Callable[[], object], images: int) -> float:
 
 def stage_rates(jpegs: list[bytes], rounds: int) -> dict[str, tuple[float, float]]:
     """Returns images per second of one thread (ours, PIL) for decoding and for augmenting, medians of `rounds`."""
-    options, out = image_ops.Augment(), np.empty((*SIZE, 3), np.uint8)
-    draws = np.random.default_rng(0).random((len(jpegs), image_ops.DRAWS))
+    options, out = augment.Augment(), np.empty((*SIZE, 3), np.uint8)
+    draws = np.random.default_rng(0).random((len(jpegs), augment.DRAWS))
     arrays, pictures = [decode(j, SIZE) for j in jpegs], [pil_decode(j) for j in jpegs]
 
     def augment_ours() -> None:
         for image, uniform in zip(arrays, draws, strict=True):
-            image_ops.augment_into(out, image, image_ops.parameters(uniform, options, SIZE))
+            augment.augment_into(out, image, augment.parameters(uniform, options, SIZE))
 
     def augment_pil() -> None:
         for image, uniform in zip(pictures, draws, strict=True):
-            pil_augment(image, image_ops.parameters(uniform, options, SIZE))
+            pil_augment(image, augment.parameters(uniform, options, SIZE))
 
     stages = {
         "decode": (lambda: [decode(j, SIZE) for j in jpegs], lambda: [pil_decode(j) for j in jpegs]),

@@ -89,9 +89,21 @@ def group_people(
     )
 
 
-def people_of(plan: BatchPlan, indexes: Mapping[str, schema.Index]) -> list[People]:
-    """Returns `group_people` of every unit; `indexes` maps a data set to the index of its train split."""
-    return [group_people(plan, layout, indexes[layout.unit.dataset]) for layout in plan.units]
+def people_of(
+    plan: BatchPlan, indexes: Mapping[str, schema.Index], file_of: Callable[[str, int], str] | None = None
+) -> list[People]:
+    """Returns `group_people` of every unit.
+
+    Args:
+      plan: the batch plan.
+      indexes: data set -> index of its train split.
+      file_of: (data set, record) -> file name, for messages; by default it is the index's.
+    """
+    names = [layout.unit.dataset for layout in plan.units]
+    return [
+        group_people(plan, layout, indexes[name], file_of and functools.partial(file_of, name))
+        for layout, name in zip(plan.units, names, strict=True)
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

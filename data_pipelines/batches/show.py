@@ -20,6 +20,7 @@ from data_pipelines.batches.layout import BatchPlan, UnitLayout
 from data_pipelines.batches.make import Batch
 from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.dataset import schema
+from data_pipelines.files import write_atomically
 from data_pipelines.images import Size
 
 _COLUMNS = 8
@@ -142,7 +143,7 @@ def save_png(path: str | Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
         raise OSError(f"{path}: an image of shape {image.shape} does not encode as PNG")
-    Path(path).write_bytes(data.tobytes())
+    write_atomically(Path(path), data.tobytes())
 
 
 def main(argv: list[str]) -> None:

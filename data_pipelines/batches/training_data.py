@@ -71,15 +71,7 @@ class TrainingData:
         if missing:
             raise ValueError(f"the plan draws from {missing}, but only {sorted(datasets)} are open; build or open them")
         indexes = {name: datasets[name].index("train", _COLUMNS) for name in plan.datasets}
-        people = [
-            sampling.group_people(
-                plan,
-                layout,
-                indexes[layout.unit.dataset],
-                functools.partial(_file_of, datasets[layout.unit.dataset]),
-            )
-            for layout in plan.units
-        ]
+        people = sampling.people_of(plan, indexes, functools.partial(_file_of, datasets))
         space = IdentitySpace(
             plan,
             {name: TrainPeople(datasets[name].manifest.people, np.unique(i.identity)) for name, i in indexes.items()},
@@ -134,9 +126,9 @@ class TrainingData:
         return Stream(make, start_step, stop, ahead or ReadAhead(), self.options.accumulate * sum(sizes))
 
 
-def _file_of(dataset: Dataset, row: int) -> str:
-    """Reads the file name of one training record, for a message."""
-    return str(dataset.index("train", ("file",)).file[row])
+def _file_of(datasets: Mapping[str, Dataset], name: str, record: int) -> str:
+    """Reads the file name of a training record, for a message."""
+    return str(datasets[name].index("train", ("file",)).file[record])
 
 
 def make_tokenizer(config: ConfigDict, max_length: int) -> Tokenizer:

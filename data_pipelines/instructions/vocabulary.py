@@ -22,6 +22,7 @@ from etils import epath
 from data_pipelines import storage
 from data_pipelines.dataset.reader import Dataset, dataset_names, open_dataset
 from data_pipelines.errors import DatasetError
+from data_pipelines.files import write_atomically
 from data_pipelines.instructions.tokenizer import VOCABULARY, Tokenizer
 
 MOST_RECORDS = 200_000
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise DatasetError(f"no training sentences in {folder}: {', '.join(names) or 'no data set'}")
         entries = entries_of(found, options.least)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join(entries) + "\n", encoding="utf-8")
+        write_atomically(file, "\n".join(entries) + "\n")
     except (ValueError, OSError) as error:
         logging.error("%s", error)
         return 2

@@ -22,6 +22,9 @@ from data_pipelines.dataset.reader import Dataset, dataset_names, open_dataset
 from data_pipelines.errors import DatasetError
 from data_pipelines.people.names import known_person
 
+EVIDENCE = ("identity", "file", "content")
+"""The columns of an index that the comparison reads."""
+
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Leak:
@@ -93,7 +96,7 @@ def _sides(dataset: Dataset) -> list[_Side]:
 def side(dataset: Dataset, splits: Sequence[str], train: bool, rows: np.ndarray | None = None) -> _Side:
     """Returns the given splits as one side; `rows`: bool[records of all of them], those to examine (None: all)."""
     people = np.array(dataset.manifest.people)
-    indexes = [dataset.index(split) for split in splits]
+    indexes = [dataset.index(split, EVIDENCE) for split in splits]
     chosen = slice(None) if rows is None else rows
     person = people[np.concatenate([index.identity for index in indexes])[chosen]]
     file = np.concatenate([index.file for index in indexes])[chosen]

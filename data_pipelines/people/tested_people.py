@@ -14,8 +14,7 @@ import numpy as np
 
 from data_pipelines.dataset.reader import Dataset
 from data_pipelines.errors import DatasetError
-from data_pipelines.people import leaks as leak_check
-from data_pipelines.people.leaks import Leak
+from data_pipelines.people.leaks import EVIDENCE, Leak, compare, side
 from data_pipelines.people.names import ORIGINS, known_person
 from data_pipelines.sources import Scan, checks
 from data_pipelines.sources.reading import Picture
@@ -77,13 +76,10 @@ def leaks(training: Iterable[Dataset], tests: Mapping[str, tuple[Dataset, Sequen
       training: data sets with a split `train`.
       tests: name -> (data set, test splits).
     """
-    tested = [
-        (other, splits, _people(other, splits), np.concatenate([other.index(split).content for split in splits]))
-        for other, splits in tests.values()
-    ]
+    tested = [(other, splits, _people(other, splits), _contents(other, splits)) for other, splits in tests.values()]
     found: list[Leak] = []
     for dataset in training:
-        index, people = dataset.index(TRAIN), np.array(dataset.manifest.people)
+        index, people = dataset.index(TRAIN, EVIDENCE), np.array(dataset.manifest.people)
         stated = {row: known_person(str(index.file[row])) for row in _of_known_origin(index.file).tolist()}
         for other, splits, known, content in tested:
             if other.name == dataset.name:
@@ -91,8 +87,8 @@ def leaks(training: Iterable[Dataset], tests: Mapping[str, tuple[Dataset, Sequen
             evidence = np.isin(people, sorted(known))[index.identity] | np.isin(index.content, content)
             evidence[[row for row, person in stated.items() if person in known]] = True
             if evidence.any():
-                a = leak_check.side(dataset, [TRAIN], True, evidence)
-                found += leak_check.compare(a, leak_check.side(other, splits, False))
+                training_side = side(dataset, [TRAIN], True, evidence)
+                found += compare(training_side, side(other, splits, False))
     return sorted(found)
 
 
@@ -100,11 +96,16 @@ def _people(dataset: Dataset, splits: Sequence[str]) -> set[str]:
     """Returns the names of the people of some splits, with those that file names state."""
     names: set[str] = set()
     for split in splits:
-        index = dataset.index(split)
+        index = dataset.index(split, ("identity", "file"))
         names |= {dataset.manifest.people[number] for number in np.unique(index.identity)}
         stated = (known_person(str(index.file[row])) for row in _of_known_origin(index.file))
         names |= {name for name in stated if name is not None}
     return names
+
+
+def _contents(dataset: Dataset, splits: Sequence[str]) -> np.ndarray:
+    """Returns column `content` of some splits, u64[N]."""
+    return np.concatenate([dataset.index(split, ("content",)).content for split in splits])
 
 
 def _of_known_origin(file: np.ndarray) -> np.ndarray:

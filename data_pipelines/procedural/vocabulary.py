@@ -13,6 +13,7 @@ import pathlib
 import string
 
 from data_pipelines import tasks
+from data_pipelines.files import write_atomically
 from data_pipelines.instructions import sentences, tokenizer
 from data_pipelines.procedural import outfits, people
 
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=tokenizer.BUILTIN_VOCABULARY, help="the file to write")
     path: pathlib.Path = parser.parse_args().out
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(entries()) + "\n", encoding="utf-8")
+    write_atomically(path, "\n".join(entries()) + "\n")
     print(f"{len(entries())} entries in {path}")
 
 

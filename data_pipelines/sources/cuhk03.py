@@ -6,7 +6,7 @@
 Needed: `cuhk03_new_protocol_config_{detected,labeled}.mat` (train_idx, query_idx, gallery_idx, from 1; labels;
 filelist) and the pictures, `{pair}_{pid:03}_{view}_{picture:02}.png` in `images_{detected,labeled}/`, or else inside
 `cuhk-03.mat` (also in `cuhk03_release/`). Reading .mat files needs the extra `mat`. The camera is view - 1: the junk
-rule knows two cameras, not ten. A person's name counts 1 to 1,467 over the pairs, as CUHK-PEDES does (person_names).
+rule knows two cameras, not ten. A person's name counts 1 to 1,467 over the pairs, as in CUHK-PEDES (people/names.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
                      gallery  3,074 images
     val              1,000 identities, 3,078 images, not used
 
-The pictures come from other data sets, whose people keep their names (see person_names): `market1501/0535` here and
+The pictures come from other data sets, whose people keep their names (see people/names.py): `market1501/0535` here and
 in Market-1501 is one person. Everybody else is `cuhk_pedes/<id>`. Cameras of Market-1501's and CUHK01's pictures are
 read from their names, and are the cameras of those sets (manifest: `cameras_of`). Others are not known: 0 in train, -2
 in the gallery; a query is a caption, which has none (-1). People of its training images are test people of Market-1501,

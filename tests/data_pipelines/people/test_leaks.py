@@ -8,7 +8,7 @@ import toy_shards
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import Dataset, open_dataset
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
-from data_pipelines.people import leaks as leak_check
+from data_pipelines.people import leaks
 from data_pipelines.people.leaks import find_leaks
 from data_pipelines.people.names import known_camera, known_person
 
@@ -32,8 +32,8 @@ def test_clean_sets_and_shared_test_people(tmp_path: Path) -> None:
     a = dataset(tmp_path, "a", train=[("a/1", "1.jpg", 1), ("a/1", "2.jpg", 1), ("a/2", "3.jpg", 3)], **test)
     b = dataset(tmp_path, "b", train=[("b/1", "1.jpg", 4)], **test)
     assert find_leaks([a, b]) == []
-    assert leak_check.summary([]) == "no person known to stand in two places"
-    assert leak_check.main(["--data_dir", str(tmp_path), "--strict"]) == 0
+    assert leaks.summary([]) == "no person known to stand in two places"
+    assert leaks.main(["--data_dir", str(tmp_path), "--strict"]) == 0
 
 
 def test_same_name(tmp_path: Path) -> None:
@@ -138,15 +138,15 @@ def test_what_a_file_name_states(file: str, person: str | None, camera: int | No
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert leak_check.main(["--data_dir", str(tmp_path / "nowhere")]) == 2
+    assert leaks.main(["--data_dir", str(tmp_path / "nowhere")]) == 2
     assert "does not exist: build a data set into it" in capsys.readouterr().err
-    assert leak_check.main(["--data_dir", str(tmp_path)]) == 2
+    assert leaks.main(["--data_dir", str(tmp_path)]) == 2
     assert "no built data set in" in capsys.readouterr().err
     dataset(tmp_path, "a", train=[("x/1", "1.jpg", 1), ("x/2", "2.jpg", 2)])
     dataset(tmp_path, "b", gallery=[("x/1", "3.jpg", 3), ("x/2", "4.jpg", 4)])
-    assert leak_check.main(["--data_dir", str(tmp_path)]) == 0
+    assert leaks.main(["--data_dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "2 data sets: a, b" in printed
     assert "2       train_test  a / b      name      yes     yes      x/1 (1.jpg) = x/1 (3.jpg)" in printed
-    assert leak_check.main(["--data_dir", str(tmp_path), "--strict"]) == 1
-    assert leak_check.main(["--data_dir", str(tmp_path), "--datasets", "a", "--strict"]) == 0
+    assert leaks.main(["--data_dir", str(tmp_path), "--strict"]) == 1
+    assert leaks.main(["--data_dir", str(tmp_path), "--datasets", "a", "--strict"]) == 0

@@ -13,7 +13,7 @@ from official_trees import TREES, built, columns
 
 from data_pipelines import build, sources
 from data_pipelines.errors import DatasetError
-from data_pipelines.people import leaks as leak_check
+from data_pipelines.people.leaks import find_leaks
 from data_pipelines.sources import reading, table
 
 OTHER_TESTS = ("cuhk03_detected", "market1501")  # below, and in test_market1501.py
@@ -228,7 +228,7 @@ def test_cuhk_pedes_captions_and_people(tmp_path: Path) -> None:
     assert dataset.manifest.source["people_of_other_sets"] == 3
     # Person 363 is a training person here and a training person of CUHK01: known by name, so one identity.
     other = built("cuhk01", TREES["cuhk01"].make(tmp_path / "cuhk01"), tmp_path / "out")
-    (leak,) = leak_check.find_leaks([dataset, other])
+    (leak,) = find_leaks([dataset, other])
     assert (leak.kind, leak.evidence, leak.linked, leak.person_a, leak.harmful) == (
         "train_train", "name", True, "cuhk01/0363", False,
     )  # fmt: skip
@@ -242,7 +242,7 @@ def test_cuhk_pedes_part_follows_the_sides_of_the_sets_it_shows(tmp_path: Path) 
     assert (dataset.manifest.source["unused"], dataset.manifest.source["cameras_of"]) == (1, ["cuhk01", "market1501"])
     others = {"market1501": raw / "Market-1501-v15.09.15", "cuhk01": raw / "CUHK01"}
     opened = [built(name, folder, tmp_path / "out") for name, folder in others.items()]
-    leaks = leak_check.find_leaks([dataset, *opened])
+    leaks = find_leaks([dataset, *opened])
     assert {leak.person_a for leak in leaks} == {"market1501/0002", "cuhk01/0363"}
     assert not any(leak.harmful for leak in leaks)
     (raw / "Market-1501-v15.09.15/query/0001_c1s1_001051_00.jpg").unlink()
