@@ -1,17 +1,17 @@
-"""`python -m irm_jax.export`: the embedding function of a run in a file that needs neither this project nor flax.
+"""`python -m irm_jax.export`: writes the embedding function of a run to a file that needs neither irm_jax nor flax.
 
-The file holds the weights, takes any number of rows and gives embeddings of length 1. As StableHLO (the default) it
+The file holds the weights, takes any number of rows and returns embeddings of length 1. As StableHLO (the default) it
 runs on CPU, CUDA and TPU:
 
     function = jax.export.deserialize(open(FILE, "rb").read())
     embedding = function.call(image, instruction)  # u8[B, H, W, 3], ids i32[B, L] or u8[B, h, w, 3] -> f32[B, 2D]
 
-With `--format onnx`, wherever ONNX runs, computed in f32:
+With `--format onnx` it runs wherever ONNX runs, computed in f32:
 
     session = onnxruntime.InferenceSession(FILE)
     (embedding,) = session.run(None, {"image": image, "instruction": instruction})
 
-Images are of the model's size; sentences are the ids that `data_pipelines.instructions.tokenizer` makes.
+Images have the model's size; sentences are token ids of `data_pipelines.instructions.tokenizer`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
+from irm_jax.config.command_line import folder
 from irm_jax.convert.rules import unscanned
+from irm_jax.embedder import Embedder
+from irm_jax.errors import UserError
 from irm_jax.models.irm import IRM
 from irm_jax.models.plain_forms import plain_forms
 
@@ -42,11 +45,14 @@ MISSING = {
     "stablehlo": ("flatbuffers", "pip install -e '.[export]'"),
     "onnx": ("jax2onnx", "pip install -e '.[onnx]'"),
 }
-"""What each format is written with, and how it is installed."""
+"""Format -> (package that writes it, command that installs the package)."""
 
 
 def embedding_function(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Callable[..., Any]:
-    """(image, instruction) -> embeddings of length 1, the weights within; `kind`: what the instruction is."""
+    """Returns (image u8[B, H, W, 3], instruction) -> embeddings f32[B, 2D] of length 1, with the weights inside.
+
+    `kind`: whether the instruction is token ids i32[B, L] or an image u8[B, h, w, 3].
+    """
     length = model.config.max_length
 
     def pair(own: IRM, image: jax.Array, instruction: jax.Array) -> jax.Array:
@@ -59,7 +65,7 @@ def embedding_function(model: IRM, variables: Mapping[str, Any], kind: Kind) -> 
 
 
 def _row_shapes(model: IRM, kind: Kind) -> list[tuple[tuple[int, ...], Any]]:
-    """Shape and dtype of one image and one instruction."""
+    """Shapes and dtypes of one image and of one instruction."""
     c = model.config
     instruction = ((c.max_length,), jnp.int32) if kind == "text" else ((*c.instruction_image_size, 3), jnp.uint8)
     return [((*c.image_size, 3), jnp.uint8), instruction]
@@ -68,7 +74,7 @@ def _row_shapes(model: IRM, kind: Kind) -> list[tuple[tuple[int, ...], Any]]:
 def export_embedding(
     model: IRM, variables: Mapping[str, Any], kind: Kind, platforms: Sequence[str] = PLATFORMS
 ) -> export.Exported:
-    """The embedding function as StableHLO for `platforms`, for any number of rows."""
+    """Exports the embedding function as StableHLO for `platforms`, for any number of rows."""
     rows = export.symbolic_shape("b")[0]
     shapes = [jax.ShapeDtypeStruct((rows, *shape), dtype) for shape, dtype in _row_shapes(model, kind)]
     return export.export(jax.jit(embedding_function(model, variables, kind)), platforms=platforms)(*shapes)
@@ -76,17 +82,17 @@ def export_embedding(
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
-    """An array's type for jax2onnx, which takes names for sizes that are not known."""
+    """The type of an array for jax2onnx, which takes a name for a size that is not known."""
 
     shape: tuple[int | str, ...]
     dtype: Any
 
 
 def export_onnx(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Any:
-    """The embedding function as an `onnx.ModelProto` for any number of rows, in f32 whatever the model computes in.
+    """Exports the embedding function as an `onnx.ModelProto`, for any number of rows and in f32.
 
-    Made by jax2onnx, which does not follow a scan over layers (they are laid out one by one) and knows no platforms.
-    Raises ImportError without it (the extra `onnx`).
+    jax2onnx does not support a scan over layers, so scanned layers are unrolled. Raises ImportError without it (extra
+    `onnx`).
     """
     with _quiet():
         from jax2onnx import to_onnx
@@ -104,7 +110,7 @@ def export_onnx(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what jax2onnx tells of the layers that it meets, and of other libraries that it does not know."""
+    """Silences jax2onnx, which reports each layer and each library that it does not know."""
     loggers = [python_logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -122,14 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser("python -m irm_jax.export", description=__doc__.split("\n")[0])
     p.add_argument("--workdir", required=True, help="folder of a run; its newest checkpoint is exported")
     p.add_argument("--out", required=True, help="file to write")
-    p.add_argument("--instruction", choices=("text", "image"), default="text", help="what the function reads beside it")
+    p.add_argument("--instruction", choices=("text", "image"), default="text", help="kind of instruction")
     p.add_argument("--format", choices=tuple(MISSING), default="stablehlo", help="what to write (see the README)")
     options = p.parse_args(arguments)
-    from irm_jax.checkpoint import CheckpointError
-    from irm_jax.config import check
-    from irm_jax.embedder import Embedder
-    from irm_jax.errors import ConfigError
-
     package, cure = MISSING[options.format]
     try:
         __import__(package)
@@ -137,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.error("--format %s is written with %s: %s (%s)", options.format, package, cure, error)
         return 2
     try:
-        workdir, out = check.folder(options.workdir, "--workdir"), check.folder(options.out, "--out")
+        workdir, out = (folder(getattr(options, name), f"--{name}") for name in ("workdir", "out"))
         out.parent.mkdir(parents=True, exist_ok=True)
         embedder = Embedder(workdir)
         whole = jax.device_get(dict(embedder.variables))
@@ -148,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data = bytes(export_embedding(embedder.model, whole, options.instruction).serialize())
             where = ", ".join(PLATFORMS)
         out.write_bytes(data)
-    except (ConfigError, CheckpointError, OSError) as error:
+    except (UserError, OSError) as error:
         logging.error("%s", error)
         return 2
     print(f"{out}: {len(data) / 2**20:.1f} MiB, for {where}")

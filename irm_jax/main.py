@@ -84,7 +84,7 @@ def _run(mode: str, arguments: Sequence[str]) -> None:
     from irm_jax.config import check
 
     check.check(config)
-    workdir = check.folder(_WORKDIR.value or f"runs/{_config_name()}", "--workdir")
+    workdir = command_line.folder(_WORKDIR.value or f"runs/{_config_name()}", "--workdir")
     if mode == "compile":
         from irm_jax.compile import chips
 

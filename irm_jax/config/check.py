@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import options, storage, tasks
@@ -28,15 +27,6 @@ def check(config: ConfigDict) -> None:
     """Raises ConfigError for the first thing that is wrong."""
     check_keys(config)
     check_values(config)
-
-
-def folder(path: str, where: str) -> epath.Path:
-    """A folder named by the user, local or on object storage. Raises ConfigError if it cannot be reached from here."""
-    try:
-        storage.require_library(path)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
-    return epath.Path(path).expanduser()
 
 
 AT_LEAST = {

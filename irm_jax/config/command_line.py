@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from absl import flags
+from etils import epath
 
+from data_pipelines import storage
+from data_pipelines.storage import StorageError
 from irm_jax.config import run_files
 from irm_jax.config.check_keys import unknown_override
 from irm_jax.errors import ConfigError
@@ -30,6 +33,15 @@ def parse(argv: Sequence[str], usage: str = "") -> list[str]:
         return list(flags.FLAGS(_with_run_file(argv)))
     except (ConfigError, flags.Error) as error:
         exit_with(_with_nearest(str(error)))
+
+
+def folder(path: str, flag: str) -> epath.Path:
+    """The local or remote folder that a flag names. Raises ConfigError if its kind of storage cannot be reached."""
+    try:
+        storage.require_library(path)
+    except StorageError as error:
+        raise ConfigError(f"{flag}: {error}") from error
+    return epath.Path(path).expanduser()
 
 
 def exit_with(message: str) -> NoReturn:

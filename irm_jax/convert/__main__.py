@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 
 from absl import logging
 
-from irm_jax.checkpoint import CheckpointError
-from irm_jax.config import check
-from irm_jax.convert import conversion, folder, manifest, to_torch
-from irm_jax.convert.source import ConvertError, Source
+from irm_jax.config import command_line
+from irm_jax.convert import conversion, folder, to_torch
+from irm_jax.convert.source import Source
+from irm_jax.errors import UserError
 
 DESCRIPTION = """\
 Converts pretrained weights into a folder that --config.init.image_encoder, .text_encoder, .template_encoder and .model
@@ -67,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         p.error("--kind is missing: say what the file holds")
     try:
         for name in ("source", "out", "to_torch"):
-            check.folder(getattr(options, name) or "", f"--{name}")  # that its kind of storage can be reached
+            command_line.folder(getattr(options, name) or "", f"--{name}")  # that its kind of storage can be reached
         lines = list(_export(options) if options.to_torch else _convert(options))
-    except (check.ConfigError, ConvertError, manifest.ManifestError, CheckpointError, OSError) as error:
+    except (UserError, OSError) as error:
         logging.error("%s", error)
         return 2
     for line in lines:

@@ -23,7 +23,7 @@ from data_pipelines.dataset.folder import MANIFEST
 from data_pipelines.dataset.reader import Dataset, ShardReader, open_copy, open_dataset
 from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
-from irm_jax.config import check
+from irm_jax.config import check, command_line
 from irm_jax.evaluation import compare
 from irm_jax.evaluation.figures import Figure, Results
 from irm_jax.evaluation.ranking.metrics import Ranking
@@ -275,6 +275,6 @@ def test_a_missing_library_and_an_unknown_kind_are_configuration_errors(
     with pytest.raises(check.ConfigError, match=r"config\.data\.dir: gs:// needs a library .*\.\[gcs\]"):
         check.check_values(micro_config)
     with pytest.raises(check.ConfigError, match="--workdir: 'gx://bucket/run' is on no known kind"):
-        check.folder("gx://bucket/run", "--workdir")
-    assert check.folder("~/run", "--workdir") == epath.Path("~/run").expanduser()
+        command_line.folder("gx://bucket/run", "--workdir")
+    assert command_line.folder("~/run", "--workdir") == epath.Path("~/run").expanduser()
     storage.require_library("runs/a")
