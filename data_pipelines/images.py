@@ -17,8 +17,6 @@ from data_pipelines.errors import DatasetError
 # Images are small: parallelism comes from threads and processes of the pipeline, with which OpenCV's own would compete.
 cv2.setNumThreads(1)
 
-Image = UInt8[np.ndarray, "_ _ 3"]
-"""A picture, RGB."""
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
@@ -26,7 +24,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 
 
-def decode(data: bytes, at_least: Size = (0, 0)) -> Image:
+def decode(data: bytes, at_least: Size = (0, 0)) -> UInt8[np.ndarray, "_ _ 3"]:
     """Decodes a picture to RGB; its EXIF orientation is ignored, as by PIL's `open`.
 
     Args:
@@ -52,7 +50,7 @@ def decode(data: bytes, at_least: Size = (0, 0)) -> Image:
     return image
 
 
-def decode_record(data: bytes, size: Size, where: str, record: int, file: str) -> Image:
+def decode_record(data: bytes, size: Size, where: str, record: int, file: str) -> UInt8[np.ndarray, "_ _ 3"]:
     """Decodes a picture of a record for use at `size`.
 
     Args:
@@ -74,7 +72,7 @@ def decode_record(data: bytes, size: Size, where: str, record: int, file: str) -
         ) from error
 
 
-def resize(image: Image, size: Size) -> Image:
+def resize(image: UInt8[np.ndarray, "_ _ 3"], size: Size) -> UInt8[np.ndarray, "_ _ 3"]:
     """Resizes a picture: bilinear, or area-averaged where both sides shrink, which bilinear sampling would alias."""
     height, width = size
     if image.shape[:2] == (height, width):

@@ -13,9 +13,9 @@ import itertools
 
 import cv2
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt8
 
-from data_pipelines.images import Image, resize
+from data_pipelines.images import resize
 
 _ERASE_ATTEMPTS = 10
 _FIXED_DRAWS = 14
@@ -132,14 +132,16 @@ def _hue_pattern(width: int, shift: int) -> np.ndarray:
     return np.tile(np.array([shift, 0, 0], np.uint8), width)
 
 
-def _shift_hue(image: Image, fraction: float) -> Image:
+def _shift_hue(image: UInt8[np.ndarray, "_ _ 3"], fraction: float) -> UInt8[np.ndarray, "_ _ 3"]:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     flat = hsv.reshape(hsv.shape[0], -1)
     np.add(flat, _hue_pattern(hsv.shape[1], int(fraction * 255) % 256), out=flat)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=hsv)
 
 
-def colour_jitter(image: Image, operations: tuple[tuple[int, float], ...]) -> Image:
+def colour_jitter(
+    image: UInt8[np.ndarray, "_ _ 3"], operations: tuple[tuple[int, float], ...]
+) -> UInt8[np.ndarray, "_ _ 3"]:
     """Applies (operation, factor) pairs in order, saturating at 0 and 255 after each, as torchvision on PIL images.
 
     Brightness f*x; contrast f*x + (1-f)*mean luma; saturation f*x + (1-f)*luma of the pixel; hue: shift by a fraction.
@@ -160,7 +162,7 @@ def colour_jitter(image: Image, operations: tuple[tuple[int, float], ...]) -> Im
     return image
 
 
-def augment_into(out: Image, image: Image, chosen: Parameters) -> None:
+def augment_into(out: UInt8[np.ndarray, "_ _ 3"], image: UInt8[np.ndarray, "_ _ 3"], chosen: Parameters) -> None:
     """Augments an image and writes it into `out`, u8[H,W,3] of any size; outside the crop it is black.
 
     An image larger than `out` is resized before the jitter, which then works on fewer pixels.

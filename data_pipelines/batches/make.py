@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -178,7 +178,7 @@ class _BlockRows:
     source: UnitSource
     drawn: sampling.UnitSample  # of this block alone: arrays without axis 0
     arrays: Mapping[str, np.ndarray]  # field -> [b, ...] of the unit's kind
-    stream: Mapping[int, np.random.Generator]  # purpose -> the random numbers of this unit, step and block
+    stream: Callable[[int], np.random.Generator]  # purpose -> the random numbers of this unit, step and block
     records: Mapping[int, Mapping[str, Any]]  # record -> raw fields
 
     @property
@@ -193,7 +193,7 @@ class _BlockRows:
     def write_images(self, size: Size) -> None:
         """Decodes and augments the rows' images, once per view."""
         draws = {
-            view: self.stream[purpose].random((self.layout.rows, DRAWS))
+            view: self.stream(purpose).random((self.layout.rows, DRAWS))
             for view, purpose in VIEWS.items()
             if view in self.arrays
         }
@@ -226,7 +226,7 @@ class _BlockRows:
             rows = slice(layout.row, layout.row + layout.rows)
             self.arrays["tokens"][rows] = tokens
             if "key_tokens" in self.arrays:
-                shares = self.stream[sampling.KEY_CAPTION_STREAM].random(layout.entries).tolist()
+                shares = self.stream(sampling.KEY_CAPTION_STREAM).random(layout.entries).tolist()
                 captions = [
                     another_caption(self.records[record]["sentences"], choice, share)
                     for (record, choice), share in zip(choices, shares, strict=True)
@@ -314,14 +314,13 @@ class BatchMaker:
         self, group: Mapping[str, np.ndarray], step: int, number: int, drawn: sampling.UnitSample, local: int
     ) -> _BlockRows:
         layout, source, block = self.plan.units[number], self.sources[number], self.blocks[local]
-        own = sampling.UnitSample(*(getattr(drawn, field.name)[local] for field in dataclasses.fields(drawn)))
-        purposes = (*VIEWS.values(), sampling.KEY_CAPTION_STREAM)
+        own = drawn.block(local)
         return _BlockRows(
             layout=layout,
             source=source,
             drawn=own,
             arrays={name: array[local] for name, array in group.items()},
-            stream={p: sampling.random_stream(self.options.seed, p, step, number, block) for p in purposes},
+            stream=lambda purpose: sampling.random_stream(self.options.seed, purpose, step, number, block),
             records={i: source.reader[i] for i in np.unique(np.concatenate([own.record, own.entry_record])).tolist()},
         )
 

@@ -118,6 +118,10 @@ class UnitSample:
     composed_entry: np.ndarray  # i32[R, bc], composed row j belongs to row j
     composed_valid: np.ndarray  # bool[R, bc]
 
+    def block(self, local: int) -> UnitSample:
+        """Returns the sample of one of the R blocks, without axis 0."""
+        return UnitSample(**{name: array[local] for name, array in vars(self).items()})
+
 
 Sample = tuple[UnitSample, ...]
 """One UnitSample per unit, in plan order."""
