@@ -16,6 +16,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,13 @@ def trained_run(
             train(make_run_config(), workdir)
 
     return built_once(tmp_path_factory, "run", build)
+
+
+@pytest.fixture(scope="session")
+def earlier_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that commit 77f4167 trained and evaluated (tests/fixtures/README.md). Copy it to change it."""
+    archive = Path(__file__).parent / "fixtures" / "earlier_run.tar.xz"
+    return built_once(tmp_path_factory, "earlier_run", lambda folder: shutil.unpack_archive(archive, folder))
 
 
 @pytest.fixture
