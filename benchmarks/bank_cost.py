@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.instructions.tokenizer import Tokenizer
-from irm_jax.losses.memory_bank_loss import Rules, memory_bank_loss
+from irm_jax.losses.memory_bank_loss import Anchors, Rules, memory_bank_loss
 from irm_jax.models import presets
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.objectives import lanes
-from irm_jax.objectives.lanes import Entries, MemoryBank
+from irm_jax.objectives.lanes import BankLanes, MomentumKeys
 
 WIDTH = 768
 BLOCKS = 8
@@ -43,7 +43,7 @@ def timed(function: Callable[..., Any], arguments: Callable[[], tuple[Any, ...]]
     return float(np.median(seconds[1:]))
 
 
-def random_entries(rows: int, seed: int, dtype: str = "float32") -> Entries:
+def random_entries(rows: int, seed: int, dtype: str = "float32") -> MomentumKeys:
     random = np.random.default_rng(seed)
 
     def unit(width: int) -> jax.Array:
@@ -51,17 +51,17 @@ def random_entries(rows: int, seed: int, dtype: str = "float32") -> Entries:
         return jnp.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), dtype)
 
     number = [jnp.asarray(random.integers(0, top, rows), jnp.int32) for top in (6555, 10, 6, 2)]
-    return Entries(unit(2 * WIDTH), unit(WIDTH), *number)
+    return MomentumKeys(unit(2 * WIDTH), unit(WIDTH), *number)
 
 
-def bank_part(bank: MemoryBank, embedding: jax.Array, batch: Entries) -> tuple[jax.Array, jax.Array, MemoryBank]:
+def bank_part(bank: BankLanes, embedding: jax.Array, batch: MomentumKeys) -> tuple[jax.Array, jax.Array, BankLanes]:
     """Loss, gradient to the anchors, and the bank after the push."""
     rules = Rules(jnp.zeros((10, 10), bool), (4,), False)
     rows = embedding.shape[0]
 
     def loss(z: jax.Array) -> jax.Array:
         hard, soft, _ = memory_bank_loss(
-            z, batch, jnp.arange(rows, dtype=jnp.int32), jnp.ones(rows, bool), batch, lanes.flat(bank), rules,
+            Anchors(z, batch, jnp.arange(rows, dtype=jnp.int32), jnp.ones(rows, bool)), batch, lanes.flat(bank), rules,
             temperature=0.07, soft=True,
         )  # fmt: skip
         return jnp.mean(hard + soft)
@@ -71,16 +71,16 @@ def bank_part(bank: MemoryBank, embedding: jax.Array, batch: Entries) -> tuple[j
 
 
 def measure_bank(rows: int, size: int, dtype: str, repeats: int) -> float:
-    spec = lanes.entry_spec(2 * WIDTH, WIDTH, jnp.dtype(dtype))
+    spec = MomentumKeys.spec(2 * WIDTH, WIDTH, jnp.dtype(dtype))
     entries = random_entries(rows, 1)
     embedding = jnp.asarray(np.random.default_rng(2).normal(size=(rows, 2 * WIDTH)), jnp.float32)
     part = jax.jit(bank_part, donate_argnums=0)
 
-    def full_bank() -> MemoryBank:
+    def full_bank() -> BankLanes:
         bank = lanes.create(spec, size, BLOCKS, rows // BLOCKS)
         filled = random_entries(int(np.prod(bank.lanes)), 3, dtype)
         laid = jax.tree.map(lambda new, old: new.reshape(old.shape), filled, bank.entries)
-        return MemoryBank(laid, bank.pushes)
+        return BankLanes(laid, bank.pushes)
 
     bank = full_bank()
     compiled = part.lower(bank, embedding, entries).compile()

@@ -23,7 +23,8 @@ from data_pipelines.tasks import TaskSpec
 from irm_jax.convert import bert, irm_release, pass_vit
 from irm_jax.convert.rules import take
 from irm_jax.losses.words import Vocabulary
-from irm_jax.objectives.options import CaptionOptions, LossOptions
+from irm_jax.objectives.base import TrainingMix
+from irm_jax.objectives.identity_triplet import IdentityTriplet, IdentityTripletOptions
 
 MEAN, STD = (torch.tensor(x) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 SPECIAL = [("cls_token", "cls_pos"), *((f"part_token{i}", f"part{i}_pos") for i in (1, 2, 3))]
@@ -168,15 +169,14 @@ def our_arrays(tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> dict[str, n
     return found
 
 
-def our_options(task: TaskSpec, sizes: Sizes, *, alpha: float, margin: float) -> LossOptions:
-    """What our training step is told so that it computes `Model.loss`, for rows of one data set."""
-    captions = CaptionOptions(
-        contrastive_weight=0.0, matching_weight=0.0, masked_weight=0.0, replaced_weight=0.0, queue=False,
-        soft_weight=0.0, soft_ramp_steps=1, masked_probability=0.0, replaced_probability=0.0, release_mlm_axis=False,
-        release_mask_sep=False, vocabulary=Vocabulary(sizes.vocabulary, 0, 1, 2, 3),
+def our_objective(task: TaskSpec, sizes: Sizes, *, alpha: float, margin: float) -> IdentityTriplet:
+    """The objective of our training step that computes `Model.loss`, for rows of one data set."""
+    mix = TrainingMix(
+        tasks=(task,), composed_tasks=(), data_sets=(task.name,), data_set_weight=(1.0,), caption_weight=(0.0,),
+        head_members=np.ones((1, sizes.identities), bool), vocabulary=Vocabulary(sizes.vocabulary, 0, 1, 2, 3),
     )  # fmt: skip
-    return LossOptions(
-        tasks=(task,), composed_tasks=(), data_set_weight=(1.0,), caption_weight=(0.0,), alpha=alpha,
-        triplet_unit="feature", margin=margin, rank_weight=0.1, instruction_similarity="raw",
-        instruction_mean_momentum=0.99, momentum=0.0, composed_weight=1.0, captions=captions,
+    options = IdentityTripletOptions(
+        alpha=alpha, triplet_unit="feature", margin=margin, rank_weight=0.1, instruction_similarity="raw",
+        instruction_mean_momentum=0.99, composed_weight=1.0,
     )  # fmt: skip
+    return IdentityTriplet(mix, options)

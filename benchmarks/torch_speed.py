@@ -132,7 +132,8 @@ def irm(rows: int, compiled: bool, checkout: Path | None = None) -> dict[str, di
     from irm_jax.models.irm import IRM
     from irm_jax.parallel import mesh as mesh_lib
     from irm_jax.training import optimizer, state
-    from irm_jax.training.step import make_train_step
+    from irm_jax.training.optimizer import OptimizerOptions
+    from irm_jax.training.step import StepOptions, make_train_step
 
     torch.manual_seed(0)
     if checkout is None:
@@ -155,9 +156,8 @@ def irm(rows: int, compiled: bool, checkout: Path | None = None) -> dict[str, di
     )  # fmt: skip
     mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.devices()[:1])
     rule = optimizer.make_optimizer(
-        learning_rate=RATE, steps=10_000, warmup_steps=0, weight_decay=DECAY, no_decay="", beta1=0.9, beta2=0.999,
-        clip_norm=0.0,
-    )  # fmt: skip
+        OptimizerOptions(learning_rate=RATE, steps=10_000, warmup_steps=0, weight_decay=DECAY)
+    )
     start = state.create_state(model, rule, tokens, 0, mesh)
     params, stats = (flatten_dict(tree, sep="/") for tree in (start.params, start.batch_stats))
     for name, array in torch_irm.our_arrays(theirs.arrays(), sizes).items():
@@ -175,9 +175,8 @@ def irm(rows: int, compiled: bool, checkout: Path | None = None) -> dict[str, di
         "attributes": blank, "valid": jnp.ones((1, rows), bool), "instruction_key": blank - 1, "composed_row": none,
         "composed_instruction": none,
     }  # fmt: skip
-    options = torch_irm.our_options(tasks.task("trad"), sizes, alpha=ALPHA, margin=MARGIN)
-    members = jnp.ones((1, sizes.identities), bool)
-    step = make_train_step(model, rule, options, members, mesh)
+    objective = torch_irm.our_objective(tasks.task("trad"), sizes, alpha=ALPHA, margin=MARGIN)
+    step = make_train_step(model, rule, [objective], mesh, StepOptions(momentum_decay=0.0))
     constants, key = jnp.asarray(tokens), jax.random.key(0)
 
     # As an evaluation embeds: sentences once, then batch by batch. The train step takes its state over.

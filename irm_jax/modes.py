@@ -14,12 +14,13 @@ from ml_collections import ConfigDict
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint
 from irm_jax import run as runs
+from irm_jax.compile import programs
 from irm_jax.embedder import Embedder, Picture
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record
 from irm_jax.parallel import processes
-from irm_jax.training import loop
+from irm_jax.training.loop import fit
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -28,7 +29,10 @@ def train(config: ConfigDict, workdir: epath.Path) -> None:
     """Trains to `config.train.steps`, from the newest checkpoint of `workdir` if there is one; then evaluates."""
     _join_processes()
     runs.enable_compilation_cache(config)
-    loop.train(config, workdir)
+    run = runs.build(config)
+    run.check_training()
+    run.ideal_seconds = programs.ideal_seconds(run)
+    fit(run, workdir)
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
@@ -24,28 +23,26 @@ from data_pipelines.batches.training_data import TrainingData
 from data_pipelines.instructions import vocabulary as caption_vocabulary
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.people import tested_people
-from irm_jax import checkpoint
+from irm_jax import checkpoint, objectives
 from irm_jax.config import check
-from irm_jax.config.layer_rates import Recipe
 from irm_jax.convert import warm_start
 from irm_jax.convert.warm_start import Sources
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import test_sets
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
-from irm_jax.losses.words import Vocabulary
 from irm_jax.models import presets
 from irm_jax.models.config import IRMConfig
 from irm_jax.models.irm import IRM
-from irm_jax.objectives.options import BankOptions, CaptionOptions, LossOptions
+from irm_jax.objectives.base import Objective, TrainingMix
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import processes
 from irm_jax.training import optimizer as optimizers
-from irm_jax.training.state import BankShape, MemoryShapes, TrainState, abstract_state, create_state
-from irm_jax.training.step import make_train_step
-
-CHECKPOINTS = "checkpoints"
-"""The folder of a workdir that holds the checkpoints."""
+from irm_jax.training.hooks import Hook
+from irm_jax.training.loop import CHECKPOINTS, fit
+from irm_jax.training.optimizer import OptimizerOptions
+from irm_jax.training.state import MemoryShapes, TrainState, abstract_state, create_state
+from irm_jax.training.step import StepOptions, make_train_step
 
 
 class Run:
@@ -59,7 +56,13 @@ class Run:
         mesh: devices; None stands for those of this machine, in the shape `config.mesh`.
         data: the training data; None stands for the built data sets that `config.data` names.
         model: the model; None stands for the one that the configuration and the training data describe.
+
+    Attributes:
+        ideal_seconds: seconds that the products of a step take at the peak of the devices (`compile.programs` counts
+            them), for the MFU in the logs; None where it is not known.
     """
+
+    ideal_seconds: float | None = None
 
     def __init__(
         self, config: ConfigDict, *, mesh: Mesh | None = None, data: TrainingData | None = None,
@@ -102,9 +105,14 @@ class Run:
         return make_optimizer(self.config)
 
     @functools.cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The terms of the training loss that the configuration switches on. Raises ConfigError."""
+        return make_objectives(self.config, self.data, self.model)
+
+    @functools.cached_property
     def memory(self) -> MemoryShapes:
         """The momentum model, memory bank and caption queue of the state."""
-        return memory_shapes(self.config, self.data)
+        return MemoryShapes.of(self.config, self.data.plan, self.objectives)
 
     @functools.cached_property
     def train_step(self) -> jax.stages.Wrapped:
@@ -118,9 +126,9 @@ class Run:
 
     def check_training(self) -> None:
         """Raises ConfigError for data that must not be trained on: leaks into test sets, blocks that do not divide."""
-        check_leaks(self.config, self.data, self.test_sets)
         if problem := check.block_problem(self.config, mesh_lib.row_shards(self.mesh)):
             raise ConfigError(problem)
+        check_leaks(self.config, self.data, self.test_sets)
 
     def check_checkpoint(self, saved: IRMConfig) -> None:
         """Raises CheckpointError if a checkpoint's model (`checkpoint.saved_model`) is another one than this run's."""
@@ -152,7 +160,8 @@ class Run:
         return self.embedding_model({"params": started.params, "batch_stats": started.batch_stats})
 
     def saved_model(self, workdir: epath.Path, step: int) -> EmbeddingModel:
-        """The model with the parameters of a checkpoint, laid out on the mesh; no optimizer state is read.
+        """The model with the parameters of a checkpoint, laid out on the mesh; the optimizer state is read only
+        where it holds their averages.
 
         Raises CheckpointError if the checkpoint cannot be read.
         """
@@ -237,6 +246,12 @@ def planned(config: ConfigDict, mesh: Mesh) -> Run:
     return build(config, mesh=mesh, data=data)
 
 
+def train(config: ConfigDict, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> None:
+    """Trains a run in `workdir` to its end, see `fit`."""
+    enable_compilation_cache(config)
+    fit(build(config), workdir, hooks)
+
+
 def model_config(config: ConfigDict, *, vocab_size: int = 1, num_identities: int = 1) -> IRMConfig:
     """The preset with the keys that `config.model` sets; vocabulary and identities rounded up to their multiples."""
     return presets.from_options(config.model.to_dict(), vocab_size=vocab_size, num_identities=num_identities)
@@ -295,18 +310,13 @@ def make_model(config: ConfigDict, data: TrainingData) -> IRM:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    o = config.optimizer
-    return optimizers.make_optimizer(
-        learning_rate=o.learning_rate, steps=config.train.steps, warmup_steps=o.warmup_steps,
-        weight_decay=o.weight_decay, no_decay=o.no_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.clip_norm,
-        recipe=Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay),
-    )  # fmt: skip
+    return optimizers.make_optimizer(OptimizerOptions.from_config(config))
 
 
 def train_step(config: ConfigDict, data: TrainingData, model: IRM, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted training step of a run, see `make_train_step`."""
-    members, optimizer = jnp.asarray(head_members(data, model)), make_optimizer(config)
-    return make_train_step(model, optimizer, loss_options(config, data), members, mesh, frozen=config.optimizer.frozen)
+    options = StepOptions(config.momentum.decay, config.optimizer.frozen)
+    return make_train_step(model, make_optimizer(config), make_objectives(config, data, model), mesh, options)
 
 
 def init_sources(config: ConfigDict) -> Sources:
@@ -314,80 +324,14 @@ def init_sources(config: ConfigDict) -> Sources:
     return Sources(**config.init.to_dict())
 
 
-def loss_options(config: ConfigDict, data: TrainingData) -> LossOptions:
-    """Losses with each data set's weight, in the plan's order of data sets; units that share one add up."""
-    used = {layout.task_id for layout in data.plan.units}
-    weights, caption_weights = [0.0] * len(data.plan.datasets), [0.0] * len(data.plan.datasets)
-    for layout in data.plan.units:
-        of = caption_weights if layout.kind == "caption" else weights
-        of[layout.dataset] += layout.unit.loss_weight
-    loss = config.loss
-    return LossOptions(
-        tasks=tuple(spec for spec in tasks.TASKS.values() if spec.id in used),
-        composed_tasks=tuple(sorted({u.unit.task for u in data.plan.units if u.composed_rows})),
-        data_set_weight=tuple(weights),
-        caption_weight=tuple(caption_weights),
-        alpha=loss.alpha,
-        triplet_unit=loss.triplet_unit,
-        margin=loss.margin,
-        rank_weight=loss.rank_weight,
-        instruction_similarity=loss.instruction_similarity,
-        instruction_mean_momentum=loss.instruction_mean_momentum,
-        composed_weight=loss.composed_weight,
-        momentum=config.momentum.decay,
-        captions=caption_options(config, data),
-        bank=bank_options(config, data) if config.memory_bank.size else None,
-    )
-
-
-def bank_options(config: ConfigDict, data: TrainingData) -> BankOptions:
-    """How the memory bank is used. Raises ConfigError for an overlap of data sets that are not trained on."""
-    b = config.memory_bank
-    pairs = [tuple(pair.split(":")) for pair in b.overlaps]
-    for name in {name for pair in pairs for name in pair} - set(data.plan.datasets):
-        raise ConfigError(
-            f"config.memory_bank.overlaps names {name}, which is not trained on; the training sets are "
-            f"{', '.join(data.plan.datasets)}"
-        )
-    numbers = {name: number for number, name in enumerate(data.plan.datasets)}
-    return BankOptions(
-        temperature=b.temperature, weight=b.weight, ramp_steps=b.ramp_steps, hard_weight=b.hard_weight,
-        soft_weight=b.soft_weight, soft_ramp_pushes=b.soft_ramp_steps * config.optimizer.accumulate,
-        task_negatives=b.negatives == "task",
-        known_overlap=tuple((numbers[one], numbers[other]) for one, other in pairs),
-    )  # fmt: skip
-
-
-def caption_options(config: ConfigDict, data: TrainingData) -> CaptionOptions:
-    """The text-to-image objectives."""
-    loss, t, words = config.loss, config.text_to_image, data.tokenizer
-    return CaptionOptions(
-        contrastive_weight=loss.contrastive_weight, matching_weight=loss.matching_weight,
-        masked_weight=loss.masked_weight, replaced_weight=loss.replaced_weight, queue=t.momentum_contrast,
-        soft_weight=t.soft_weight, soft_ramp_steps=t.soft_ramp_steps, masked_probability=t.masked_probability,
-        replaced_probability=t.replaced_probability, release_mlm_axis=t.release_mlm_axis,
-        release_mask_sep=t.release_mask_sep,
-        vocabulary=Vocabulary(words.vocab_size, words.pad_id, words.cls_id, words.sep_id, words.mask_id),
-    )  # fmt: skip
+def make_objectives(config: ConfigDict, data: TrainingData, model: IRM) -> tuple[Objective, ...]:
+    """The objectives that the configuration switches on, for the data sets of the batch."""
+    return objectives.build(config, TrainingMix.of(data, model.config.num_identities))
 
 
 def memory_shapes(config: ConfigDict, data: TrainingData) -> MemoryShapes:
     """The momentum model, bank and queue of a run, for the batches of the plan."""
-    plan, bank, queue = data.plan, config.memory_bank, config.text_to_image.queue_size
-    captions = caption_options(config, data).needs_momentum and "caption" in plan.kinds
-    rows = sum(plan.rows(group) for group in plan.kinds)
-    return MemoryShapes(
-        momentum=bool(bank.size) or captions,
-        bank=BankShape(bank.size, plan.batch_blocks, rows, bank.dtype) if bank.size else None,
-        queue=BankShape(queue, plan.batch_blocks, plan.rows("caption"), bank.dtype) if queue and captions else None,
-    )
-
-
-def head_members(data: TrainingData, model: IRM) -> np.ndarray:
-    """bool[data sets, padded identities]: among which identities a row of each data set is classified."""
-    members = np.zeros((len(data.plan.datasets), model.config.num_identities), bool)
-    members[:, : data.space.num_head] = data.space.members
-    return members
+    return MemoryShapes.of(config, data.plan, objectives.build(config, TrainingMix.of(data, data.space.num_head)))
 
 
 def open_evaluation_sets(config: ConfigDict) -> list[test_sets.EvaluationSet]:

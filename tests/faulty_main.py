@@ -21,9 +21,9 @@ from jax._src import cache_key
 
 from irm_jax import main
 from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.training import loop
+from irm_jax.training import hooks
 
-_require_finite, _to_global = loop.require_finite, mesh_lib.to_global
+_require_finite, _to_global = hooks.require_finite, mesh_lib.to_global
 
 
 def with_faults(values, step, checkpoints):
@@ -68,5 +68,5 @@ def share_programs(patch=setattr):
 if __name__ == "__main__":
     share_programs()
     record_batches(os.environ["BATCHES"])
-    loop.require_finite = with_faults
+    hooks.require_finite = with_faults
     app.run(main.main, flags_parser=main.parse)

@@ -6,6 +6,7 @@ plain number is complete, see `saving`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -15,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from irm_jax.checkpoint import comparing
+from irm_jax.checkpoint import averages, comparing
 from irm_jax.checkpoint.errors import CheckpointError, StorageLost, first_line, is_storage_lost, quieten_orbax
 
 StepChoice = int | Literal["latest", "best"] | None
@@ -61,11 +62,24 @@ def restore_for_evaluation(
 
     `abstract_subset` has top-level names of the saved state (a dict, or the state's class with None in the other
     fields) and must hold every array below them, except those whose path starts with one of `ignore` ("params/heads").
-    A leaf without a sharding goes to the first local device. No other array is read. Raises CheckpointError as
-    `restore`.
+    A leaf without a sharding goes to the first local device. No other array is read, but for a schedule-free optimizer:
+    `params` are then the averages that it keeps, which are what is evaluated. Raises CheckpointError as `restore`.
     """
     quieten_orbax()
-    return restore(as_folder(directory), abstract_subset, step, partial=True, ignore=tuple(ignore))
+    folder = as_folder(directory)
+    chosen = choose_step(folder, step)
+    restored, metadata = restore(folder, abstract_subset, chosen, partial=True, ignore=tuple(ignore))
+    prefix = averages.averages_prefix(_saved_shapes(folder, chosen))
+    fields = restored if isinstance(restored, Mapping) else vars(restored)
+    if prefix is None or fields.get("params") is None:
+        return restored, metadata
+    try:
+        params = averages.read_averages(folder / str(chosen) / STATE, prefix, fields["params"])
+    except Exception as error:
+        raise _unreadable(folder, chosen, error) from error
+    if isinstance(restored, Mapping):
+        return {**restored, "params": params}, metadata  # type: ignore[return-value]
+    return dataclasses.replace(restored, params=params), metadata  # type: ignore[type-var]
 
 
 def load_arrays(directory: str | os.PathLike[str]) -> Any:

@@ -23,6 +23,8 @@ def _check_table(config: ConfigDict, reference: ConfigDict, path: str) -> None:
         if key not in reference:
             raise ConfigError(f"unknown configuration key {here}; {_hint(key, reference, path)}")
         value = config[key]
+        if here.removeprefix("config.") in keys.OPEN_TABLES:
+            continue
         template = keys.FREE_TABLES.get(here.removeprefix("config."))
         if template is not None:
             for name in value:

@@ -150,6 +150,8 @@ def get_config() -> ConfigDict:
     config.loss.masked_weight = 0.0  # of masked language modelling (the paper: 1; needs model.fusion_depth)
     config.loss.replaced_weight = 0.0  # of replaced-token detection (the paper: 0.5; needs model.fusion_depth)
 
+    config.objectives = ConfigDict()  # further registered objectives: name -> table of its options
+
     config.text_to_image = ConfigDict()  # how the caption objectives draw and teach
     config.text_to_image.momentum_contrast = False  # four directions over momentum keys, not two within the batch
     config.text_to_image.queue_size = 0  # past keys kept for it, at least (0 = none; the paper scale: 65,536)
@@ -177,12 +179,14 @@ def get_config() -> ConfigDict:
     config.memory_bank.soft_ramp_steps = 500  # steps over which lambda rises from 0, once the bank is full
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # any optimizer of optax, such as lion, muon, adafactor, schedule_free
+    config.optimizer.options = ConfigDict()  # further keyword arguments of optax's function
     config.optimizer.learning_rate = 4e-5  # peak (released joint recipe)
     config.optimizer.warmup_steps = 1000  # linear from 1% to 100%
-    config.optimizer.weight_decay = 5e-4  # decoupled, as AdamW's
+    config.optimizer.weight_decay = 5e-4  # decoupled and times the learning rate, whatever the optimizer
     config.optimizer.no_decay = ""  # pattern of parameter paths without weight decay ('' = decay all, as released)
-    config.optimizer.beta1 = 0.9  # of Adam's first moment
-    config.optimizer.beta2 = 0.999  # of Adam's second moment
+    config.optimizer.beta1 = 0.9  # of adamw, schedule_free, and muon's AdamW part; others have theirs in options
+    config.optimizer.beta2 = 0.999  # likewise
     config.optimizer.clip_norm = 0.0  # global gradient norm limit (0 = none, as released)
     config.optimizer.frozen = ""  # pattern of parameter paths that do not change ('' = all learn)
     config.optimizer.rate_multipliers = ()  # "PATTERN=FACTOR" of the learning rate by path; the first that fits counts
@@ -193,6 +197,7 @@ def get_config() -> ConfigDict:
     config.train.steps = 24_000  # updates of a full training (released joint recipe)
     config.train.log_every = 20  # steps between progress lines and logged metrics
     config.train.evaluate_every = 0  # steps between evaluations (0 = at the end only)
+    config.train.hooks = ()  # further hooks: names of irm_jax.training.hooks.HOOKS, or "package.module:Class"
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps (0 = only at the end)
@@ -258,6 +263,8 @@ def _completed(defaults: ConfigDict, saved: Mapping[str, Any], path: str) -> Con
                     name: _completed(FREE_TABLES[here].copy_and_resolve_references(), entry, here)
                     for name, entry in value.items()
                 }
+            elif here in OPEN_TABLES:
+                defaults[key] = dict(value)
             elif isinstance(value, Mapping):
                 if key in defaults:
                     _completed(defaults[key], value, here)
@@ -268,3 +275,5 @@ def _completed(defaults: ConfigDict, saved: Mapping[str, Any], path: str) -> Con
 
 FREE_TABLES = {"data.train": train_unit("", "trad"), "evaluation.sets": evaluation_set("", "trad", ())}
 """Tables whose entry names are the user's. Each entry has the keys of its template."""
+OPEN_TABLES = ("optimizer.options", "objectives")
+"""Tables whose keys are checked by what takes them: an optax function, a registered objective."""

@@ -1,1 +1,4 @@
-"""Losses as pure functions: arrays and masks in, one value a row and what was counted out."""
+"""Losses as pure functions of arrays and masks; each returns one value per row and what was left out.
+
+Formulas: docs/method.md.
+"""

@@ -1,26 +1,30 @@
-"""Composed triplet loss [ours]: an image under the instruction of another outfit must land on that outfit.
+"""Composed triplet loss: an image under the instruction of another outfit must come to lie at that outfit.
 
-The identity losses are met by an embedding that ignores the instruction. A composed row (an image edited by the
-instruction of another outfit its person owns) asks for more: the same person in other outfits is a negative for it.
+An embedding that ignores the instruction can meet the identity losses. A composed row (an image edited by the
+instruction of another outfit that its person owns) asks for more: the same person in other outfits is a negative.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import Array, Float, Int
 
-from irm_jax.losses.geometry import chosen_distances, keep_rows, loss_dtype, pairwise_squared_distance
+from irm_jax.losses.geometry import LabelledRows, chosen_distances, keep_rows, loss_dtype, pairwise_squared_distance
 from irm_jax.parallel.mesh import constrain_replicated, constrain_rows
 
 UNNAMED = -1
+"""An attribute that an instruction does not name, or that is not known of an image."""
 
 
 class ComposedTripletAux(NamedTuple):
-    """What the loss saw, an anchor (no gradient). All values are 0 where the anchor is invalid or dropped.
+    """What the loss saw per anchor, without gradient. All values are 0 where the anchor is invalid or dropped.
 
-    `dropped` anchors are valid but have no positive or no negative; `active` ones violate the margin; `own_person` is
-    whether the nearest negative is the anchor's own person in another outfit.
+    Attributes:
+        dropped: valid anchors without a positive or without a negative.
+        active: anchors that violate the margin.
+        own_person: whether the nearest negative is the anchor's own person in another outfit.
+        positive_distance, negative_distance: D_p and D_n.
     """
 
     dropped: jax.Array  # bool[C]
@@ -31,62 +35,56 @@ class ComposedTripletAux(NamedTuple):
 
 
 def composed_triplet_loss(
-    anchor: Inexact[Array, "C D"],
-    anchor_identity: Int[Array, " C"],
-    anchor_dataset: Int[Array, " C"],
+    anchors: LabelledRows,
     wanted_attributes: Int[Array, "C S"],
-    anchor_valid: Bool[Array, " C"],
-    candidates: Inexact[Array, "B D"],
-    identity: Int[Array, " B"],
-    dataset: Int[Array, " B"],
+    candidates: LabelledRows,
     attributes: Int[Array, "B S"],
-    valid: Bool[Array, " B"],
     margin: float = 0.3,
 ) -> tuple[Float[Array, " C"], ComposedTripletAux]:
-    """relu(D_p - D_n + margin): p the farthest positive, n the nearest negative among the candidates; [ours].
+    """relu(D_p - D_n + margin): p is the farthest positive and n the nearest negative among the candidates.
 
-    Candidates of the anchor's data set compete (slots of different data sets mean different things). Positive: the
-    anchor's identity, and equal in every slot that `wanted_attributes` names. Negative: every other identity, and the
-    same identity where a named slot is known to differ. The same identity with a named slot unknown (-1) and none that
-    differs is neither. Ties go to the lowest row. Distances as in `adaptive_triplet_loss`.
+    Only candidates of the anchor's data set count, since slots of different data sets mean different things. A
+    positive has the anchor's identity and equals every slot that `wanted_attributes` names. A negative has another
+    identity, or the same one and a named slot that is known to differ. The same identity with a named slot unknown and
+    none that differs is neither. Ties go to the lowest row. Distances are taken as in `adaptive_triplet_loss`.
 
     Args:
-      anchor: features of the composed rows. wanted_attributes: S slots, -1 = unnamed. anchor_valid: False for padding.
-      candidates: features of the batch's rows under their own instructions; attributes: what they wear, -1 = unknown.
-      margin: in units of D.
+        anchors: C composed rows.
+        wanted_attributes: S slots per anchor, -1 for a slot that its instruction does not name.
+        candidates: the B rows of the batch under their own instructions.
+        attributes: what they wear, -1 for unknown.
+        margin: in units of D.
 
     Returns:
-      loss: one value an anchor, f32 or f64; 0 for invalid anchors and for those without a positive or a negative.
-      aux: see its class.
+        float32 or float64 [C], 0 for invalid and for dropped anchors; and what the loss saw.
 
-    Source: method.md section 5 for the triplet, data.md section 6 for the rows.
+    Source: docs/method.md, "Losses of IRM", composed rows.
     """
-    dtype = loss_dtype(anchor, candidates)
-    anchors = constrain_rows(keep_rows(anchor, anchor_valid, dtype))
-    rows = constrain_replicated(keep_rows(candidates, valid, dtype))
-    squared = pairwise_squared_distance(anchors, rows)
+    dtype = loss_dtype(anchors.features, candidates.features)
+    own = constrain_rows(keep_rows(anchors.features, anchors.valid, dtype))
+    rows = constrain_replicated(keep_rows(candidates.features, candidates.valid, dtype))
+    squared = pairwise_squared_distance(own, rows)
 
     wanted, worn = wanted_attributes[:, None, :], attributes[None, :, :]
     named = wanted != UNNAMED
     matches = jnp.all(~named | (wanted == worn), axis=-1)
     differs = jnp.any(named & (worn != UNNAMED) & (wanted != worn), axis=-1)
-
-    comparable = anchor_valid[:, None] & valid[None, :] & (anchor_dataset[:, None] == dataset[None, :])
-    one_person = anchor_identity[:, None] == identity[None, :]
+    comparable = anchors.valid[:, None] & candidates.valid[None, :]
+    comparable &= anchors.dataset[:, None] == candidates.dataset[None, :]
+    one_person = anchors.identity[:, None] == candidates.identity[None, :]
     positive = comparable & one_person & matches
     negative = comparable & (~one_person | differs)
 
     farthest = jnp.argmax(jnp.where(positive, squared, -jnp.inf), axis=1)
     nearest = jnp.argmin(jnp.where(negative, squared, jnp.inf), axis=1)
     kept = jnp.any(positive, axis=1) & jnp.any(negative, axis=1)
-
-    d_p, d_n = chosen_distances(anchors, rows, farthest, nearest)
+    d_p, d_n = chosen_distances(own, rows, farthest, nearest)
     zero = jnp.zeros((), dtype)
     loss = jnp.where(kept, jax.nn.relu(d_p - d_n + margin), zero)
     aux = ComposedTripletAux(
-        dropped=anchor_valid & ~kept,
+        dropped=anchors.valid & ~kept,
         active=kept & (loss > 0),
-        own_person=kept & (jnp.take(identity, nearest, mode="clip") == anchor_identity),
+        own_person=kept & (jnp.take(candidates.identity, nearest, mode="clip") == anchors.identity),
         positive_distance=jnp.where(kept, d_p, zero),
         negative_distance=jnp.where(kept, d_n, zero),
     )

@@ -14,7 +14,7 @@ TEMPERATURE_BOUNDS = (0.01, 0.5)
 
 
 class ContrastiveAux(NamedTuple):
-    """Retrieval in the batch, a row (no gradient): does the best key show the row's identity; False if invalid."""
+    """Per row: does the best key of the batch show the row's identity? False for invalid rows. No gradient."""
 
     image_to_text_correct: jax.Array  # bool[B]
     text_to_image_correct: jax.Array  # bool[B]
@@ -22,11 +22,11 @@ class ContrastiveAux(NamedTuple):
 
 @jax.custom_vjp
 def clip_temperature(temperature: Float[Array, ""]) -> Float[Array, ""]:
-    """Returns the temperature kept in [0.01, 0.5] [ours].
+    """Returns the temperature kept in [0.01, 0.5].
 
-    The gradient passes as if it were not, but for a part that leads further out: a plain clip has none outside the
-    bounds, so a parameter that an update carried over one would stay there; with all of it the parameter would run
-    away while the loss does not change, and be long in coming back.
+    The gradient passes unchanged, except where it would lead further out. A plain clip has no gradient outside the
+    bounds, so a parameter that an update carried over one would stay there; with the whole gradient it would run away
+    while the loss does not change.
     """
     return jnp.clip(temperature, *TEMPERATURE_BOUNDS)
 
@@ -51,20 +51,20 @@ def same_and_other_outfit(
     key_identity: Int[Array, " K"],
     key_clothes: Int[Array, " K"],
 ) -> tuple[Bool[Array, "B K"], Bool[Array, "B K"]]:
-    """Which keys are positives of a query, and which show its person in an outfit known to be another one.
+    """Returns which keys are positives of a query, and which show its person in an outfit known to be another one.
 
-    A caption tells the clothes, so the latter are no positives; nor are they negatives, as the caption may fit the rest
-    of the person: they are left out [ours; the strict target of a test does the same]. Outfits are numbered a person;
-    where one is unknown (-1), as in every published set, all pictures of the person are positives (the paper's rule).
+    A caption describes the clothes, so the latter are no positives. They are no negatives either, since the caption may
+    fit the rest of the person, and are left out. Outfits are numbered per person; where one is unknown (-1), as in
+    every published data set, all pictures of the person are positives (the paper's rule).
     """
     one = query_identity[:, None] == key_identity[None, :]
-    told = (query_clothes[:, None] >= 0) & (key_clothes[None, :] >= 0)
-    other = one & told & (query_clothes[:, None] != key_clothes[None, :])
+    known = (query_clothes[:, None] >= 0) & (key_clothes[None, :] >= 0)
+    other = one & known & (query_clothes[:, None] != key_clothes[None, :])
     return one & ~other, other
 
 
 def spread(positive: Bool[Array, "B K"], dtype: jnp.dtype) -> Float[Array, "B K"]:
-    """Returns targets: each row's weight spread evenly over its positives (0 where there is none)."""
+    """Returns targets: each row spread evenly over its positives, 0 for a row without one."""
     same = positive.astype(dtype)
     return same / jnp.maximum(jnp.sum(same, axis=1, keepdims=True), 1.0)
 
@@ -72,8 +72,8 @@ def spread(positive: Bool[Array, "B K"], dtype: jnp.dtype) -> Float[Array, "B K"
 def direction_loss(
     logits: Float[Array, "B K"], targets: Float[Array, "B K"], usable: Bool[Array, "B K"]
 ) -> Float[Array, " B"]:
-    """Returns the cross-entropy of each query's targets over its usable keys, in nats; keys may be of any origin."""
-    # Finite, as in the identity loss: without a usable key the result must be finite for the caller to mask.
+    """Returns the cross-entropy of each query's targets over its usable keys, in nats."""
+    # A finite mask: without a usable key the result must be finite for the caller to mask.
     masked = jnp.where(usable, logits, jnp.finfo(logits.dtype).min / 2)
     return -jnp.sum(jnp.where(targets > 0, targets * jax.nn.log_softmax(masked, axis=1), 0.0), axis=1)
 
@@ -86,20 +86,23 @@ def contrastive_loss(
     valid: Bool[Array, " B"],
     temperature: Float[Array, ""] | float,
 ) -> tuple[Float[Array, " B"], ContrastiveAux]:
-    """Mean of image-to-text and text-to-image cross-entropy of cosines / temperature, row i of both being one pair.
+    """Mean of image-to-text and text-to-image cross-entropy of cosines / temperature; row i of both is one pair.
 
     The target of a query is spread evenly over its positives, see `same_and_other_outfit`. Keys are the rows of the
-    batch; see `momentum_contrastive_loss` for the full objective.
+    batch; `momentum_contrastive_loss` is the full objective.
 
     Args:
-      image_proj, text_proj: projections, not normalised. valid: False for padding, neither query nor key.
-      clothes: the outfit that a pair shows and tells, numbered a person; -1 unknown.
-      temperature: positive (see `clip_temperature`); may be a parameter and gets a gradient.
+        image_proj, text_proj: projections, not normalised.
+        identity: global identities.
+        clothes: the outfit that a pair shows and describes, numbered per person; -1 unknown.
+        valid: False for padding, which is neither query nor key.
+        temperature: positive (see `clip_temperature`); may be a parameter and gets a gradient.
 
     Returns:
-      loss: one value a pair, f32 or f64; 0 for invalid rows. aux: see its class.
+        loss: one value per pair, float32 or float64; 0 for invalid rows.
+        aux: see its class.
 
-    Source: method.md section 6 (contrastive), without queue and momentum.
+    Source: docs/method.md, "Text-to-image objectives", contrast, without queue and momentum.
     """
     dtype = loss_dtype(image_proj, text_proj)
     image = unit_rows(keep_rows(image_proj, valid, dtype))
@@ -121,83 +124,118 @@ def contrastive_loss(
     return loss, ContrastiveAux(image_to_text_correct, text_to_image_correct)
 
 
-class Keys(Protocol):
-    """Momentum keys of pairs; see `memory_bank.CaptionKeys`. identity -1: padding or an empty slot."""
+class PairKeys(Protocol):
+    """Momentum keys of pairs, see `objectives.lanes.CaptionKeys`. Identity -1: padding or an empty slot."""
 
     image: jax.Array  # [N, d], unit rows
     text: jax.Array  # [N, d], unit rows
-    identity: jax.Array  # i32[N]
-    clothes: jax.Array  # i32[N], the outfit shown and told, numbered a person; -1 unknown
+    identity: jax.Array  # int32[N]
+    clothes: jax.Array  # int32[N], numbered per person; -1 unknown
+
+
+class Pairs(NamedTuple):
+    """B pairs of an image and its caption.
+
+    Attributes:
+        image, text: projections [B, d], not normalised.
+        keys: the pairs' own momentum keys, identities and outfits.
+        valid: bool[B], False for padding.
+    """
+
+    image: jax.Array
+    text: jax.Array
+    keys: PairKeys
+    valid: jax.Array
+
+
+class _Sources(NamedTuple):
+    """Keys of the batch and of the queue: which are usable and which positives, bool[B, N] per source.
+
+    `positives` float[B] is the number of positives of each anchor in all sources.
+    """
+
+    keys: list[PairKeys]
+    usable: list[jax.Array]
+    positive: list[jax.Array]
+    positives: jax.Array
 
 
 def momentum_contrastive_loss(
-    image_proj: Inexact[Array, "B d"],
-    text_proj: Inexact[Array, "B d"],
-    anchor: Keys,
-    valid: Bool[Array, " B"],
-    batch: Keys,
-    queue: Keys | None,
+    pairs: Pairs,
+    batch: PairKeys,
+    queue: PairKeys | None,
     temperature: Float[Array, ""] | float,
     soft_share: Float[Array, ""] | float,
 ) -> tuple[Float[Array, " B"], ContrastiveAux]:
-    """Mean of four cross-entropies, image to text, text to image, image to image, text to text, over momentum keys.
+    """Mean of four cross-entropies over momentum keys: image to text, text to image, and within each.
 
-    In each direction the keys are those of the batch, the query's own among them, and of the queue. With s the cosines
-    of the query, s' those of its own momentum key, t the temperature, the target over the keys is
+    A query is compared with all keys of the batch, its own among them, and of the queue. Let s be the cosines of the
+    query, s' the cosines of its own momentum key, and t the temperature. The target over the keys is
 
         soft_share * softmax(s'/t) + (1 - soft_share) * (positives, rows normalised)
 
-    with the positives, and the keys that are left out, of `same_and_other_outfit`.
+    `same_and_other_outfit` says which keys are positives and which are left out.
 
     Args:
-      image_proj, text_proj: the pairs' projections, not normalised. valid: False for padding.
-      anchor: the pairs' own momentum keys, identities and outfits.
-      batch, queue: the keys, of which identity -1 is none.
-      temperature: positive (see `clip_temperature`); may be a parameter and gets a gradient through s, not through s'.
-      soft_share: between 0 and 1.
+        pairs: the queries.
+        batch, queue: the keys; identity -1 stands for none.
+        temperature: positive (see `clip_temperature`); may be a parameter. Its gradient passes through s, not s'.
+        soft_share: between 0 and 1.
 
     Returns:
-      loss: one value a pair, f32 or f64; 0 for invalid rows. aux: over the batch's keys; see its class.
+        loss: one value per pair, float32 or float64; 0 for invalid rows.
+        aux: over the keys of the batch; see its class.
 
-    Source: method.md section 6; ALBEF's image-text contrastive loss with RaSa's two directions within one modality.
+    Source: docs/method.md, "Text-to-image objectives", contrast; ALBEF's image-text contrastive loss with RaSa's two
+    directions within one modality.
     """
-    dtype = loss_dtype(image_proj, text_proj)
+    dtype = loss_dtype(pairs.image, pairs.text)
     scale = jnp.asarray(temperature).astype(dtype)
-    fixed = jax.lax.stop_gradient(scale)
-    low = jnp.finfo(dtype).min / 2  # finite: padding gives a finite number, masked below
     share = jnp.asarray(soft_share).astype(dtype)
     query = {
-        "image": unit_rows(keep_rows(image_proj, valid, dtype)),
-        "text": unit_rows(keep_rows(text_proj, valid, dtype)),
+        "image": unit_rows(keep_rows(pairs.image, pairs.valid, dtype)),
+        "text": unit_rows(keep_rows(pairs.text, pairs.valid, dtype)),
     }
-    anchor, sources = jax.lax.stop_gradient((anchor, [batch] if queue is None else [batch, queue]))
-    teacher = {name: keep_rows(getattr(anchor, name), valid, dtype) for name in query}
-    related = [
-        same_and_other_outfit(anchor.identity, anchor.clothes, source.identity, source.clothes) for source in sources
+    anchor, keys = jax.lax.stop_gradient((pairs.keys, [batch] if queue is None else [batch, queue]))
+    teacher = {name: keep_rows(getattr(anchor, name), pairs.valid, dtype) for name in query}
+    sources = _related(anchor, keys, dtype)
+    directions = (("image", "text"), ("text", "image"), ("image", "image"), ("text", "text"))
+    losses, best = zip(
+        *[_direction(query[one], teacher[one], sources, other, scale, share) for one, other in directions], strict=True
+    )
+    correct = [
+        pairs.valid & (jnp.take(sources.keys[0].identity, row, mode="clip") == anchor.identity) for row in best[:2]
     ]
-    usable = [(source.identity >= 0)[None, :] & ~other for source, (_, other) in zip(sources, related, strict=True)]
-    same = [positive & mask for (positive, _), mask in zip(related, usable, strict=True)]
-    positives = total([jnp.sum(s, axis=1).astype(dtype) for s in same])
+    loss = jnp.where(pairs.valid, total(losses) / len(directions), jnp.zeros((), dtype))
+    return loss, ContrastiveAux(*correct)
 
-    def direction(asking: str, asked: str) -> tuple[jax.Array, jax.Array]:
-        keys = [getattr(source, asked) for source in sources]
 
-        def similarities(rows: jax.Array, unit: jax.Array) -> list[jax.Array]:
-            products = [key_products(rows, k) / unit for k in keys]
-            return [jnp.where(mask, p, low) for p, mask in zip(products, usable, strict=True)]
+def _related(anchor: PairKeys, keys: list[PairKeys], dtype: jnp.dtype) -> _Sources:
+    """The keys with their relation to each anchor."""
+    related = [same_and_other_outfit(anchor.identity, anchor.clothes, key.identity, key.clothes) for key in keys]
+    usable = [(key.identity >= 0)[None, :] & ~other for key, (_, other) in zip(keys, related, strict=True)]
+    positive = [same & mask for (same, _), mask in zip(related, usable, strict=True)]
+    return _Sources(keys, usable, positive, total([jnp.sum(mask, axis=1).astype(dtype) for mask in positive]))
 
-        scores, taught = similarities(query[asking], scale), similarities(teacher[asking], fixed)
-        normalizer, teacher_sum = log_sum_exp(scores), log_sum_exp(taught)
-        expected = []
-        for s, t, own, mask in zip(scores, taught, same, usable, strict=True):
-            hard = own.astype(dtype) / jnp.maximum(positives, 1.0)[:, None]
-            target = share * jnp.exp(t - teacher_sum[:, None]) + (1.0 - share) * hard
-            expected.append(jnp.sum(jnp.where(mask, target * s, jnp.zeros((), dtype)), axis=1))
-        best = jnp.argmax(scores[0], axis=1)
-        correct = valid & (jnp.take(sources[0].identity, best, mode="clip") == anchor.identity)
-        return normalizer - total(expected), correct
 
-    pairs = (("image", "text"), ("text", "image"), ("image", "image"), ("text", "text"))
-    losses, correct = zip(*[direction(*pair) for pair in pairs], strict=True)
-    loss = jnp.where(valid, total(losses) / len(pairs), jnp.zeros((), dtype))
-    return loss, ContrastiveAux(correct[0], correct[1])
+def _direction(
+    query: Float[Array, "B d"], teacher: Float[Array, "B d"], sources: _Sources, side: str, scale: jax.Array,
+    share: jax.Array,
+) -> tuple[Float[Array, " B"], Int[Array, " B"]]:  # fmt: skip
+    """Cross-entropy of the queries over the keys of one side, image or text, and the best key of the batch."""
+    dtype = query.dtype
+    low = jnp.finfo(dtype).min / 2  # finite: padding gives a finite number, masked below
+    keys = [getattr(source, side) for source in sources.keys]
+
+    def similarities(rows: jax.Array, unit: jax.Array) -> list[jax.Array]:
+        products = [key_products(rows, key) / unit for key in keys]
+        return [jnp.where(mask, p, low) for p, mask in zip(products, sources.usable, strict=True)]
+
+    scores, taught = similarities(query, scale), similarities(teacher, jax.lax.stop_gradient(scale))
+    normalizer, teacher_sum = log_sum_exp(scores), log_sum_exp(taught)
+    expected = []
+    for s, t, own, mask in zip(scores, taught, sources.positive, sources.usable, strict=True):
+        hard = own.astype(dtype) / jnp.maximum(sources.positives, 1.0)[:, None]
+        target = share * jnp.exp(t - teacher_sum[:, None]) + (1.0 - share) * hard
+        expected.append(jnp.sum(jnp.where(mask, target * s, jnp.zeros((), dtype)), axis=1))
+    return normalizer - total(expected), jnp.argmax(scores[0], axis=1)

@@ -1,12 +1,30 @@
-"""Distances and unit rows that the losses share: f32 or wider, with finite gradients at zero length."""
+"""Distances and unit rows that the losses share: float32 or wider, with finite gradients at zero length."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 SQUARED_DISTANCE_FLOOR = 1e-12
-"""Squared distances below this count as this (a distance of 1e-6) and pass no gradient (method.md section 5)."""
+"""Squared distances below this count as this (a distance of 1e-6) and pass no gradient."""
 SQUARED_NORM_FLOOR = 1e-24
+
+
+class LabelledRows(NamedTuple):
+    """B rows of features with what decides who competes with whom.
+
+    Attributes:
+        features: [B, D].
+        identity: global identities.
+        dataset: data-set numbers; only rows of one data set are each other's negatives.
+        valid: False for padding.
+    """
+
+    features: Inexact[Array, "B D"]
+    identity: Int[Array, " B"]
+    dataset: Int[Array, " B"]
+    valid: Bool[Array, " B"]
 
 
 def loss_dtype(*arrays: Inexact[Array, "..."]) -> jnp.dtype:
@@ -17,16 +35,16 @@ def loss_dtype(*arrays: Inexact[Array, "..."]) -> jnp.dtype:
 
 
 def keep_rows(rows: Inexact[Array, "B D"], valid: Bool[Array, " B"], dtype: jnp.dtype) -> Float[Array, "B D"]:
-    """Returns the rows in `dtype`, invalid ones as 0: padding (even NaN) reaches no value and no gradient."""
+    """Returns the rows in `dtype` with zeros for invalid ones: padding, even NaN, reaches no value and no gradient."""
     return jnp.where(valid[:, None], rows.astype(dtype), jnp.zeros((), dtype))
 
 
 def pairwise_squared_distance(a: Float[Array, "A D"], b: Float[Array, "B D"]) -> Float[Array, "A B"]:
-    """Returns clamped squared Euclidean distances, for mining only: no gradient.
+    """Returns clamped squared Euclidean distances without gradient, for mining.
 
-    Summed from differences, not as |x|^2 + |y|^2 - 2xy: that form loses small distances, which hard mining is after,
-    and its rounding depends on how a matmul of that shape is tiled, so equal rows could tie on one mesh and not on
-    another. The compiler fuses the differences into the sum: nothing of size A x B x D is stored.
+    They are summed from differences. The form |x|^2 + |y|^2 - 2xy loses the small distances that hard mining looks
+    for, and it rounds by how a matmul of that shape is tiled: equal rows could tie on one mesh and not on another.
+    The compiler fuses the differences into the sum, so nothing of size A x B x D is stored.
     """
     a, b = jax.lax.stop_gradient((a, b))
     squared = jnp.sum(jnp.square(a[:, None, :] - b[None, :, :]), axis=-1)
@@ -36,10 +54,10 @@ def pairwise_squared_distance(a: Float[Array, "A D"], b: Float[Array, "B D"]) ->
 def chosen_distances(
     anchors: Float[Array, "A D"], rows: Float[Array, "B D"], *chosen: Int[Array, " A"]
 ) -> list[Float[Array, " A"]]:
-    """Returns Euclidean distances of anchors[i] to rows[index[i]] for each of the chosen indices, all in range.
+    """Returns the Euclidean distances of anchors[i] to rows[index[i]] for each array of chosen row numbers.
 
-    A distance is at least 1e-6; below that the gradient is 0, not infinite. All rows are taken at once, so that over
-    several devices their gradients are added up where the anchors lie, and then summed over the devices once.
+    A distance is at least 1e-6, with gradient 0 below that. All rows are taken at once, so that their gradients are
+    added where the anchors lie and then summed over devices once.
     """
     taken = jnp.take(rows, jnp.stack(chosen, axis=1), axis=0, mode="clip")
     squared = jnp.sum(jnp.square(anchors[:, None, :] - taken), axis=-1)
@@ -59,10 +77,10 @@ def unit_rows(rows: Float[Array, "B D"]) -> Float[Array, "B D"]:
 def group_spread(
     rows: Inexact[Array, "B D"], group: Int[Array, " B"], valid: Bool[Array, " B"], groups: int
 ) -> Float[Array, " groups"]:
-    """Returns how far each group's rows lie from their mean: the root mean square over its valid rows and all D.
+    """Returns the spread of each group: the root mean square of its valid rows' differences from their mean.
 
-    A batch-normalised group has spread 1. Groups without rows, and those whose rows coincide, have 1 as well: dividing
-    by it must stay finite. With gradient: a feature divided by its spread gains nothing by shrinking.
+    A batch-normalised group has spread 1. Groups without rows, and groups whose rows coincide, get 1 as well, so that
+    a division stays finite. The gradient passes: a feature divided by its spread gains nothing by shrinking.
     """
     dtype = loss_dtype(rows)
     rows = keep_rows(rows, valid, dtype)

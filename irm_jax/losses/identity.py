@@ -16,25 +16,24 @@ def identity_loss(
     """Cross-entropy of a bias-free linear head, one weight matrix over the identities of all data sets.
 
     Args:
-      features: one feature a row, B rows.
-      weight: column i belongs to global identity i; I is padded, and padded columns are never allowed.
-      identity: the row's global identity.
-      allowed: the identities that the row's data set holds; logits of all others are masked.
+        features: one feature per row.
+        weight: column i belongs to global identity i; I is padded, and padded columns are never allowed.
+        identity: global identities.
+        allowed: the identities of the row's data set; logits of all others are masked.
 
     Returns:
-      loss: nats; f32, or f64 if an input is.
-      correct: whether the row's own identity has the highest allowed logit (at a tie the lowest column wins).
-      A row whose identity is not among its allowed ones (padding, -1) has nothing to learn: loss 0, no gradient, not
-      correct.
+        loss: nats; float32, or float64 if an input is.
+        correct: whether the row's own identity has the highest allowed logit (at a tie the lowest column wins).
+        A row whose identity is not among its allowed ones (padding, -1) has loss 0, no gradient, and is not correct.
 
-    Source: method.md section 5; the paper's identity loss.
+    Source: docs/method.md, "Losses of IRM", identity.
     """
     dtype = loss_dtype(features, weight)
     columns = weight.shape[1]
     column = jnp.arange(columns, dtype=identity.dtype)[None, :]
     own = (identity[:, None] == column) & allowed
     has_target = jnp.any(own, axis=1)
-    # Rows without a target are cleared before the product: whatever stands in padding must not reach the gradient.
+    # Rows without a target are cleared before the product: what padding holds must not reach the gradient.
     rows = jnp.where(has_target[:, None], features.astype(dtype), jnp.zeros((), dtype))
     logits = jnp.einsum("bd,di->bi", rows, weight.astype(dtype), precision=jax.lax.Precision.HIGHEST)
     # A finite mask: a row without any allowed column must give a finite number (masked below), not inf - inf.

@@ -1,4 +1,4 @@
-"""How far two rows' instructions agree (rho), and the running mean that makes it informative."""
+"""Similarity of two rows' instructions (rho), and the running mean by which instruction features are centred."""
 
 from typing import Literal, NamedTuple
 
@@ -12,17 +12,17 @@ from irm_jax.losses.geometry import loss_dtype, unit_rows
 class InstructionMean(NamedTuple):
     """Bias-corrected momentum mean of the instruction features of each kind: the mean is sum / weight."""
 
-    sum: jax.Array  # f32[kinds, E]
-    weight: jax.Array  # f32[kinds], 0 until the kind is first seen, then towards 1
+    sum: jax.Array  # float32[kinds, E]
+    weight: jax.Array  # float32[kinds], 0 until the kind is first seen, then towards 1
 
 
 def init_mean(kinds: int, width: int) -> InstructionMean:
-    """Returns the state before any row was seen."""
+    """Returns the mean before any row was seen."""
     return InstructionMean(jnp.zeros((kinds, width), jnp.float32), jnp.zeros((kinds,), jnp.float32))
 
 
 def current_mean(state: InstructionMean) -> Float[Array, "kinds E"]:
-    """Returns the mean of each kind; zeros for a kind never seen."""
+    """Returns the mean of each kind, zeros for a kind that was never seen."""
     seen = state.weight > 0
     mean = state.sum / jnp.where(seen, state.weight, 1.0)[:, None]
     return jnp.where(seen[:, None], mean, jnp.zeros((), mean.dtype))
@@ -35,9 +35,9 @@ def update_mean(
     valid: Bool[Array, " B"],
     momentum: float,
 ) -> InstructionMean:
-    """Moves each kind's mean towards its mean over the valid rows; a kind without one keeps its value. No gradient.
+    """Moves the mean of each kind towards that of its valid rows; a kind without rows keeps its value. No gradient.
 
-    Updated before its first use, the mean is that of the first batch (bias correction), so centring works from step 0.
+    The mean is updated before it is used: thanks to bias correction it is the first batch's own mean in step 0.
     """
     dtype = state.sum.dtype
     kinds = state.weight.shape[0]
@@ -60,19 +60,23 @@ def similarity(
     mean: Inexact[Array, "kinds E"],
     mode: Literal["centered", "raw"] = "centered",
 ) -> Float[Array, "B B"]:
-    """Returns rho in [-1, 1], without gradient: 1 exactly where two rows have one instruction, else the cosine.
+    """Returns rho in [-1, 1] without gradient: exactly 1 where two rows have one instruction, else their cosine.
 
     Args:
-      feature: instruction features. key: equal keys of one kind are one instruction, over all rows given.
-      kind: index into `mean`; keys and means of different kinds are never mixed.
-      mean: of each kind, from `current_mean`.
-      mode: "centered" [ours]: cosines of features minus the mean of their kind; "raw" (paper): of the features.
+        feature: instruction features.
+        key: equal keys of one kind are one instruction.
+        kind: index into `mean`; instructions of different kinds are never one.
+        mean: of each kind, see `current_mean`.
+        mode: "centered" takes cosines of features minus the mean of their kind, "raw" (the paper) of the features.
 
-    All rows of one instruction (padding included) must carry one feature: the first such row's column stands for all of
-    them, so that an anchor's similarities to them are equal to the last bit. (The rank term of the adaptive triplet
-    loss tells > from =, and the columns of a matmul need not round alike.) A feature of no length has cosine 0.
+    All rows of one instruction, padding included, must carry one feature. The column of the first such row stands for
+    all of them, so that an anchor's similarities to them are equal to the last bit: the rank term of the adaptive
+    triplet loss tells > from =, and the columns of a matmul need not round alike. A feature of length 0 has cosine 0.
 
-    Raises ValueError for another mode. Source: method.md section 5; the paper's instruction similarity is "raw".
+    Raises:
+        ValueError: for another mode.
+
+    Source: docs/method.md, "Losses of IRM" and "What is our formulation".
     """
     if mode not in ("centered", "raw"):
         raise ValueError(f"instruction similarity {mode!r} is unknown; use 'centered' or 'raw'")

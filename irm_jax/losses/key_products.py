@@ -1,4 +1,4 @@
-"""Products of anchors and momentum keys, which a bank or queue may keep in a narrower type."""
+"""Products of anchors with momentum keys, which a bank or queue may keep in a narrower type."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ EXACT = jax.lax.Precision.HIGHEST
 
 @jax.custom_vjp
 def key_products(rows: Float[Array, "A W"], keys: Inexact[Array, "N W"]) -> Float[Array, "A N"]:
-    """Products of every row and every key, in the rows' type: f32 or f64. Keys have no gradient."""
+    """Products of every row with every key, in the rows' type, float32 or float64. Keys get no gradient."""
     return _contracted(rows, keys, 1)
 
 
@@ -25,17 +25,17 @@ key_products.defvjp(_forward, _backward)
 
 
 def _contracted(rows: jax.Array, keys: jax.Array, axis: int) -> jax.Array:
-    """Rows times keys over the rows' last axis and that axis of the keys, exact to the rows' type.
+    """Contracts the rows' last axis with `axis` of the keys, exact to the rows' type.
 
-    f32 rows go to bfloat16 keys as the three bfloat16 numbers that each of their numbers is the sum of: such products
-    are exact, and a bank kept narrow to be small is not made anew in f32, twice its size.
+    For bfloat16 keys, each float32 number of the rows is split into the three bfloat16 numbers that it is the sum of.
+    These products are exact, and a bank that is narrow to be small is not made again in float32 at twice its size.
     """
     over = (((1,), (axis,)), ((), ()))
     if (rows.dtype, keys.dtype) != (jnp.float32, jnp.bfloat16):
         return jax.lax.dot_general(rows, keys.astype(rows.dtype), over, precision=EXACT)
     parts, rest = [], rows
     for _ in range(3):
-        # Not a cast there and back, which XLA may leave out.
+        # A cast to bfloat16 and back would do, but XLA may leave it out.
         part = jax.lax.reduce_precision(rest, exponent_bits=8, mantissa_bits=7)
         parts.append(part.astype(jnp.bfloat16))
         rest = rest - part

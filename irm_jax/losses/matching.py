@@ -10,11 +10,16 @@ from irm_jax.losses.geometry import loss_dtype, unit_rows
 
 
 class HardNegatives(NamedTuple):
-    """For every row of a block: the `image` that goes with its caption and the `text` that goes with its image, each
-    a row of the same block and of another person; `found` is False where the block has no other person."""
+    """Hard negatives of every row of a block, each a row of the same block that shows another person.
 
-    image: jax.Array  # i32[R, b]
-    text: jax.Array  # i32[R, b]
+    Attributes:
+        image: the row whose image is paired with this row's caption.
+        text: the row whose caption is paired with this row's image.
+        found: False where the block has no other person.
+    """
+
+    image: jax.Array  # int32[R, b]
+    text: jax.Array  # int32[R, b]
     found: jax.Array  # bool[R, b]
 
 
@@ -26,10 +31,12 @@ def draw_negatives(
     valid: Bool[Array, "R b"],
     temperature: Float[Array, ""] | float,
 ) -> HardNegatives:
-    """Draws one negative image and one negative caption a row, in proportion to softmax(cosine / temperature).
+    """Draws one negative image and one negative caption per row, in proportion to softmax(cosine / temperature).
 
-    Only rows of the same block count, as each process of the released code draws among its own rows: what is drawn
-    does not depend on the mesh, and nothing moves between devices. No gradient. Source: method.md section 6; ALBEF.
+    They are drawn among the rows of the same block (the released code: of the same process). So the draw does not
+    depend on the mesh, and nothing moves between devices. No gradient.
+
+    Source: docs/method.md, "Text-to-image objectives", matching; ALBEF.
     """
     dtype = loss_dtype(image_proj, text_proj)
     image_proj, text_proj = jax.lax.stop_gradient((image_proj, text_proj))
@@ -45,7 +52,7 @@ def draw_negatives(
     image_key, text_key = jax.random.split(key)
 
     def draw(random: jax.Array, logits: jax.Array) -> jax.Array:
-        # f32 noise whatever the dtype: the same draw in f32 and f64 runs.
+        # float32 noise for every dtype, so that float32 and float64 runs draw the same.
         noise = jax.random.gumbel(random, logits.shape, jnp.float32).astype(dtype)
         return jnp.argmax(jnp.where(other, logits + noise, low), axis=2).astype(jnp.int32)
 
@@ -56,9 +63,16 @@ def draw_negatives(
 def matching_loss(
     logits: Inexact[Array, "B P 2"], matched: Bool[Array, " P"], counted: Bool[Array, "B P"]
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Two-way cross-entropy of a row's P pairs, its mean over those that count, and the share of them judged right.
+    """Returns per row the mean two-way cross-entropy of its counted pairs, and the share of them that is judged right.
 
-    Both are 0 for a row of which no pair counts. Source: method.md section 6; ALBEF's image-text matching.
+    Both are 0 for a row without a counted pair.
+
+    Args:
+        logits: per pair, 1 for "belong together".
+        matched: which of the P pairs of a row belong together.
+        counted: which pairs count.
+
+    Source: docs/method.md, "Text-to-image objectives", matching; ALBEF's image-text matching.
     """
     dtype = loss_dtype(logits)
     log_p = jax.nn.log_softmax(logits.astype(dtype), axis=-1)

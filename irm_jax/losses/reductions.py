@@ -1,4 +1,4 @@
-"""Sums over candidates that lie in several arrays, the batch's and a bank's, without joining them."""
+"""Sums over keys that lie in several arrays (batch and bank), without joining the arrays."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 def log_sum_exp(parts: Sequence[Float[Array, "A N"]]) -> Float[Array, " A"]:
-    """Over the columns of all parts (at least one): a bank stays where it lies."""
+    """Returns log sum exp over the columns of all parts."""
     found = [jax.nn.logsumexp(part, axis=1) for part in parts]
     total = found[0]
     for one in found[1:]:
@@ -17,7 +17,7 @@ def log_sum_exp(parts: Sequence[Float[Array, "A N"]]) -> Float[Array, " A"]:
 
 
 def total(parts: Sequence[jax.Array]) -> jax.Array:
-    """Sum of arrays of one shape (at least one)."""
+    """Returns the sum of arrays of one shape."""
     result = parts[0]
     for part in parts[1:]:
         result = result + part

@@ -1,6 +1,7 @@
-"""Objectives on the words of captions: which are hidden, guessing them, and finding words that do not belong."""
+"""Losses on the words of captions: hiding words, guessing them, and finding words that were replaced."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from irm_jax.losses.geometry import loss_dtype
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Ids of the special tokens and the number of words; logits beyond `size` are padding."""
+    """Ids of the special tokens, and the number of entries; logits beyond `size` are padding."""
 
     size: int
     pad: int
@@ -20,8 +21,25 @@ class Vocabulary:
     mask: int
 
 
+class CaptionWords(NamedTuple):
+    """Captions with the words that are judged.
+
+    Attributes:
+        tokens: the words as they are, before any is hidden.
+        selected: the words that are judged.
+        valid: False for padding.
+    """
+
+    tokens: Int[Array, "B L"]
+    selected: Bool[Array, "B L"]
+    valid: Bool[Array, " B"]
+
+
 def is_word(tokens: Int[Array, "..."], vocabulary: Vocabulary, *, count_sep: bool = False) -> Bool[Array, "..."]:
-    """Which tokens are words of the caption: all but [PAD], [CLS] and [SEP] (`count_sep`: [SEP] too, [release])."""
+    """Which tokens are words of the caption: all but [PAD], [CLS] and [SEP].
+
+    `count_sep`: [SEP] counts too, as in the released code.
+    """
     word = (tokens != vocabulary.pad) & (tokens != vocabulary.cls)
     return word if count_sep else word & (tokens != vocabulary.sep)
 
@@ -34,8 +52,13 @@ def mask_words(
     *,
     count_sep: bool = False,
 ) -> tuple[Int[Array, "*rows L"], Bool[Array, "*rows L"]]:
-    """BERT's masking: each word is selected with `probability`; of those 80% become [MASK], 10% a random entry of the
-    vocabulary, 10% stay. Returns the changed tokens and the selection. Source: method.md section 6; ALBEF's `mask`."""
+    """Hides words as BERT does and returns the changed tokens with the selection.
+
+    Each word is selected with `probability`. Of the selected words 80% become [MASK], 10% a random entry of the
+    vocabulary, and 10% stay.
+
+    Source: docs/method.md, "Text-to-image objectives", masked words; ALBEF's `mask`.
+    """
     select_key, kind_key, word_key = jax.random.split(key, 3)
     selected = (jax.random.uniform(select_key, tokens.shape) < probability) & is_word(
         tokens, vocabulary, count_sep=count_sep
@@ -54,9 +77,9 @@ def draw_words(
     *,
     count_sep: bool = False,
 ) -> Int[Array, "*rows L"]:
-    """Every word drawn anew from the logits of its place; special tokens stay. No gradient.
+    """Draws every word anew from the logits of its place; special tokens stay. No gradient.
 
-    Source: method.md section 6; RaSa's momentum-based replaced token detection.
+    Source: docs/method.md, "Text-to-image objectives", replaced words; RaSa's momentum-based replaced token detection.
     """
     noise = jax.random.gumbel(key, logits.shape, jnp.float32).astype(logits.dtype)
     drawn = jnp.argmax(_real_words(logits, vocabulary) + noise, axis=-1).astype(tokens.dtype)
@@ -65,46 +88,55 @@ def draw_words(
 
 def masked_word_loss(
     logits: Inexact[Array, "B L V"],
-    tokens: Int[Array, "B L"],
-    selected: Bool[Array, "B L"],
+    words: CaptionWords,
     taught: Inexact[Array, "B L V"] | None,
     soft_share: Float[Array, ""] | float,
-    valid: Bool[Array, " B"],
     vocabulary: Vocabulary,
     *,
     release_axis: bool = False,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Cross-entropy of the selected words, hard and soft, and the share of them guessed right, a caption.
+    """Returns per caption the cross-entropy of its selected words, hard and soft, and the share guessed right.
 
         (1 - soft_share) * -log p(word) + soft_share * -sum_v q(v) log p(v),   q = softmax of `taught` (no gradient)
 
-    A caption's value is its sum over selected words, over the mean number of selected words a valid caption: the mean
-    over captions is the mean over words, as in the released code. Captions without a selected word have 0.
+    The value of a caption is the sum over its selected words divided by the mean number of selected words per valid
+    caption: the mean over captions is then the mean over words, as in the released code. A caption without a selected
+    word has 0.
 
-    `release_axis`: the soft part takes log p over the positions of the sentence, padding included, instead of over the
-    vocabulary, as the released code does (and ALBEF, from where it comes).
+    Args:
+        logits: guesses of the model.
+        words: the captions, `selected` the hidden words.
+        taught: guesses of the momentum model, None for none.
+        soft_share: between 0 and 1.
+        vocabulary: entries beyond its size are left out.
+        release_axis: the soft part takes log p over the positions of the sentence, padding included, as the released
+            code and ALBEF do, and not over the vocabulary.
 
-    Source: method.md section 6; ALBEF's masked language modelling with distillation.
+    Source: docs/method.md, "Text-to-image objectives", masked words; ALBEF's masked language modelling with
+    distillation.
     """
     dtype = loss_dtype(logits)
     real = _real_words(logits.astype(dtype), vocabulary)
     log_p = jax.nn.log_softmax(real, axis=-1)
-    nats = -jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+    nats = -jnp.take_along_axis(log_p, words.tokens[..., None], axis=-1)[..., 0]
     if taught is not None:
         q = jax.nn.softmax(_real_words(jax.lax.stop_gradient(taught).astype(dtype), vocabulary), axis=-1)
         share = jnp.asarray(soft_share).astype(dtype)
         over = jax.nn.log_softmax(logits.astype(dtype), axis=1) if release_axis else log_p
         nats = (1.0 - share) * nats - share * jnp.sum(jnp.where(q > 0, q * over, jnp.zeros((), dtype)), axis=-1)
-    right = jnp.argmax(real, axis=-1) == tokens
+    right = jnp.argmax(real, axis=-1) == words.tokens
+    selected, valid = words.selected, words.valid
     return _per_caption(nats, selected, valid), _per_caption(right.astype(dtype), selected, valid)
 
 
 def replaced_word_loss(
     logits: Inexact[Array, "B L 2"], replaced: Bool[Array, "B L"], word: Bool[Array, "B L"], valid: Bool[Array, " B"]
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Two-way cross-entropy of every word, does another one stand here, and the share judged right, a caption.
+    """Returns per caption the two-way cross-entropy of its words (1: replaced), and the share judged right.
 
-    Weighted as in `masked_word_loss`. Source: method.md section 6; RaSa's replaced token detection.
+    Captions are weighted as in `masked_word_loss`.
+
+    Source: docs/method.md, "Text-to-image objectives", replaced words; RaSa's replaced token detection.
     """
     dtype = loss_dtype(logits)
     log_p = jax.nn.log_softmax(logits.astype(dtype), axis=-1)
@@ -114,7 +146,7 @@ def replaced_word_loss(
 
 
 def _real_words(logits: Inexact[Array, "*rows V"], vocabulary: Vocabulary) -> Inexact[Array, "*rows V"]:
-    """Logits of entries that only pad the table become as small as can be."""
+    """The logits, with very small ones for the entries that pad the table."""
     if logits.shape[-1] == vocabulary.size:
         return logits
     real = jnp.arange(logits.shape[-1]) < vocabulary.size
@@ -124,7 +156,7 @@ def _real_words(logits: Inexact[Array, "*rows V"], vocabulary: Vocabulary) -> In
 def _per_caption(
     values: Float[Array, "B L"], counted: Bool[Array, "B L"], valid: Bool[Array, " B"]
 ) -> Float[Array, " B"]:
-    """Sums over the counted words of a caption, over the mean number of them a valid caption."""
+    """Sums over the counted words of each caption, divided by their mean number per valid caption."""
     counted = counted & valid[:, None]
     sums = jnp.sum(jnp.where(counted, values, jnp.zeros((), values.dtype)), axis=1)
     captions, words = (jnp.sum(mask).astype(values.dtype) for mask in (valid, counted))

@@ -1,97 +1,189 @@
-"""Memory-bank-assisted learning (method section 7 [ours]): the keys a batch brings, and the loss against the bank."""
+"""Learning with a memory bank: each row against the momentum keys of its batch and of the batches before.
+
+Source: docs/method.md, "IRM++: memory bank".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from irm_jax.errors import ConfigError
 from irm_jax.losses.geometry import unit_rows
 from irm_jax.losses.instruction_similarity import InstructionMean, current_mean
-from irm_jax.losses.memory_bank_loss import Rules, memory_bank_loss
+from irm_jax.losses.memory_bank_loss import Anchors, Rules, memory_bank_loss
 from irm_jax.models.irm import EDITED_GROUPS, EditedRows, KeyRows
 from irm_jax.objectives import lanes
-from irm_jax.objectives.lanes import Entries, MemoryBank
-from irm_jax.objectives.options import LossOptions
-from irm_jax.objectives.rows import Metrics, flat, join, per_task, row_weights
+from irm_jax.objectives.base import (
+    Batch,
+    KeyRequest,
+    LossInputs,
+    Metrics,
+    Objective,
+    Prepared,
+    Term,
+    TrainingMix,
+)
+from irm_jax.objectives.lanes import BankLanes, MomentumKeys
+from irm_jax.objectives.rows import INSTRUCTION_KINDS, flat, join, per_task, row_weights
 from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.training.state import KINDS
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from irm_jax.training.state import TrainState
 
 Array = jax.Array
-Batch = Mapping[str, Mapping[str, Array]]
 NO_KIND = -1
+"""The instruction kind of a key whose row has no instruction of its own."""
 
 
-def batch_entries(rows: KeyRows, mean: InstructionMean, batch: Batch, options: LossOptions) -> Entries:
-    """The momentum model's keys of all rows of a batch, in the order (block; text, visual, caption): [R * B, ...].
+@dataclasses.dataclass(frozen=True)
+class MemoryBankOptions:
+    """Settings of `config.memory_bank`, see there.
 
-    [ours] Their instructions are centred by the mean of the model's own instruction features over the steps before:
-    those of the first step by none. An entry does not say which instruction it is of, so an equal one counts by its
-    cosine, a little under the 1 that it has within a batch (`instruction_similarity.similarity`).
+    Attributes:
+        soft_ramp_pushes: batches over which soft supervision rises, once the bank is full.
+        task_negatives: whether only keys of the anchor's own task are negatives.
+        known_overlap: pairs of data-set numbers, see `Rules`.
+        instruction_similarity: whether instruction features are centred before they are kept.
     """
-    assert rows.embedding is not None
-    assert rows.instruction is not None
-    groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch]
-    own = [(g, batch[g]["instruction"] >= 0 if g in EDITED_GROUPS else None) for g in groups]
-    blank = {g: jnp.full_like(batch[g]["identity"], NO_KIND) for g in groups}
-    kind = join([blank[g] if o is None else jnp.where(o, KINDS.index(g), NO_KIND) for g, o in own]).astype(jnp.int32)
-    instruction = flat(rows.instruction)
-    if options.instruction_similarity == "centered":
-        centre = current_mean(mean).astype(instruction.dtype)
-        instruction = instruction - jnp.take(centre, jnp.maximum(kind, 0), axis=0)
-    valid = join([batch[g]["valid"] for g in groups])
-    identity = join([batch[g]["identity"] for g in groups])
-    entries = Entries(
-        key=unit_rows(flat(rows.embedding)),
-        instruction=unit_rows(instruction),
-        identity=jnp.where(valid, identity, lanes.EMPTY),
-        dataset=join([batch[g]["dataset"] for g in groups]),
-        task=join([batch[g]["task"] for g in groups]),
-        kind=kind,
-    )
-    return jax.lax.stop_gradient(entries)
+
+    temperature: float
+    weight: float
+    ramp_steps: int
+    hard_weight: float
+    soft_weight: float
+    soft_ramp_pushes: int
+    task_negatives: bool
+    known_overlap: tuple[tuple[int, int], ...]
+    instruction_similarity: Literal["centered", "raw"]
 
 
-def bank_loss(
-    rows: EditedRows, batch: Batch, entries: Entries, bank: MemoryBank, step: Array, options: LossOptions
-) -> tuple[Array, Metrics]:
-    """L_bank (method section 7 [ours]) of the plain rows, weighted by data set and ramp -> (loss, metrics)."""
-    o = options.bank
-    assert o is not None
-    groups = [name for name in EDITED_GROUPS if name in batch]
-    blocks, plain = rows.cls.shape[:2]
-    per_block = entries.identity.shape[0] // blocks
-    # The anchors' own entries stand first in each block: a slice, which moves nothing between devices.
-    anchor = jax.tree.map(lambda x: flat(x.reshape(blocks, per_block, *x.shape[1:])[:, :plain]), entries)
-    own_row = (jnp.arange(blocks)[:, None] * per_block + jnp.arange(plain)[None, :]).reshape(-1)
-    valid = join([batch[g]["valid"] for g in groups])
-    embedding = flat(jnp.concatenate([rows.person[:, :plain], rows.guided[:, :plain]], axis=-1))
-    # Anchors go to the entries, never entries to the anchors: [A, 2D] is moved, the bank stays.
-    embedding, anchor = jax.tree.map(mesh_lib.constrain_replicated, (embedding, anchor))
-    overlap = np.zeros((len(options.data_set_weight),) * 2, bool)
-    for one, other in o.known_overlap:
-        overlap[one, other] = overlap[other, one] = True
-    captions = tuple(spec.id for spec in options.tasks if not spec.has_query_image)
-    soft_on = o.soft_weight > 0
-    hard, soft, aux = memory_bank_loss(
-        embedding, anchor, own_row.astype(jnp.int32), valid, entries, lanes.flat(bank),
-        Rules(jnp.asarray(overlap), captions, o.task_negatives),
-        temperature=o.temperature, soft=soft_on,
-    )  # fmt: skip
-    soft_share = o.soft_weight * lanes.full_share(bank, o.soft_ramp_pushes)
-    ramp = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(o.ramp_steps, 1), 1.0)
-    per_row = o.hard_weight * hard + soft_share.astype(hard.dtype) * soft
-    weight = row_weights(anchor.dataset, valid, options.data_set_weight, options.total_weight).astype(hard.dtype)
-    measured = {
-        "bank_hard_loss": hard,
-        "bank_dropped": aux.dropped.astype(hard.dtype),
-        "bank_positives": aux.positives,
-        "bank_negatives": aux.negatives,
-    }
-    if soft_on:
-        measured |= {"bank_soft_loss": soft, "bank_same_identity_mass": aux.same_identity_mass}
-    metrics = per_task(measured, anchor.task, valid, [t for t in options.tasks if t.kind in groups])
-    filled = jnp.mean((bank.entries.identity >= 0).astype(jnp.float32))
-    return o.weight * ramp.astype(hard.dtype) * jnp.sum(weight * per_row), {**metrics, "bank_filled": filled}
+@dataclasses.dataclass(frozen=True)
+class MemoryBank(Objective):
+    """L_bank of the rows with an instruction; all rows of a batch become keys."""
+
+    name: ClassVar[str] = "memory_bank"
+    kinds: ClassVar[tuple[str, ...]] = EDITED_GROUPS
+    stored: ClassVar[str | None] = "memory_bank"
+
+    mix: TrainingMix
+    options: MemoryBankOptions
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, mix: TrainingMix) -> MemoryBank | None:
+        """Raises ConfigError for an overlap of data sets that are not trained on."""
+        b = config.memory_bank
+        if not b.size:
+            return None
+        pairs = [tuple(pair.split(":")) for pair in b.overlaps]
+        for name in {name for pair in pairs for name in pair} - set(mix.data_sets):
+            raise ConfigError(
+                f"config.memory_bank.overlaps names {name}, which is not trained on; the training sets are "
+                f"{', '.join(mix.data_sets)}"
+            )
+        numbers = {name: number for number, name in enumerate(mix.data_sets)}
+        options = MemoryBankOptions(
+            temperature=b.temperature, weight=b.weight, ramp_steps=b.ramp_steps, hard_weight=b.hard_weight,
+            soft_weight=b.soft_weight, soft_ramp_pushes=b.soft_ramp_steps * config.optimizer.accumulate,
+            task_negatives=b.negatives == "task",
+            known_overlap=tuple((numbers[one], numbers[other]) for one, other in pairs),
+            instruction_similarity=config.loss.instruction_similarity,
+        )  # fmt: skip
+        return cls(mix, options)
+
+    @property
+    def key_request(self) -> KeyRequest:
+        return KeyRequest(embeddings=True)
+
+    def make_keys(
+        self, batch: Batch, rows: KeyRows, drawn: Any, state: TrainState, key: Array
+    ) -> tuple[Batch, Prepared]:
+        del drawn, key
+        return batch, Prepared(keys=self.keys_of(rows, state.instruction_mean, batch))
+
+    def keys_of(self, rows: KeyRows, mean: InstructionMean, batch: Batch) -> MomentumKeys:
+        """The momentum keys [R * B, ...] of all rows of a batch, in the order (block; text, visual, caption).
+
+        Instructions are centred by `mean`, the mean of the model's own instruction features over the steps before (zero
+        in the first step). A key does not name its instruction, so an equal instruction counts by its cosine, which is
+        a little less than the 1 that it has within a batch.
+        """
+        assert rows.embedding is not None
+        assert rows.instruction is not None
+        groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch]
+        own = [(g, batch[g]["instruction"] >= 0 if g in EDITED_GROUPS else None) for g in groups]
+        blank = {g: jnp.full_like(batch[g]["identity"], NO_KIND) for g in groups}
+        kind = join([blank[g] if o is None else jnp.where(o, INSTRUCTION_KINDS.index(g), NO_KIND) for g, o in own])
+        kind = kind.astype(jnp.int32)
+        instruction = flat(rows.instruction)
+        if self.options.instruction_similarity == "centered":
+            centre = current_mean(mean).astype(instruction.dtype)
+            instruction = instruction - jnp.take(centre, jnp.maximum(kind, 0), axis=0)
+        valid = join([batch[g]["valid"] for g in groups])
+        identity = join([batch[g]["identity"] for g in groups])
+        keys = MomentumKeys(
+            key=unit_rows(flat(rows.embedding)),
+            instruction=unit_rows(instruction),
+            identity=jnp.where(valid, identity, lanes.EMPTY),
+            dataset=join([batch[g]["dataset"] for g in groups]),
+            task=join([batch[g]["task"] for g in groups]),
+            kind=kind,
+        )
+        return jax.lax.stop_gradient(keys)
+
+    def loss(self, inputs: LossInputs) -> Term:
+        bank, rows = inputs.state.memory_bank, inputs.output.edited
+        assert bank is not None
+        assert rows is not None  # the configuration is checked
+        return self.of_rows(rows, inputs.batch, inputs.prepared.keys, bank, inputs.state.step)
+
+    def of_rows(self, rows: EditedRows, batch: Batch, keys: MomentumKeys, bank: BankLanes, step: Array) -> Term:
+        """The loss of the plain rows against the batch's `keys` and the bank, weighted by data set and ramp."""
+        o = self.options
+        groups = [name for name in EDITED_GROUPS if name in batch]
+        anchors = self._anchors(rows, batch, keys)
+        hard, soft, aux = memory_bank_loss(
+            anchors, keys, lanes.flat(bank), self._rules(), temperature=o.temperature, soft=o.soft_weight > 0
+        )
+        soft_share = o.soft_weight * lanes.full_share(bank, o.soft_ramp_pushes)
+        ramp = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(o.ramp_steps, 1), 1.0)
+        per_row = o.hard_weight * hard + soft_share.astype(hard.dtype) * soft
+        dataset, task, valid = anchors.keys.dataset, anchors.keys.task, anchors.valid
+        weight = row_weights(dataset, valid, self.mix.data_set_weight, self.mix.total_weight).astype(hard.dtype)
+        measured = {
+            "bank_hard_loss": hard,
+            "bank_dropped": aux.dropped.astype(hard.dtype),
+            "bank_positives": aux.positives,
+            "bank_negatives": aux.negatives,
+        }
+        if o.soft_weight > 0:
+            measured |= {"bank_soft_loss": soft, "bank_same_identity_mass": aux.same_identity_mass}
+        metrics: Metrics = per_task(measured, task, valid, self.mix.tasks_of(tuple(groups)))
+        metrics["bank_filled"] = jnp.mean((bank.entries.identity >= 0).astype(jnp.float32))
+        return Term(o.weight * ramp.astype(hard.dtype) * jnp.sum(weight * per_row), metrics)
+
+    def _anchors(self, rows: EditedRows, batch: Batch, keys: MomentumKeys) -> Anchors:
+        """The plain rows with their own keys, whole on every device: anchors go to the keys, never keys to anchors."""
+        groups = [name for name in EDITED_GROUPS if name in batch]
+        blocks, plain = rows.cls.shape[:2]
+        per_block = keys.identity.shape[0] // blocks
+        # The anchors' own keys stand first in each block: a slice, which moves nothing between devices.
+        own = jax.tree.map(lambda x: flat(x.reshape(blocks, per_block, *x.shape[1:])[:, :plain]), keys)
+        own_row = (jnp.arange(blocks)[:, None] * per_block + jnp.arange(plain)[None, :]).reshape(-1)
+        valid = join([batch[g]["valid"] for g in groups])
+        embedding = flat(jnp.concatenate([rows.person[:, :plain], rows.guided[:, :plain]], axis=-1))
+        embedding, own = jax.tree.map(mesh_lib.constrain_replicated, (embedding, own))
+        return Anchors(embedding, own, own_row.astype(jnp.int32), valid)
+
+    def _rules(self) -> Rules:
+        overlap = np.zeros((len(self.mix.data_sets),) * 2, bool)
+        for one, other in self.options.known_overlap:
+            overlap[one, other] = overlap[other, one] = True
+        captions = tuple(spec.id for spec in self.mix.tasks if not spec.has_query_image)
+        return Rules(jnp.asarray(overlap), captions, self.options.task_negatives)

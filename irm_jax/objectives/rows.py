@@ -1,35 +1,37 @@
-"""Rows of a joint batch: block arrays as flat rows, their weights, and means a task."""
+"""Rows of a joint batch: block arrays as flat rows, their weights in the loss, and means per task."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from data_pipelines.tasks import TaskSpec
+from irm_jax.models.irm import EDITED_GROUPS
+from irm_jax.objectives.base import Batch, Metrics
 from irm_jax.parallel import mesh as mesh_lib
 
 Array = jax.Array
-Metrics = dict[str, Array]
-Batch = Mapping[str, Mapping[str, Array]]
+INSTRUCTION_KINDS = EDITED_GROUPS
+"""Kinds of instructions, by number; each has its own running mean of instruction features."""
 COMPARED = ("identity", "dataset", "task", "clothes", "valid", "attributes", "instruction", "instruction_key")
 """Columns of a batch that losses compare between any two rows."""
 
 
 def flat(x: Array) -> Array:
-    """[R, b, D] -> [R*b, D]."""
+    """[R, b, ...] -> [R*b, ...]."""
     return x.reshape(-1, *x.shape[2:])
 
 
 def join(parts: Sequence[Array]) -> Array:
-    """Fields [R, b_g, ...] of the groups -> [R*B, ...] in row order."""
+    """A field of several groups, [R, b_g, ...] each -> [R*B, ...] in the order of the rows."""
     return flat(jnp.concatenate([*parts], axis=1))
 
 
 def whole_columns(batch: Batch) -> Batch:
-    """The batch with its compared columns [R, b] and [R, b, slots] whole on every device, all by one collective.
+    """The batch with its compared columns [R, b] and [R, b, slots] whole on every device, by one collective.
 
     Left to the compiler, each comparison gathers its columns again: a hundred collectives of a few kilobytes.
     """
@@ -54,7 +56,7 @@ def row_weights(dataset: Array, valid: Array, data_set_weight: Sequence[float], 
 
 
 def per_task(measured: Metrics, task: Array, valid: Array, tasks: Sequence[TaskSpec]) -> Metrics:
-    """Mean over the valid rows of each task, as `task/name`."""
+    """Means over the valid rows of each task, named `task/measure`."""
     metrics = {}
     for spec in tasks:
         member = (task == spec.id) & valid

@@ -1,26 +1,76 @@
-"""AdamW with the paper's schedule (linear warm-up times cosine decay), decay by path pattern, optional clipping."""
+"""The optimizer of a run: any optax optimizer by name, the paper's schedule, weight decay by path, layer rates.
+
+An optimizer is `chain(clipping, optimizer)` in every case: one form of state, so that clipping or layer rates can be
+switched on when a run is resumed.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optax import contrib
 
+from irm_jax.checkpoint.averages import averaged
 from irm_jax.config.layer_rates import Recipe
+from irm_jax.errors import ConfigError
 from irm_jax.parallel.rules import path_string
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 WARMUP_START = 0.01
 NO_RECIPE = Recipe()
 _STACKED = "/layers/block/"
+Schedule = Callable[[jax.Array], jax.Array]
+OWN_ARGUMENTS = ("learning_rate", "weight_decay", "weight_decay_rate", "mask", "weight_decay_mask")
+"""Arguments of optax optimizers that other keys of `config.optimizer` set."""
 
 
-def schedule(learning_rate: float, steps: int, warmup_steps: int) -> Callable[[jax.Array], jax.Array]:
-    """lr * w(t) * (1 + cos(pi * t / T)) / 2, w linear from 0.01 to 1 over `warmup_steps` (released recipe)."""
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+    """Settings of `config.optimizer`, see there; `steps` is `config.train.steps`.
+
+    `extra` holds further keyword arguments of the optax function.
+    """
+
+    learning_rate: float
+    steps: int
+    warmup_steps: int
+    weight_decay: float = 0.0
+    no_decay: str = ""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_norm: float = 0.0
+    recipe: Recipe = NO_RECIPE
+    name: str = "adamw"
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> OptimizerOptions:
+        """The options of a run. Keys that a configuration saved by an older version lacks have their defaults."""
+        o = config.optimizer
+        return cls(
+            learning_rate=o.learning_rate, steps=config.train.steps, warmup_steps=o.warmup_steps,
+            weight_decay=o.weight_decay, no_decay=o.no_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.clip_norm,
+            recipe=Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay),
+            name=o.get("name", "adamw"), extra=dict(o.get("options", {})),
+        )  # fmt: skip
+
+    def decays(self, params: Any) -> Any:
+        """True where weight decay applies, see `decay_mask`."""
+        return decay_mask(params, self.no_decay)
+
+
+def schedule(learning_rate: float, steps: int, warmup_steps: int) -> Schedule:
+    """lr * w(t) * (1 + cos(pi * t / T)) / 2, w linear from 0.01 to 1 over `warmup_steps` (the released recipe)."""
 
     def rate(step: jax.Array) -> jax.Array:
         t = jnp.asarray(step).astype(jnp.float32)
@@ -30,57 +80,146 @@ def schedule(learning_rate: float, steps: int, warmup_steps: int) -> Callable[[j
     return rate
 
 
+def warmup_alone(learning_rate: float, warmup_steps: int) -> Schedule:
+    """lr * w(t), w as in `schedule`: what `schedule_free` takes, whose averages stand for the decay."""
+
+    def rate(step: jax.Array) -> jax.Array:
+        t = jnp.asarray(step).astype(jnp.float32)
+        return learning_rate * jnp.minimum(1.0, WARMUP_START + (1.0 - WARMUP_START) * t / max(warmup_steps, 1))
+
+    return rate
+
+
 def decay_mask(params: Any, no_decay: str) -> Any:
-    """True where weight decay applies: every parameter whose path does not match the pattern ('' = decay all)."""
+    """True where weight decay applies: for every parameter whose path does not match the pattern ('' = decay all)."""
     pattern = re.compile(no_decay) if no_decay else None
     return jax.tree_util.tree_map_with_path(
         lambda path, _: pattern is None or pattern.search(path_string(path)) is None, params
     )
 
 
-def make_optimizer(
-    *,
-    learning_rate: float,
-    steps: int,
-    warmup_steps: int,
-    weight_decay: float,
-    no_decay: str,
-    beta1: float,
-    beta2: float,
-    clip_norm: float,
-    recipe: Recipe = NO_RECIPE,
-) -> optax.GradientTransformation:
-    """AdamW(beta1, beta2) on the schedule; `clip_norm` 0 leaves gradients unclipped (the released recipe).
+def make_optimizer(options: OptimizerOptions) -> optax.GradientTransformation:
+    """Returns the optimizer that `options.name` names in optax or optax.contrib, on the schedule.
 
-    `recipe`: parameters that stand still or learn slower; their gradients are cleared before clipping, and their steps,
-    weight decay included, are scaled.
+    Gradients of frozen parameters are cleared before clipping. Steps, weight decay included, are scaled by the recipe's
+    factors. `clip_norm` 0 leaves gradients as they are (the released recipe).
+
+    Raises:
+        ConfigError: for a name that optax does not have, or an option that it does not take.
     """
-    adamw = optax.adamw(
-        schedule(learning_rate, steps, warmup_steps), b1=beta1, b2=beta2, weight_decay=weight_decay,
-        mask=lambda params: decay_mask(params, no_decay),
-    )  # fmt: skip
-    # A chain either way: one shape of state, so that clipping or a recipe can be switched on when a run is resumed.
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm > 0 else optax.identity()
-    return optax.chain(scaled(clip, Recipe(frozen=recipe.frozen), gradients=True), scaled(adamw, recipe))
+    clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm > 0 else optax.identity()
+    frozen = scaled(clip, Recipe(frozen=options.recipe.frozen), gradients=True)
+    if options.name == "schedule_free":
+        return optax.chain(frozen, _schedule_free(options))
+    return optax.chain(frozen, scaled(_named(options), options.recipe))
+
+
+def evaluation_params(params: Any, opt_state: Any) -> Any:
+    """The parameters to evaluate and export: the averages that `schedule_free` keeps, else `params` themselves."""
+    is_free = lambda node: isinstance(node, contrib.ScheduleFreeState)  # noqa: E731
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_free) if is_free(node)]
+    return averaged(params, found[0].z, found[0].b1) if found else params
+
+
+def _named(options: OptimizerOptions) -> optax.GradientTransformation:
+    """An optax optimizer with decoupled weight decay: by its own arguments if it takes a mask, else after its step."""
+    rate = schedule(options.learning_rate, options.steps, options.warmup_steps)
+    make: Any = getattr(optax, options.name, None) or getattr(contrib, options.name, None)
+    taken = inspect.signature(make).parameters if inspect.isroutine(make) else {}
+    if "learning_rate" not in taken:
+        raise ConfigError(
+            f"config.optimizer.name = {options.name!r} is no optimizer of optax with a learning rate; set one such as "
+            "adamw, lion, muon, adafactor or schedule_free"
+        )
+    _check_extra(options, taken)
+    given: dict[str, Any] = {"learning_rate": rate}
+    if options.name == "adamw":
+        given |= {"b1": options.beta1, "b2": options.beta2}
+    if options.name == "muon":
+        # Steps as large as AdamW's, so that both parts go with one learning rate (arXiv:2502.16982).
+        given |= {"adam_b1": options.beta1, "adam_b2": options.beta2, "consistent_rms": 0.2}
+        given["muon_weight_dimension_numbers"] = muon_dimensions
+    if {"weight_decay", "mask"} <= taken.keys():
+        return make(**{**given, "weight_decay": options.weight_decay, "mask": options.decays, **options.extra})
+    if "weight_decay" in taken:
+        given["weight_decay"] = 0.0
+    inner = make(**{**given, **options.extra})
+    if not options.weight_decay:
+        return inner
+    after = optax.add_decayed_weights(lambda step: -options.weight_decay * rate(step), options.decays)
+    return optax.chain(inner, after)
+
+
+def _schedule_free(options: OptimizerOptions) -> optax.GradientTransformation:
+    """Schedule-free AdamW (Defazio et al., arXiv:2405.15682), whose evaluated parameters are `evaluation_params`.
+
+    The recipe's factors scale the steps of the base optimizer: scaled afterwards, the averages would be others.
+    """
+    _check_extra(options, inspect.signature(contrib.schedule_free_adamw).parameters, ("warmup_steps", "b1", "b2"))
+    if options.beta1 <= 0:
+        raise ConfigError("config.optimizer.beta1 = 0, but schedule_free needs a positive one; set 0.9")
+    extra = dict(options.extra)
+    rate = warmup_alone(options.learning_rate, options.warmup_steps)
+    base = optax.chain(
+        optax.scale_by_rms(decay=options.beta2, eps=extra.pop("eps", 1e-8), eps_in_sqrt=False, bias_correction=True),
+        optax.add_decayed_weights(options.weight_decay, options.decays),
+        optax.scale_by_learning_rate(rate),
+    )
+    return contrib.schedule_free(scaled(base, options.recipe), learning_rate=rate, b1=options.beta1, **extra)
+
+
+def _check_extra(options: OptimizerOptions, taken: Mapping[str, Any], also: tuple[str, ...] = ()) -> None:
+    """Raises ConfigError for `config.optimizer.options` that the optax function does not take."""
+    own = {*OWN_ARGUMENTS, *also, "muon_weight_dimension_numbers"}
+    for name in options.extra:
+        if name in own or name not in taken:
+            raise ConfigError(
+                f"config.optimizer.options.{name}: optax's {options.name} takes no such option here; it takes "
+                f"{', '.join(key for key in taken if key not in own)}"
+            )
+
+
+MUON_MATRICES: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
+    (r"attention/query_key_value/kernel$", (-4,), (-2, -1)),  # [D, 3, heads, D/heads]: three matrices
+    (r"cross_attention/(query|key|value)/kernel$", (-3,), (-2, -1)),
+    (r"attention/output/kernel$", (-3, -2), (-1,)),
+    (r"mlp/(expand|contract)/kernel$", (-2,), (-1,)),
+)
+"""Path patterns of the matrices that muon orthogonalises, with their input and output axes counted from the last. All
+other axes, such as layers stacked by `scan_layers`, hold matrices of their own."""
+
+
+def muon_dimensions(params: Any) -> Any:
+    """MuonDimensionNumbers of the matrices in transformer blocks; None for all that is left to AdamW.
+
+    These are embeddings, heads, projections and vectors.
+    """
+
+    def one(path: Any, _: Any) -> contrib.MuonDimensionNumbers | None:
+        name = path_string(path)
+        found = [axes for pattern, *axes in MUON_MATRICES if re.search(pattern, name)]
+        return contrib.MuonDimensionNumbers(*found[0]) if found else None
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def without_gradient(params: Any, frozen: str) -> Any:
-    """The parameters, those that the pattern freezes cut off from the gradient: their backward pass is not computed.
+    """Returns the parameters with the frozen ones cut off from the gradient, so that no backward pass is computed.
 
-    Layers stacked by `scan_layers` are one array, cut off where all of them are frozen.
+    Layers stacked by `scan_layers` are one array, which is cut off where all of them are frozen.
     """
     if not frozen:
         return params
 
     def cut(path: Any, leaf: Any) -> Any:
-        stands = all(re.search(frozen, name) for name in _layers(path_string(path), leaf))
-        return jax.lax.stop_gradient(leaf) if stands else leaf
+        cut_off = all(re.search(frozen, name) for name in _layers(path_string(path), leaf))
+        return jax.lax.stop_gradient(leaf) if cut_off else leaf
 
     return jax.tree_util.tree_map_with_path(cut, params)
 
 
 def factors(params: Any, recipe: Recipe) -> Any:
-    """A tree like `params` of f32 factors: a number each, or for layers stacked by `scan_layers` one a layer."""
+    """Returns a tree like `params` of float32 factors: one per leaf, or per layer of those that are stacked."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     named = [(path_string(path), leaf) for path, leaf in leaves]
     layers = [_layers(path, leaf) for path, leaf in named]
@@ -95,9 +234,9 @@ def factors(params: Any, recipe: Recipe) -> Any:
 def scaled(
     inner: optax.GradientTransformation, recipe: Recipe, *, gradients: bool = False
 ) -> optax.GradientTransformation:
-    """`inner` with its updates, or the gradients that it is given, times the recipe's factors; its state is `inner`'s.
+    """Returns `inner` with its updates, or the gradients that it is given, times the recipe's factors.
 
-    Raises RecipeError at its start for a pattern that fits no parameter.
+    The state is that of `inner`. Its `init` raises RecipeError for a pattern that fits no parameter.
     """
     if recipe == NO_RECIPE:
         return inner
@@ -119,7 +258,7 @@ def scaled(
 
 
 def _layers(path: str, leaf: Any) -> list[str]:
-    """The paths that stand behind one leaf: each layer's where layers are stacked on the first axis."""
+    """The paths of one leaf: one per layer where layers are stacked on the first axis."""
     if _STACKED not in path:
         return [path]
     return [path.replace(_STACKED, f"/layer_{number}/") for number in range(leaf.shape[0])]

@@ -1,10 +1,10 @@
-"""The training state: one pytree that holds everything a step changes."""
+"""The training state: one pytree of everything that a step changes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,29 @@ from jax.sharding import Mesh
 from irm_jax.losses.instruction_similarity import InstructionMean, init_mean
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.objectives import lanes
-from irm_jax.objectives.lanes import MemoryBank
+from irm_jax.objectives.base import Objective
+from irm_jax.objectives.lanes import BankLanes, CaptionKeys, MomentumKeys
+from irm_jax.objectives.rows import INSTRUCTION_KINDS
 from irm_jax.parallel import rules
 from irm_jax.training import momentum
 
-KINDS = ("text", "visual")
-"""Instruction kinds, each with its own mean of instruction features."""
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from data_pipelines.batches.layout import BatchPlan
 
 
 @struct.dataclass
 class TrainState:
-    """`step` i32[]: updates done. `instruction_mean`: momentum mean of instruction features a kind (method section 5).
-    `momentum_params`, `memory_bank` and `caption_queue`: of IRM++ and of the text-to-image objectives, None without.
+    """Everything that a step changes. Model and optimizer are arguments of the functions that need them, not fields.
 
-    The model and the optimizer are arguments of the functions that need them, never fields.
+    Attributes:
+        step: int32[], updates done.
+        params, batch_stats: variables of the model.
+        instruction_mean: momentum mean of instruction features per kind.
+        opt_state: state of the optimizer.
+        momentum_params: the momentum model, None without one.
+        memory_bank, caption_queue: momentum keys of past batches, None without.
     """
 
     step: jax.Array
@@ -38,34 +47,49 @@ class TrainState:
     instruction_mean: InstructionMean
     opt_state: Any
     momentum_params: Any = None
-    memory_bank: MemoryBank | None = None
-    caption_queue: MemoryBank | None = None
+    memory_bank: BankLanes | None = None
+    caption_queue: BankLanes | None = None
 
 
 BANKS = ("memory_bank", "caption_queue")
-"""The fields that hold entries in lanes, which follow the batch's layout."""
+"""The fields that hold keys in lanes, which follow the layout of the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BankShape:
-    """Sizes of a memory bank: at least `size` entries, for batches of `blocks` blocks of `rows` rows; key dtype."""
+    """Sizes of a bank: at least `size` keys of type `dtype`, for batches of `blocks` blocks of `rows` rows."""
 
     size: int
     blocks: int
     rows: int
     dtype: str
 
-    def create(self, spec: Any) -> MemoryBank:
+    def create(self, spec: Any) -> BankLanes:
+        """Empty lanes for keys like `spec`."""
         return lanes.create(spec, self.size, self.blocks, self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryShapes:
-    """What a state remembers beside the parameters: a momentum model, IRM++'s bank, the caption queue."""
+    """What a state holds beside the parameters: a momentum model, the memory bank, the caption queue."""
 
     momentum: bool = False
     bank: BankShape | None = None
     queue: BankShape | None = None
+
+    @classmethod
+    def of(cls, config: ConfigDict, plan: BatchPlan, objectives: Sequence[Objective]) -> MemoryShapes:
+        """What these objectives need for the batches of the plan."""
+        used = [o for o in objectives if any(kind in plan.kinds for kind in o.kinds)]
+        b, queue = config.memory_bank, config.text_to_image.queue_size
+        momentum = any(not o.key_request.empty for o in used)
+        contrast = any(o.key_request.contrast for o in used)
+        rows = sum(plan.rows(kind) for kind in plan.kinds)
+        return cls(
+            momentum=momentum,
+            bank=BankShape(b.size, plan.batch_blocks, rows, b.dtype) if b.size else None,
+            queue=BankShape(queue, plan.batch_blocks, plan.rows("caption"), b.dtype) if queue and contrast else None,
+        )
 
 
 def create_state(
@@ -76,12 +100,9 @@ def create_state(
     mesh: Mesh,
     memory: MemoryShapes = MemoryShapes(),
 ) -> TrainState:
-    """A fresh state, created under jit directly in its final layout: the same numbers on any mesh.
-
-    `memory` says which momentum model and empty banks it holds.
-    """
+    """Returns a fresh state, created under jit directly in its final layout, with the same numbers on any mesh."""
     init, shardings = _initialiser(model, optimizer, constant_tokens, mesh, memory)
-    # It runs once: XLA:CPU compiles it in half the time at its first level, to the same numbers.
+    # It runs once, and XLA:CPU compiles it in half the time at its first level, to the same numbers.
     options = {"xla_backend_optimization_level": "1"} if mesh.devices.flat[0].platform == "cpu" else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(jax.random.key(seed))
 
@@ -93,7 +114,7 @@ def abstract_state(
     mesh: Mesh,
     memory: MemoryShapes = MemoryShapes(),
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, nothing allocated: what a checkpoint is restored into."""
+    """Returns shapes, dtypes and shardings of the state, nothing allocated: what a checkpoint is restored into."""
     init, shardings = _initialiser(model, optimizer, constant_tokens, mesh, memory)
     shapes = jax.eval_shape(init, jax.random.key(0))
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -114,21 +135,24 @@ def _initialiser(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=variables["batch_stats"],
-            instruction_mean=init_mean(len(KINDS), width),
+            instruction_mean=init_mean(len(INSTRUCTION_KINDS), width),
             opt_state=opt_state,
             momentum_params=momentum.start(params) if memory.momentum else None,
-            memory_bank=bank.create(lanes.entry_spec(2 * width, width, jnp.dtype(bank.dtype))) if bank else None,
-            caption_queue=queue.create(lanes.caption_spec(projection, jnp.dtype(queue.dtype))) if queue else None,
+            memory_bank=bank.create(MomentumKeys.spec(2 * width, width, jnp.dtype(bank.dtype))) if bank else None,
+            caption_queue=queue.create(CaptionKeys.spec(projection, jnp.dtype(queue.dtype))) if queue else None,
         )
 
     return init, rules.shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
 
 
 def with_saved_banks(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStruct]) -> TrainState:
-    """The state to restore into where a saved bank has other lanes or another key type: that bank, whole on every
-    device. `abstract` itself where nothing differs, or where one of the two has no such bank (an error to come).
+    """Returns the state to restore into: banks that were saved in other lanes or another key type, whole per device.
 
-    `saved`: shapes and dtypes of a checkpoint's arrays by path (`checkpoint.array_shapes`).
+    It is `abstract` itself where nothing differs, or where only one of the two has such a bank (restoring reports it).
+
+    Args:
+        abstract: the state of this run.
+        saved: shape and dtype of a checkpoint's arrays by path (`saving.array_shapes`).
     """
     changed = {}
     for name in BANKS:
@@ -139,19 +163,19 @@ def with_saved_banks(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStr
         leaves, structure = jax.tree.flatten(bank)
         if not all(path in saved for path in paths):
             continue
-        there = [saved[path] for path in paths]
-        if all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in zip(there, leaves, strict=True)):
+        found = [saved[path] for path in paths]
+        if all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in zip(found, leaves, strict=True)):
             continue
         whole = bank.pushes.sharding
-        there = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole) for leaf in there]
-        changed[name] = jax.tree.unflatten(structure, there)
+        found = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole) for leaf in found]
+        changed[name] = jax.tree.unflatten(structure, found)
     return dataclasses.replace(abstract, **changed) if changed else abstract
 
 
 def with_relaid_banks(state: TrainState, target: TrainState) -> tuple[TrainState, dict[str, int]]:
-    """A state restored by way of `with_saved_banks`, its banks brought into the lanes and shardings of `target`.
+    """Lays the banks of a state that was restored by `with_saved_banks` out as in `target`.
 
-    Returns it with the number of entries kept, by the name of each bank that was laid anew.
+    Returns the state, and the number of keys kept by the name of each bank that was laid out anew.
     """
 
     def place(host: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -165,7 +189,7 @@ def with_relaid_banks(state: TrainState, target: TrainState) -> tuple[TrainState
         shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (bank, wanted)]
         if shapes[0] == shapes[1]:
             continue
-        laid = lanes.relay(bank, wanted.lanes)
+        laid = lanes.relayout(bank, wanted.lanes)
         kept[name] = int((laid.entries.identity != lanes.EMPTY).sum())
         changed[name] = jax.tree.map(place, laid, wanted)
     return dataclasses.replace(state, **changed), kept

@@ -57,7 +57,7 @@ def first_state(monkeypatch):
 
     def run(config, workdir):
         with pytest.raises(Started) as caught:
-            loop.train(config, workdir)
+            experiment.train(config, workdir)
         return caught.value.args[0]
 
     return run
@@ -86,7 +86,7 @@ def test_a_fresh_run_starts_from_the_converted_weights_and_a_resumed_one_does_no
 
     monkeypatch.setattr(experiment, "check_words", refuse)
     with pytest.raises(ConfigError, match="other words"):
-        loop.train(config, tmp_path / "other")
+        experiment.train(config, tmp_path / "other")
 
     # The same configuration, now with a checkpoint.
     own = dataclasses.replace(

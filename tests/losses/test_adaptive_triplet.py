@@ -10,11 +10,19 @@ import pytest
 from jax.test_util import check_grads
 
 from irm_jax.losses.adaptive_triplet import AdaptiveTripletAux, adaptive_triplet_loss
+from irm_jax.losses.geometry import LabelledRows
 from irm_jax.losses.instruction_similarity import similarity
 
 B = 16
-jitted = jax.jit(adaptive_triplet_loss)
-value_and_gradient = jax.jit(jax.value_and_grad(lambda *arguments: jnp.sum(adaptive_triplet_loss(*arguments)[0])))
+
+
+def of_columns(features: Any, identity: Any, dataset: Any, valid: Any, *others: Any) -> Any:
+    """The loss of rows that are given as one array per column, then the loss's other arguments."""
+    return adaptive_triplet_loss(LabelledRows(features, identity, dataset, valid), *others)
+
+
+jitted = jax.jit(of_columns)
+value_and_gradient = jax.jit(jax.value_and_grad(lambda *arguments: jnp.sum(of_columns(*arguments)[0])))
 
 
 def twin(
@@ -26,7 +34,7 @@ def twin(
     margin: float = 0.3,
     rank_weight: float = 0.1,
 ) -> Any:
-    """Method.md section 5, an anchor at a time; also counts the cases met."""
+    """The formula of docs/method.md, one anchor at a time; also counts the cases that occur."""
     n_rows = len(features)
     loss = np.zeros(n_rows)
     zeros: Any = [np.zeros(n_rows, bool) for _ in range(2)] + [np.zeros(n_rows) for _ in range(4)]
@@ -98,7 +106,7 @@ def smooth_batch(seed: int) -> Any:
 def test_equals_the_slow_twin_on_1000_batches() -> None:
     rng = np.random.default_rng(0)
     batches = [tied_batch(rng) for _ in range(1000)]
-    losses, auxes = jax.jit(jax.vmap(adaptive_triplet_loss))(*map(np.stack, zip(*batches, strict=True)))
+    losses, auxes = jax.jit(jax.vmap(of_columns))(*map(np.stack, zip(*batches, strict=True)))
     total: dict[str, int] = {}
     for k, one in enumerate(batches):
         expected, expected_aux, met = twin(*one)
@@ -242,7 +250,7 @@ def test_sharded_equals_one_device(assert_same_when_sharded: Callable[..., None]
         rho = similarity(u, key, dataset, jnp.zeros((2, u.shape[1]), u.dtype))
 
         def total(x: jax.Array) -> tuple:
-            loss, aux = adaptive_triplet_loss(x, identity, dataset, valid, rho)
+            loss, aux = of_columns(x, identity, dataset, valid, rho)
             return jnp.sum(loss), (loss, aux)
 
         (value, aux), gradient = jax.value_and_grad(total, has_aux=True)(x)

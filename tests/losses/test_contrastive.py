@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from irm_jax.losses.contrastive import (
+    Pairs,
     clip_temperature,
     contrastive_loss,
     direction_loss,
@@ -252,7 +253,7 @@ def momentum_case(seed, queue):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_momentum_contrast_is_its_twin(seed, queue, share):
     image, text, batch, valid, past = momentum_case(seed, queue)
-    loss, aux = momentum_contrastive_loss(image, text, batch, valid, batch, past, 0.2, share)
+    loss, aux = momentum_contrastive_loss(Pairs(image, text, batch, valid), batch, past, 0.2, share)
     sources = [batch] if past is None else [batch, past]
     np.testing.assert_allclose(loss, momentum_twin(image, text, batch, valid, sources, 0.2, share), rtol=2e-5)
     assert not np.any(np.asarray(aux.text_to_image_correct)[~valid])
@@ -271,7 +272,7 @@ def test_the_momentum_contrast_sharded_equals_one_device(assert_same_when_sharde
     def function(image: jax.Array, text: jax.Array, anchor: CaptionKeys, batch: CaptionKeys, queue: CaptionKeys) -> Any:
         def total(image: jax.Array, text: jax.Array) -> Any:
             valid = anchor.identity >= 0
-            loss, _ = momentum_contrastive_loss(image, text, anchor, valid, batch, queue, 0.2, 0.4)
+            loss, _ = momentum_contrastive_loss(Pairs(image, text, anchor, valid), batch, queue, 0.2, 0.4)
             return jnp.sum(loss), loss
 
         return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(image, text)
@@ -288,8 +289,8 @@ def test_the_momentum_contrast_sharded_equals_one_device(assert_same_when_sharde
 def test_an_empty_queue_is_no_queue():
     image, text, batch, valid, past = momentum_case(0, True)
     empty = past.replace(identity=np.full(9, -1, np.int32))
-    with_empty, _ = momentum_contrastive_loss(image, text, batch, valid, batch, empty, 0.2, 0.4)
-    without, _ = momentum_contrastive_loss(image, text, batch, valid, batch, None, 0.2, 0.4)
+    with_empty, _ = momentum_contrastive_loss(Pairs(image, text, batch, valid), batch, empty, 0.2, 0.4)
+    without, _ = momentum_contrastive_loss(Pairs(image, text, batch, valid), batch, None, 0.2, 0.4)
     np.testing.assert_allclose(with_empty, without, rtol=1e-6)
 
 
@@ -299,7 +300,8 @@ def test_the_momentum_contrast_moves_the_queries_and_the_temperature_only():
 
     def value(image, text, keys, temperature, share=0.4):
         batch_keys = batch.replace(image=keys)
-        return momentum_contrastive_loss(image, text, batch, valid, batch_keys, past, temperature, share)[0].sum()
+        pairs = Pairs(image, text, batch, valid)
+        return momentum_contrastive_loss(pairs, batch_keys, past, temperature, share)[0].sum()
 
     grads = jax.grad(value, argnums=(0, 1, 2, 3))(*start)
     for side in (0, 1):

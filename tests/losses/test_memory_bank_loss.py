@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from irm_jax.losses import memory_bank_loss as loss_module
-from irm_jax.losses.memory_bank_loss import Rules, memory_bank_loss
+from irm_jax.losses.memory_bank_loss import Anchors, Rules, memory_bank_loss
 from irm_jax.objectives import lanes
-from irm_jax.objectives.lanes import Entries
+from irm_jax.objectives.lanes import MomentumKeys
 
 TEMPERATURE = 0.07
 SETS = 3
@@ -22,9 +22,9 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def make_entries(rng, count, people, *, empty=0.0, tasks=3):
+def make_keys(rng, count, people, *, empty=0.0, tasks=3):
     identity = rng.integers(0, people, count)
-    return Entries(
+    return MomentumKeys(
         key=unit(rng.standard_normal((count, 6))),
         instruction=unit(rng.standard_normal((count, 4))),
         identity=np.where(rng.random(count) < empty, -1, identity).astype(np.int32),
@@ -36,12 +36,12 @@ def make_entries(rng, count, people, *, empty=0.0, tasks=3):
 
 def make_case(seed, *, rows=10, anchors=6, bank=14, people=4, empty=0.3):
     rng = np.random.default_rng(seed)
-    batch = make_entries(rng, rows, people)
+    batch = make_keys(rng, rows, people)
     own = rng.permutation(rows)[:anchors].astype(np.int32)
     anchor = jax.tree.map(lambda x: x[own], batch)
     z = rng.standard_normal((anchors, 6))
     valid = rng.random(anchors) > 0.15
-    return z, anchor, own, valid, batch, make_entries(rng, bank, people, empty=empty)
+    return z, anchor, own, valid, batch, make_keys(rng, bank, people, empty=empty)
 
 
 NO_OVERLAP = Rules(np.zeros((SETS, SETS), bool), (), False)
@@ -51,7 +51,7 @@ RULES = [NO_OVERLAP, Rules(OVERLAP, (2,), False), Rules(OVERLAP, (), True)]
 
 
 def twin(z, anchor, own, valid, batch, bank, rules):
-    """The formulas of method section 7, one pair at a time."""
+    """The formulas of docs/method.md, one pair at a time."""
     z = unit(z)
     hard, soft, dropped = np.zeros(len(z)), np.zeros(len(z)), np.zeros(len(z), bool)
     for i in range(len(z)):
@@ -93,7 +93,7 @@ def run(case, rules, *, soft=True, dtype=np.float64):
         lambda x: jnp.asarray(x, dtype if x.dtype == np.float64 else None), case
     )
     rules = Rules(jnp.asarray(rules.known_overlap), *rules[1:])
-    return memory_bank_loss(z, anchor, own, valid, batch, bank, rules, temperature=TEMPERATURE, soft=soft)
+    return memory_bank_loss(Anchors(z, anchor, own, valid), batch, bank, rules, temperature=TEMPERATURE, soft=soft)
 
 
 @pytest.mark.parametrize("rules", RULES)
@@ -115,7 +115,7 @@ def test_hand_made_case():
     z = np.array([[1.0, 0.0]])
     keys = np.array([[0.6, 0.8], [0.8, 0.6], [0.5, np.sqrt(0.75)], [0.0, 1.0]])
     ints = {"dataset": np.zeros(4, np.int32), "task": np.zeros(4, np.int32), "kind": np.full(4, -1, np.int32)}
-    batch = Entries(keys, np.zeros((4, 1)), np.array([5, 5, 6, 7], np.int32), **ints)
+    batch = MomentumKeys(keys, np.zeros((4, 1)), np.array([5, 5, 6, 7], np.int32), **ints)
     anchor = jax.tree.map(lambda x: x[:1], batch)
     with jax.enable_x64(True):
         hard, _, aux = run((z, anchor, np.zeros(1, np.int32), np.ones(1, bool), batch, None), NO_OVERLAP)
@@ -153,8 +153,8 @@ def test_gradient_is_finite_and_passes_through_the_anchors_only(empty):
 
     def total(z, anchor_key, batch_key, bank_key):
         hard, soft, _ = memory_bank_loss(
-            z, anchor.replace(key=anchor_key), own, valid, batch.replace(key=batch_key), bank.replace(key=bank_key),
-            rules, temperature=TEMPERATURE, soft=True,
+            Anchors(z, anchor.replace(key=anchor_key), own, valid), batch.replace(key=batch_key),
+            bank.replace(key=bank_key), rules, temperature=TEMPERATURE, soft=True,
         )  # fmt: skip
         return jnp.sum(hard + soft)
 
@@ -215,7 +215,7 @@ def test_the_loss_holds_four_arrays_and_the_push_copies_nothing(dtype, anchors):
     XLA's CPU compiler widens bfloat16 by itself, so of such a bank only the program is read: it asks for no f32 copy.
     """
     keys, width = 16_384, 128
-    spec = lanes.entry_spec(width, 8, jnp.dtype(dtype))
+    spec = MomentumKeys.spec(width, 8, jnp.dtype(dtype))
     bank = jax.eval_shape(lambda: lanes.create(spec, keys, 2, anchors // 2))
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((anchors, *leaf.shape), leaf.dtype), spec)
 
@@ -226,7 +226,7 @@ def test_the_loss_holds_four_arrays_and_the_push_copies_nothing(dtype, anchors):
             rules = Rules(jnp.zeros((1, 1), bool), (), False)
             flat = lanes.flat(bank)
             hard, soft, _ = memory_bank_loss(
-                z, batch, own, valid, batch, flat, rules, temperature=TEMPERATURE, soft=True
+                Anchors(z, batch, own, valid), batch, flat, rules, temperature=TEMPERATURE, soft=True
             )
             return jnp.mean(hard + soft)
 
@@ -251,11 +251,12 @@ def test_sharded_equals_one_device(assert_same_when_sharded: Callable[..., None]
     z, anchor, own, _, batch, bank = make_case(8, rows=16, anchors=8, bank=64)
     valid = np.arange(8) != 3
 
-    def function(z: jax.Array, anchor: Entries, own: jax.Array, valid: jax.Array, batch: Entries, bank: Entries) -> Any:
+    def function(z: Any, anchor: Any, own: Any, valid: Any, batch: Any, bank: Any) -> Any:
         rules = Rules(jnp.asarray(OVERLAP), (2,), False)
 
         def total(z: jax.Array) -> Any:
-            found = memory_bank_loss(z, anchor, own, valid, batch, bank, rules, temperature=TEMPERATURE, soft=True)
+            anchors = Anchors(z, anchor, own, valid)
+            found = memory_bank_loss(anchors, batch, bank, rules, temperature=TEMPERATURE, soft=True)
             return jnp.sum(found[0] + 0.5 * found[1]), found
 
         return jax.value_and_grad(total, has_aux=True)(z)

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irm_jax.losses.words import Vocabulary, draw_words, is_word, mask_words, masked_word_loss, replaced_word_loss
+from irm_jax.losses.words import (
+    CaptionWords,
+    Vocabulary,
+    draw_words,
+    is_word,
+    mask_words,
+    masked_word_loss,
+    replaced_word_loss,
+)
 
 WORDS = Vocabulary(size=20, pad=0, cls=2, sep=3, mask=4)
 TABLE = 24  # padded
@@ -90,8 +98,8 @@ def test_the_masked_word_loss_is_its_twin(taught, release_axis):
     logits = rng.normal(size=(7, 9, TABLE)).astype(np.float32)
     teacher = rng.normal(size=(7, 9, TABLE)).astype(np.float32) if taught else None
     loss, right = masked_word_loss(
-        jnp.asarray(logits), tokens, selected, None if teacher is None else jnp.asarray(teacher), 0.3, valid, WORDS,
-        release_axis=release_axis,
+        jnp.asarray(logits), CaptionWords(tokens, selected, valid), None if teacher is None else jnp.asarray(teacher),
+        0.3, WORDS, release_axis=release_axis,
     )  # fmt: skip
     np.testing.assert_allclose(loss, twin(logits, tokens, selected, teacher, 0.3, valid, release_axis), rtol=2e-5)
     counted = selected & valid[:, None]
@@ -107,7 +115,8 @@ def test_the_teacher_gets_no_gradient_and_padding_entries_none():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, TABLE)), jnp.float32)
 
     def value(student, teacher):
-        return masked_word_loss(student, tokens, selected, teacher, 0.4, np.ones(3, bool), WORDS)[0].sum()
+        words = CaptionWords(tokens, selected, np.ones(3, bool))
+        return masked_word_loss(student, words, teacher, 0.4, WORDS)[0].sum()
 
     student, teacher = jax.grad(value, argnums=(0, 1))(logits, logits)
     np.testing.assert_array_equal(teacher, 0)
@@ -118,7 +127,8 @@ def test_the_teacher_gets_no_gradient_and_padding_entries_none():
 def test_no_selected_word_gives_zero_not_nan():
     tokens = captions(2, 5)
     none = np.zeros_like(tokens, bool)
-    loss, right = masked_word_loss(jnp.ones((2, 5, TABLE)), tokens, none, None, 0.0, np.ones(2, bool), WORDS)
+    words = CaptionWords(tokens, none, np.ones(2, bool))
+    loss, right = masked_word_loss(jnp.ones((2, 5, TABLE)), words, None, 0.0, WORDS)
     np.testing.assert_array_equal(loss, 0)
     np.testing.assert_array_equal(right, 0)
 

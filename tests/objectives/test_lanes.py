@@ -1,12 +1,12 @@
-"""The bank itself: lanes, first in first out, relaying, and how full it is."""
+"""Lanes of keys: first in first out, laid out anew, how full they are; and the momentum model."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irm_jax.objectives import lanes as memory_bank
-from irm_jax.objectives.lanes import EMPTY, Entries
+from irm_jax.objectives import lanes
+from irm_jax.objectives.lanes import EMPTY, MomentumKeys
 from irm_jax.training import momentum
 
 BLOCKS, ROWS, WIDTH, INSTRUCTION = 4, 3, 2, 5
@@ -16,7 +16,7 @@ def batch(number):
     """Entry i of batch `number` has identity 100 * number + i, and a key that says so."""
     identity = 100 * number + np.arange(BLOCKS * ROWS)
     ints = jnp.asarray(identity, jnp.int32)
-    return Entries(
+    return MomentumKeys(
         key=jnp.asarray(np.stack([identity, -identity], 1), jnp.float32),
         instruction=jnp.asarray(np.repeat(identity[:, None], INSTRUCTION, 1), jnp.float32),
         identity=ints, dataset=ints + 1, task=ints + 2, kind=ints + 3,
@@ -24,9 +24,9 @@ def batch(number):
 
 
 def filled(pushes, size=BLOCKS * ROWS * 3):
-    bank = memory_bank.create(memory_bank.entry_spec(WIDTH, INSTRUCTION, jnp.float32), size, BLOCKS, ROWS)
+    bank = lanes.create(MomentumKeys.spec(WIDTH, INSTRUCTION, jnp.float32), size, BLOCKS, ROWS)
     for number in range(pushes):
-        bank = memory_bank.push(bank, batch(number))
+        bank = lanes.push(bank, batch(number))
     return bank
 
 
@@ -43,7 +43,7 @@ def check_fields(bank):
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 1), (12, 1), (13, 2), (36, 3)])
 def test_slots_hold_at_least_the_size(size, expected):
-    assert memory_bank.slots(size, BLOCKS, ROWS) == expected
+    assert lanes.slots(size, BLOCKS, ROWS) == expected
 
 
 def test_a_row_writes_into_its_own_lane_over_the_oldest():
@@ -60,44 +60,44 @@ def test_a_row_writes_into_its_own_lane_over_the_oldest():
 
 def test_entries_are_all_slots_as_rows():
     bank = filled(2)
-    flat = memory_bank.flat(bank)
+    flat = lanes.flat(bank)
     assert flat.key.shape == (BLOCKS * ROWS * 3, WIDTH)
     assert sorted(np.asarray(flat.identity)[np.asarray(flat.identity) >= 0]) == [*range(12), *range(100, 112)]
     np.testing.assert_array_equal(np.asarray(flat.key)[np.asarray(flat.identity) < 0], 0)
 
 
 def test_soft_supervision_waits_until_the_bank_is_full():
-    shares = [float(memory_bank.full_share(filled(n), 4)) for n in range(8)]
+    shares = [float(lanes.full_share(filled(n), 4)) for n in range(8)]
     assert shares == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
-    assert [float(memory_bank.full_share(filled(n), 0)) for n in (2, 3)] == [0, 1]
+    assert [float(lanes.full_share(filled(n), 0)) for n in (2, 3)] == [0, 1]
 
 
 @pytest.mark.parametrize("pushes", [0, 1, 2, 3, 5])
-@pytest.mark.parametrize("lanes", [(4, 3, 3), (2, 2, 5), (8, 3, 1), (1, 1, 4), (4, 3, 9)])
-def test_relaying_keeps_the_newest_in_order(pushes, lanes):
-    laid = memory_bank.relay(filled(pushes), lanes)
-    assert laid.entries.identity.shape == lanes
+@pytest.mark.parametrize("shape", [(4, 3, 3), (2, 2, 5), (8, 3, 1), (1, 1, 4), (4, 3, 9)])
+def test_a_new_layout_keeps_the_newest_in_order(pushes, shape):
+    laid = lanes.relayout(filled(pushes), shape)
+    assert laid.entries.identity.shape == shape
     check_fields(laid)
-    room = int(np.prod(lanes))
+    room = int(np.prod(shape))
     written = [100 * n + i for n in range(max(pushes - 3, 0), pushes) for i in range(BLOCKS * ROWS)]
     order = np.moveaxis(laid.entries.identity[:, :, : int(laid.pushes)], 2, 0).ravel()
     np.testing.assert_array_equal(order[order >= 0], written[max(len(written) - room, 0) :])
     # The next batches go where the oldest lie, or where nothing does.
-    slot = int(laid.pushes) % lanes[2]
-    assert int(laid.pushes) in (lanes[2], 0) or np.all(laid.entries.identity[:, :, slot] == EMPTY)
+    slot = int(laid.pushes) % shape[2]
+    assert int(laid.pushes) in (shape[2], 0) or np.all(laid.entries.identity[:, :, slot] == EMPTY)
 
 
-def test_relaying_into_the_same_lanes_changes_no_candidate():
+def test_the_same_layout_changes_no_key():
     bank = filled(4)
-    laid = memory_bank.relay(bank, (BLOCKS, ROWS, 3))
+    laid = lanes.relayout(bank, (BLOCKS, ROWS, 3))
     for name in ("key", "instruction", "identity", "dataset", "task", "kind"):
         before, after = (np.asarray(getattr(b.entries, name)).reshape(36, -1) for b in (bank, laid))
         np.testing.assert_array_equal(np.sort(before, axis=0), np.sort(after, axis=0))
 
 
 def test_key_dtype_is_the_banks():
-    bank = memory_bank.create(memory_bank.entry_spec(WIDTH, INSTRUCTION, jnp.bfloat16), 12, BLOCKS, ROWS)
-    assert memory_bank.push(bank, batch(1)).entries.key.dtype == jnp.bfloat16
+    bank = lanes.create(MomentumKeys.spec(WIDTH, INSTRUCTION, jnp.bfloat16), 12, BLOCKS, ROWS)
+    assert lanes.push(bank, batch(1)).entries.key.dtype == jnp.bfloat16
 
 
 def test_a_push_has_no_collective():
@@ -105,16 +105,16 @@ def test_a_push_has_no_collective():
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    bank = jax.eval_shape(lambda: memory_bank.create(memory_bank.entry_spec(WIDTH, INSTRUCTION, jnp.float32), 96, 8, 3))
+    bank = jax.eval_shape(lambda: lanes.create(MomentumKeys.spec(WIDTH, INSTRUCTION, jnp.float32), 96, 8, 3))
     ints = jax.ShapeDtypeStruct((24,), jnp.int32)
-    new = Entries(
+    new = MomentumKeys(
         jax.ShapeDtypeStruct((24, WIDTH), jnp.float32), jax.ShapeDtypeStruct((24, INSTRUCTION), jnp.float32),
         ints, ints, ints, ints,
     )  # fmt: skip
     where = jax.tree.map(lambda leaf: rows if leaf.ndim else whole, bank)
     compiled = (
         jax.jit(
-            memory_bank.push,
+            lanes.push,
             in_shardings=(where, jax.tree.map(lambda _: rows, new)),
             out_shardings=where,
             donate_argnums=0,

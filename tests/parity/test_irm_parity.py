@@ -21,7 +21,7 @@ from irm_jax.models import presets
 from irm_jax.models.instruction_encoder import Instruction
 from irm_jax.models.irm import IRM, initialise
 from irm_jax.training import optimizer
-from irm_jax.training.step import edited_loss
+from irm_jax.training.optimizer import OptimizerOptions
 
 pytest.importorskip("timm", reason="parity tests need timm: pip install -e '.[dev,parity]'")
 torch_irm = importlib.import_module("benchmarks.torch_irm")  # what is wrong with it is an error, not a skip
@@ -106,15 +106,14 @@ def loss_of(model, image, sentences, identity):
         "valid": np.ones((1, ROWS), bool), "instruction_key": slot[None], "composed_row": none,
     }  # fmt: skip
     batch = {"text": {name: jnp.asarray(array) for name, array in group.items()}}
-    options = torch_irm.our_options(tasks.task("li"), SIZES, alpha=ALPHA, margin=MARGIN)
+    objective = torch_irm.our_objective(tasks.task("li"), SIZES, alpha=ALPHA, margin=MARGIN)
 
     def loss(params, stats):
         output, changed = model.apply(
             {"params": params, "batch_stats": stats}, batch, jnp.asarray(sentences[:1]), train=True,
             mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)},
         )  # fmt: skip
-        members = jnp.ones((1, CONFIG.num_identities), bool)
-        return edited_loss(output.edited, output.heads, batch, init_mean(2, 24), options, members)[0], changed
+        return objective.of_rows(output.edited, output.heads, batch, init_mean(2, 24))[0], changed
 
     return jax.value_and_grad(loss, has_aux=True)
 
@@ -170,9 +169,8 @@ def test_two_steps_of_the_optimizer(pair):
     expected = torch_irm.our_arrays(gradients, SIZES)
     steps, warmup, rate, decay = 10, 3, 1e-2, 5e-4
     own = optimizer.make_optimizer(
-        learning_rate=rate, steps=steps, warmup_steps=warmup, weight_decay=decay, no_decay="", beta1=0.9, beta2=0.999,
-        clip_norm=0.0,
-    )  # fmt: skip
+        OptimizerOptions(learning_rate=rate, steps=steps, warmup_steps=warmup, weight_decay=decay)
+    )
     tensors = {path: jnp.asarray(torch_irm.our_arrays(theirs.state_dict(), SIZES)[path]) for path in expected}
     state = own.init(tensors)
     adamw = torch.optim.AdamW(theirs.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=decay)

@@ -16,10 +16,12 @@ from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
 from irm_jax import checkpoint
 from irm_jax import run as experiment
-from irm_jax.config import check, keys
+from irm_jax.config import keys
+from irm_jax.errors import ConfigError
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import rules
-from irm_jax.training import loop, state
+from irm_jax.training import hooks, loop, state
+from irm_jax.training.stop_signal import Stopped
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 
@@ -46,6 +48,12 @@ def abstract_state(config, mesh=(1, 1, 1)):
     )  # fmt: skip
 
 
+def train(config, workdir, *, evaluate=False):
+    """Trains as `run.train` does; without `evaluate` the evaluations and the report are left out."""
+    left_out = () if evaluate else (hooks.Evaluating, hooks.Report)
+    experiment.train(config, workdir, hooks.hooks_of(config, without=left_out))
+
+
 def saved_state(config, workdir, step, mesh=(1, 1, 1)):
     with checkpoint.Checkpointer(workdir / loop.CHECKPOINTS) as checkpoints:
         return checkpoints.restore(abstract_state(config, mesh), step)[0]
@@ -68,15 +76,43 @@ def logged(workdir):
     return kept
 
 
+class Recorder(hooks.Hook):
+    """A hook as a user writes it; the configuration below names it."""
+
+    moments = ()
+
+    def on_start(self, training, state):
+        Recorder.moments = [("start", training.start, int(state.step))]
+
+    def on_step(self, step, state, metrics):
+        Recorder.moments.append(("step", step, int(state.step)))
+
+    def on_metrics(self, step, values):
+        Recorder.moments.append(("metrics", step, values["loss"] > 0))
+        values["recorded"] = float(step)
+
+    def on_save(self, step, state):
+        Recorder.moments.append(("save", step, int(state.step)))
+
+    def on_end(self, state):
+        Recorder.moments.append(("end", int(state.step)))
+
+
 def test_two_steps_restored_and_two_more_equal_four_straight_steps(config, trained_run, halfway):
     straight = saved_state(config, trained_run, 4)
     earlier = saved_state(config, halfway, 2)
     assert not np.array_equal(earlier.params["head_person"], straight.params["head_person"])
     config.profile = "4:6"
-    loop.train(config, halfway)
+    config.train.hooks = (f"{__name__}:Recorder",)
+    train(config, halfway)
     assert list((halfway / "profile").rglob("*.xplane.pb"))
-    goodput = [json.loads(line).get("goodput") for line in (halfway / "metrics.jsonl").read_text().splitlines()]
-    assert 0 < goodput[-1] < 1
+    *_, last = (json.loads(line) for line in (halfway / "metrics.jsonl").read_text().splitlines())
+    assert 0 < last["goodput"] < 1
+    assert last["recorded"] == 4.0
+    assert Recorder.moments == [
+        ("start", 2, 2), ("step", 3, 3), ("metrics", 3, True), ("step", 4, 4), ("metrics", 4, True), ("save", 4, 4),
+        ("end", 4),
+    ]  # fmt: skip
     resumed = saved_state(config, halfway, 4)
     assert int(resumed.step) == 4
     assert_same(straight, resumed)
@@ -89,7 +125,7 @@ def test_a_changed_batch_is_an_error_unless_accepted_and_lays_the_bank_anew(conf
     config.data.batch_blocks //= 2  # as many rows in fewer blocks: other lanes
     config.data.train.procedural_t2i.share = 0.25
     with pytest.raises(checkpoint.CheckpointError, match="accept_changes"):
-        loop.train(config, halfway)
+        train(config, halfway)
     config.data.accept_changes = True
     config.train.steps = 2  # nothing to train: evaluation and report only
     bank = experiment.memory_shapes(config, experiment.open_training(config)).bank
@@ -102,7 +138,7 @@ def test_a_changed_batch_is_an_error_unless_accepted_and_lays_the_bank_anew(conf
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state, "with_relaid_banks", spy)
-        loop.train(config, halfway)
+        train(config, halfway)
     laid = restored[0][0].memory_bank
     assert laid.entries.identity.shape[:2] == (bank.blocks, bank.rows)
     kept = sorted(np.asarray(laid.entries.identity)[np.asarray(laid.entries.identity) >= 0])
@@ -112,7 +148,7 @@ def test_a_changed_batch_is_an_error_unless_accepted_and_lays_the_bank_anew(conf
 
 def test_sigterm_saves_and_the_same_command_finishes(config, trained_run, tmp_path, monkeypatch):
     config.checkpoint.every = 0  # so that only the signal can have saved something
-    require_finite = loop.require_finite
+    require_finite = hooks.require_finite
 
     def signalled(values, step, checkpoints):
         require_finite(values, step, checkpoints)
@@ -121,20 +157,20 @@ def test_sigterm_saves_and_the_same_command_finishes(config, trained_run, tmp_pa
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "require_finite", signalled)
-        with pytest.raises(loop.Stopped, match=r"SIGTERM after step 2; the state is saved in .*Run the same command"):
-            loop.train(config, tmp_path)
+        patch.setattr(hooks, "require_finite", signalled)
+        with pytest.raises(Stopped, match=r"SIGTERM after step 2; the state is saved in .*Run the same command"):
+            train(config, tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
     assert checkpoint.saved_steps(tmp_path / loop.CHECKPOINTS) == [2]
     assert not (tmp_path / "report.html").exists()
-    loop.train(config, tmp_path)
+    train(config, tmp_path, evaluate=True)
     assert_same(saved_state(config, trained_run, 4), saved_state(config, tmp_path, 4))
     assert (tmp_path / "report.html").exists()
 
 
 def test_an_evaluation_during_training_changes_nothing_and_is_kept(config, trained_run, halfway):
     config.train.evaluate_every = 3
-    loop.train(config, halfway)
+    train(config, halfway, evaluate=True)
     assert_same(saved_state(config, trained_run, 4), saved_state(config, halfway, 4))
     _, saved = checkpoint.read_metadata(halfway / loop.CHECKPOINTS, 3)
     scores = [json.loads(line) for line in (halfway / "metrics.jsonl").read_text().splitlines()]
@@ -160,7 +196,7 @@ def test_an_evaluation_that_never_ended_is_made_up_on_resuming(config, halfway, 
     monkeypatch.setattr(experiment, "evaluate", evaluate)
     for _ in range(2):  # once only: the second time step 4 is the newest
         with pytest.raises(RuntimeError, match="the last evaluation"):
-            loop.train(config, halfway)
+            train(config, halfway, evaluate=True)
     assert len(seen) == 3
     assert checkpoint.read_metadata(halfway / loop.CHECKPOINTS, 2)[1]["metrics"] == {"mean_mAP": 0.25}
 
@@ -173,8 +209,8 @@ def test_sigterm_in_the_evaluation_loses_no_training(config, halfway, monkeypatc
         signal.pause()
 
     monkeypatch.setattr(experiment, "evaluate", evaluate)
-    with pytest.raises(loop.Stopped, match="SIGTERM after step 4"):
-        loop.train(config, halfway)
+    with pytest.raises(Stopped, match="SIGTERM after step 4"):
+        train(config, halfway, evaluate=True)
     assert checkpoint.saved_steps(halfway / loop.CHECKPOINTS) == [2, 4]
 
 
@@ -186,7 +222,7 @@ def test_a_failing_evaluation_loses_no_training(config, halfway, monkeypatch):
 
     monkeypatch.setattr(experiment, "evaluate", evaluate)
     with pytest.raises(RuntimeError, match="no gallery"):
-        loop.train(config, halfway)
+        train(config, halfway, evaluate=True)
     assert checkpoint.saved_steps(halfway / loop.CHECKPOINTS) == [2, 4]
 
 
@@ -204,8 +240,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, halfway, monkeypatch):
         return run
 
     monkeypatch.setattr(experiment, "train_step", poisoned)
-    with pytest.raises(loop.NonFiniteLoss) as caught:
-        loop.train(config, halfway)
+    with pytest.raises(hooks.NonFiniteLoss) as caught:
+        train(config, halfway)
     message = str(caught.value)
     assert message.startswith("step 3: not finite: ")
     assert "(task cc, ctcc, li, t2i, trad, vi)" in message
@@ -213,11 +249,33 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, halfway, monkeypatch):
     assert checkpoint.saved_steps(halfway / loop.CHECKPOINTS) == [2]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no.such.module:Hook", "'no.such.module:Hook' cannot be found"),
+        ("irm_jax.training.hooks:Hok", "cannot be found"),
+        ("recorder", "'recorder' cannot be found .*write 'package.module:Class'"),
+        ("json:JSONDecoder", "is no subclass of irm_jax.training.hooks.Hook"),
+    ],
+)
+def test_names_that_stand_for_no_hook(config, name, message):
+    config.train.hooks = (name,)
+    with pytest.raises(ConfigError, match=message):
+        hooks.hooks_of(config)
+
+
+def test_a_registered_hook_is_called_by_its_name(config, monkeypatch):
+    monkeypatch.setitem(hooks.HOOKS, "recorder", Recorder)
+    config.train.hooks = ("recorder",)
+    kinds = [type(hook) for hook in hooks.hooks_of(config)]
+    assert kinds == [*hooks.BEFORE, Recorder, *hooks.AFTER]
+
+
 def test_only_the_task_that_blew_up_is_named(tmp_path):
     with checkpoint.Checkpointer(tmp_path) as checkpoints:
-        with pytest.raises(loop.NonFiniteLoss, match=r"step 7: .*vi/triplet_loss \(task vi\).*none was saved yet"):
-            loop.require_finite({"vi/triplet_loss": float("inf"), "cc/triplet_loss": 1.0}, 7, checkpoints)
-        loop.require_finite({"vi/triplet_loss": 2.0}, 7, checkpoints)
+        with pytest.raises(hooks.NonFiniteLoss, match=r"step 7: .*vi/triplet_loss \(task vi\).*none was saved yet"):
+            hooks.require_finite({"vi/triplet_loss": float("inf"), "cc/triplet_loss": 1.0}, 7, checkpoints)
+        hooks.require_finite({"vi/triplet_loss": 2.0}, 7, checkpoints)
 
 
 @pytest.mark.parametrize("mesh", [(4, 1, 1), (2, 2, 2)])
@@ -237,7 +295,7 @@ def test_another_batch_is_another_plan(config, halfway):
     for unit in config.data.train.values():
         unit.images_per_identity = min(unit.images_per_identity, 2)
     with pytest.raises(checkpoint.CheckpointError, match=r"data plan changed[^$]*checkpoint 168, now 88"):
-        loop.train(config, halfway)
+        train(config, halfway)
 
 
 def test_other_people_are_never_accepted(config, halfway):
@@ -248,26 +306,26 @@ def test_other_people_are_never_accepted(config, halfway):
     with pytest.raises(
         checkpoint.CheckpointError, match=r"the people of the training data changed.*take people for oth"
     ):
-        loop.train(config, halfway)
+        train(config, halfway)
 
 
 def test_a_checkpoint_of_another_width_is_refused(config, halfway):
     config.model.width = 32
     with pytest.raises(checkpoint.CheckpointError, match=r"another model: config.model.width: checkpoint 16, now 32"):
-        loop.train(config, halfway)
+        train(config, halfway)
 
 
 def test_a_misfit_that_comes_from_the_data_says_so(config, halfway):
     config.model.identity_multiple = 256
     config.data.instruction_dropout = 0.5
     with pytest.raises(checkpoint.CheckpointError, match=r"head_person[^$]*Besides, the data plan changed[^$]*dropout"):
-        loop.train(config, halfway)
+        train(config, halfway)
 
 
 def test_clipping_can_be_switched_on_and_the_change_is_logged(config, halfway, caplog):
     config.optimizer.clip_norm = 0.5
     with caplog.at_level("WARNING", logger="absl"):
-        loop.train(config, halfway)
+        train(config, halfway)
     assert "config.optimizer.clip_norm: checkpoint 0.0, now 0.5" in caplog.text
     assert int(saved_state(config, halfway, 4).step) == 4
 
@@ -275,14 +333,14 @@ def test_clipping_can_be_switched_on_and_the_change_is_logged(config, halfway, c
 def test_a_run_is_not_overwritten_without_resume(config, halfway):
     config.resume = False
     with pytest.raises(checkpoint.CheckpointError, match=r"halfway holds a run at step 2 and config.resume is False"):
-        loop.train(config, halfway)
+        train(config, halfway)
 
 
 def test_blocks_that_do_not_fit_the_mesh(config):
     config.data.batch_blocks = 6
     mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "model": 1})
-    with pytest.raises(check.ConfigError, match=r"batch_blocks = 6 .*batch_blocks=8 --config.data.batch_size="):
-        loop.check_blocks(config, mesh)
+    with pytest.raises(ConfigError, match=r"batch_blocks = 6 .*batch_blocks=8 --config.data.batch_size="):
+        experiment.build(config, mesh=mesh).check_training()
 
 
 def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, procedural_dir, tmp_path, caplog):
@@ -304,8 +362,8 @@ def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, pr
     config.data.dir = str(data)
     with config.unlocked():
         config.evaluation.sets.borrowed = keys.evaluation_set("borrowed", "trad", ("own_trad",))
-    with pytest.raises(check.ConfigError, match=rf"1 person.s. .*{person} of borrowed .*--leave_out borrowed"):
-        loop.train(config, tmp_path / "run")
+    with pytest.raises(ConfigError, match=rf"1 person.s. .*{person} of borrowed .*--leave_out borrowed"):
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config.data.leaks = "warn"
     with caplog.at_level("WARNING"):

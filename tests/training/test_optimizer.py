@@ -1,13 +1,26 @@
-"""The schedule by hand, and the weight-decay mask."""
+"""The schedule by hand, weight decay and layer rates, and training with any optimizer of optax."""
+
+import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from irm_jax.checkpoint import restore_for_evaluation
 from irm_jax.config.layer_rates import Recipe, RecipeError
+from irm_jax.errors import ConfigError
+from irm_jax.parallel import mesh as mesh_lib
+from irm_jax.parallel import rules
+from irm_jax.run import build
 from irm_jax.training import optimizer
+from irm_jax.training.hooks import Evaluating, Report, hooks_of
+from irm_jax.training.loop import fit
+from irm_jax.training.optimizer import OptimizerOptions
 
 
 def test_schedule_by_hand():
@@ -28,13 +41,10 @@ def test_decay_mask_by_path():
 
 
 def test_clipping_bounds_the_update_of_sgd_like_steps():
-    settings = {
-        "learning_rate": 1.0, "steps": 10, "warmup_steps": 0, "weight_decay": 0.0, "no_decay": "", "beta1": 0.0,
-        "beta2": 0.0,
-    }  # fmt: skip
+    settings = OptimizerOptions(learning_rate=1.0, steps=10, warmup_steps=0, beta1=0.0, beta2=0.0)
     params = {"w": jnp.ones(4)}
     for clip, seen in ((0.0, 100.0), (1.0, 1.0)):
-        chain = optimizer.make_optimizer(**settings, clip_norm=clip)
+        chain = optimizer.make_optimizer(dataclasses.replace(settings, clip_norm=clip))
         state = chain.init(params)
         with jax.numpy_dtype_promotion("standard"):  # as the training step runs optax
             _, after = chain.update({"w": jnp.full(4, 50.0)}, state, params)
@@ -71,19 +81,16 @@ def test_layer_decay_by_hand():
 def test_frozen_parameters_stand_still_and_multipliers_scale_the_step():
     params = {"image_encoder": tower(1), "text_encoder": tower(1), "head_cls": jnp.ones(2)}
     recipe = Recipe("text_encoder/", ("encoder/blocks/=0.25", "encoder/=0.5"))
-    settings = {
-        "learning_rate": 1.0, "steps": 10, "warmup_steps": 0, "weight_decay": 0.1, "no_decay": "", "beta1": 0.9,
-        "beta2": 0.999, "clip_norm": 1.0,
-    }  # fmt: skip
+    settings = OptimizerOptions(learning_rate=1.0, steps=10, warmup_steps=0, weight_decay=0.1, clip_norm=1.0)
     gradient = jax.tree.map(lambda x: 3 * x, params)
     # Frozen gradients do not take part in clipping: 3 a number in 4 arrays of 2 numbers.
     steps = {}
     for name, chain in (
-        ("plain", optimizer.make_optimizer(**settings)),
-        ("recipe", optimizer.make_optimizer(**settings, recipe=recipe)),
+        ("plain", optimizer.make_optimizer(settings)),
+        ("recipe", optimizer.make_optimizer(dataclasses.replace(settings, recipe=recipe))),
     ):  # fmt: skip
         state = chain.init(params)
-        assert jax.tree.structure(state) == jax.tree.structure(optimizer.make_optimizer(**settings).init(params))
+        assert jax.tree.structure(state) == jax.tree.structure(optimizer.make_optimizer(settings).init(params))
         with jax.numpy_dtype_promotion("standard"):
             steps[name], after = chain.update(gradient, state, params)
     assert float(after[1][0].mu["head_cls"][0]) == pytest.approx(0.1 * 3 / np.sqrt(8 * 9), rel=1e-5)
@@ -127,3 +134,166 @@ def test_recipes_that_cannot_be_meant():
             recipe.check()
     with pytest.raises(RecipeError, match="no parameter's path fits 'imge_encoder'; the paths begin with head_cls"):
         optimizer.scaled(optax.identity(), Recipe(frozen="imge_encoder")).init({"head_cls": jnp.ones(2)})
+
+
+OPTIMIZERS = ("adamw", "lion", "muon", "adafactor", "schedule_free")
+
+
+def matrices(layers):
+    """Parameters of a tower with kernels of every form that muon orthogonalises, as one block or stacked."""
+    shapes = {
+        "attention/query_key_value": (8, 3, 2, 4), "cross_attention/query": (8, 2, 4), "attention/output": (2, 4, 8),
+        "mlp/expand": (8, 16), "mlp/contract": (16, 8),
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    named = {
+        f"{name}/kernel": jnp.asarray(rng.normal(size=(layers, *shape)), jnp.float32) for name, shape in shapes.items()
+    }
+    return named
+
+
+def tower_of(blocks):
+    return {"text_encoder": {"blocks": unflatten_dict(blocks, sep="/")}}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_masks_rates_and_frozen_parameters_go_with_every_optimizer(name):
+    """Without a gradient a step is the weight decay alone: rate * decay * parameter, times the recipe's factor."""
+    params = tower_of({f"layer_0/{path}": leaf[0] for path, leaf in matrices(1).items()})
+    params |= {"image_encoder": tower(1), "head_cls": jnp.ones((4, 2)), "norm": {"bias": jnp.ones(2)}}
+    options = OptimizerOptions(
+        learning_rate=1.0, steps=10, warmup_steps=0, weight_decay=0.1, no_decay="bias$", clip_norm=1.0, name=name,
+        recipe=Recipe("image_encoder", ("text_encoder=0.5",)),
+    )  # fmt: skip
+    chain = optimizer.make_optimizer(options)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = chain.update(jax.tree.map(jnp.zeros_like, params), chain.init(params), params)
+    rate = 0.1 * float(optimizer.schedule(1.0, 10, 0)(jnp.int32(0)))
+    for path, update in flatten_dict(updates, sep="/").items():
+        factor = 0.0 if path.startswith("image_encoder") or path.endswith("bias") else 0.5 if "text" in path else 1.0
+        expected = -rate * factor * flatten_dict(params, sep="/")[path]
+        np.testing.assert_allclose(update, expected, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_descends_and_clips(name):
+    options = OptimizerOptions(learning_rate=0.05, steps=100, warmup_steps=1, clip_norm=1.0, name=name)
+    chain = optimizer.make_optimizer(options)
+    params = {
+        "head_cls": jnp.full((4, 2), 3.0),
+        "text_encoder": {"blocks": {"mlp": {"expand": {"kernel": jnp.eye(3)}}}},
+    }
+    state = chain.init(params)
+
+    @jax.jit
+    def step(params, state):
+        with jax.numpy_dtype_promotion("standard"):
+            gradient = jax.tree.map(lambda x: 1e3 * x, params)  # clipped, or the first step would overflow lion's twin
+            updates, state = chain.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state
+
+    for _ in range(60):
+        params, state = step(params, state)
+    found = optimizer.evaluation_params(params, state)
+    assert float(optax.tree.norm(found)) < 0.9 * float(np.sqrt(8 * 9 + 3))
+
+
+def test_muon_orthogonalises_stacked_layers_one_by_one_and_leaves_the_rest_to_adamw():
+    options = OptimizerOptions(learning_rate=1.0, steps=10, warmup_steps=0, name="muon")
+    kernels, rest = matrices(2), {"head_cls": jnp.ones((4, 2)), "final_norm": {"scale": jnp.ones(3)}}
+    stacked = {**rest, **tower_of({f"layers/block/{path}": leaf for path, leaf in kernels.items()})}
+    apart = {**rest, **tower_of({f"layer_{i}/{path}": leaf[i] for path, leaf in kernels.items() for i in range(2)})}
+    found = []
+    for params in (stacked, apart):
+        chain = optimizer.make_optimizer(options)
+        with jax.numpy_dtype_promotion("standard"):
+            found.append(flatten_dict(chain.update(params, chain.init(params), params)[0], sep="/"))
+    rate = float(optimizer.schedule(1.0, 10, 0)(jnp.int32(0)))
+    matrix = {
+        "query_key_value": (8, 3, 8), "query": (8, 1, 8), "output": (8, 1, 8), "expand": (8, 1, 16),
+        "contract": (16, 1, 8),
+    }  # fmt: skip
+    for path in kernels:
+        both = found[0][f"text_encoder/blocks/layers/block/{path}"]
+        for layer in range(2):
+            one = found[1][f"text_encoder/blocks/layer_{layer}/{path}"]
+            np.testing.assert_allclose(both[layer], one, rtol=1e-4, atol=1e-6, err_msg=path)
+            shape = matrix[path.split("/")[-2]]
+            for part in np.moveaxis(np.asarray(one).reshape(shape), 1, 0):
+                values = np.linalg.svd(part / (rate * 0.2 * max(part.shape) ** 0.5), compute_uv=False)
+                assert np.all((values > 0.5) & (values < 1.3)), path
+    adamw = optimizer.make_optimizer(dataclasses.replace(options, name="adamw", extra={"nesterov": True}))  # as muon's
+    with jax.numpy_dtype_promotion("standard"):
+        expected, _ = adamw.update(rest, adamw.init(rest), rest)
+    for path, leaf in flatten_dict(expected, sep="/").items():
+        np.testing.assert_allclose(found[0][path], leaf, rtol=1e-5, err_msg=path)
+
+
+def test_optimizers_and_options_that_optax_does_not_have():
+    options = OptimizerOptions(learning_rate=1.0, steps=10, warmup_steps=0)
+    for changes, message in (
+        ({"name": "adamv"}, "config.optimizer.name = 'adamv' is no optimizer of optax"),
+        ({"name": "chain"}, "is no optimizer of optax with a learning rate"),
+        (
+            {"name": "lion", "extra": {"b3": 0.9}},
+            r"config.optimizer.options.b3: optax's lion takes no such option.*b1, b2",
+        ),
+        ({"name": "lion", "extra": {"learning_rate": 0.9}}, "options.learning_rate"),
+        ({"name": "schedule_free", "extra": {"b1": 0.9}}, "options.b1"),
+        ({"name": "schedule_free", "beta1": 0.0}, "config.optimizer.beta1 = 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            optimizer.make_optimizer(dataclasses.replace(options, **changes))
+    optimizer.make_optimizer(dataclasses.replace(options, name="lion", extra={"b2": 0.95}))
+
+
+SETTINGS = {
+    "adamw": {}, "lion": {"learning_rate": 5e-4}, "muon": {}, "schedule_free": {},
+    "adafactor": {"learning_rate": 3e-2, "options": {"min_dim_size_to_factor": 8}},
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick_programs")
+@pytest.mark.parametrize(
+    "name", [name if name == "schedule_free" else pytest.param(name, marks=pytest.mark.nightly) for name in OPTIMIZERS]
+)
+def test_twenty_steps_on_four_devices_resume_with_equal_numbers(name, micro_config, tmp_path, monkeypatch):
+    """Layers stacked, two batches a step, a frozen tower, layer rates, clipping, a decay mask; data 2 x fsdp 2."""
+    monkeypatch.setattr(rules, "SMALL", 64)  # the small arrays of this model are cut too
+    config = micro_config
+    with config.unlocked():
+        for unit in set(config.data.train) - {"procedural_trad"}:
+            del config.data.train[unit]
+    config.data.batch_size = 32
+    config.model.update({"scan_layers": True, "image_depth": 2})
+    config.optimizer.update({
+        "name": name, "learning_rate": 3e-3, "warmup_steps": 5, "clip_norm": 1.0, "layer_decay": 0.9,
+        "no_decay": "bias$", "frozen": "^template_encoder", "accumulate": 2,
+    })  # fmt: skip
+    with config.unlocked():
+        config.optimizer.update(SETTINGS[name])
+    config.train.steps, config.checkpoint.every = 20, 10
+    mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "model": 1}, jax.devices()[:4])
+    run = build(config, mesh=mesh)
+
+    def train(workdir):
+        return fit(run, workdir, hooks_of(config, without=(Evaluating, Report)))
+
+    straight = train(tmp_path / "straight")
+    shutil.copytree(tmp_path / "straight/checkpoints/10", tmp_path / "resumed/checkpoints/10")
+    resumed = train(tmp_path / "resumed")
+    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(straight), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=rules.path_string(path))
+        assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(straight.opt_state))
+    here = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(straight.opt_state))
+    assert here < 0.75 * whole
+    losses = [record["loss"] for record in map(json.loads, (tmp_path / "straight/metrics.jsonl").open())]
+    assert len(losses) == 20
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    expected = optimizer.evaluation_params(straight.params, straight.opt_state)
+    subset = run.abstract_variables()
+    saved, _ = restore_for_evaluation(tmp_path / "straight/checkpoints", subset)
+    jax.tree.map(np.testing.assert_array_equal, saved["params"], expected)
+    changed = not np.array_equal(expected["head_cls"], straight.params["head_cls"])
+    assert changed == (name == "schedule_free")

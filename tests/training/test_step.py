@@ -1,6 +1,8 @@
 """One step of training: the same numbers on any mesh, accumulation, loss weights, and that it learns."""
 
+import contextlib
 import dataclasses
+import json
 import math
 
 import jax
@@ -8,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from collectives import moved_sizes
+from states import filled_state
 
 from data_pipelines.batches.prefetch import ReadAhead
 from irm_jax import run
 from irm_jax.models.irm import IRM
-from irm_jax.objectives import memory_bank
+from irm_jax.objectives.base import TrainingMix
+from irm_jax.objectives.identity_triplet import IdentityTriplet
 from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.training import state
-from irm_jax.training import step as train_step
 
 pytestmark = pytest.mark.usefixtures("quick_programs")  # compiling is most of what these tests do
 
@@ -28,34 +30,41 @@ def one_batch(data, step=0):
         return next(stream)[1]
 
 
-def run_step(config, data, batch, mesh_shape, **options):
+_runs = {}
+
+
+def compiled(config, mesh_shape, *, double=False):
+    """The run of a configuration on the first devices in a mesh. Equal calls share it, and so its program."""
+    key = (json.dumps(config.to_dict(), sort_keys=True), mesh_shape, double)
+    if key not in _runs:
+        run.enable_compilation_cache(config)
+        shape = dict(zip(mesh_lib.AXES, mesh_shape, strict=True))
+        built = run.build(
+            config.copy_and_resolve_references(), mesh=mesh_lib.make_mesh(shape, jax.devices()[: math.prod(mesh_shape)])
+        )
+        if double:
+            built.model = IRM(dataclasses.replace(built.model.config, dtype="float64"))
+        _runs[key] = built
+    return _runs[key]
+
+
+def run_step(built, batch, **options):
     """Parameters before, the state after, and the metrics of the last step."""
-    start, train_state, metrics = run_steps(config, data, batch, mesh_shape, **options)
+    start, train_state, metrics = run_steps(built, batch, **options)
     return start, train_state, metrics[-1]
 
 
-def run_steps(config, data, batch, mesh_shape, *, double=False, steps=1):
-    """Parameters before, the state after, and the metrics of each step, on the first devices in the given mesh."""
-    mesh = mesh_lib.make_mesh(
-        dict(zip(mesh_lib.AXES, mesh_shape, strict=True)), jax.devices()[: int(np.prod(mesh_shape))]
-    )
-    model = run.make_model(config, data)
-    if double:
-        model = IRM(dataclasses.replace(model.config, dtype="float64"))
-    optimizer = run.make_optimizer(config)
-    memory = run.memory_shapes(config, data)
-    train_state = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh, memory)
-    if double:
-        to_double = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x  # noqa: E731
-        train_state = jax.jit(lambda s: jax.tree.map(to_double, s))(train_state)
+def run_steps(built, batch, *, double=False, steps=1):
+    """Parameters before, the state after, and the metrics of each step on one batch."""
+    train_state = filled_state(built, double=double)
     start = jax.tree.map(np.asarray, train_state.params)
-    step = run.train_step(config, data, model, mesh)
+    constants, key = jnp.asarray(built.data.plan.constant_tokens), jax.random.key(1)
     history = []
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(built.mesh):
         leading = next(iter(batch.values()))["identity"].ndim - 2
-        arrays = mesh_lib.to_global(batch, mesh_lib.batch_sharding(mesh, leading=leading))
+        arrays = mesh_lib.to_global(batch, mesh_lib.batch_sharding(built.mesh, leading=leading))
         for _ in range(steps):
-            train_state, metrics = step(train_state, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1))
+            train_state, metrics = built.train_step(train_state, arrays, constants, key)
             history.append({k: float(v) for k, v in metrics.items()})
     return start, jax.tree.map(np.asarray, train_state), history
 
@@ -96,60 +105,88 @@ def relative_to_norm(a, b):
     return max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)) / norm
 
 
-def test_float64_step_agrees_on_every_mesh(micro_config):
+MESHES = [(2, 2, 2), pytest.param((4, 2, 1), marks=pytest.mark.nightly)]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_float64_step_agrees_on_every_mesh(micro_config, mesh):
     """House tolerance: loss to 1e-12 relative, gradients (Adam's first moment), update to 1e-9 of the norm.
 
     With the memory bank, which is IRM and more: the third step reads a full bank, so all its parts have a value.
     """
-    with_bank(micro_config)
-    micro_config.memory_bank.dtype = "float32"  # and then float64, as all of the state
-    metrics = agree_in_float64(micro_config, [ONE, (2, 2, 2), (4, 2, 1)], "memory_bank")
+    in_float64(with_bank, micro_config)
+    metrics = agree_in_float64(micro_config, mesh, "memory_bank")
     assert metrics["bank_filled"] == 1
     for name in ("bank_hard_loss", "bank_soft_loss", "bank_same_identity_mass"):
         assert metrics[f"li/{name}"] > 0
 
 
-def test_float64_caption_objectives_agree(micro_config):
+@pytest.mark.parametrize("mesh", MESHES)
+def test_float64_caption_objectives_agree(micro_config, mesh):
     """The same for all text-to-image objectives, whose draws must not depend on the mesh either."""
     only_captions(micro_config)
-    metrics = agree_in_float64(micro_config, [ONE, (2, 2, 2), (4, 2, 1)], "caption_queue")
+    metrics = agree_in_float64(micro_config, mesh, "caption_queue")
     assert metrics["queue_filled"] == 1
     for name in ("contrastive", "matching", "masked", "replaced"):
         assert metrics[f"t2i/{name}_loss"] > 0
 
 
-def agree_in_float64(config, meshes, bank):
-    """Three steps on each mesh against the first one's; returns the first one's metrics."""
-    # flax promotes f64 with f32 inside its norms, which strict promotion forbids; float32 tests run strict.
+def in_float64(variant, config):
+    """The variant with a bank that `filled_state` makes float64, as all of the state."""
+    variant(config)
+    config.memory_bank.dtype = "float32"
+
+
+@contextlib.contextmanager
+def float64():
+    """float64 arrays. flax promotes them with float32 in its norms, which strict promotion, kept elsewhere, forbids."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        data = run.open_training(config)
-        batch = one_batch(data)
-        start, reference, metrics = run_step(config, data, batch, meshes[0], double=True, steps=3)
-        for mesh in meshes[1:]:
-            _, other, found = run_step(config, data, batch, mesh, double=True, steps=3)
-            assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-12), mesh
-            moments = [s.opt_state[1][0].mu for s in (other, reference)]
-            assert relative_to_norm(*moments) <= 1e-9, mesh
-            updates = [jax.tree.map(np.subtract, s.params, start) for s in (other, reference)]
-            assert relative_to_norm(*updates) <= 1e-9, mesh
-            if jax.tree.leaves(reference.batch_stats):
-                assert relative_to_norm(other.batch_stats, reference.batch_stats) <= 1e-12, mesh
-            keys, expected = (getattr(s, bank).entries for s in (other, reference))
-            assert relative_to_norm(keys, expected) <= 1e-9, mesh
-            np.testing.assert_array_equal(keys.identity, expected.identity)
+        yield
+
+
+def agree_in_float64(config, mesh, bank):
+    """Three steps on the mesh against one device; returns the metrics of the latter."""
+    with float64():
+        built, there = (compiled(config, shape, double=True) for shape in (ONE, mesh))
+        batch = one_batch(built.data)
+        start, reference, metrics = run_step(built, batch, double=True, steps=3)
+        _, other, found = run_step(there, batch, double=True, steps=3)
+        assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-12)
+        moments = [s.opt_state[1][0].mu for s in (other, reference)]
+        assert relative_to_norm(*moments) <= 1e-9
+        updates = [jax.tree.map(np.subtract, s.params, start) for s in (other, reference)]
+        assert relative_to_norm(*updates) <= 1e-9
+        if jax.tree.leaves(reference.batch_stats):
+            assert relative_to_norm(other.batch_stats, reference.batch_stats) <= 1e-12
+        keys, expected = (getattr(s, bank).entries for s in (other, reference))
+        assert relative_to_norm(keys, expected) <= 1e-9
+        np.testing.assert_array_equal(keys.identity, expected.identity)
     return metrics
 
 
-def test_float32_loss_agrees_and_repeats_bit_equal(micro_config):
-    with_bank(micro_config)
-    data = run.open_training(micro_config)
-    batch = one_batch(data)
-    _, _, metrics = run_step(micro_config, data, batch, ONE)
-    _, first, found = run_step(micro_config, data, batch, (2, 1, 1))
-    assert found["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
-    _, second, again = run_step(micro_config, data, batch, (2, 1, 1))
+def with_raw_similarities(config):
+    """IRM++ without centred instructions, of which a second accumulated batch would know the first."""
+    with_bank(config)
+    config.loss.instruction_similarity = "raw"
+
+
+def test_a_step_repeats_bit_equal(micro_config):
+    with_raw_similarities(micro_config)
+    built = compiled(micro_config, (2, 1, 1))
+    batch = one_batch(built.data)
+    _, first, found = run_step(built, batch)
+    _, second, again = run_step(built, batch)
     assert found == again
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.nightly  # in float64 on every push
+def test_float32_loss_agrees(micro_config):
+    with_raw_similarities(micro_config)
+    runs = [compiled(micro_config, mesh) for mesh in (ONE, (2, 1, 1))]
+    batch = one_batch(runs[0].data)
+    one, two = (run_step(built, batch)[2]["loss"] for built in runs)
+    assert two == pytest.approx(one, rel=1e-6)
 
 
 def test_accumulated_batches_average_their_gradients(micro_config):
@@ -158,15 +195,14 @@ def test_accumulated_batches_average_their_gradients(micro_config):
     Both read the bank as it was before the step; afterwards it holds the keys of both, in order. Raw similarities,
     because centred ones of the second batch know the first.
     """
-    with_bank(micro_config)
-    micro_config.loss.instruction_similarity = "raw"
-    data = run.open_training(micro_config)
-    first, second = one_batch(data, 0), one_batch(data, 1)
+    with_raw_similarities(micro_config)
+    built = compiled(micro_config, (2, 1, 1))
+    first, second = one_batch(built.data, 0), one_batch(built.data, 1)
     stacked = jax.tree.map(lambda *x: np.stack(x), first, second)
-    _, both, metrics = run_step(micro_config, data, stacked, (2, 1, 1))
-    _, a, metrics_a = run_step(micro_config, data, first, (2, 1, 1))
+    _, both, metrics = run_step(built, stacked)
+    _, a, metrics_a = run_step(built, first)
     # The second batch inherits running statistics from the first; in training, gradients use those of the batch.
-    _, b, metrics_b = run_step(micro_config, data, second, (2, 1, 1))
+    _, b, metrics_b = run_step(built, second)
     assert metrics["loss"] == pytest.approx((metrics_a["loss"] + metrics_b["loss"]) / 2, rel=1e-5)
     assert metrics["bank_filled"] == metrics_a["bank_filled"] == 0
     moments, *apart = (s.opt_state[1][0].mu for s in (both, a, b))
@@ -181,13 +217,13 @@ def test_accumulated_batches_average_their_gradients(micro_config):
 
 def test_a_bank_of_no_weight_changes_nothing_but_itself(micro_config):
     """IRM is IRM++ with the bank off: the same loss and parameters, and the bank holds the keys of every row."""
-    data = run.open_training(micro_config)
-    batch = one_batch(data)
-    _, plain, without = run_step(micro_config, data, batch, ONE, steps=2)
+    built = compiled(micro_config, ONE)
+    batch = one_batch(built.data)
+    _, plain, without = run_step(built, batch, steps=2)
     assert plain.memory_bank is None
     micro_config.memory_bank.update({"size": 1, "weight": 0.0})
     micro_config.momentum.decay = 0.75
-    start, banked, metrics = run_step(micro_config, data, batch, ONE, steps=2)
+    start, banked, metrics = run_step(compiled(micro_config, ONE), batch, steps=2)
     assert metrics["loss"] == pytest.approx(without["loss"], rel=1e-6)
     assert relative_to_norm(banked.params, plain.params) < 1e-6
     bank = banked.memory_bank
@@ -214,22 +250,19 @@ def test_keys_of_one_view_are_the_embeddings_in_training_mode(micro_config):
     for unit in micro_config.data.train.values():
         if unit.task in ("ctcc", "li"):
             unit.composed = False  # composed rows have a part in the model's own batch statistics
-    data = run.open_training(micro_config)
+    built = compiled(micro_config, ONE)
+    data, model = built.data, built.model
     batch = jax.tree.map(jnp.asarray, one_batch(data))
-    model = run.make_model(micro_config, data)
-    mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, ONE, strict=True)), jax.devices()[:1])
     constants = jnp.asarray(data.plan.constant_tokens)
-    start = state.create_state(
-        model, run.make_optimizer(micro_config), constants, 0, mesh, run.memory_shapes(micro_config, data)
-    )
+    start = filled_state(built)
     variables = {"params": {**start.params, **start.momentum_params}, "batch_stats": start.batch_stats}
     rows, _ = jax.jit(
         lambda variables: model.apply(
             variables, batch, constants, method="keys", embeddings=True, captions=False, mutable=["batch_stats"]
         )
     )(variables)
-    options = run.loss_options(micro_config, data)
-    entries = memory_bank.batch_entries(rows, start.instruction_mean, batch, options)
+    (bank,) = (objective for objective in built.objectives if objective.name == "memory_bank")
+    entries = bank.keys_of(rows, start.instruction_mean, batch)
     output, _ = jax.jit(
         lambda params: model.apply(
             {"params": params, "batch_stats": start.batch_stats}, batch, constants, train=True, mutable=["batch_stats"]
@@ -247,18 +280,14 @@ def test_the_compiled_step_never_moves_the_bank(micro_config):
     with_bank(micro_config)
     micro_config.text_to_image.update({"momentum_contrast": True, "queue_size": 16384})
     micro_config.memory_bank.size = 64 * micro_config.data.batch_size
-    data = run.open_training(micro_config)
-    mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, (4, 2, 1), strict=True)), jax.devices()[:8])
-    model, optimizer = run.make_model(micro_config, data), run.make_optimizer(micro_config)
-    memory = run.memory_shapes(micro_config, data)
-    abstract = state.abstract_state(model, optimizer, data.plan.constant_tokens, mesh, memory)
-    step = run.train_step(micro_config, data, model, mesh)
-    with jax.set_mesh(mesh):
-        arrays = mesh_lib.to_global(one_batch(data), mesh_lib.batch_sharding(mesh))
-        compiled = step.lower(abstract, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1)).compile()
+    built = compiled(micro_config, (4, 2, 1))
+    abstract, constants = built.abstract_state(), jnp.asarray(built.data.plan.constant_tokens)
+    with jax.set_mesh(built.mesh):
+        arrays = mesh_lib.to_global(one_batch(built.data), mesh_lib.batch_sharding(built.mesh))
+        program = built.train_step.lower(abstract, arrays, constants, jax.random.key(1)).compile()
     part = math.prod(abstract.memory_bank.entries.key.sharding.shard_shape(abstract.memory_bank.entries.key.shape))
     assert part * 8 == math.prod(abstract.memory_bank.entries.key.shape)
-    moved = moved_sizes(compiled.as_text())
+    moved = moved_sizes(program.as_text())
     assert moved  # gradients are summed over devices: the pattern finds what there is
     assert max(moved) < part
     queue = abstract.caption_queue.entries.image
@@ -272,8 +301,8 @@ def test_loss_weights_are_those_of_the_data_sets(micro_config):
             del micro_config.data.train[name]
     micro_config.data.train.procedural_cc.loss_weight = 0.0
     micro_config.data.batch_size = 64
-    data = run.open_training(micro_config)
-    _, _, metrics = run_step(micro_config, data, one_batch(data), ONE)
+    built = compiled(micro_config, ONE)
+    _, _, metrics = run_step(built, one_batch(built.data))
     assert metrics["loss"] == pytest.approx(metrics["trad/loss"], rel=1e-5)
     assert metrics["trad/loss"] != pytest.approx(metrics["cc/loss"], rel=1e-3)
     parts = metrics["trad/identity_loss"] + micro_config.loss.alpha * metrics["trad/triplet_loss"]
@@ -283,27 +312,27 @@ def test_loss_weights_are_those_of_the_data_sets(micro_config):
 def test_overfits_one_batch(micro_config):
     """Sixty steps on one batch: every task's loss falls far below its start, so every part receives its gradient.
 
-    So does that of the bank, whose keys are bfloat16 here.
+    So does that of the bank. In float64, whose program is compiled anyway.
     """
-    with_bank(micro_config)
-    data = run.open_training(micro_config)
-    batch = one_batch(data)
-    _, _, (start, *_, end) = run_steps(micro_config, data, batch, ONE, steps=60)
+    in_float64(with_bank, micro_config)
+    with float64():
+        built = compiled(micro_config, ONE, double=True)
+        _, _, (start, *_, end) = run_steps(built, one_batch(built.data), double=True, steps=60)
     for task in ("trad", "cc", "ctcc", "vi", "li", "t2i"):
         assert end[f"{task}/loss"] < 0.7 * start[f"{task}/loss"], task
         if task != "t2i":
             assert end[f"{task}/bank_hard_loss"] < 0.7 * start[f"{task}/bank_hard_loss"], task
 
 
+@pytest.mark.nightly
 def test_overfits_one_batch_of_captions(micro_config):
     """Every objective is learned, on a batch whose words are hidden and replaced anew in every step."""
     only_captions(micro_config)
     micro_config.model.update({"width": 64, "projection_width": 32})
     micro_config.optimizer.learning_rate = 2e-3
     micro_config.train.steps = 1000
-    data = run.open_training(micro_config)
-    batch = one_batch(data)
-    _, last, (start, *_, end) = run_steps(micro_config, data, batch, ONE, steps=60)
+    built = compiled(micro_config, ONE)
+    _, last, (start, *_, end) = run_steps(built, one_batch(built.data), steps=60)
     assert last.memory_bank is None
     names = ("contrastive", "matching", "masked", "replaced")
     parts = sum(micro_config.loss[f"{name}_weight"] * start[f"t2i/{name}_loss"] for name in names)
@@ -313,13 +342,13 @@ def test_overfits_one_batch_of_captions(micro_config):
 
 
 def test_the_triplets_unit_is_the_feature_or_the_spread_of_its_data_set(micro_config):
-    data = run.open_training(micro_config)
+    data = compiled(micro_config, ONE).data
     dataset = jnp.arange(60) % len(data.plan.datasets)
     features = jax.random.normal(jax.random.key(0), (60, 8)) * (1 + dataset[:, None]).astype(jnp.float32)
-    units = {}
+    mix, units = TrainingMix.of(data, data.space.num_head), {}
     for unit in ("feature", "spread"):
         micro_config.loss.triplet_unit = unit
-        options = run.loss_options(micro_config, data)
-        units[unit] = train_step.distance_unit(features, dataset, jnp.ones(60, bool), options)
+        objective = IdentityTriplet.from_config(micro_config, mix)
+        units[unit] = objective.distance_unit(features, dataset, jnp.ones(60, bool))
     np.testing.assert_array_equal(units["feature"], np.ones(6))
     np.testing.assert_allclose(units["spread"], np.arange(1, 7), rtol=0.3)
