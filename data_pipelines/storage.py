@@ -29,7 +29,7 @@ def require_library(path: str | os.PathLike[str]) -> None:
     """Raises StorageError if `path` is remote and of an unknown kind, or the library of its kind is missing."""
     if not is_remote(path):
         return
-    import fsspec  # late: it takes its time, and most paths are local
+    import fsspec  # late: the import is slow, and most paths are local
 
     kind = os.fspath(path).partition("://")[0]
     if kind not in EXTRAS:

@@ -81,9 +81,9 @@ def save(path: Path, index: schema.Index) -> None:
 
 
 def join(path: Path, parts: Sequence[Path]) -> schema.Index:
-    """Writes the index of a split from those of its shards, in order; returns columns identity and camera.
+    """Writes the index of a split from the indexes of its shards, in order; returns columns identity and camera.
 
-    File names of millions of records would fill the memory, so only one row group is held at a time.
+    Only one row group is held in memory: the file names of millions of records would fill it.
 
     Raises:
       DatasetError: a part is missing or damaged.

@@ -98,7 +98,7 @@ class ShardReader:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A built data set: its folder and what the manifest says."""
+    """A built data set: its folder and manifest."""
 
     folder: epath.Path
     manifest: schema.Manifest

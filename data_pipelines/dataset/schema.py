@@ -155,7 +155,7 @@ OFFSET = Column("offset", np.int32)
 COLUMNS: dict[str, Column] = {
     column.name: column for column in (*(f.column for f in FIELDS if f.column), INSTRUCTION_KEY, CONTENT, SHARD, OFFSET)
 }
-"""The columns of the index, by name: those of the fields, then those of the whole record."""
+"""The columns of the index by name: first of single fields, then of whole records."""
 
 
 class Index:

@@ -1,1 +1,1 @@
-"""People over all data sets: names, numbers, and who stands in two places."""
+"""People over all data sets: names, numbers, and who is in two data sets."""

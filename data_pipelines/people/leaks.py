@@ -185,7 +185,7 @@ def _relabelled(side: _Side) -> list[Leak]:
 def summary(leaks: Sequence[Leak]) -> str:
     """Returns a table: how many people each pair of data sets shares, by evidence, with one example."""
     if not leaks:
-        return "no person known to stand in two places"
+        return "no person known to be in two places"
     groups = Counter((leak.kind, leak.dataset_a, leak.dataset_b, leak.evidence, leak.linked) for leak in leaks)
     examples = {
         (leak.kind, leak.dataset_a, leak.dataset_b, leak.evidence, leak.linked): leak for leak in reversed(leaks)

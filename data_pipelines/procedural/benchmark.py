@@ -121,7 +121,7 @@ class Benchmark:
             source = task
             sitter = _Sitter(f"procedural_{task}", index, f"procedural_{task}/p{index:04}", f"p{index:04}")
             if task == "t2i" and index < len(self.overlap):
-                # As CUHK-PEDES holds people of Market-1501: other pictures, another name, the source in the file name.
+                # As people of Market-1501 in CUHK-PEDES: other pictures, another name, the source in the file name.
                 source, other = "trad", self.overlap[index]
                 sitter = _Sitter("procedural_trad", other, sitter.name, f"Trad/p{other:04}")
             rng = self._rng(tasks.task(source).id, 0, sitter.index)

@@ -20,7 +20,7 @@ Outfit = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One attribute of an outfit. `values` are the words that `instructions` and figures use."""
+    """One attribute of an outfit; sentences and drawings use the words in `values`."""
 
     name: str
     values: tuple[str, ...]

@@ -21,7 +21,7 @@ def _jpeg(seed: int, height: int, width: int) -> bytes:
 
 
 def make_record(descriptor: tuple[str, str, int, int, int, int]) -> schema.Record:
-    """A record of (task, person, outfit, image number, modality, seed)."""
+    """Makes a record of (task, person, outfit, image number, modality, seed)."""
     task, person, outfit, number, modality, seed = descriptor
     attributes = (outfit, outfit + 1) if task in ("li", "ctcc") else ()
     return schema.Record(
@@ -44,8 +44,11 @@ def make_record(descriptor: tuple[str, str, int, int, int, int]) -> schema.Recor
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Mapping[str, Dataset]]:
-    """(folder, open data sets): tiny_<task> for the six tasks, 9 training people, 3 outfits x 3 images each (vi: 2 of 3
-    images infrared), person 0 of every set is the same; people of the query split are not in train."""
+    """Returns (folder, open data sets by name): tiny_<task> for the six tasks.
+
+    Each has 9 training people with 3 outfits x 3 images (vi: 2 of 3 images infrared). Person 0 is the same in every
+    set; people of the query split are not in train.
+    """
     root = tmp_path_factory.mktemp("tiny")
     for seed, task in enumerate(("trad", "cc", "ctcc", "vi", "t2i", "li")):
         people = ["shared/p0", *[f"{task}/p{i}" for i in range(1, 9)]]

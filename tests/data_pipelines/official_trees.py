@@ -23,7 +23,7 @@ Answer = dict[str, list[tuple[str, str, int, int, int]]]
 
 
 class Tree(NamedTuple):
-    """`place`: where the tree holds the picture that the answer calls by its name."""
+    """A tree and its answer; `place` gives the path in the tree of a picture of the answer."""
 
     make: Callable[[Path], Path]
     answer: Answer
@@ -31,7 +31,7 @@ class Tree(NamedTuple):
 
 
 def draw(root: Path, files: Iterable[str]) -> None:
-    """A different picture in every file, of the format that its name says."""
+    """Draws a different picture into every file, in the format of its name."""
     for file in files:
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def write(root: Path, texts: dict[str, str]) -> None:
 
 
 def of_files(answer: Answer, *further: str) -> Callable[[Path], Path]:
-    """f(root) that draws every file of the answer, and `further` ones."""
+    """Returns f(root) that draws every file of the answer, and `further` ones."""
 
     def make(root: Path) -> Path:
         draw(root, [*[row[0] for rows in answer.values() for row in rows], *further])

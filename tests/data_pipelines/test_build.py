@@ -1,4 +1,4 @@
-"""Building: killed builds go on where they stopped, bad input is named, nothing unfinished looks finished."""
+"""Builds: killed ones continue where they stopped, bad input is named, nothing unfinished looks finished."""
 
 import dataclasses
 import fcntl
@@ -42,7 +42,7 @@ def test_killed_build_resumes_to_the_same_bytes(tmp_path: Path, uninterrupted: d
     process = start(tmp_path, workers, 30)  # record 30 of train is in shard 3: shards 0 to 2 were handed out before
     assert process.stdout.readline() == "blocked\n"
     os.kill(process.pid, signal.SIGKILL)
-    # The pipe ends when the last worker is gone: none may outlive the build and write into the next one.
+    # The pipe ends with the last worker: none may outlive the build and write into the next one.
     process.communicate(timeout=60)
     with pytest.raises(DatasetError, match="did not finish"):
         open_dataset(tmp_path, "toy")
@@ -224,7 +224,7 @@ def test_truncated_picture_is_refused_or_skipped_and_counted(tmp_path: Path, wha
     index, reader = dataset.index("train"), dataset.reader("train")
     assert index.file.tolist() == [reader[i]["file"] for i in range(38)]
     assert index.offset.tolist()[8:16] == [0, 1, 2, 3, 4, 5, 0, 1]
-    # Asked again without the option, the skipped pictures are an error, not a silent success.
+    # Without the option the skipped pictures are an error, not a silent success.
     with pytest.raises(DatasetError, match=r"3 picture\(s\) do not decode"):
         toy_shards.build(tmp_path, load=load)
 

@@ -1,4 +1,4 @@
-"""From official layouts to a training batch: one source a task, mixed, with the people that they share."""
+"""From official layouts to a training batch: one source per task, mixed, with people that they share."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A toy data set for the shard tests, and a script that builds it in a process of its own to be killed.
+"""A toy data set for the shard tests, and a script that builds it in a separate process, to be killed.
 
 python toy_shards.py OUT WORKERS [BLOCK_AT [FILE_LIMIT]]: record BLOCK_AT prints a line and then waits for ever;
 FILE_LIMIT is the largest file, in bytes, that the process may write.
@@ -76,7 +76,7 @@ def build(out: Path, **changes: Any) -> schema.Manifest:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file under `out`, by its path there."""
+    """Returns the content of every file under `out` by its path in it."""
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 

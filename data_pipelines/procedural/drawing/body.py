@@ -1,4 +1,4 @@
-"""What the drawing of a person starts from: the body's lengths, the pose, the colours.
+"""Measures of a drawn person: the body's lengths, the pose, the colours.
 
 All lengths are in units of the picture height (see `canvas`).
 """

@@ -1,4 +1,4 @@
-"""Draws what is worn on the body as surfaces: patterned cloth, bags."""
+"""Draws patterned cloth and bags."""
 
 from __future__ import annotations
 

@@ -21,10 +21,14 @@ _VIEWS = (body.FRONT,) * 4 + (body.RIGHT,) * 2 + (body.LEFT,) * 2 + (body.BACK,)
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All a picture depends on. `seed` is the benchmark's; `draw` the key of this picture's own random numbers.
+    """All that a picture depends on.
 
-    `material` keys the fabrics of this person's outfit: how bright they are in infrared, whatever their colour. `hard`
-    gives every camera a strong tint.
+    Attributes:
+      person, outfit, wardrobe, camera: who wears what, and which camera sees it.
+      seed: of the benchmark.
+      draw: key of this picture's random numbers.
+      material: key of the fabrics of this person's outfit, which give its brightness in infrared.
+      hard: whether every camera has a strong tint.
     """
 
     person: Person

@@ -13,7 +13,7 @@ from data_pipelines.batches.layout import BatchPlan, Unit, apportion, plan_batch
 
 
 class CountingTokenizer:
-    """Token ids that say which sentence it was."""
+    """A tokenizer whose ids tell the sentence."""
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         return np.array([[len(s), i, 0] for i, s in enumerate(sentences)])

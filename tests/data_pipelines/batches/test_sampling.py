@@ -34,7 +34,7 @@ UNITS = {
 
 
 def columns(rng: np.random.Generator, people: int) -> dict[str, np.ndarray]:
-    """Random records of `people` persons with gaps in the numbering, in random order."""
+    """Makes random records of `people` persons with gaps in the numbering, in random order."""
     identity = np.repeat(2 * np.arange(people) + 1, rng.integers(1, 9, people))
     n = len(identity)
     order = rng.permutation(n)
@@ -139,7 +139,7 @@ def test_any_blocks_alone_equal_those_of_the_whole_batch(make_index, name):
 
 def test_an_epoch_shows_every_identity_once_and_the_next_shuffles_anew(make_index):
     index = make_index(**columns(np.random.default_rng(0), 26))
-    plan, people = one_unit("plain", index)  # 4 identities a batch: 6 batches an epoch, 2 identities left over
+    plan, people = one_unit("plain", index)  # 4 identities per batch: 6 batches per epoch, 2 identities left over
 
     def epoch(number: int, seed: int) -> list[int]:
         steps = range(6 * number, 6 * number + 6)
@@ -166,7 +166,7 @@ def test_two_units_of_one_data_set_share_its_epoch(make_index):
 
 
 def test_people_may_come_again_where_a_batch_takes_more_than_there_are(make_index):
-    """Everybody before anybody comes again; other images of theirs; data sets with enough people draw as without."""
+    """Nobody repeats before everybody was drawn; data sets with enough people draw as without the option."""
     index = make_index(**columns(np.random.default_rng(0), 5))
     unit = Unit("d", "trad")
     plan = plan_batch([unit], 12 * 4, 12, tokenizer=NoWords(), repeat_people=True)
@@ -175,7 +175,7 @@ def test_people_may_come_again_where_a_batch_takes_more_than_there_are(make_inde
     assert [len(set(shown[:5])), len(set(shown[5:10])), len(shown)] == [5, 5, 12]
     assert shown[:5] != shown[5:10]
     images = {(shown[i], tuple(sorted(drawn.record[i].tolist()))) for i in range(12)}
-    assert len(images) > 8  # who comes again draws again
+    assert len(images) > 8  # a repeated person draws other images
     enough = make_index(**columns(np.random.default_rng(0), 30))
     plans = [plan_batch([unit], 48, 12, tokenizer=NoWords(), repeat_people=again) for again in (True, False)]
     one, other = (sample(p, sampling.people_of(p, {"d": enough}), 3, 7)[0].record for p in plans)

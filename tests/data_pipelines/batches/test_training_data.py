@@ -1,4 +1,4 @@
-"""From a configuration to open data sets: what is missing is built, what is other than asked is an error."""
+"""From a configuration to open data sets: missing ones are built, ones of other options are an error."""
 
 import fcntl
 import functools

@@ -1,4 +1,4 @@
-"""The streams on real (tiny) shards: bit-equal however they are made, and every array means what it says."""
+"""Training streams of tiny shards: bit-equal whoever makes them, and every array holds what it is documented to."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ def data(tiny_data):
 
 @pytest.fixture(scope="module")
 def reference(data):
-    """Steps 0 to 5, made one after another when asked for."""
+    """Steps 0 to 5, made one after another on demand."""
     return list(batches(data, 6))
 
 
@@ -69,7 +69,7 @@ def test_threads_change_nothing(data, reference):
 
 
 class FailsAt:
-    """Makes what `make` does, but for the element `last`, which is an error."""
+    """Makes what `make` does, but raises an error for the element `last`."""
 
     def __init__(self, make, last):
         self.make, self.last = make, last
@@ -196,7 +196,7 @@ def _check_instruction(group, at, layout, record) -> None:
     if layout.kind == "visual":
         np.testing.assert_array_equal(entry, decode(record["instruction_images"][0]))
     else:
-        # Sentences of one outfit are the same for all its records here, so the shared one is among the row's own.
+        # All records of an outfit have the same sentences here, so the shared one is among the row's own.
         assert (TOKENIZER.encode(list(record["sentences"])) == entry).all(1).any()
 
 
@@ -364,6 +364,6 @@ def test_a_batch_can_be_drawn(reference, tmp_path: pathlib.Path):
     show.save_png(tmp_path / "new" / "batch.png", picture)
     saved = decode((tmp_path / "new" / "batch.png").read_bytes())
     np.testing.assert_array_equal(saved, picture)
-    # The first row's image stands in the first card, below the header.
+    # The first row's image is in the first card, below the header.
     first = show._fit(reference[0][1]["text"]["image"][0, 0], 144, 96)
     np.testing.assert_array_equal(picture[30 : 30 + first.shape[0], 4 : 4 + first.shape[1]], first)

@@ -30,7 +30,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(built: Path, tmp_path: Path) -> Path:
-    """A data folder of one's own to damage; returns the version folder."""
+    """Copies the data folder, to be damaged; returns the version folder."""
     shutil.copytree(built, tmp_path / "data")
     return tmp_path / "data" / "toy" / "1.0.0"
 

@@ -1,4 +1,4 @@
-"""Instruction pictures cut out of a data set's own pictures, and the options of the build command that ask for them."""
+"""Instruction pictures cut out of a data set's own pictures, and the options of the build command for them."""
 
 import re
 from pathlib import Path

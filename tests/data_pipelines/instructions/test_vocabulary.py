@@ -1,4 +1,4 @@
-"""A vocabulary made of training captions: its words, where it is asked for, and where it is not."""
+"""A vocabulary made of training captions: its words, when it is suggested, and when it is not."""
 
 from types import SimpleNamespace
 
@@ -58,7 +58,7 @@ def test_the_command_makes_what_a_training_asks_for(tiny_data, tmp_path, capsys,
     run.check_words(config, data)
     assert "does not suit" not in caplog.text
     first = (out / "vocab.txt").read_bytes()
-    assert vocabulary.main(arguments) == 2  # runs may depend on the one that is there
+    assert vocabulary.main(arguments) == 2  # runs may depend on the existing one
     (out / "vocab.txt").unlink()
     assert vocabulary.main(arguments) == 0
     assert (out / "vocab.txt").read_bytes() == first

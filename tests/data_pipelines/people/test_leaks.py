@@ -1,4 +1,4 @@
-"""Every kind of overlap is found by each evidence, and nothing is found where there is none."""
+"""Every kind of overlap is found by each evidence, and none where there is none."""
 
 from pathlib import Path
 
@@ -27,12 +27,12 @@ def dataset(out: Path, name: str, **splits: list[Row]) -> Dataset:
 
 
 def test_clean_sets_and_shared_test_people(tmp_path: Path) -> None:
-    """Test people and pictures may stand in several test sets, and a person's pictures in query and gallery."""
+    """Test people and pictures may be in several test sets, and a person's pictures in query and gallery."""
     test = {"query": [("test/1", "q.jpg", 100)], "gallery": [("test/1", "g.jpg", 100), ("test/2", "h.jpg", 101)]}
     a = dataset(tmp_path, "a", train=[("a/1", "1.jpg", 1), ("a/1", "2.jpg", 1), ("a/2", "3.jpg", 3)], **test)
     b = dataset(tmp_path, "b", train=[("b/1", "1.jpg", 4)], **test)
     assert find_leaks([a, b]) == []
-    assert leaks.summary([]) == "no person known to stand in two places"
+    assert leaks.summary([]) == "no person known to be in two places"
     assert leaks.main(["--data_dir", str(tmp_path), "--strict"]) == 0
 
 

@@ -1,4 +1,4 @@
-"""Tested people are left out of a build, and found before a training, by each evidence and no further."""
+"""Test people are left out of a build, and found before a training, by each evidence."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from data_pipelines.people import tested_people
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Market-1501 built: person 0002 and 0007 train, 0001 is tested."""
+    """A folder with Market-1501 built: persons 0002 and 0007 train, 0001 is a test person."""
     root = tmp_path_factory.mktemp("market")
     built("market1501", TREES["market1501_attributes"].make(root / "raw"), root / "out")
     return root / "out"
@@ -52,7 +52,7 @@ def test_leave_out(market: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert mine.manifest.people == ["market1501/0001", "market1501/0002", "mine/dora"]
     said = {"tested_in": ["market1501"], "people": 1, "images": 2}
     assert mine.manifest.source["left_out_of_train"] == said
-    # Another build than without: it is not taken for finished.
+    # Another request than without: the build is not taken for finished.
     assert build.main(command) == 2
     assert "holds another build" in capsys.readouterr().err
     tests = {"market1501": (open_dataset(market, "market1501"), ["query", "gallery"])}
@@ -95,7 +95,7 @@ def test_leaks_between_data_sets(tmp_path: Path) -> None:
     (leak,) = tested_people.leaks([train], {"b": (by_name, ["query", "gallery"])})
     assert leak.images == (2, 1)
     assert found([train], dataset(tmp_path, "e", gallery=[("x/9", "g.jpg", 12)])) == []
-    # What a data set's own splits share is not this training's doing, and only the splits that are used count.
+    # Overlap of a data set's own splits is not reported, and only the splits that are used count.
     own = dataset(tmp_path, "f", train=[("f/1", "1.jpg", 31)], query=[("f/1", "2.jpg", 32)])
     assert found([own], own) == []
     assert tested_people.leaks([train], {"b": (by_name, ["gallery"])}) == []

@@ -27,7 +27,7 @@ def by_person(shots):
 
 
 def columns(shots):
-    """The fields that targets are made of, as arrays of one row per shot."""
+    """Returns the fields that targets are made of, as arrays with one row per shot."""
     outfit = np.array([shot.row.outfit for shot in shots])
     named = np.array([shot.row.named or (UNKNOWN,) * ATTRIBUTES for shot in shots])
     return {
@@ -67,7 +67,7 @@ def mean_average_precision(score, positive, junk):
 
 
 def chance(positive, junk):
-    """The expected mAP of a random order."""
+    """Returns the expected mAP of a random order."""
     values = []
     for p, j in zip(positive, junk, strict=True):
         n, r = int((~j).sum()), int(p.sum())

@@ -15,7 +15,7 @@ from data_pipelines.procedural.drawing import render, scene, template
 
 
 def histograms(benchmark, shots):
-    """f32[n, 512], square roots of joint RGB histograms."""
+    """Returns f32[n, 512], square roots of joint RGB histograms."""
     out = []
     for shot in shots:
         image = simplejpeg.decode_jpeg(render.render_jpeg(shot.scene, benchmark.image_size))

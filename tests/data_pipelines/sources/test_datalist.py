@@ -75,7 +75,7 @@ def test_a_number_as_instruction_is_no_person(tmp_path: Path) -> None:
         datalist.source("x", "t2i", "x", {"query": "long.txt", "gallery": "l.txt"}, "s.json").scan(tmp_path)
     assert scanned("trad", "long.txt") == ("x/0004", 2, 1)
     assert scanned("li", "l.txt", "s.json") == scanned("t2i", "l.txt", "s.json") == ("x/0004", 2, 0)  # 17 is the key
-    assert scanned("cc", "l.txt") == ("x/0017", 4, 2)  # there an instruction is a picture
+    assert scanned("cc", "l.txt") == ("x/0017", 4, 2)  # the instruction of cc is a picture
 
 
 @pytest.mark.parametrize(

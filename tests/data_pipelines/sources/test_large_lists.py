@@ -1,4 +1,4 @@
-"""What keeps a build of millions of records small: streamed lists, packed descriptors, indexes joined by column."""
+"""Builds of millions of records in little memory: streamed lists, packed descriptors, indexes joined in groups."""
 
 import json
 import pickle
@@ -116,7 +116,7 @@ def test_joined_index_file_is_the_joined_index(tmp_path: Path) -> None:
     index.save(tmp_path / "whole.parquet", whole)
     written = (tmp_path / "joined.parquet").read_bytes()
     assert written == (folder / "index-train.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
-    table = pq.read_table(tmp_path / "joined.parquet")  # any reader of Parquet has it
+    table = pq.read_table(tmp_path / "joined.parquet")  # as any reader of Parquet sees it
     assert table["identity"].to_pylist() == whole.identity.tolist()
     assert table["attributes"].to_pylist() == whole.attributes.tolist()
 

@@ -1,4 +1,4 @@
-"""Tables of one's own: any table that is written is read back, errors name file, line and column, and all six tasks."""
+"""Tables: any table that is written is read back, errors name file, line and column; all six tasks."""
 
 import csv
 import io
@@ -195,7 +195,7 @@ def test_table_as_cc(tmp_path: Path) -> None:
 
 
 def outfit(label: str) -> int:
-    """A label's number, which is the same in every table."""
+    """Returns a label's number, which is the same in every table."""
     return zlib.crc32(label.encode()) & 0x7FFFFFFF
 
 
@@ -225,7 +225,7 @@ def test_table_as_ctcc_li_t2i_vi(tmp_path: Path, capsys: pytest.CaptureFixture[s
     records = [ctcc.reader("train")[i]["instruction_images"][0] for i in range(3)]
     pictures = [(path.parent / file).read_bytes() for file in ("t/1.jpg", "t/2.jpg", "a/3.jpg")]
     assert records == [*pictures[:2], clothes_crops.upper_clothes(pictures[2])]
-    # The query shows bob's outfit a and asks by t/1.jpg, which is bob's outfit b in the gallery.
+    # The query shows bob in outfit a; its template t/1.jpg is bob's outfit b in the gallery.
     assert ctcc.index("query").instruction_clothes.tolist() == [outfit("b")]
     # li: line 4 has neither caption nor attributes.
     assert build_table(path, tmp_path / "out", "li") == 2
