@@ -1,6 +1,5 @@
 """The page: complete, self-contained, and every table and chart a selection of rows."""
 
-import dataclasses
 import json
 import re
 
@@ -14,6 +13,7 @@ from irm_jax.evaluation.figures import Figure, Results
 from irm_jax.evaluation.report import page as report_page
 from irm_jax.evaluation.report import write
 from irm_jax.evaluation.report.results import ReportData
+from irm_jax.evaluation.report.selections import Selections, flatten
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def numbers(content: dict) -> dict:
     return {
         path: value
         for group in ("figures", "open_set")
-        for path, value in report_page.flatten(content[group], group)
+        for path, value in flatten(content[group], group)
         if (isinstance(value, (int, float)) or value is None) and not isinstance(value, bool) and ".roc." not in path
     }
 
@@ -174,9 +174,6 @@ def test_charts(written: tuple[Page, str, dict]) -> None:
     assert curves["loss"]["all"]["value"][0] == pytest.approx(np.mean([r["loss"] for r in fake_data().history[:3]]))
 
 
-TEST_SETS = {"market1501": 2, "cuhk01": 3, "prcc_cross": 4, "llcm": 2, "sysu_mm01": 2}
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("published")
@@ -212,40 +209,6 @@ def test_every_test_set_has_a_card_with_its_own_task_free_figure(published: str)
     }  # fmt: skip
 
 
-def test_rows_are_grouped_by_test_set_and_variants_follow_their_rule() -> None:
-    results = two_sets_per_task()
-    selections = report_page.Selections(results)
-    specific = selections.test_sets["task_specific"]
-    assert {test_set.name: len(test_set.rows) for test_set in specific} == TEST_SETS
-    assert [test_set.task for test_set in specific] == ["trad", "trad", "cc", "vi", "vi"]
-    rows = {test_set.name: [(row.figure.protocol, row.variant) for row in test_set.rows] for test_set in specific}
-    assert rows["cuhk01"] == [("market", ""), ("market", "flip"), ("market", "flip + rerank")]
-    assert rows["prcc_cross"] == [
-        ("prcc_cross_multi_shot", ""), ("prcc_cross_multi_shot", "flip"), ("prcc_cross_multi_shot", "top 500"),
-        ("prcc_cross_single_shot", ""),
-    ]  # fmt: skip
-    assert rows["sysu_mm01"] == [("sysu_all", ""), ("sysu_all", "with distractors")]
-    free = {test_set.name: [row.variant for row in test_set.rows] for test_set in selections.test_sets["task_free"]}
-    assert free["market1501"] == ["", "gallery under its own instructions", "own gallery"]
-    # Without its plain row a variant stands last, and the test set has no card.
-    alone = Results(tuple(f for f in results.figures if not (f.test_set == "cuhk01" and f.plain)))
-    cuhk01 = next(s for s in report_page.Selections(alone).test_sets["task_specific"] if s.name == "cuhk01")
-    assert (len(cuhk01.plain), len(cuhk01.rows)) == (0, 2)
-
-
-def test_notes_say_what_a_variant_is() -> None:
-    figure = Figure(test_set="a", task="trad", protocol="market", description="the rule")
-    assert report_page.note(figure) == "the rule"
-    both = dataclasses.replace(figure, scoring=("flip", "rerank"), cut=100)
-    assert report_page.note(both) == (
-        "embeddings averaged over image and mirror; k-reciprocal re-ranking; "
-        "compat: AP cut at 100 as in the released code, which inflates it"
-    )
-    union = dataclasses.replace(figure, setting="task_free", gallery="union", gallery_instruction="own")
-    assert report_page.note(union) == "gallery under its own instructions, which reveal the source"
-    assert "3 images left out" in report_page.note(dataclasses.replace(union, overlap_junk=3))
-
-
 def test_the_union_is_described_by_its_own_row(published: str) -> None:
     assert "the rule; against the union of prcc_cross" in published
     assert published.count("the rule; against the union of prcc_cross") == 1
@@ -263,7 +226,7 @@ def test_labels_of_the_overview_are_whole_and_distinct(published: str) -> None:
 def test_lines_of_two_sets_of_a_task_differ() -> None:
     tables = {"mAP_tau": {"0.5": 0.5, "0.9": 0.4}}
     rows = [Figure(test_set=name, task="li", protocol="market", **tables) for name in ("one", "two")]
-    (chart,) = report_page._tau_charts(report_page.Selections(Results(tuple(rows))))
+    (chart,) = report_page._tau_charts(Selections(Results(tuple(rows))))
     lines = re.findall(r'<path class="line (s\d)" stroke-dasharray="([^"]*)" d="M\d', chart)
     assert len({css for css, _ in lines}) == 1
     assert len({dash for _, dash in lines}) == 2
