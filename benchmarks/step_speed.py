@@ -1,6 +1,6 @@
 """Time of a training step on this CPU with and without the allocator's tunables (irm_jax/allocator.py), as a ratio.
 
-Usage: python -m benchmarks.step_speed [--config configs/quickstart.py] [--pairs 3] [--steps 8]
+Usage: python -m benchmarks.step_speed [--config quickstart] [--pairs 3] [--steps 8]
 
 Every measurement is a process of its own, since glibc reads its tunables at start; the two kinds take turns, so that a
 machine whose speed drifts slows both. Page faults are counted beside the clock: they do not depend on the neighbours.
@@ -12,41 +12,34 @@ import argparse
 import json
 import os
 import resource
-import runpy
 import statistics
 import subprocess
 import sys
 import time
 
-from data_pipelines.batches.prefetch import ReadAhead
 from irm_jax import allocator
 
 
-def measure(config_file: str, steps: int) -> dict[str, float]:
+def measure(run_file: str, steps: int) -> dict[str, float]:
     """One process's share: seconds, CPU seconds and page faults of a step, median or mean over `steps` of them."""
     import jax
     import jax.numpy as jnp
     from absl import flags
 
-    from irm_jax import run
+    from irm_jax import run as runs
+    from irm_jax.config import load
     from irm_jax.parallel import mesh as mesh_lib
-    from irm_jax.training import state
 
     flags.FLAGS.mark_as_parsed()
-    config = runpy.run_path(config_file)["get_config"]()
-    run.enable_compilation_cache(config)
-    data = run.open_training(config)
-    mesh = mesh_lib.make_mesh(config.mesh)
-    model, optimizer = run.make_model(config, data), run.make_optimizer(config)
-    memory = run.memory_shapes(config, data)
-    current = state.create_state(model, optimizer, data.plan.constant_tokens, config.seed, mesh, memory)
-    step = run.train_step(config, data, model, mesh)
-    constants, key = jnp.asarray(data.plan.constant_tokens), jax.random.key(1)
-    blocks = mesh_lib.addressable_blocks(mesh, data.plan.batch_blocks)
-    with data.stream(0, 1, blocks, ReadAhead(workers=0, threads=1, prefetch=1)) as stream:
-        batch = mesh_lib.to_global(next(stream)[1], mesh_lib.batch_sharding(mesh))
+    config = load(run_file)
+    runs.enable_compilation_cache(config)
+    run = runs.build(config)
+    current, step = run.fresh_state(), run.train_step
+    constants, key = jnp.asarray(run.data.plan.constant_tokens), jax.random.key(1)
+    with run.stream(0, 1, workers=0) as stream:
+        batch = mesh_lib.to_global(next(stream)[1], mesh_lib.batch_sharding(run.mesh))
     seconds = []
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(run.mesh):
         for _ in range(3):  # the first compiles, the others warm up
             current, metrics = step(current, batch, constants, key)
             jax.block_until_ready(metrics)
@@ -61,13 +54,13 @@ def measure(config_file: str, steps: int) -> dict[str, float]:
         "seconds": statistics.median(seconds),
         "cpu_seconds": (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / steps,
         "page_faults": (after.ru_minflt - before.ru_minflt) / steps,
-        "rows": data.plan.batch_size,
+        "rows": run.data.plan.batch_size,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time of a training step with and without the allocator's tunables.")
-    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument("--config", default="quickstart", help="name or path of a run file")
     parser.add_argument("--pairs", type=int, default=3, help="processes of each kind")
     parser.add_argument("--steps", type=int, default=8, help="steps timed in a process")
     parser.add_argument("--one", action="store_true", help="measure in this process and print JSON")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,23 @@ from irm_jax.errors import ConfigError
 from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record
 from irm_jax.parallel import processes
+from irm_jax.training.hooks import Hook
 from irm_jax.training.loop import fit
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
-def train(config: ConfigDict, workdir: epath.Path) -> None:
-    """Trains to `config.train.steps`, from the newest checkpoint of `workdir` if there is one; then evaluates."""
+def train(config: ConfigDict, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> None:
+    """Trains to `config.train.steps`, from the newest checkpoint of `workdir` if there is one; then evaluates.
+
+    `hooks`: see `fit`.
+    """
     _join_processes()
     runs.enable_compilation_cache(config)
     run = runs.build(config)
     run.check_training()
     run.ideal_seconds = programs.ideal_seconds(run)
-    fit(run, workdir)
+    fit(run, workdir, hooks)
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> None:

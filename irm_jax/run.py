@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,7 +26,6 @@ from data_pipelines.people import tested_people
 from irm_jax import checkpoint, objectives
 from irm_jax.config import check
 from irm_jax.convert import warm_start
-from irm_jax.convert.warm_start import Sources
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import test_sets
 from irm_jax.evaluation.embed import EmbeddingModel
@@ -37,10 +36,8 @@ from irm_jax.models.irm import IRM
 from irm_jax.objectives.base import Objective, TrainingMix
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import processes
-from irm_jax.training import optimizer as optimizers
-from irm_jax.training.hooks import Hook
-from irm_jax.training.loop import CHECKPOINTS, fit
-from irm_jax.training.optimizer import OptimizerOptions
+from irm_jax.training.loop import CHECKPOINTS
+from irm_jax.training.optimizer import OptimizerOptions, make_optimizer
 from irm_jax.training.state import MemoryShapes, TrainState, abstract_state, create_state
 from irm_jax.training.step import StepOptions, make_train_step
 
@@ -87,7 +84,12 @@ class Run:
 
         Raises DatasetError for a data set that is missing or damaged.
         """
-        return open_training(self.config)
+        sizes = model_config(self.config)
+        with processes.main_first("training data"):
+            return training_data.open_training(
+                self.config, image_size=sizes.image_size, instruction_image_size=sizes.instruction_image_size,
+                max_length=sizes.max_length,
+            )  # fmt: skip
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -97,17 +99,18 @@ class Run:
     @functools.cached_property
     def model(self) -> IRM:
         """The module; its parameters are in a state or in `embedding_model`."""
-        return make_model(self.config, self.data)
+        words, people = self.data.tokenizer.vocab_size, self.data.space.num_head
+        return IRM(model_config(self.config, vocab_size=words, num_identities=people))
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer of `config.optimizer`, on the schedule of `config.train.steps`."""
-        return make_optimizer(self.config)
+        return make_optimizer(OptimizerOptions.from_config(self.config))
 
     @functools.cached_property
     def objectives(self) -> tuple[Objective, ...]:
         """The terms of the training loss that the configuration switches on. Raises ConfigError."""
-        return make_objectives(self.config, self.data, self.model)
+        return objectives.build(self.config, TrainingMix.of(self.data, self.model.config.num_identities))
 
     @functools.cached_property
     def memory(self) -> MemoryShapes:
@@ -117,22 +120,61 @@ class Run:
     @functools.cached_property
     def train_step(self) -> jax.stages.Wrapped:
         """The jitted `step(state, batch, constant_tokens, key) -> (state, metrics)`; the state is donated."""
-        return train_step(self.config, self.data, self.model, self.mesh)
+        options = StepOptions(self.config.momentum.decay, self.config.optimizer.frozen)
+        return make_train_step(self.model, self.optimizer, self.objectives, self.mesh, options)
 
     @functools.cached_property
     def test_sets(self) -> list[test_sets.EvaluationSet]:
         """The test sets, their people and cameras numbered over all of them."""
-        return open_evaluation_sets(self.config)
+        return _open_test_sets(self.config)
 
     def check_training(self) -> None:
-        """Raises ConfigError for data that must not be trained on: leaks into test sets, blocks that do not divide."""
+        """Raises ConfigError for data that must not be trained on: blocks that do not divide, leaks into test sets."""
         if problem := check.block_problem(self.config, mesh_lib.row_shards(self.mesh)):
             raise ConfigError(problem)
-        check_leaks(self.config, self.data, self.test_sets)
+        self.check_leaks()
+
+    def check_leaks(self) -> None:
+        """Raises ConfigError if people of a training set are tested in another data set; warns if that is allowed."""
+        splits: dict[str, list[str]] = {}
+        opened = {}
+        for part in (part for test in self.test_sets for part in (test.query, *test.parts)):
+            opened[part.dataset.name] = part.dataset
+            splits.setdefault(part.dataset.name, []).append(part.split)
+        tests = {name: (dataset, sorted(set(splits[name]))) for name, dataset in opened.items()}
+        found = tested_people.leaks(self._training_sets(), tests)
+        if found and self.config.data.leaks == "refuse":
+            raise ConfigError(
+                f"{tested_people.refusal(found)}, or accept figures that are too good with config.data.leaks=warn"
+            )
+        if found:
+            logging.warning("%s", tested_people.refusal(found))
+
+    def check_vocabulary(self) -> None:
+        """Raises ConfigError if the built-in vocabulary lacks the words of the training captions.
+
+        Warns if another vocabulary lacks them.
+        """
+        found = caption_vocabulary.misfits(self._training_sets(), self.data.tokenizer)
+        if not found:
+            return
+        words = f"config.data.vocab = {self.config.data.vocab!r} does not suit the training data. {'; '.join(found)}"
+        if self.config.data.vocab != "builtin":
+            logging.warning("%s", words)
+            return
+        raise ConfigError(
+            f"{words}. It holds the words of the drawn benchmark: give the folder of another, "
+            "--config.data.vocab=FOLDER. `python -m data_pipelines.instructions.vocabulary --data_dir "
+            f"{self.config.data.dir} --out FOLDER` makes one of the training captions; BERT's comes with its weights "
+            "(README, 'Pretrained weights')"
+        )
+
+    def _training_sets(self) -> list[Any]:
+        return [self.data.datasets[name] for name in self.data.plan.datasets]
 
     def check_checkpoint(self, saved: IRMConfig) -> None:
         """Raises CheckpointError if a checkpoint's model (`checkpoint.saved_model`) is another one than this run's."""
-        check_model(saved, self.config)
+        checkpoint.check_model(saved, model_config(self.config))
 
     def fresh_state(self) -> TrainState:
         """The state before the first step: random numbers of `config.seed`, then the weights that `config.init` names.
@@ -141,10 +183,10 @@ class Run:
         fit the model.
         """
         if self.data.datasets:  # planned data has no sentences
-            check_words(self.config, self.data)
+            self.check_vocabulary()
         constants = self.data.plan.constant_tokens
         state = create_state(self.model, self.optimizer, constants, self.config.seed, self.mesh, self.memory)
-        return warm_start.warm_start(state, self.model.config, init_sources(self.config))
+        return self._with_given_weights(state)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, nothing allocated: what a checkpoint is restored into."""
@@ -156,7 +198,7 @@ class Run:
         Raises ConvertError for weights that do not fit the model.
         """
         fresh = create_state(self.model, optax.identity(), self._neutral_tokens(), self.config.seed, self.mesh)
-        started = warm_start.warm_start(fresh, self.model.config, init_sources(self.config))
+        started = self._with_given_weights(fresh)
         return self.embedding_model({"params": started.params, "batch_stats": started.batch_stats})
 
     def saved_model(self, workdir: epath.Path, step: int) -> EmbeddingModel:
@@ -172,6 +214,9 @@ class Run:
         """Shapes, dtypes and shardings of the parameters and batch statistics; no training data is opened."""
         abstract = abstract_state(self.model, optax.identity(), self._neutral_tokens(), self.mesh)
         return {"params": abstract.params, "batch_stats": abstract.batch_stats}
+
+    def _with_given_weights(self, state: TrainState) -> TrainState:
+        return warm_start.warm_start(state, self.model.config, warm_start.Sources(**self.config.init.to_dict()))
 
     def _neutral_tokens(self) -> np.ndarray:
         """i32[1, max_length]: a sentence to trace the model with."""
@@ -198,7 +243,28 @@ class Run:
 
     def evaluate(self, embedding_model: EmbeddingModel) -> Evaluation:
         """Ranks all test sets."""
-        return evaluate(self.config, embedding_model, self.test_sets)
+        config, e = self.config, self.config.evaluation
+        # A head that judges pairs was trained here, or came with a whole model.
+        judges = config.loss.matching_weight > 0 or (config.init.model and embedding_model.model.config.fusion_depth)
+        options = Options(
+            metric=e.metric,
+            query_block=e.query_block,
+            top_k=e.top_k,
+            taus=tuple(e.taus),
+            tau_similarity=e.tau_similarity,
+            task_free=e.task_free,
+            overlaps=tuple(tuple(pair.split(":")) for pair in e.overlaps),
+            controls=e.controls,
+            top500=e.top500,
+            flip=e.flip,
+            rerank=e.rerank,
+            rescore_top=e.rescore_top if judges else 0,
+            open_set=e.open_set,
+            seed=config.seed,
+            threads=config.data.threads,
+            workers=config.data.workers,
+        )
+        return Evaluator(embedding_model, self.test_sets, options).run()
 
 
 def build(
@@ -246,95 +312,12 @@ def planned(config: ConfigDict, mesh: Mesh) -> Run:
     return build(config, mesh=mesh, data=data)
 
 
-def train(config: ConfigDict, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> None:
-    """Trains a run in `workdir` to its end, see `fit`."""
-    enable_compilation_cache(config)
-    fit(build(config), workdir, hooks)
-
-
 def model_config(config: ConfigDict, *, vocab_size: int = 1, num_identities: int = 1) -> IRMConfig:
     """The preset with the keys that `config.model` sets; vocabulary and identities rounded up to their multiples."""
     return presets.from_options(config.model.to_dict(), vocab_size=vocab_size, num_identities=num_identities)
 
 
-def check_model(saved: IRMConfig, config: ConfigDict) -> None:
-    """Raises CheckpointError naming the keys by which a checkpoint's model is another one than the configuration's."""
-    checkpoint.check_model(saved, model_config(config))
-
-
-def open_training(config: ConfigDict) -> TrainingData:
-    """The training sets and batch plan, in the image and sentence sizes of the model."""
-    sizes = model_config(config)
-    with processes.main_first("training data"):
-        return training_data.open_training(
-            config, image_size=sizes.image_size, instruction_image_size=sizes.instruction_image_size,
-            max_length=sizes.max_length,
-        )  # fmt: skip
-
-
-def check_leaks(config: ConfigDict, data: TrainingData, sets: Sequence[test_sets.EvaluationSet]) -> None:
-    """Raises ConfigError if people of a training set stand in another data set's test; warns if that is allowed."""
-    splits: dict[str, list[str]] = {}
-    opened = {}
-    for part in (part for test in sets for part in (test.query, *test.parts)):
-        opened[part.dataset.name] = part.dataset
-        splits.setdefault(part.dataset.name, []).append(part.split)
-    tests = {name: (dataset, sorted(set(splits[name]))) for name, dataset in opened.items()}
-    found = tested_people.leaks([data.datasets[name] for name in data.plan.datasets], tests)
-    if found and config.data.leaks == "refuse":
-        raise ConfigError(
-            f"{tested_people.refusal(found)}, or accept figures that are too good with config.data.leaks=warn"
-        )
-    if found:
-        logging.warning("%s", tested_people.refusal(found))
-
-
-def check_words(config: ConfigDict, data: TrainingData) -> None:
-    """Raises ConfigError if the built-in vocabulary is not that of the training sentences; of another one it warns."""
-    found = caption_vocabulary.misfits([data.datasets[name] for name in data.plan.datasets], data.tokenizer)
-    if not found:
-        return
-    words = f"config.data.vocab = {config.data.vocab!r} does not suit the training data. {'; '.join(found)}"
-    if config.data.vocab != "builtin":
-        logging.warning("%s", words)
-        return
-    raise ConfigError(
-        f"{words}. It holds the words of the drawn benchmark: give the folder of another, --config.data.vocab=FOLDER. "
-        f"`python -m data_pipelines.instructions.vocabulary --data_dir {config.data.dir} --out FOLDER` makes one of "
-        "the training captions; BERT's comes with its weights (README, 'Pretrained weights')"
-    )
-
-
-def make_model(config: ConfigDict, data: TrainingData) -> IRM:
-    return IRM(model_config(config, vocab_size=data.tokenizer.vocab_size, num_identities=data.space.num_head))
-
-
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    return optimizers.make_optimizer(OptimizerOptions.from_config(config))
-
-
-def train_step(config: ConfigDict, data: TrainingData, model: IRM, mesh: Mesh) -> jax.stages.Wrapped:
-    """The jitted training step of a run, see `make_train_step`."""
-    options = StepOptions(config.momentum.decay, config.optimizer.frozen)
-    return make_train_step(model, make_optimizer(config), make_objectives(config, data, model), mesh, options)
-
-
-def init_sources(config: ConfigDict) -> Sources:
-    """Where a fresh run's weights come from."""
-    return Sources(**config.init.to_dict())
-
-
-def make_objectives(config: ConfigDict, data: TrainingData, model: IRM) -> tuple[Objective, ...]:
-    """The objectives that the configuration switches on, for the data sets of the batch."""
-    return objectives.build(config, TrainingMix.of(data, model.config.num_identities))
-
-
-def memory_shapes(config: ConfigDict, data: TrainingData) -> MemoryShapes:
-    """The momentum model, bank and queue of a run, for the batches of the plan."""
-    return MemoryShapes.of(config, data.plan, objectives.build(config, TrainingMix.of(data, data.space.num_head)))
-
-
-def open_evaluation_sets(config: ConfigDict) -> list[test_sets.EvaluationSet]:
+def _open_test_sets(config: ConfigDict) -> list[test_sets.EvaluationSet]:
     """All test sets, in one space of people and cameras."""
     entries = {name: config.evaluation.sets[name] for name in sorted(config.evaluation.sets)}
     parts = {name: [(e.data_set, e.query_split), (e.data_set, e.gallery_split)] for name, e in entries.items()}
@@ -355,26 +338,6 @@ def open_evaluation_sets(config: ConfigDict) -> list[test_sets.EvaluationSet]:
             )
         )  # fmt: skip
     return sets
-
-
-def embedding_model(
-    config: ConfigDict, model: IRM, variables: Mapping[str, Any], tokenizer: Any, mesh: Mesh
-) -> EmbeddingModel:
-    return EmbeddingModel(model, variables, tokenizer, mesh, config.evaluation.batch_size)
-
-
-def evaluate(config: ConfigDict, embedder: EmbeddingModel, sets: list[test_sets.EvaluationSet]) -> Evaluation:
-    e = config.evaluation
-    # A head that judges pairs was trained here, or came with a whole model.
-    judges = config.loss.matching_weight > 0 or (config.init.model and embedder.model.config.fusion_depth)
-    options = Options(
-        metric=e.metric, query_block=e.query_block, top_k=e.top_k, taus=tuple(e.taus), tau_similarity=e.tau_similarity,
-        task_free=e.task_free, controls=e.controls, top500=e.top500, flip=e.flip, rerank=e.rerank, open_set=e.open_set,
-        overlaps=tuple(tuple(pair.split(":")) for pair in e.overlaps),
-        rescore_top=e.rescore_top if judges else 0,
-        seed=config.seed, threads=config.data.threads, workers=config.data.workers,
-    )  # fmt: skip
-    return Evaluator(embedder, sets, options).run()
 
 
 def enable_compilation_cache(config: ConfigDict) -> None:

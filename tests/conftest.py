@@ -164,7 +164,7 @@ def trained_run(
     make_run_config: Callable[[], ConfigDict], first_devices: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The folder of a run of four steps without a break, with checkpoints of steps 2 and 4. Copy it to change it."""
-    from irm_jax.run import train
+    from irm_jax.modes import train
 
     def build(workdir: Path) -> None:
         with few_optimizations():

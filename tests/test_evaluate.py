@@ -45,7 +45,7 @@ def model(make_run_config, trained_run, first_devices):
 @pytest.fixture(scope="module")
 def people(make_run_config):
     """The ctcc queries: pictures as bytes, and their templates."""
-    sets = {s.name: s for s in run.open_evaluation_sets(make_run_config())}
+    sets = {s.name: s for s in run.build(make_run_config()).test_sets}
     query = sets["procedural_ctcc"].query
     reader = query.dataset.reader("query", ("image",))
     pictures = [bytes(reader[i]["image"]) for i in range(len(query))]
@@ -127,9 +127,9 @@ def test_text_to_image_search_gives_the_evaluators_scores(make_micro_config, mod
         for name in set(config.evaluation.sets) - {"procedural_t2i"}:
             del config.evaluation.sets[name]
     config.evaluation.update({"controls": False, "task_free": False, "open_set": False, "rescore_top": 0})
-    sets = run.open_evaluation_sets(config)
-    ranking = run.evaluate(config, model, sets).ranked["procedural_t2i"].ranking
-    query, gallery = sets[0].query, sets[0].gallery
+    searched = run.build(config)
+    ranking = searched.evaluate(model).ranked["procedural_t2i"].ranking
+    query, gallery = searched.test_sets[0].query, searched.test_sets[0].gallery
     reader = gallery.dataset.reader("gallery", ("image",))
     sentences = embedder.project_sentences([query.asks[i] for i in query.own])
     images = embedder.project_images([bytes(reader[i]["image"]) for i in range(len(gallery))])

@@ -10,12 +10,12 @@ import weights
 from flax.traverse_util import flatten_dict
 
 from data_pipelines.instructions.tokenizer import Tokenizer
-from irm_jax import checkpoint
-from irm_jax import run as experiment
+from irm_jax import checkpoint, modes
 from irm_jax.config.check import check
 from irm_jax.convert import __main__ as command
 from irm_jax.convert import folder, manifest
 from irm_jax.errors import ConfigError
+from irm_jax.run import Run, build
 from irm_jax.training import loop
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
@@ -53,11 +53,11 @@ def first_state(monkeypatch):
     def started(before, *_):
         raise Started(before)
 
-    monkeypatch.setattr(experiment, "train_step", lambda *_: started)
+    monkeypatch.setattr(Run, "train_step", property(lambda _: started))
 
     def run(config, workdir):
         with pytest.raises(Started) as caught:
-            experiment.train(config, workdir)
+            modes.train(config, workdir)
         return caught.value.args[0]
 
     return run
@@ -84,9 +84,9 @@ def test_a_fresh_run_starts_from_the_converted_weights_and_a_resumed_one_does_no
     def refuse(*_):
         raise ConfigError("other words")
 
-    monkeypatch.setattr(experiment, "check_words", refuse)
+    monkeypatch.setattr(Run, "check_vocabulary", refuse)
     with pytest.raises(ConfigError, match="other words"):
-        experiment.train(config, tmp_path / "other")
+        modes.train(config, tmp_path / "other")
 
     # The same configuration, now with a checkpoint.
     own = dataclasses.replace(
@@ -94,7 +94,7 @@ def test_a_fresh_run_starts_from_the_converted_weights_and_a_resumed_one_does_no
         step=state.step + 2,
         params={**state.params, "matching_head": jax.tree.map(jnp.ones_like, state.params["matching_head"])},
     )
-    fingerprint = experiment.open_training(config).fingerprint()
+    fingerprint = build(config).data.fingerprint()
     with checkpoint.Checkpointer(tmp_path / "run" / loop.CHECKPOINTS, async_=False) as checkpoints:
         checkpoints.save(2, own, {"fingerprint": fingerprint, "config": config.to_dict()})
     resumed = first_state(config, tmp_path / "run")

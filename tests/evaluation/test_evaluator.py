@@ -29,7 +29,7 @@ def evaluated(make_micro_config, trained_run, first_devices):
     mesh = mesh_lib.make_mesh(config.mesh)
     step, restored = run.from_checkpoint(config, trained_run, mesh=mesh)
     embedder = restored.saved_model(trained_run, step)
-    return config, run.evaluate(config, embedder, run.open_evaluation_sets(config)), embedder
+    return config, run.build(config, mesh=mesh).evaluate(embedder), embedder
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_a_profile_that_begins_after_the_last_step_is_refused(micro_config):
 
 def test_ideal_seconds_are_the_products_at_the_chips_peak(micro_config, monkeypatch):
     """Of two chips, half those of one; kept activations or not, the same."""
-    data = run.open_training(micro_config)
+    data = run.build(micro_config).data
     monkeypatch.setattr(chips, "chip_of", lambda _: chips.CHIPS["v5e"])
     meshes = [mesh_lib.make_mesh({"data": n, "fsdp": 1, "model": 1}, jax.devices()[:n]) for n in (1, 2)]
     one, two = (programs.ideal_seconds(run.build(micro_config, mesh=mesh, data=data)) for mesh in meshes)

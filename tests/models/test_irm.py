@@ -34,8 +34,8 @@ def apply(model, variables, *arrays, **options):
 @pytest.fixture(scope="module")
 def prepared(make_micro_config):
     config = make_micro_config()
-    data = run.open_training(config)
-    model = run.make_model(config, data)
+    built = run.build(config)
+    data, model = built.data, built.model
     with data.stream(0, 1, range(data.plan.batch_blocks), ReadAhead(workers=0, threads=0, prefetch=1)) as stream:
         batch = jax.tree.map(jnp.asarray, next(stream)[1])
     with few_optimizations():

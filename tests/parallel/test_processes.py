@@ -17,7 +17,7 @@ import pytest
 from faulty_main import record_batches, share_programs
 from quick_compilation import few_optimizations
 
-from irm_jax import checkpoint, modes, run
+from irm_jax import checkpoint, modes
 from irm_jax.errors import RetryError, UserError
 from irm_jax.parallel import processes
 from irm_jax.parallel.processes import ProcessesError, place_from_environment
@@ -137,7 +137,7 @@ def one_process(config, first_devices, tmp_path_factory):
         share_programs(patch.setattr)
         with patch.context() as recorded:
             record_batches(batches, recorded.setattr)
-            run.train(config, workdir)
+            modes.train(config, workdir)
         yield workdir, batches
 
 
@@ -244,7 +244,7 @@ def test_sigterm_to_one_of_four_makes_all_save_the_same_step(stopped, one_proces
 def test_one_process_goes_on_from_the_checkpoint_of_four(stopped, one_process, config, tmp_path):
     workdir = tmp_path / "one"
     shutil.copytree(stopped[0], workdir)
-    run.train(config, workdir)
+    modes.train(config, workdir)
     assert_same_losses(workdir, one_process[0], range(1, STEPS + 1))
 
 

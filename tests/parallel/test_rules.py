@@ -24,7 +24,7 @@ def test_base_state_is_cut_by_the_rules(micro_config, scan):
     """Golden layout of the paper-size model under fsdp 2 x model 2; Adam's moments follow their parameters."""
     config = presets.preset("base", vocab_size=30_720, num_identities=7_168, scan_layers=scan)
     mesh = mesh_of(2, 2, 2)
-    optimizer = run.make_optimizer(micro_config)
+    optimizer = run.build(micro_config).optimizer
     abstract = state.abstract_state(IRM(config), optimizer, jax.numpy.ones((1, 70), "int32"), mesh)
     found = {
         rules.path_string(path): leaf.sharding.spec for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)

@@ -49,13 +49,9 @@ def words(layout):
 def test_golden_layout_of_every_leaf():
     """IRM++ at paper scale: a line per leaf, a column per plan; moments and momentum model follow the parameters."""
     config = load("irm_pp")
-    data = stated_data.plan_training(config, max_length=run.model_config(config).max_length)
-    model = run.make_model(config, data)
-    assert model.config.num_identities == 7168  # 6,555 people of the nine sets, padded
-    abstract = state.abstract_state(
-        model, run.make_optimizer(config), data.plan.constant_tokens, mesh_of(8, 1, 1),
-        run.memory_shapes(config, data),
-    )  # fmt: skip
+    planned = run.planned(config, mesh_of(8, 1, 1))
+    assert planned.model.config.num_identities == 7168  # 6,555 people of the nine sets, padded
+    abstract = planned.abstract_state()
     columns = {}
     for name, shape in PLANS.items():
         layouts = rules.shardings(abstract, mesh_of(*shape))
@@ -139,11 +135,11 @@ def test_fsdp_moves_parameters_and_no_activations(scan):
     assert max(moved_sizes(text)) == patch_kernel < images.shape[0] * 9 * 128  # 9 tokens an image
 
 
-def one_step(config, data, model, optimizer, batch, before, shape):
+def one_step(config, data, model, batch, before, shape):
     """Loss, Adam's first moment and update of one step from the state `before`; checks the layouts that come out."""
     mesh = mesh_of(*shape)
     start = jax.device_put(before, rules.shardings(before, mesh))
-    step = run.train_step(config, data, model, mesh)
+    step = run.build(config, mesh=mesh, data=data, model=model).train_step
     with jax.set_mesh(mesh):
         arrays = mesh_lib.to_global(batch, mesh_lib.batch_sharding(mesh))
         after, metrics = step(start, arrays, jnp.asarray(data.plan.constant_tokens), jax.random.key(1))
@@ -163,15 +159,15 @@ def test_tensor_parallel_alone_computes_what_one_device_does(micro_config):
             del micro_config.data.train[name]
     micro_config.data.batch_size = 32
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        data = run.open_training(micro_config)
+        single = run.build(micro_config, mesh=mesh_of(1, 1, 1))
+        data, model = single.data, single.model
         with data.stream(0, 1, range(8), ReadAhead(workers=0, threads=0, prefetch=1)) as stream:
             batch = next(stream)[1]
-        model, optimizer = run.make_model(micro_config, data), run.make_optimizer(micro_config)
-        before = state.create_state(model, optimizer, data.plan.constant_tokens, 0, mesh_of(1, 1, 1))
+        before = state.create_state(model, single.optimizer, data.plan.constant_tokens, 0, single.mesh)
         wide = lambda x: np.asarray(x, np.float64 if x.dtype == jnp.float32 else x.dtype)  # noqa: E731
         before = jax.tree.map(wide, before)
         model = IRM(dataclasses.replace(model.config, dtype="float64"))
-        common = (micro_config, data, model, optimizer, batch, before)
+        common = (micro_config, data, model, batch, before)
         loss, gradient, update = one_step(*common, (1, 1, 1))
         other = one_step(*common, (1, 1, 2))
         assert other[0] == pytest.approx(loss, rel=1e-12)

@@ -14,12 +14,12 @@ import pytest
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
-from irm_jax import checkpoint
-from irm_jax import run as experiment
+from irm_jax import checkpoint, modes
 from irm_jax.config import keys
 from irm_jax.errors import ConfigError
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import rules
+from irm_jax.run import Run, build
 from irm_jax.training import hooks, loop, state
 from irm_jax.training.stop_signal import Stopped
 
@@ -41,17 +41,13 @@ def halfway(trained_run, tmp_path):
 
 
 def abstract_state(config, mesh=(1, 1, 1)):
-    data = experiment.open_training(config)
-    return state.abstract_state(
-        experiment.make_model(config, data), experiment.make_optimizer(config), data.plan.constant_tokens,
-        mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh, strict=True))), experiment.memory_shapes(config, data),
-    )  # fmt: skip
+    return build(config, mesh=mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh, strict=True)))).abstract_state()
 
 
 def train(config, workdir, *, evaluate=False):
-    """Trains as `run.train` does; without `evaluate` the evaluations and the report are left out."""
+    """Trains as `modes.train` does; without `evaluate` the evaluations and the report are left out."""
     left_out = () if evaluate else (hooks.Evaluating, hooks.Report)
-    experiment.train(config, workdir, hooks.hooks_of(config, without=left_out))
+    modes.train(config, workdir, hooks.hooks_of(config, without=left_out))
 
 
 def saved_state(config, workdir, step, mesh=(1, 1, 1)):
@@ -128,7 +124,7 @@ def test_a_changed_batch_is_an_error_unless_accepted_and_lays_the_bank_anew(conf
         train(config, halfway)
     config.data.accept_changes = True
     config.train.steps = 2  # nothing to train: evaluation and report only
-    bank = experiment.memory_shapes(config, experiment.open_training(config)).bank
+    bank = build(config).memory.bank
     restored = []
     original = state.with_relaid_banks
 
@@ -186,14 +182,13 @@ def test_an_evaluation_that_never_ended_is_made_up_on_resuming(config, halfway, 
         def score(self, _):
             return 0.25
 
-    def evaluate(_, embedder, sets):
-        del sets
+    def evaluate(_, embedder):
         seen.append(embedder)
         if len(seen) == 1:
             return Scored()
         raise RuntimeError("the last evaluation")
 
-    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    monkeypatch.setattr(Run, "evaluate", evaluate)
     for _ in range(2):  # once only: the second time step 4 is the newest
         with pytest.raises(RuntimeError, match="the last evaluation"):
             train(config, halfway, evaluate=True)
@@ -208,7 +203,7 @@ def test_sigterm_in_the_evaluation_loses_no_training(config, halfway, monkeypatc
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
 
-    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    monkeypatch.setattr(Run, "evaluate", evaluate)
     with pytest.raises(Stopped, match="SIGTERM after step 4"):
         train(config, halfway, evaluate=True)
     assert checkpoint.saved_steps(halfway / loop.CHECKPOINTS) == [2, 4]
@@ -220,17 +215,17 @@ def test_a_failing_evaluation_loses_no_training(config, halfway, monkeypatch):
     def evaluate(*_):
         raise RuntimeError("no gallery")
 
-    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    monkeypatch.setattr(Run, "evaluate", evaluate)
     with pytest.raises(RuntimeError, match="no gallery"):
         train(config, halfway, evaluate=True)
     assert checkpoint.saved_steps(halfway / loop.CHECKPOINTS) == [2, 4]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, halfway, monkeypatch):
-    train_step = experiment.train_step
+    train_step = Run.train_step.func
 
-    def poisoned(*args):
-        step = train_step(*args)
+    def poisoned(built):
+        step = train_step(built)
 
         def run(before, *rest):
             if int(before.step) == 2:
@@ -239,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, halfway, monkeypatch):
 
         return run
 
-    monkeypatch.setattr(experiment, "train_step", poisoned)
+    monkeypatch.setattr(Run, "train_step", property(poisoned))
     with pytest.raises(hooks.NonFiniteLoss) as caught:
         train(config, halfway)
     message = str(caught.value)
@@ -340,7 +335,7 @@ def test_blocks_that_do_not_fit_the_mesh(config):
     config.data.batch_blocks = 6
     mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "model": 1})
     with pytest.raises(ConfigError, match=r"batch_blocks = 6 .*batch_blocks=8 --config.data.batch_size="):
-        experiment.build(config, mesh=mesh).check_training()
+        build(config, mesh=mesh).check_training()
 
 
 def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, procedural_dir, tmp_path, caplog):
@@ -367,5 +362,5 @@ def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, pr
     assert not (tmp_path / "run").exists()
     config.data.leaks = "warn"
     with caplog.at_level("WARNING"):
-        experiment.check_leaks(config, experiment.open_training(config), experiment.open_evaluation_sets(config))
+        build(config).check_leaks()
     assert f"{person} of borrowed" in caplog.text

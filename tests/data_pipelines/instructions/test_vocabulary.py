@@ -48,14 +48,14 @@ def test_the_command_makes_what_a_training_asks_for(tiny_data, tmp_path, capsys,
     data = SimpleNamespace(datasets=datasets, plan=SimpleNamespace(datasets=("tiny_t2i", "tiny_trad")))
     data.tokenizer = Tokenizer(max_length=20)
     with pytest.raises(ConfigError, match=r"tiny_t2i: \d+% of the words have no entry .*--config.data.vocab=FOLDER"):
-        run.check_words(config, data)
+        run.build(config, data=data).check_vocabulary()
 
     out = tmp_path / "words"
     arguments = ["--data_dir", str(folder), "--out", str(out), "--least", "1"]
     assert vocabulary.main(arguments) == 0
     assert "0.0% of their words are spelled" in capsys.readouterr().out
     config.data.vocab, data.tokenizer = str(out), Tokenizer(out, max_length=20)
-    run.check_words(config, data)
+    run.build(config, data=data).check_vocabulary()
     assert "does not suit" not in caplog.text
     first = (out / "vocab.txt").read_bytes()
     assert vocabulary.main(arguments) == 2  # runs may depend on the existing one
@@ -66,7 +66,7 @@ def test_the_command_makes_what_a_training_asks_for(tiny_data, tmp_path, capsys,
     sparse = tmp_path / "sparse"
     assert vocabulary.main([*arguments[:3], str(sparse), "--datasets", "tiny_li", "--least", "99"]) == 0
     config.data.vocab, data.tokenizer = str(sparse), Tokenizer(sparse, max_length=20)
-    run.check_words(config, data)  # the user's own: a warning
+    run.build(config, data=data).check_vocabulary()  # the user's own: a warning
     assert "does not suit" in caplog.text
     assert vocabulary.main([*arguments[:3], str(tmp_path / "no"), "--datasets", "tiny_trad"]) == 2
     assert "no training sentences" in caplog.text
