@@ -20,9 +20,11 @@ from timm.models import vision_transformer
 from torch import nn
 
 from data_pipelines.tasks import TaskSpec
-from irm_jax.convert import bert, irm_release, pass_vit
-from irm_jax.convert.rules import take
+from irm_jax.convert import bert, irm_release
+from irm_jax.convert.conversion import take
 from irm_jax.losses.words import Vocabulary
+from irm_jax.models.encoders import vit
+from irm_jax.models.weight_files import Tensors
 from irm_jax.objectives.base import TrainingMix
 from irm_jax.objectives.identity_triplet import IdentityTriplet, IdentityTripletOptions
 
@@ -162,10 +164,10 @@ def our_arrays(tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> dict[str, n
     tower_sizes = {"width": sizes.width, "heads": sizes.heads, "grid": grid}
     found: dict[str, np.ndarray] = {}
     for rules, prefix, tower in (
-        (pass_vit.RULES, "visual_encoder.", "image_encoder/"), (bert.RULES, "text_encoder.bert.", "text_encoder/"),
+        (vit.PASS, "visual_encoder.", "image_encoder/"), (bert.RULES, "text_encoder.bert.", "text_encoder/"),
         (irm_release.EDITING, "", "editing_transformer/"), (irm_release.REST, "", ""),
     ):  # fmt: skip
-        found |= take(rules, arrays, tower_sizes, prefix=prefix, tower=tower)[0]
+        found |= take(rules, Tensors(arrays, prefix), tower_sizes, start=tower)[0]
     return found
 
 

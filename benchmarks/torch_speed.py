@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.torch_speed --case vit|irm [--rows 8] [--pairs 5] [--compile] [--threads 2]
        python -m benchmarks.torch_speed --case release --checkout Instruct-ReID
 
-`vit`: a plain ViT-B/16 at 256x128, timm's (torch's fused attention) against `ImageEncoder`, loss the mean of fourth
+`vit`: a plain ViT-B/16 at 256x128, timm's (torch's fused attention) against `ViTModule`, loss the mean of fourth
 powers (squares have a constant mean after the last norm). Both give the class token; ours computes the last block for
 it alone, as text-to-image retrieval does, "jax, all tokens" for every token; "jax, plain" is without the forms that
 attention and the gradients of dense layers have on a CPU.
@@ -74,11 +74,13 @@ def vit(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
     import torch
     from timm.models.vision_transformer import VisionTransformer
 
-    from irm_jax.convert import vit as names
-    from irm_jax.convert.rules import take
-    from irm_jax.models.encoders.vit import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder
+    from irm_jax.convert.conversion import take
+    from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD
+    from irm_jax.models.encoders.vit import TIMM
+    from irm_jax.models.encoders.vit_module import ViTModule
     from irm_jax.models.plain_forms import plain_forms
     from irm_jax.models.transformer import BlockConfig
+    from irm_jax.models.weight_files import Tensors
 
     torch.manual_seed(0)
     theirs = VisionTransformer(img_size=SIZE, patch_size=PATCH, num_classes=0, global_pool="token")
@@ -88,8 +90,8 @@ def vit(rows: int, compiled: bool) -> dict[str, dict[str, Step]]:
 
     sizes = {"width": 768, "heads": HEADS, "grid": (SIZE[0] // PATCH, SIZE[1] // PATCH)}
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    params = unflatten_dict(take(names.TIMM, tensors, sizes)[0], sep="/")
-    encoder = ImageEncoder(BlockConfig(width=768, heads=HEADS), DEPTH, SIZE, PATCH, PATCH, part_tokens=0)
+    params = unflatten_dict(take(TIMM, Tensors(tensors), sizes)[0], sep="/")
+    encoder = ViTModule(BlockConfig(width=768, heads=HEADS), DEPTH, SIZE, PATCH, PATCH, part_tokens=0)
 
     optimizer = optax.adamw(RATE, weight_decay=DECAY)
 

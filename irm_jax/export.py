@@ -32,11 +32,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from irm_jax.config.command_line import folder
-from irm_jax.convert.rules import unscanned
 from irm_jax.embedder import Embedder
 from irm_jax.errors import UserError
 from irm_jax.models.irm import IRM
 from irm_jax.models.plain_forms import plain_forms
+from irm_jax.models.weight_files import single_layers
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Kind = Literal["text", "image"]
@@ -98,7 +98,7 @@ def export_onnx(model: IRM, variables: Mapping[str, Any], kind: Kind) -> Any:
         from jax2onnx import to_onnx
 
         model = IRM(dataclasses.replace(model.config, dtype="float32", remat="none", scan_layers=False))
-        params = unflatten_dict(unscanned(flatten_dict(variables["params"], sep="/")), sep="/")
+        params = unflatten_dict(single_layers(flatten_dict(variables["params"], sep="/")), sep="/")
         variables = {**variables, "params": params}
         shapes = [_Shape(("rows", *shape), dtype) for shape, dtype in _row_shapes(model, kind)]
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), plain_forms():

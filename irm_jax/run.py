@@ -38,7 +38,7 @@ from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import processes
 from irm_jax.training.loop import CHECKPOINTS
 from irm_jax.training.optimizer import OptimizerOptions, make_optimizer
-from irm_jax.training.state import MemoryShapes, TrainState, abstract_state, create_state
+from irm_jax.training.state import MemoryShapes, TrainState, abstract_state, create_state, with_variables
 from irm_jax.training.step import StepOptions, make_train_step
 
 
@@ -216,7 +216,10 @@ class Run:
         return {"params": abstract.params, "batch_stats": abstract.batch_stats}
 
     def _with_given_weights(self, state: TrainState) -> TrainState:
-        return warm_start.warm_start(state, self.model.config, warm_start.Sources(**self.config.init.to_dict()))
+        """The state with the weights that `config.init` names."""
+        sources = warm_start.Sources(**self.config.init.to_dict())
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return with_variables(state, warm_start.warm_start(variables, self.model.config, sources))
 
     def _neutral_tokens(self) -> np.ndarray:
         """i32[1, max_length]: a sentence to trace the model with."""

@@ -97,6 +97,8 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.preset = "tiny"  # tiny | small | base
+    config.model.image_encoder = "vit"  # of persons: a name of irm_jax.models.encoders.ENCODERS
+    config.model.image_encoder_options = ConfigDict()  # what that encoder has beside the keys below; none of vit's
     config.model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
     config.model.scan_layers = False  # compile one block and loop over it
     config.model.remat = "none"  # backward passes compute again: none | minimal (all but dense layers) | full (all)
@@ -275,5 +277,5 @@ def _completed(defaults: ConfigDict, saved: Mapping[str, Any], path: str) -> Con
 
 FREE_TABLES = {"data.train": train_unit("", "trad"), "evaluation.sets": evaluation_set("", "trad", ())}
 """Tables whose entry names are the user's. Each entry has the keys of its template."""
-OPEN_TABLES = ("optimizer.options", "objectives")
-"""Tables whose keys are checked by what takes them: an optax function, a registered objective."""
+OPEN_TABLES = ("optimizer.options", "objectives", "model.image_encoder_options")
+"""Tables whose keys are checked by what takes them: an optax function, a registered objective or image encoder."""

@@ -10,23 +10,18 @@ from collections.abc import Iterable, Sequence
 from absl import logging
 
 from irm_jax.config import command_line
-from irm_jax.convert import conversion, folder, to_torch
+from irm_jax.convert import folder, kinds, to_torch
+from irm_jax.convert.conversion import UNKNOWN, Conversion, Options
 from irm_jax.convert.source import Source
-from irm_jax.errors import UserError
+from irm_jax.errors import RetryError, UserError
 
 DESCRIPTION = """\
 Converts pretrained weights into a folder that --config.init.image_encoder, .text_encoder, .template_encoder and .model
 read. Files are read, never executed; .safetensors needs nothing more, .pth and .bin need torch, .onnx (as PyTorch
 writes it) the package onnx: pip install -e '.[convert]' brings both. Prints every tensor that was taken, every one that
-was left and why, and what keeps its initial value.
+was left out and why, and what keeps its initial value.
 
 kinds:
-  bert         a BERT of any width and depth (Hugging Face; a folder with its config.json says the heads), and its head
-               of hidden words
-  vit          a plain ViT, DeiT, DINO or DINOv2, in timm's or Hugging Face's names
-  pass         PASS's ViT with part tokens (teacher and backbone prefixes are found)
-  albef        ALBEF: its text encoder, the layers of it that read images, its heads, and its image encoder
-  irm_release  a released Instruct-ReID checkpoint (.pth.tar), the whole model
 """
 EPILOG = """\
 examples:
@@ -38,17 +33,19 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
+    known = kinds.kinds()
+    lines = "".join(f"  {name:12} {kind.help}\n" for name, kind in known.items())
     p = argparse.ArgumentParser(
-        "python -m irm_jax.convert", description=DESCRIPTION, epilog=EPILOG,
+        "python -m irm_jax.convert", description=DESCRIPTION + lines, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    p.add_argument("--kind", choices=tuple(conversion.KINDS), help="what the file holds; not needed to convert back")
+    p.add_argument("--kind", choices=tuple(known), help="what the file holds; not needed to convert back")
     p.add_argument("--source", required=True, help="weight file, or folder with one; with --to_torch: what to export")
     p.add_argument("--out", help="folder to write: arrays, manifest.json, and a text encoder's vocab.txt")
     p.add_argument("--to_torch", metavar="FILE", help="write a .safetensors file with the original names instead")
-    p.add_argument("--heads", type=int, help="attention heads, where config.json does not say (default: of 64 floats)")
+    p.add_argument("--heads", type=int, help="attention heads, where config.json does not say (default: of 64 numbers)")
     p.add_argument("--hw_ratio", type=int, help="rows over columns of positions (pass, irm_release: 2, else 1)")
-    p.add_argument("--prefix", help="what the tensor names begin with, where a file holds several towers")
+    p.add_argument("--prefix", help="what the tower's names begin with, where a file holds several towers")
     p.add_argument("--momentum", action="store_true", help="albef: take the momentum image encoder (as released IRM)")
     p.add_argument(
         "--editing", choices=("auto", "fusion", "encoder"), default="auto",
@@ -69,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("source", "out", "to_torch"):
             command_line.folder(getattr(options, name) or "", f"--{name}")  # that its kind of storage can be reached
         lines = list(_export(options) if options.to_torch else _convert(options))
-    except (UserError, OSError) as error:
+    except (UserError, RetryError, OSError) as error:
         logging.error("%s", error)
-        return 2
+        return RetryError.exit_status if isinstance(error, RetryError) else UserError.exit_status
     for line in lines:
         print(line)
     return 0
@@ -79,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _convert(options: argparse.Namespace) -> Iterable[str]:
     source = Source(options.source)
-    found = conversion.convert(
+    found = kinds.convert(
         options.kind,
         source,
-        conversion.Options(options.heads, options.hw_ratio, options.prefix, options.momentum, options.editing),
+        Options(options.heads, options.hw_ratio, options.prefix, options.momentum, options.editing),
     )
     folder.save(found, source, options.out)
     return report(found, source, options.out)
@@ -98,7 +95,7 @@ def _export(options: argparse.Namespace) -> Iterable[str]:
     yield from _grouped((name, "") for name in left)
 
 
-def report(found: conversion.Conversion, source: Source, out: str) -> Iterable[str]:
+def report(found: Conversion, source: Source, out: str) -> Iterable[str]:
     """The table of a conversion, layers of one kind in one line."""
     yield f"{source.path.name} (sha256 {source.sha256[:16]}) as {found.kind} -> {out}"
     for tower, sizes in found.towers.items():
@@ -109,7 +106,7 @@ def report(found: conversion.Conversion, source: Source, out: str) -> Iterable[s
     shapes = {path: list(array.shape) for path, array in found.arrays.items()}
     rows = ((f"{t.name} {list(t.shape or ())}", f"-> {t.path} {shapes[t.path]}") for t in found.taken)
     yield from _grouped(rows)
-    unknown = [name for name, why in found.left if why.endswith(conversion.UNKNOWN)]
+    unknown = [name for name, why in found.left if why.endswith(UNKNOWN)]
     yield f"left: {len(found.left)} tensors" + (f", of them {len(unknown)} UNKNOWN" if unknown else "")
     yield from _grouped((name, f"({why})") for name, why in found.left)
     yield f"initial: {len(found.initial)} arrays of these towers that no tensor filled"

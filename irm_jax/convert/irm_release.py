@@ -1,19 +1,33 @@
-"""Names of the authors' released joint model (hwz-zju/Instruct-ReID, `PASS_Transformer_DualAttn_joint`).
+"""The authors' released joint model (hwz-zju/Instruct-ReID, `PASS_Transformer_DualAttn_joint`).
 
-Its editing transformer is a deep copy of two blocks of the image encoder. Before it is copied, each block is wrapped
-for activation checkpointing, which replaces its `forward` by one bound to that very block, and the copy carries it
-along. So the copies' weights, `fusion.*`, never run and never learn: the image encoder's blocks 0 and 11 do, and learn
-from both uses. Outputs agree to 1e-6 only so (docs/parity.md). A version that does train the copies shows in their
-norms, which start at exactly 1 and 0: `editing="auto"` takes `fusion.*` if they moved and the image encoder's blocks if
-not; "fusion" and "encoder" insist.
+Its editing transformer is a deep copy of two blocks of the image encoder. Before the copy, each block is wrapped for
+activation checkpointing, which replaces its `forward` by one bound to that very block, and the copy carries it along.
+So the copies' weights, `fusion.*`, never run and never learn: the image encoder's blocks 0 and 11 do, and learn from
+both uses. Only so do outputs agree to 1e-6 (docs/parity.md). A version that does train the copies shows in their norms,
+which start at exactly 1 and 0: `--editing auto` takes `fusion.*` if they moved and the image encoder's blocks if not;
+`fusion` and `encoder` insist.
 """
 
 from __future__ import annotations
 
-from irm_jax.convert import albef, bert, pass_vit, vit
-from irm_jax.convert.rules import Left, Rule
+import re
+from typing import Any
 
-IMAGE_PREFIX, TEMPLATE_PREFIX, TEXT_PREFIX = "visual_encoder.", "visual_encoder_m.", "text_encoder."
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from irm_jax.convert import albef, bert, image
+from irm_jax.convert.conversion import Conversion, Options, Tower, find_tower, parameter_shapes
+from irm_jax.convert.conversion import refuse as refuse_tensors
+from irm_jax.convert.source import Source
+from irm_jax.models import transformer
+from irm_jax.models.editing_transformer import EditingTransformer
+from irm_jax.models.encoders import vit
+from irm_jax.models.instruction_encoder import Instruction
+from irm_jax.models.weight_files import ConvertError, Reasons, Rule, Sizes, Tensors, mlp_ratio
+
+IMAGE, TEMPLATE = "visual_encoder.", "visual_encoder_m."
 EDITING: tuple[Rule, ...] = vit.timm_blocks("fusion.{n}", vit.BLOCK)
 REST: tuple[Rule, ...] = (
     Rule("feat_bn.weight", "cls_neck/scale"),
@@ -27,9 +41,10 @@ REST: tuple[Rule, ...] = (
     Rule("classifier_c.weight", "head_guided", "dense"),
     *albef.PROJECTIONS,
 )
-ZERO = ("feat_bn.bias", "fusion_feat_bn.bias")
-"""Frozen at 0 there, absent here: another value is an error."""
-LEFT: Left = (
+_ZERO = ("feat_bn.bias", "fusion_feat_bn.bias")
+"""Frozen at 0 there and absent here: another value is an error."""
+_PASS = vit.ViTWeights.families["pass"]
+_LEFT: Reasons = (
     (r"text_encoder_m\..*|text_proj_m\..*", "momentum copy: ours starts as a copy of the weights"),
     (r"(image|text|idx)_queue|queue_ptr", "queue of the text-to-image loss"),
     (r"(prd_head|project)\..*", "never used there"),
@@ -37,5 +52,60 @@ LEFT: Left = (
     (r"(fusion_)?feat_bn\.bias", "frozen at 0 (checked)"),
     (r"(fusion_)?feat_bn\.num_batches_tracked", "a counter, not a weight"),
     *((rf"text_encoder\.(bert\.)?{name}", why) for name, why in bert.LEFT),
-    *((rf"visual_encoder\.{name}", why) for name, why in pass_vit.LEFT),
+    *((rf"visual_encoder\.{name}", why) for name, why in _PASS.left),
 )
+
+
+def read(source: Source, options: Options) -> Conversion:
+    """Converts the whole model. Raises ConvertError."""
+    anchor = f"{IMAGE}patch_embed.proj.weight"
+    tensors, _ = find_tower(source.tensors, (anchor,), options.prefix)
+    person, template = tensors.below(IMAGE), tensors.below(TEMPLATE)
+    refuse_tensors(person, _PASS.refused)
+    for name in _ZERO:
+        if name in tensors and np.any(tensors[name]):
+            raise ConvertError(f"{tensors.prefix + name} is not 0, and the necks have no bias: this is another model")
+    conversion = Conversion("irm_release", _PASS.resize)
+    ratio = options.hw_ratio or _PASS.hw_ratio
+    tower = image.image_tower("image_encoder", person, vit.PASS, options.heads, ratio)
+    conversion.add(tower, vit.PASS, person)
+    conversion.add(image.image_tower("template_encoder", template, vit.TIMM, options.heads, 1), vit.TIMM, template)
+    left = albef.add_text_and_fusion(conversion, tensors, options.heads)
+    left += _add_editing(conversion, tensors, tower.sizes, options.editing)
+    conversion.add_rest(REST, tensors, tower.sizes)
+    conversion.account(tensors, (*left, *_LEFT))
+    return conversion
+
+
+def _add_editing(conversion: Conversion, tensors: Tensors, encoder: Sizes, origin: str) -> Reasons:
+    """Takes the editing transformer from `fusion.*` or from the image encoder's blocks, see the module."""
+    sizes = {**encoder, "depth": tensors.depth("fusion.{n}")}
+    norms = [name for name in tensors if re.match(r"fusion\.\d+\.norm[12]\.", name)]
+    untrained = all(np.all(tensors[name] == name.endswith(".weight")) for name in norms)
+    if origin == "fusion" or (origin == "auto" and not untrained):
+        conversion.add(Tower("editing_transformer", sizes, _editing_shapes(sizes)), EDITING, tensors)
+        conversion.notes.append(
+            "editing transformer: from fusion.*" + ("" if origin != "auto" else ", which was trained")
+        )
+        return ()
+    for number in range(sizes["depth"]):
+        start = f"image_encoder/blocks/layer_{-number % encoder['depth']}/"
+        for path in [path for path in conversion.arrays if path.startswith(start)]:
+            own = f"editing_transformer/blocks/layer_{number}/{path.removeprefix(start)}"
+            conversion.arrays[own] = conversion.arrays[path].copy()
+    conversion.towers["editing_transformer"] = sizes
+    conversion.notes.append(
+        "editing transformer: from the image encoder's first and last blocks, which ran in its place"
+    )
+    return ((r"fusion\..*", "never ran: the image encoder's own blocks did"),)
+
+
+def _editing_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    tokens = jnp.zeros((1, 2, sizes["width"]))
+    every = jnp.ones((1, 2), bool)
+    instruction = Instruction(tokens, every, every, tokens[:, 0])
+    block = transformer.BlockConfig(sizes["width"], sizes["heads"], mlp_ratio(sizes))
+    module = EditingTransformer(block, sizes["depth"])
+    return parameter_shapes(
+        lambda: module.init(jax.random.key(0), tokens[:, 0], tokens, instruction, train=False)
+    )  # fmt: skip

@@ -1,5 +1,7 @@
-"""manifest.json of a converted folder: what its arrays are and where they came from. No jax here: it is read while a
-configuration is checked."""
+"""manifest.json of a converted folder: what its arrays are, where they came from, and whether they fit a model.
+
+No orbax here: it is read while a configuration is checked.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from typing import Any
 from etils import epath
 
 from irm_jax.errors import UserError
+from irm_jax.models import encoders
 from irm_jax.models.config import IRMConfig
+from irm_jax.models.weight_files import misfit, size_misfits
 
 FILE, ARRAYS, VOCABULARY = "manifest.json", "arrays", "vocab.txt"
 FORMAT = 1
@@ -24,7 +28,7 @@ PROJECTIONS = ("image_projection", "text_projection", "temperature")
 
 
 class ManifestError(UserError, ValueError):
-    """A folder is no converted one, or not one for this model; the message says what to do."""
+    """A folder was not converted, or not for this model. The message says what to do."""
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -51,30 +55,29 @@ def source_tower(manifest: Mapping[str, Any], tower: str) -> str:
     raise ManifestError(f"a folder of kind {manifest['kind']} holds {', '.join(manifest['towers'])}, no {tower}")
 
 
-def misfits(sizes: Mapping[str, Any], tower: str, model: IRMConfig) -> Iterator[str]:
-    """What of a source tower's sizes does not fit the model, each with the key to set. Positions of another grid fit,
-    and so do a deeper or longer BERT and other part tokens."""
-    image = tower != "text_encoder"
-    name = {"image_encoder": "image", "template_encoder": "template", "text_encoder": "text"}[tower]
-    heads, depth = getattr(model, f"{name}_heads"), getattr(model, f"{name}_depth")
-    hidden = int(model.width * model.mlp_ratio)
-    for key, there, here, fits in (
-        ("width", sizes["width"], model.width, sizes["width"] == model.width),
-        (f"{name}_heads", sizes["heads"], heads, sizes["heads"] == heads),
-        ("mlp_ratio", sizes["hidden"] / sizes["width"], model.mlp_ratio, sizes["hidden"] == hidden),
-        (f"{name}_depth", sizes["depth"], depth, sizes["depth"] == depth if image else sizes["depth"] >= depth),
-    ):
-        if not fits:
-            yield f"it has {key} {there}, the model {here}: set config.model.{key}={there}"
-    if image:
-        patch, stem = ("patch", "stem") if name == "image" else ("template_patch", "template_stem")
-        if getattr(model, stem) != "patch":
-            yield f"it has a stem of patches, the model a convolutional one: set config.model.{stem}=patch"
-        if sizes["patch"] != getattr(model, patch):
-            key = f"config.model.{patch}={sizes['patch']}"
-            key += f" --config.model.stride={sizes['patch']}" if name == "image" else ""
-            yield f"it has patches of {sizes['patch']} pixels, the model of {getattr(model, patch)}: set {key}"
-    elif sizes["max_length"] < model.max_length:
+def encoder_of(manifest: Mapping[str, Any], source: str) -> str:
+    """The registered image encoder whose arrays the image tower `source` of a folder holds."""
+    return str(manifest.get("encoder", "vit")) if source == "image_encoder" else "vit"
+
+
+def misfits(manifest: Mapping[str, Any], source: str, tower: str, model: IRMConfig) -> Iterator[str]:
+    """What of the tower `source` of a folder does not fit `tower` of the model, each with the key to set.
+
+    Positions of another grid fit, and so do a deeper or longer BERT and other part tokens.
+    """
+    sizes = manifest["towers"][source]
+    if tower != "text_encoder":
+        saved, wanted = encoder_of(manifest, source), model.image_encoder if tower == "image_encoder" else "vit"
+        weights = encoders.image_encoder(wanted).weights
+        if saved != wanted or weights is None:
+            yield f"it holds weights of the image encoder {saved}, the model has {wanted} there: convert other weights"
+        else:
+            yield from weights.misfits(sizes, model, tower)
+        return
+    yield from size_misfits(sizes, model, "text")
+    if sizes["depth"] < model.text_depth:
+        yield misfit("text_depth", sizes["depth"], model.text_depth)
+    if sizes["max_length"] < model.max_length:
         yield (
             f"it has {sizes['max_length']} positions, the model {model.max_length}: set "
             f"config.model.max_length={sizes['max_length']}"
@@ -82,8 +85,10 @@ def misfits(sizes: Mapping[str, Any], tower: str, model: IRMConfig) -> Iterator[
 
 
 def fusion_misfits(towers: Mapping[str, Mapping[str, Any]], model: IRMConfig) -> Iterator[str]:
-    """What of a source's layers with cross-attention does not fit the model's, each with the keys to set. A model
-    without such layers takes none; of a deeper source it takes the first ones."""
+    """What of a folder's fusion layers does not fit the model's, each with the keys to set.
+
+    A model without such layers takes none; of a deeper folder it takes the first ones.
+    """
     fusion = towers.get("fusion_encoder")
     if fusion is None or not model.fusion_depth:
         return
@@ -112,22 +117,29 @@ def problems(init: Mapping[str, Any], model: IRMConfig, words: Sequence[str], vo
             yield f"{here}: {error}"
             continue
         for tower, source in sources.items():
-            for problem in misfits(found["towers"][source], tower, model):
+            for problem in misfits(found, source, tower, model):
                 yield f"{here}, {tower}: {problem}"
         replaced = key == "model" and init["text_encoder"]
         if "text_encoder" in towers and not replaced:
             yield from (f"{here}: {problem}" for problem in fusion_misfits(found["towers"], model))
             yield from (f"{here}: {problem}" for problem in _other_words(found, folder, words, vocab))
-    if init["editing_blocks"] and model.editing_depth > model.image_depth:
-        yield (
-            f"config.init.editing_blocks: the editing transformer has {model.editing_depth} blocks, the image encoder "
-            f"only {model.image_depth}"
-        )
+    if init["editing_blocks"]:
+        yield from (f"config.init.editing_blocks: {problem}" for problem in _editing_problems(model))
 
 
 def fingerprint(words: Sequence[str]) -> str:
     """A hash of a vocabulary's entries in their order."""
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+
+
+def _editing_problems(model: IRMConfig) -> Iterator[str]:
+    if model.image_encoder != "vit":
+        yield f"the image encoder {model.image_encoder} has no blocks that fit; set it to False"
+    elif model.editing_depth > model.image_depth:
+        yield (
+            f"the editing transformer has {model.editing_depth} blocks, the image encoder only {model.image_depth}; "
+            "set it to False"
+        )
 
 
 def _other_words(found: Mapping[str, Any], folder: str, words: Sequence[str], vocab: str) -> Iterator[str]:
@@ -136,4 +148,4 @@ def _other_words(found: Mapping[str, Any], folder: str, words: Sequence[str], vo
     if own != len(words):
         yield f"its word table has {own} entries, config.data.vocab = {vocab!r} has {len(words)}: {cure}"
     elif known not in (None, fingerprint(words)):
-        yield f"its words are others than those of config.data.vocab = {vocab!r}: {cure}"
+        yield f"its words differ from config.data.vocab = {vocab!r}: {cure}"

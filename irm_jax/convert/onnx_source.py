@@ -1,7 +1,7 @@
-"""Weights in an ONNX file that PyTorch wrote: as they were named and laid out before.
+"""Reads weights of an ONNX file that PyTorch wrote, in their original names and layouts.
 
-The exporter keeps the names of most parameters. It loses three kinds, whose arrays it computes beforehand and calls
-`onnx::...`; the graph tells what they were:
+The exporter keeps the names of most parameters. Others it computes beforehand and calls `onnx::...`; the graph tells
+what they were:
 
 * the weight of a linear layer, transposed: it is multiplied with the layer's input, then the layer's bias, which kept
   its name, is added;
@@ -23,8 +23,10 @@ _CLASS_TOKEN = re.compile(r"(.*\.)?cls_token")
 
 
 def read(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """(tensors by name, what was found out about names). Raises ImportError without the package onnx, and what that
-    raises for a file that is none."""
+    """Returns (tensors by name, notes about names that the graph told).
+
+    Raises ImportError without the package onnx, and that package's errors for a file that is no ONNX.
+    """
     import onnx
 
     graph = onnx.load(str(file)).graph

@@ -1,4 +1,4 @@
-"""Weight files, read and never executed: safetensors, PyTorch's .pth and .bin (only they need torch), and ONNX."""
+"""Reads weight files and executes none: safetensors, PyTorch's .pth and .bin (only these need torch), and ONNX."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from safetensors import deserialize
 
 from data_pipelines import storage
 from irm_jax.convert import onnx_source
-from irm_jax.errors import UserError
+from irm_jax.models.weight_files import ConvertError
 
 FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-"""What is looked for in a folder, in this order."""
+"""Files of a folder that are read, the first that is there."""
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 ONNX_SUFFIX = ".onnx"
 _DTYPES: dict[str, Any] = {
@@ -26,16 +26,12 @@ _DTYPES: dict[str, Any] = {
 }  # fmt: skip
 
 
-class ConvertError(UserError, ValueError):
-    """Weights cannot be read, named or fitted; the message says which, and what to do."""
-
-
 class Source:
     """The tensors of a file or folder by their original names, its hash, and the folder's configuration.
 
     `tensors`: names of nested dictionaries joined by dots ("teacher.backbone.norm.weight"). `sha256`: of the weight
-    file, or of the files of a sharded folder one after the other. `config`: config.json beside the weights, {} without.
-    `notes`: what a user must know of the names.
+    file, or of the files of a sharded folder one after the other. `config`: config.json beside the weights, or {}.
+    `notes`: what the user must know about the names.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -123,9 +119,9 @@ def _read_onnx(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def _read_torch(file: Path) -> dict[str, np.ndarray]:
-    """A pickled checkpoint under torch's restricted unpickler, which builds tensors and plain containers only.
+    """Reads a pickled checkpoint with torch's restricted unpickler, which builds tensors and plain containers only.
 
-    Beside those it is allowed NumPy scalars (a best score) and argparse.Namespace (the options of a run): plain values.
+    NumPy scalars (a best score) and argparse.Namespace (the options of a run) are allowed too: plain values.
     """
     try:
         import torch
@@ -144,8 +140,8 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ConvertError(
-                f"{file} holds more than tensors and plain values, and is not executed to find out what "
-                f"({str(error).splitlines()[0]}). Save its state dict alone, best as .safetensors"
+                f"{file} holds more than tensors and plain values ({str(error).splitlines()[0]}), and is not executed. "
+                "Save its state dict alone, best as .safetensors"
             ) from error
     return {name: _to_numpy(tensor) for name, tensor in _flat_tensors(loaded, torch.Tensor).items()}
 
@@ -158,7 +154,7 @@ def _to_numpy(tensor: Any) -> np.ndarray:
 
 
 def _flat_tensors(value: Any, tensor: type, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries -> {"a.b": tensor}; whatever is no tensor (an epoch, an optimizer's numbers) is left out."""
+    """Nested dictionaries -> {"a.b": tensor}; what is no tensor (an epoch, an optimizer's numbers) is left out."""
     if isinstance(value, tensor):
         return {prefix: value}
     found: dict[str, Any] = {}

@@ -1,9 +1,9 @@
-"""Back to PyTorch: converted weights, or the parameters of a run, as a safetensors file with the original names."""
+"""Writes converted weights, or the parameters of a run, as a safetensors file with the original names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,53 +13,25 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save
 
 from irm_jax import checkpoint
-from irm_jax.convert import albef, bert, folder, fusion, irm_release, pass_vit, vit
-from irm_jax.convert.rules import Rule, Taken, give_back, unscanned
-from irm_jax.convert.source import ConvertError
+from irm_jax.convert import folder
+from irm_jax.convert.conversion import Taken, give_back
+from irm_jax.convert.kinds import Names, kinds
 from irm_jax.models.config import IRMConfig
+from irm_jax.models.weight_files import ConvertError, single_layers
 
 Place = str | os.PathLike[str]
-Table = Sequence[tuple[str, str, Sequence[Rule]]]
-"""What of the model's paths becomes which names: (what a path begins with, what a name begins with, rules)."""
-_FUSED_HEADS: Table = (
-    *((f"{name}/", "", fusion.head_rules(name)) for name in fusion.HEADS),
-    ("word_head/", albef.TEXT_PREFIX, fusion.WORD_HEAD),
-    ("", albef.TEXT_PREFIX, (fusion.TIED,)),
-)
-KINDS: dict[str, Table] = {
-    "bert": (("text_encoder/", "", bert.RULES),),
-    "vit": (("image_encoder/", "", vit.TIMM),),
-    "pass": (("image_encoder/", "", pass_vit.RULES),),
-    "albef": (
-        ("text_encoder/", f"{albef.TEXT_PREFIX}bert.", bert.RULES),
-        ("image_encoder/", albef.IMAGE_PREFIX, vit.TIMM),
-        ("", "", albef.PROJECTIONS),
-    ),
-    "irm_release": (
-        ("image_encoder/", irm_release.IMAGE_PREFIX, pass_vit.RULES),
-        ("template_encoder/", irm_release.TEMPLATE_PREFIX, vit.TIMM),
-        ("text_encoder/", f"{irm_release.TEXT_PREFIX}bert.", bert.RULES),
-        ("editing_transformer/", "", irm_release.EDITING),
-        ("", "", irm_release.REST),
-    ),
-}
-"""Of each kind, for a model without layers that read captions and images: the towers that a conversion of the kind
-fills."""
 PER_STREAM = "batch_stats/edited_neck/statistics/"
-"""Running statistics that a run has for each stream and the released model for both together."""
+"""Running statistics that a run has per stream and the released model for both together."""
 
 
-def table(kind: str, model: IRMConfig) -> Table:
+def names_of(kind: str, model: IRMConfig) -> Names:
     """The names that a file of `kind` has for what `model` has."""
-    if kind not in ("albef", "irm_release") or not model.fusion_depth:
-        return KINDS[kind]
-    layers = ("fusion_encoder/", f"{albef.TEXT_PREFIX}bert.", fusion.layer_rules(model.text_depth))
-    heads = [row for row in _FUSED_HEADS if kind == "irm_release" or row[0] != "replaced_head/"]
-    return (*KINDS[kind], layers, *heads)
+    found = kinds()[kind]
+    return (*found.names, *(found.fusion(model.text_depth) if model.fusion_depth else ()))
 
 
 def export_folder(source: Place, file: Place) -> tuple[list[str], list[str]]:
-    """A converted folder -> `file`: each tensor that was taken, bit by bit as it was. Returns (written, left)."""
+    """Writes every tensor that a converted folder took, bit by bit as it was. Returns the names (written, left out)."""
     record, arrays = folder.load(source)
 
     def sizes(path: str) -> Any:
@@ -71,11 +43,11 @@ def export_folder(source: Place, file: Place) -> tuple[list[str], list[str]]:
 
 
 def export_run(workdir: Place, kind: str, file: Place, step: Any = None) -> tuple[list[str], list[str]]:
-    """The newest checkpoint of a run (or `step`) -> `file`, its tensors named as in a file of `kind`.
+    """Writes the newest checkpoint of a run (or `step`), its tensors named as in a file of `kind`.
 
-    The word table keeps the rows that pad it, the identity heads their padded columns.
-    Returns (written names, our arrays that such a file has no place for). Raises ConvertError for a model with a
-    convolutional stem, or with other part tokens than the kind has.
+    The word table keeps the rows that pad it, and the identity heads their padded columns. Returns (written names,
+    our arrays that such a file has no place for). Raises ConvertError for a model with a convolutional stem, or with
+    other part tokens than the kind has.
     """
     directory = epath.Path(workdir).expanduser() / "checkpoints"
     _, saved = checkpoint.read_metadata(directory, step)
@@ -84,10 +56,9 @@ def export_run(workdir: Place, kind: str, file: Place, step: Any = None) -> tupl
     wanted = {p: x for p, x in saved_arrays.items() if p.startswith(("params/", "batch_stats/"))}
     restored, _ = checkpoint.restore_for_evaluation(directory, unflatten_dict(wanted, sep="/"), step)
     found = flatten_dict(jax.tree.map(np.asarray, restored), sep="/")
-    arrays = {path.removeprefix("params/"): array for path, array in found.items()}
-    arrays = unscanned(arrays)
+    arrays = single_layers({path.removeprefix("params/"): array for path, array in found.items()})
     taken, left = [], []
-    names = table(kind, model)
+    names = names_of(kind, model)
     for path, array in arrays.items():
         pieces = [] if path.startswith(PER_STREAM) else _pieces(names, path, array)
         taken.extend(pieces)
@@ -110,8 +81,8 @@ def _write(file: Place, tensors: Mapping[str, np.ndarray]) -> None:
     epath.Path(file).expanduser().write_bytes(save(dict(tensors)))
 
 
-def _pieces(names: Table, path: str, array: np.ndarray) -> list[Taken]:
-    """The tensors that `path` becomes: several where it is joined of slots, or stands there twice."""
+def _pieces(names: Names, path: str, array: np.ndarray) -> list[Taken]:
+    """The tensors that `path` becomes: several where it is joined of slots, or where the file has it twice."""
     found: dict[tuple[str, int], Taken] = {}
     for tower, prefix, rules in names:
         if not path.startswith(tower):
@@ -126,7 +97,7 @@ def _pieces(names: Table, path: str, array: np.ndarray) -> list[Taken]:
 
 
 def _check_layout(kind: str, arrays: dict[str, np.ndarray]) -> None:
-    for tower, _, rules in KINDS[kind]:
+    for tower, _, rules in kinds()[kind].names:
         if any(path.startswith(f"{tower}patch_embedding/conv_") for path in arrays) and tower:
             raise ConvertError(f"{tower} has a convolutional stem, which no file of kind {kind} has")
         tokens = arrays.get(f"{tower}special_tokens")

@@ -16,7 +16,7 @@ from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.dataset.reader import Dataset
 from data_pipelines.images import resize
 from data_pipelines.instructions.tokenizer import Tokenizer
-from irm_jax.models.encoders.vit import ImageFeatures
+from irm_jax.models.encoders.features import ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction
 from irm_jax.models.irm import IRM, Embedding, image_tokens
 from irm_jax.parallel import mesh as mesh_lib

@@ -67,16 +67,13 @@ class IRMConfig:
         return 2 * self.width
 
     @property
-    def grids(self) -> dict[str, tuple[int, int]]:
-        """Rows and columns of patch tokens of each image tower."""
-        return {
-            "image_encoder": token_grid(self.image_size, self.patch, self.stride, self.stem),
-            "template_encoder": token_grid(
-                self.instruction_image_size, self.template_patch, self.template_patch, self.template_stem
-            ),
-        }
+    def template_grid(self) -> tuple[int, int]:
+        """Rows and columns of patch tokens of an instruction image."""
+        return token_grid(self.instruction_image_size, self.template_patch, self.template_patch, self.template_stem)
 
 
+ENCODER_KEYS = ("image_depth", "patch", "stride", "stem", "part_tokens")
+"""Keys of a person image encoder that another encoder than the ViT may not have, see `ImageEncoder.model_keys`."""
 VERSION = 1
 """Of the JSON form. Raise it when a key is renamed, and add the key to `RENAMED`."""
 RENAMED: dict[int, dict[str, str]] = {}

@@ -1,4 +1,4 @@
-"""The product of dense layers, with a gradient that a CPU computes fast."""
+"""The matrix product of dense layers, with a gradient that is fast on a CPU."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def product(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Array:
-    """The `dot_general` of Flax's dense layers: x [.., *K], kernel [*K, *N] -> [.., *N], in their own type.
+    """The `dot_general` of Flax's dense layers: x [..., *K], kernel [*K, *N] -> [..., *N], in their own dtype.
 
-    Raises ValueError for dimension numbers of another form, or where a precision or type is asked for.
+    Raises ValueError for dimension numbers of another form, and for a precision or output dtype.
     """
     ((of_x, of_kernel), batch) = dimension_numbers
     count = len(of_kernel)
     last = tuple(range(x.ndim - count, x.ndim))
     if (tuple(of_x), tuple(of_kernel)) != (last, tuple(range(count))) or any(map(len, batch)):
-        raise ValueError(f"the last axes of x go with the first of the kernel, not {dimension_numbers}")
+        raise ValueError(f"the last axes of x are contracted with the first of the kernel, not {dimension_numbers}")
     if precision is not None or preferred_element_type is not None:
-        raise ValueError("a dense layer multiplies in its own type at the default precision")
-    return (_plain if plain_forms.asked() else _product)(x, kernel, count)
+        raise ValueError("a dense layer multiplies in its own dtype at the default precision")
+    return (_plain if plain_forms.active() else _product)(x, kernel, count)
 
 
 def _plain(x: Array, kernel: Array, contracted: int) -> Array:
@@ -51,9 +51,11 @@ def _backward(contracted: int, kept: tuple[Array, Array], gradient: Array) -> tu
         return jax.linear_transpose(lambda kernel: _plain(x, kernel, contracted), kernel)(gradient)[0]
 
     def to_kernel_on_cpu(x: Array, gradient: Array) -> Array:
-        """One product of matrices that contracts their rows. JAX's own gradient is it the other way round and
-        transposed, which XLA:CPU takes for a copy of `gradient` and its slower way of multiplying; where x is the
-        smaller one, it is turned first, which gives the faster way."""
+        """One matrix product that contracts the rows of both.
+
+        JAX's own gradient multiplies in the other order and transposes, for which XLA:CPU copies `gradient` and takes
+        its slower routine. Where x is the smaller one it is transposed first, which selects the faster routine.
+        """
         wide, high = math.prod(kernel.shape[:contracted]), math.prod(kernel.shape[contracted:])
         rows, gradient = x.reshape(-1, wide), gradient.reshape(-1, high)
         if wide < high:

@@ -1,27 +1,26 @@
-"""The editing transformer: rewrites a person's image feature under an instruction."""
+"""The editing transformer, which rewrites a person's image feature under an instruction, and the neck after it."""
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Bool, Float
 
 from irm_jax.models import transformer
 from irm_jax.models.instruction_encoder import Instruction
 
-Array = jax.Array
-
 
 class EditingTransformer(nn.Module):
-    """Two pre-norm blocks, shared by both streams, no final norm (paper: section on the editing transformer).
-
-    image_cls [B, D], image_patches [B, N, D], Instruction of B rows ->
-    (f_person [B, D], f_guided [B, D]):
+    """Pre-norm blocks without a final norm, applied to two streams with the same weights (docs/method.md).
 
         f_person = T([image_cls ; instruction_tokens[1:]])[0]
         f_guided = T([instruction_cls ; image_patches])[0]
 
-    `mask_padding` hides a sentence's padding from attention [ours]; the released code attends to it.
+    `mask_padding` hides a sentence's padding from attention; the released code attends to it (docs/method.md, padding
+    of a sentence).
     """
 
     block: transformer.BlockConfig
@@ -32,8 +31,14 @@ class EditingTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image_cls: Array, image_patches: Array, instruction: Instruction, *, train: bool
-    ) -> tuple[Array, Array]:
+        self,
+        image_cls: Float[Array, "B D"],
+        image_patches: Float[Array, "B N D"],
+        instruction: Instruction,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+        """Returns (f_person, f_guided) of B images, each under its own instruction."""
         blocks = transformer.Stack(
             self.block, self.depth, transformer.linear_drop_path(self.drop_path, self.depth),
             remat=self.remat, name="blocks",
@@ -45,3 +50,32 @@ class EditingTransformer(nn.Module):
         person = blocks(person, mask, queries=1, deterministic=not train)
         guided = blocks(guided, queries=1, deterministic=not train)
         return person[:, 0], guided[:, 0]
+
+
+class EditedNeck(nn.Module):
+    """BatchNorm of the two edited features: one scale for both, statistics per stream.
+
+    The paper shares one BatchNorm, and the released code calls it once per stream, so that batch statistics are a
+    stream's own there too; its running statistics are updated by both. Here they are per stream as well, so that
+    evaluation normalises as training did (docs/method.md, neck statistics). Statistics over both streams together let
+    a model trained from scratch collapse: the difference between the streams fills the unit variance, and all rows of
+    a stream coincide.
+    """
+
+    options: Mapping[str, Any]
+
+    @nn.compact
+    def __call__(
+        self,
+        person: Float[Array, "*B D"],
+        guided: Float[Array, "*B D"],
+        *,
+        use_running_average: bool,
+        mask: Bool[Array, "*B 1"] | None = None,
+    ) -> tuple[Float[Array, "*B D"], Float[Array, "*B D"]]:
+        """Normalises both features. `mask`: rows that count for the batch's statistics, all if None."""
+        width = person.shape[-1]
+        norm = nn.BatchNorm(**self.options, use_scale=False, name="statistics")
+        both = norm(jnp.concatenate([person, guided], axis=-1), use_running_average=use_running_average, mask=mask)
+        scale = self.param("scale", nn.initializers.ones, (width,)).reshape((1,) * (person.ndim - 1) + (width,))
+        return both[..., :width] * scale, both[..., width:] * scale

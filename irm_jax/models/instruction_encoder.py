@@ -1,34 +1,36 @@
-"""What an instruction becomes: tokens, mask and one feature, the same for a sentence and for an image."""
+"""Instructions as tokens, a mask and one feature, alike for a sentence and for an image; and the text encoder."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jaxtyping import Array, Float, Int
 
 from irm_jax.models import transformer
 
-Array = jax.Array
 PAD = 0
 
 
 @struct.dataclass
 class Instruction:
-    """An encoded instruction: `tokens` [B, 1+M, D] (CLS first), `mask` bool[B, 1+M], `feature` [B, D] (the CLS).
+    """An encoded instruction; nothing after the encoders knows whether it was a sentence or an image.
 
-    Nothing after the encoders knows whether it was a sentence or an image. `mask` is False on a sentence's own [PAD]
-    and on what `fitted` adds; `encoded` bool[B, 1+M] only on the latter, which no encoder has seen.
+    `tokens` [B, 1+M, D]: the class token first. `mask` bool[B, 1+M]: False for a sentence's own [PAD] and for the
+    tokens that `fitted` adds. `encoded` bool[B, 1+M]: False only for the latter, which no encoder has seen. `feature`
+    [B, D]: the class token.
     """
 
-    tokens: Array
-    mask: Array
-    encoded: Array
-    feature: Array
+    tokens: transformer.Leaf
+    mask: transformer.Leaf
+    encoded: transformer.Leaf
+    feature: transformer.Leaf
 
     def fitted(self, length: int) -> Instruction:
-        """The same instruction in `length` tokens, so that both kinds share one shape: with masked zero tokens at the
-        end, or without its last tokens (the feature has read them)."""
+        """The same instruction in `length` tokens, so that both kinds share one shape.
+
+        Masked zero tokens are added at the end, or its last tokens are cut off (the feature has read them).
+        """
         missing = max(length - self.tokens.shape[1], 0)
         tokens = jnp.pad(self.tokens[:, :length], ((0, 0), (0, missing), (0, 0)))
         mask, encoded = (jnp.pad(x[:, :length], ((0, 0), (0, missing))) for x in (self.mask, self.encoded))
@@ -36,10 +38,9 @@ class Instruction:
 
 
 class TextEncoder(nn.Module):
-    """BERT: word, position and type embeddings, then post-norm blocks.
+    """BERT: word, position and type embeddings, then post-norm blocks; the text-only layers, 6 at the paper's size.
 
-    tokens i32[B, L] with 0 = [PAD] -> Instruction (L = 1 + M). Only the text-only layers (`fusion_layer` of them, 6 at
-    the paper's size) live here. Matches Hugging Face `BertModel` (`BertEmbeddings`, `BertLayer`).
+    Matches Hugging Face's `BertModel` (`BertEmbeddings`, `BertLayer`).
     """
 
     block: transformer.BlockConfig
@@ -50,7 +51,8 @@ class TextEncoder(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, tokens: Array, *, train: bool) -> Instruction:
+    def __call__(self, tokens: Int[Array, "B L"], *, train: bool) -> Instruction:
+        """Encodes token ids, 0 = [PAD] -> L = 1 + M tokens. Raises ValueError for more than `max_length` of them."""
         width, dtype = self.block.width, self.block.dtype
         length = tokens.shape[1]
         if length > self.max_length:
@@ -66,21 +68,23 @@ class TextEncoder(nn.Module):
         x = stack(x, mask, deterministic=not train)
         return Instruction(tokens=x, mask=mask, encoded=jnp.ones_like(mask), feature=x[:, 0])
 
-    def word_table(self) -> Array:
-        """The word embedding [V, D], which the word head shares. Exists once a sentence was encoded."""
+    def word_table(self) -> Float[Array, "V D"]:
+        """The word embedding, which the word head shares. It exists once a sentence was encoded."""
         return self.get_variable("params", "word_embedding")
 
 
 class WordHead(nn.Module):
-    """BERT's head of masked language modelling: x [B, L, D], the word table [V, D] -> logits f32[B, L, V].
+    """BERT's head of masked language modelling.
 
-    Matches Hugging Face `BertLMPredictionHead`: a dense layer, GELU and LayerNorm, then the word embedding transposed.
+    Matches Hugging Face's `BertLMPredictionHead`: a dense layer, GELU and LayerNorm, then the word embedding
+    transposed.
     """
 
     block: transformer.BlockConfig
 
     @nn.compact
-    def __call__(self, x: Array, table: Array) -> Array:
+    def __call__(self, x: Float[Array, "B L D"], table: Float[Array, "V D"]) -> Float[Array, "B L V"]:
+        """Logits of the words of `table` at every position, in at least float32."""
         dtype = self.block.dtype
         x = nn.Dense(self.block.width, kernel_init=transformer.INIT, dtype=dtype, name="transform")(x)
         x = self.block.layer_norm("transform_norm")(transformer.gelu(x))

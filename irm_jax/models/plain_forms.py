@@ -1,4 +1,4 @@
-"""Some products have a form of their own on a CPU and a gradient of their own; here is how to do without."""
+"""Switches off the forms and gradients that some products have on a CPU."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
-_ASKED = contextvars.ContextVar("plain forms asked for", default=False)
+_PLAIN = contextvars.ContextVar("plain forms", default=False)
 
 
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
-    """What is traced in it has the plain form on every platform, and JAX's gradients: for exporters that know no
-    platforms, and to measure what the others are worth.
+    """Traces products in their plain form on every platform, with JAX's own gradients.
 
-    JAX keeps a function's trace: give it one that was not traced before.
+    For exporters that do not know platforms, and to measure what the other forms gain. JAX keeps the trace of a
+    function: give it one that was not traced before.
     """
-    before = _ASKED.set(True)
+    before = _PLAIN.set(True)
     try:
         yield
     finally:
-        _ASKED.reset(before)
+        _PLAIN.reset(before)
 
 
-def asked() -> bool:
-    """Whether the trace under way is in `plain_forms`."""
-    return _ASKED.get()
+def active() -> bool:
+    """Whether the trace under way is inside `plain_forms`."""
+    return _PLAIN.get()

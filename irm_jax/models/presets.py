@@ -5,11 +5,13 @@ No jax here: the input pipeline and the checks of a configuration read image siz
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from irm_jax.models.config import IRMConfig, ModelConfigError, as_options, token_grid, upgraded
+from irm_jax.models import encoders
+from irm_jax.models.config import ENCODER_KEYS, IRMConfig, ModelConfigError, as_options, upgraded
 
 PRESETS: dict[str, dict[str, Any]] = {
     # From scratch in minutes on two cores: a conv stem, narrow and shallow.
@@ -40,10 +42,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **changes: Any) -> IRMConfig:
-    """The named sizes with `changes` on top. Raises ModelConfigError for an unknown preset."""
+    """The named sizes with `changes` on top; own options of the image encoder that are not given get their values.
+
+    Raises ModelConfigError for an unknown preset or image encoder, and for one that does not serve the preset.
+    """
     if name not in PRESETS:
         raise ModelConfigError(f"unknown model preset {name!r}; the presets are {', '.join(PRESETS)}")
-    return IRMConfig(**{**PRESETS[name], **changes})
+    found = IRMConfig(**{**PRESETS[name], **changes})
+    encoder = encoders.image_encoder(found.image_encoder)
+    options = encoder.resolve(name, dict(found.image_encoder_options))
+    return dataclasses.replace(found, image_encoder_options=options)
 
 
 def from_options(options: Mapping[str, Any], *, vocab_size: int = 1, num_identities: int = 1) -> IRMConfig:
@@ -63,8 +71,15 @@ def from_options(options: Mapping[str, Any], *, vocab_size: int = 1, num_identit
     ):
         changes[key] = math.ceil(max(count, 1) / multiple) * multiple
     found = preset(options["preset"], **changes)
-    token_grid(found.image_size, found.patch, found.stride, found.stem)
-    token_grid(found.instruction_image_size, found.template_patch, found.template_patch, found.template_stem)
+    encoder = encoders.image_encoder(found.image_encoder)
+    if unread := [key for key in ENCODER_KEYS if key in changes and key not in encoder.model_keys]:
+        raise ModelConfigError(
+            f"the image encoder {found.image_encoder!r} does not read {', '.join(unread)}; leave them unset (None)"
+        )
+    grids = {"image_size": encoder.tokens(found).grid, "instruction_image_size": found.template_grid}
+    for key, grid in grids.items():
+        if min(grid) < 1:
+            raise ModelConfigError(f"{key} = {getattr(found, key)} gives a grid of {grid} tokens; choose a larger one")
     for key in ("image_heads", "text_heads", "template_heads"):
         if found.width % getattr(found, key):
             raise ModelConfigError(f"width {found.width} is not divisible by {key} = {getattr(found, key)}")

@@ -1,8 +1,8 @@
 """Transformer blocks shared by all encoders: attention, MLP, pre-norm (ViT) and post-norm (BERT) blocks, and stacks.
 
-Arrays are [B, N, D]: rows, tokens, width. Attention runs in the layout [B, H, N, d], which is the faster one on CPU
-(batched products at twice the rate of [B, N, H, d]) and equal on accelerators. Parameters are float32; `dtype` is the
-type of the computation.
+Arrays are [B, N, D]: rows, tokens, width. Attention runs in the layout [B, H, N, d], in which a CPU computes batched
+products at twice the rate of [B, N, H, d]; accelerators do not differ. Parameters are float32; `dtype` is the dtype of
+the computation.
 """
 
 from __future__ import annotations
@@ -10,33 +10,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Bool, Float
 
 from irm_jax.models import dense, plain_forms
+from irm_jax.models.config import IRMConfig
 from irm_jax.parallel.mesh import constrain_first_axis
 
-Array = jax.Array
+if TYPE_CHECKING:
+    Leaf = jax.Array
+else:
+    Leaf = Any
+"""A field of a tree of arrays. Under `jax.eval_shape`, and in a tree of layouts, it holds a shape or a sharding."""
 _KEPT = {
     "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 EMBEDDING_INIT = nn.initializers.truncated_normal(stddev=0.02)
 INIT = nn.initializers.xavier_uniform()
-"""Of dense layers, as in the original ViT: 0.02 everywhere starves narrow models of signal, and they collapse."""
+"""For dense layers, as in the original ViT: a deviation of 0.02 everywhere lets narrow models collapse."""
 
 
 def at_least_f32(dtype: Any) -> Any:
-    """The type for sums and statistics: f64 stays, everything else is f32."""
+    """The dtype of sums and statistics: float64 for float64, else float32."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """Sizes and options of one block. `norm_first`: pre-norm (ViT) if True, post-norm (BERT) if False."""
+    """Sizes and options of a block. `norm_first`: pre-norm (ViT) if True, post-norm (BERT) if False."""
 
     width: int
     heads: int
@@ -51,11 +57,27 @@ class BlockConfig:
             raise ValueError(f"model width {self.width} is not divisible by {self.heads} attention heads")
 
     def layer_norm(self, name: str) -> nn.LayerNorm:
+        """A LayerNorm with the block's epsilon and dtype."""
         return nn.LayerNorm(epsilon=self.layer_norm_eps, dtype=self.dtype, name=name)
 
 
+def image_block(config: IRMConfig, heads: int) -> BlockConfig:
+    """Blocks of an image stream, as a ViT has them: pre-norm with epsilon 1e-6, no dropout."""
+    return BlockConfig(
+        config.width, heads, config.mlp_ratio, layer_norm_eps=1e-6, norm_first=True, dtype=jnp.dtype(config.dtype)
+    )
+
+
+def text_block(config: IRMConfig) -> BlockConfig:
+    """Blocks of a sentence, as BERT has them: post-norm with epsilon 1e-12, with dropout."""
+    return BlockConfig(
+        config.width, config.text_heads, config.mlp_ratio, layer_norm_eps=1e-12, norm_first=False,
+        dropout=config.text_dropout, dtype=jnp.dtype(config.dtype),
+    )  # fmt: skip
+
+
 def _qkv_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """`INIT` of q, k and v each on its own -> [D, 3, H, d]."""
+    """Applies `INIT` to query, key and value separately -> [D, 3, H, d]."""
     width = shape[0]
     parts = [INIT(k, (width, width), dtype) for k in jax.random.split(key, shape[1])]
     return jnp.stack(parts, axis=1).reshape(shape)
@@ -64,7 +86,7 @@ def _qkv_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> A
 def gelu(x: Array) -> Array:
     """Exact GELU, x * (1 + erf(x / sqrt 2)) / 2, as PyTorch computes it.
 
-    `jax.nn.gelu` goes through erfc, for the relative error of values below 1e-7; on a CPU that takes twice the time.
+    `jax.nn.gelu` uses erfc, for the relative error of values below 1e-7; on a CPU that takes twice the time.
     """
     return x * (0.5 * (1.0 + jax.lax.erf(x * jnp.asarray(2.0**-0.5, x.dtype))))
 
@@ -74,17 +96,19 @@ def _dense(features: int | tuple[int, ...], dtype: Any, name: str, **options: An
 
 
 class QueryKeyValue(nn.Module):
-    """The projections of attention: x [B, N, D] -> query [B, H, Q, d] of the first Q = `queries` tokens (all if None),
-    key and value [B, H, N, d].
+    """Projects tokens to query, key and value, with one kernel [D, 3, H, d] but three products.
 
-    One kernel [D, 3, H, d], but three products: split after one product, the backward pass pads and adds three copies
-    (1.6 to 2.2 times the time of an attention layer's gradient on a CPU), and queries that nobody reads are computed.
+    After one product that is split, the backward pass pads and adds three copies (an attention layer's gradient takes
+    1.6 to 2.2 times as long on a CPU), and queries that are not read are computed.
     """
 
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: Array, queries: int | None) -> tuple[Array, Array, Array]:
+    def __call__(
+        self, x: Float[Array, "B N D"], queries: int | None
+    ) -> tuple[Float[Array, "B H Q d"], Float[Array, "B H N d"], Float[Array, "B H N d"]]:
+        """Returns the query of the first Q = `queries` tokens (all if None), and key and value of all tokens."""
         c = self.config
         head_width = c.width // c.heads
         kernel = self.param("kernel", _qkv_init, (c.width, 3, c.heads, head_width), jnp.float32)
@@ -99,8 +123,8 @@ class QueryKeyValue(nn.Module):
         return project(x[:, :queries], 0), project(x, 1), project(x, 2)
 
 
-def softmax(scores: Array) -> Array:
-    """Attention weights of scores [..., N], at least f32."""
+def softmax(scores: Float[Array, "*S N"]) -> Float[Array, "*S N"]:
+    """Attention weights, in at least float32."""
     return jax.nn.softmax(scores.astype(at_least_f32(scores.dtype)), axis=-1)
 
 
@@ -116,13 +140,13 @@ def _attend_on_cpu(scores: Array, value: Array) -> Array:
 
 
 @jax.custom_vjp
-def attend(scores: Array, value: Array) -> Array:
-    """softmax(scores) @ value, for scores [B, H, Q, N] and value [B, H, N, d] of one type -> [B, H, Q, d].
+def attend(scores: Float[Array, "B H Q N"], value: Float[Array, "B H N d"]) -> Float[Array, "B H Q d"]:
+    """Computes softmax(scores) @ value, both of one dtype.
 
     On a CPU the division by the sum comes after the product, as in flash attention: XLA then makes one pass of scores,
-    exponentials and product, and a ViT-B/16 embeds faster ("jax, plain" of benchmarks/torch_speed.py is without it).
-    Elsewhere the plain form stays, and the gradient is its everywhere: compiled for TPUs, flash attention's way
-    moved more memory, as an array [Q, d] of a head is no smaller than one [Q, N].
+    exponentials and product, and a ViT-B/16 embeds faster ("jax, plain" in benchmarks/torch_speed.py is without it).
+    Other platforms compute the plain form, whose gradient is used everywhere. Compiled for TPUs, flash attention's
+    order moved more memory, since a head's array [Q, d] is not smaller than [Q, N] here.
     """
     return jax.lax.platform_dependent(scores, value, cpu=_attend_on_cpu, default=_attend)
 
@@ -137,37 +161,43 @@ def _attend_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array,
 attend.defvjp(lambda scores, value: (attend(scores, value), (scores, value)), _attend_backward)
 
 
-def attention_scores(query: Array, key: Array, mask: Array | None = None) -> Array:
-    """query [B, H, Q, d] (scaled), key [B, H, N, d], mask bool[B, N] (True = may be attended to) -> [B, H, Q, N].
+def attention_scores(
+    query: Float[Array, "B H Q d"], key: Float[Array, "B H N d"], mask: Bool[Array, "B N"] | None = None
+) -> Float[Array, "B H Q N"]:
+    """Scores of scaled queries; keys whose `mask` is False are not attended to.
 
-    Products of bfloat16 are added in float32 and rounded to bfloat16, as torch's autocast has it: they are the largest
-    arrays of a block, and half as wide they take a tenth off what a step at paper scale reads and writes.
+    Products of bfloat16 are added in float32 and rounded to bfloat16, as under torch's autocast. They are the largest
+    arrays of a block: half as wide, they take a tenth off the memory traffic of a step at paper scale.
     """
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key)
     return scores if mask is None else jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
 
 
-def mix(scores: Array, value: Array, dropout: nn.Dropout, *, deterministic: bool) -> Array:
-    """Scores [B, H, Q, N], value [B, H, N, d] -> [B, Q, H, d]: values by weight, with dropout of weights."""
+def mix(
+    scores: Float[Array, "B H Q N"], value: Float[Array, "B H N d"], dropout: nn.Dropout, *, deterministic: bool
+) -> Float[Array, "B Q H d"]:
+    """Averages values by attention weights, with dropout of weights."""
     if dropout.rate and not deterministic:
         mixed = _attend(scores, value, partial(dropout, deterministic=False))
     else:
-        mixed = (_attend if plain_forms.asked() else attend)(scores, value)
+        mixed = (_attend if plain_forms.active() else attend)(scores, value)
     return jnp.swapaxes(mixed, 1, 2)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with bias on q, k, v and output.
+    """Multi-head self-attention with biases on query, key, value and output.
 
-    x [B, N, D], mask bool[B, N] (True = may be attended to) or None -> [B, Q, D] for the first Q = `queries` tokens
-    (all if None). Sows `attention` f32[B, H, Q, N] into `intermediates` when that collection is mutable.
-    Matches timm `Attention` and Hugging Face `BertSelfAttention` (kernels reshaped to [D, 3, H, d] and [H, d, D]).
+    Sows `attention` f32[B, H, Q, N] into `intermediates` when that collection is mutable. Matches timm's `Attention`
+    and Hugging Face's `BertSelfAttention` (kernels reshaped to [D, 3, H, d] and [H, d, D]).
     """
 
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, *, queries: int | None, deterministic: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, "B N D"], mask: Bool[Array, "B N"] | None, *, queries: int | None, deterministic: bool
+    ) -> Float[Array, "B Q D"]:
+        """Computes the first Q = `queries` tokens (all if None); those whose `mask` is False are not attended to."""
         c = self.config
         query, key, value = QueryKeyValue(c, name="query_key_value")(x, queries)
         query = query * jnp.asarray((c.width // c.heads) ** -0.5, c.dtype)
@@ -179,15 +209,17 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of x [B, N, D] to context [B, K, E], every token of it -> [B, N, D].
+    """Multi-head attention to every token of a context.
 
-    Matches Hugging Face `BertAttention` with `is_cross_attention` (kernels reshaped to [D, H, d] and [H, d, D]).
+    Matches Hugging Face's `BertAttention` with `is_cross_attention` (kernels reshaped to [D, H, d] and [H, d, D]).
     """
 
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: Array, context: Array, *, deterministic: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, "B N D"], context: Float[Array, "B K E"], *, deterministic: bool
+    ) -> Float[Array, "B N D"]:
         c = self.config
         head_width = c.width // c.heads
 
@@ -202,12 +234,12 @@ class CrossAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with exact (erf) GELU: [B, N, D] -> [B, N, D]."""
+    """Two dense layers with exact GELU between them."""
 
     config: BlockConfig
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         c = self.config
         hidden = _dense(int(c.width * c.mlp_ratio), c.dtype, "expand")(x)
         hidden = gelu(constrain_first_axis(hidden))
@@ -215,17 +247,16 @@ class Mlp(nn.Module):
 
 
 def with_remat(block: type[nn.Module], remat: str, **options: Any) -> type[nn.Module]:
-    """The block under one of `config.REMAT`. Raises KeyError for another name."""
+    """The block with `remat`, one of `models.config.REMAT`. Raises KeyError for another name."""
     return block if remat == "none" else nn.remat(block, policy=_KEPT[remat], **options)
 
 
 class Block(nn.Module):
     """One transformer block, pre-norm or post-norm, with stochastic depth.
 
-    x [B, N, D], mask bool[B, N] or None, drop_path f32[] -> [B, Q, D] (Q = `queries` or N). With `queries` the other
-    tokens are still keys, but are not computed further: in a last block only the tokens that are read are paid for.
-    With a `context` [B, K, E] (of another modality, none of it masked) a layer of cross-attention follows the
-    self-attention, as in ALBEF's `BertLayer` with `has_cross_attention`.
+    With `queries` only that many first tokens are computed, the others are keys alone: in a last block, only the
+    tokens that are read are paid for. With a `context` (of another modality, none of it masked) cross-attention
+    follows the self-attention, as in ALBEF's `BertLayer` with `has_cross_attention`.
     """
 
     config: BlockConfig
@@ -234,7 +265,14 @@ class Block(nn.Module):
     deterministic: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None, drop_path: Array, context: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        mask: Bool[Array, "B N"] | None,
+        drop_path: Float[Array, ""],
+        context: Float[Array, "B K E"] | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """Returns [B, Q, D] with Q = `queries` or N. `drop_path`: rate of stochastic depth."""
         c = self.config
         attention = Attention(c, name="attention")
         mlp = Mlp(c, name="mlp")
@@ -243,10 +281,7 @@ class Block(nn.Module):
         def residual(skip: Array, branch: Array) -> Array:
             branch = nn.Dropout(c.dropout)(branch, deterministic=self.deterministic)
             if self.stochastic_depth and not self.deterministic:
-                keep = 1.0 - drop_path  # f32: rounded to bf16, a draw near 1 would drop rows at rate 0 as well
-                draw = jax.random.uniform(self.make_rng("dropout"), (branch.shape[0], 1, 1))
-                kept = branch / keep.astype(branch.dtype)
-                branch = jnp.where(draw < keep, kept, jnp.zeros((), branch.dtype))
+                branch = drop_rows(branch, drop_path, self.make_rng("dropout"))
             return constrain_first_axis(skip + branch)
 
         attended = attention(
@@ -283,10 +318,8 @@ class _ScanBody(nn.Module):
 class Stack(nn.Module):
     """`depth` blocks in a row.
 
-    `drop_path` holds the stochastic-depth rate of each block. `scan_layers` keeps the blocks' parameters stacked on a
-    leading axis and compiles one block; `remat`: one of `config.REMAT`. x [B, N, D], mask bool[B, N] or None, context:
-    see `Block` -> [B, Q, D], the first Q = `queries` tokens (all if None); without a scan no others are computed in the
-    last block.
+    `drop_path`: rate of stochastic depth per block. `scan_layers` stacks the blocks' parameters on a leading axis and
+    compiles one block. `remat`: one of `models.config.REMAT`.
     """
 
     config: BlockConfig
@@ -298,13 +331,14 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Array,
-        mask: Array | None = None,
-        context: Array | None = None,
+        x: Float[Array, "B N D"],
+        mask: Bool[Array, "B N"] | None = None,
+        context: Float[Array, "B K E"] | None = None,
         *,
         queries: int | None = None,
         deterministic: bool,
-    ) -> Array:
+    ) -> Float[Array, "B Q D"]:
+        """Returns the first Q = `queries` tokens (all if None); without a scan the last block computes no others."""
         rates = self.drop_path or (0.0,) * self.depth
         if len(rates) != self.depth:
             raise ValueError(f"{len(rates)} drop-path rates for {self.depth} blocks")
@@ -321,12 +355,19 @@ class Stack(nn.Module):
             return layers(x, mask, jnp.asarray(rates, jnp.float32), context)[0][:, :queries]
         block = with_remat(Block, self.remat)
         for i, rate in enumerate(rates):
-            asked = queries if i == self.depth - 1 else None
-            layer = block(self.config, stochastic, asked, deterministic, name=f"layer_{i}")
+            own = queries if i == self.depth - 1 else None
+            layer = block(self.config, stochastic, own, deterministic, name=f"layer_{i}")
             x = layer(x, mask, jnp.float32(rate), context)
         return x
 
 
+def drop_rows(branch: Float[Array, "B N D"], rate: Float[Array, ""], key: Array) -> Float[Array, "B N D"]:
+    """Stochastic depth: sets each row to 0 with probability `rate`, and divides the others by 1 - rate."""
+    keep = 1.0 - rate  # f32: rounded to bf16, a draw near 1 would drop rows at rate 0 as well
+    draw = jax.random.uniform(key, (branch.shape[0], 1, 1))
+    return jnp.where(draw < keep, branch / keep.astype(branch.dtype), jnp.zeros((), branch.dtype))
+
+
 def linear_drop_path(rate: float, depth: int) -> tuple[float, ...]:
-    """Stochastic-depth rates rising linearly from 0 at the first block to `rate` at the last (timm's rule)."""
+    """Rates of stochastic depth per block, rising linearly from 0 at the first to `rate` at the last (timm's rule)."""
     return tuple(rate * i / max(depth - 1, 1) for i in range(depth))

@@ -107,6 +107,19 @@ def create_state(
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(jax.random.key(seed))
 
 
+def with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
+    """The state with other `params` and `batch_stats`; the momentum model starts again from the new parameters."""
+    if variables["params"] is state.params:
+        return state
+    params = variables["params"]
+    return dataclasses.replace(
+        state,
+        params=params,
+        batch_stats=variables["batch_stats"],
+        momentum_params=momentum.start(params) if state.momentum_params is not None else None,
+    )
+
+
 def abstract_state(
     model: IRM,
     optimizer: optax.GradientTransformation,

@@ -12,9 +12,10 @@ from safetensors.numpy import load, load_file, save_file
 from irm_jax import checkpoint
 from irm_jax.convert import __main__ as command
 from irm_jax.convert import conversion, folder, manifest, to_torch
-from irm_jax.convert.conversion import Options, convert
-from irm_jax.convert.rules import LAYOUTS
-from irm_jax.convert.source import ConvertError, Source
+from irm_jax.convert.conversion import Options
+from irm_jax.convert.kinds import convert
+from irm_jax.convert.source import Source
+from irm_jax.models.weight_files import LAYOUTS, ConvertError
 
 CASES = {
     "bert": (weights.bert("bert.") | weights.word_head() | {"cls.seq_relationship.bias": (2,)}, Options(heads=2)),
@@ -88,16 +89,16 @@ def test_layouts_by_hand():
     """Width 4, two heads of two: which number goes where."""
     sizes = {"width": 4, "heads": 2, "grid": (2, 1)}
     query = np.arange(16.0).reshape(4, 4)  # [out, in]
-    kernel = LAYOUTS["head_kernel"].there(query, sizes)
+    kernel = LAYOUTS["head_kernel"].read(query, sizes)
     assert kernel.shape == (4, 1, 2, 2)
     assert kernel[3, 0, 1, 0] == query[2, 3]  # out 2 is head 1's first number
     fused = np.arange(48.0).reshape(12, 4)
-    assert LAYOUTS["fused_kernel"].there(fused, sizes)[1, 2, 1, 1] == fused[8 + 3, 1]
-    assert LAYOUTS["output_kernel"].there(query, sizes)[1, 0, 3] == query[3, 2]
+    assert LAYOUTS["fused_kernel"].read(fused, sizes)[1, 2, 1, 1] == fused[8 + 3, 1]
+    assert LAYOUTS["output_kernel"].read(query, sizes)[1, 0, 3] == query[3, 2]
     patch = np.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
-    assert LAYOUTS["convolution"].there(patch, sizes)[1, 2, 0, 1] == patch[1, 0, 1, 2]
+    assert LAYOUTS["convolution"].read(patch, sizes)[1, 2, 0, 1] == patch[1, 0, 1, 2]
     positions = np.arange(3.0).reshape(1, 3, 1)
-    assert LAYOUTS["other_positions"].there(positions, sizes).tolist() == [[[[1.0]], [[2.0]]]]
+    assert LAYOUTS["other_positions"].read(positions, sizes).tolist() == [[[[1.0]], [[2.0]]]]
 
 
 def test_names_of_the_first_bert_files(tmp_path):
@@ -124,7 +125,7 @@ WRONG = {
     "no layers": ("vit", {n: s for n, s in weights.vit().items() if not n.startswith("blocks.")}, Options(heads=2),
                   r"there is no tensor blocks\.0\.mlp\.fc1\.weight"),
     "no positions": ("bert", {n: s for n, s in weights.bert().items() if "position" not in n}, Options(heads=2),
-                     r"holds no embeddings\.position_embeddings\.weight"),
+                     r"there is no tensor embeddings\.position_embeddings\.weight"),
     "a layer is missing": (
         "vit", {n: s for n, s in weights.vit(layers=3).items() if not n.startswith("blocks.1.")}, Options(heads=2),
         r"numbered \[0, 2\]",

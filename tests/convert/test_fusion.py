@@ -7,16 +7,19 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from started import warm_start
 from weights import SIZES
 
 from irm_jax import checkpoint
 from irm_jax.config import keys, load
 from irm_jax.config.check import check
 from irm_jax.convert import folder, manifest, to_torch
-from irm_jax.convert.conversion import Options, convert
-from irm_jax.convert.source import ConvertError, Source
-from irm_jax.convert.warm_start import Sources, _scanned, warm_start
+from irm_jax.convert.conversion import Options
+from irm_jax.convert.kinds import convert
+from irm_jax.convert.source import Source
+from irm_jax.convert.warm_start import Sources
 from irm_jax.errors import ConfigError
+from irm_jax.models.weight_files import ConvertError, stacked_layers
 
 CROSS = ("cross_attention", "norm_cross_attention")
 
@@ -74,12 +77,12 @@ def test_stacked_layers_of_which_a_bert_has_the_first(folders, fresh_fusion):
     leaf = before.params["fusion_encoder"]["layer_0"]["mlp"]["expand"]["bias"]
     scanned = dataclasses.replace(model, text_depth=1, fusion_depth=3, scan_layers=True)
     arrays = {f"fusion_encoder/layer_{n}/mlp/expand/bias": np.full(12, n, np.float32) for n in range(3)}
-    assert _scanned(arrays)["fusion_encoder/layers/block/mlp/expand/bias"][:, 0].tolist() == [0, 1, 2]
+    assert stacked_layers(arrays)["fusion_encoder/layers/block/mlp/expand/bias"][:, 0].tolist() == [0, 1, 2]
     from irm_jax.convert import warm_start as module
 
     _, source = folder.load(folders["bert"])
     path = "fusion_encoder/layers/block/mlp/expand/bias"
-    wanted = _scanned(module._with_text(source, scanned, "text_encoder"))
+    wanted = stacked_layers(module._with_text(source, scanned, "text_encoder"))
     tree = {"fusion_encoder": {"layers": {"block": {"mlp": {"expand": {"bias": jax.device_put(
         np.ones((3, *leaf.shape), np.float32))}}}}}}  # fmt: skip
     stacked = np.asarray(flatten_dict(module._filled(tree, {path: wanted[path]}), sep="/")[path])

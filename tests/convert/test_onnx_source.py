@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from irm_jax.convert import onnx_source
-from irm_jax.convert.source import ConvertError, Source
+from irm_jax.convert.source import Source
+from irm_jax.models.weight_files import ConvertError
 
 onnx = pytest.importorskip("onnx", reason="needs pip install onnx (the extra `convert`)")
 

@@ -6,16 +6,20 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from started import warm_start
 from weights import SIZES
 
 from irm_jax import checkpoint, run
 from irm_jax.config import keys, load
 from irm_jax.config.check import check
-from irm_jax.convert import folder, manifest, positions, to_torch
-from irm_jax.convert.conversion import Options, convert
-from irm_jax.convert.source import ConvertError, Source
-from irm_jax.convert.warm_start import Sources, _filled, _scanned, warm_start
+from irm_jax.convert import folder, manifest, to_torch
+from irm_jax.convert.conversion import Options
+from irm_jax.convert.kinds import convert
+from irm_jax.convert.source import Source
+from irm_jax.convert.warm_start import Sources, _filled
 from irm_jax.errors import ConfigError
+from irm_jax.models.encoders import positions
+from irm_jax.models.weight_files import ConvertError, stacked_layers
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.training import state
 
@@ -81,7 +85,7 @@ def test_a_whole_released_model(folders, fresh):
 def test_scanned_layers_are_stacked():
     arrays = {f"a/blocks/layer_{i}/kernel": np.full(2, i) for i in range(11)}
     arrays |= {"editing_transformer/blocks/layer_0/kernel": np.ones(2), "a/norm": np.ones(1)}
-    found = _scanned(arrays)
+    found = stacked_layers(arrays)
     assert found["a/blocks/layers/block/kernel"].tolist() == [[i, i] for i in range(11)]
     assert set(found) == {"a/blocks/layers/block/kernel", "editing_transformer/blocks/layer_0/kernel", "a/norm"}
 
@@ -178,7 +182,7 @@ def test_words_must_be_the_same_ones(folders):
     found = {**manifest.read(folders["bert"]), "vocabulary": manifest.fingerprint(["a", "b"])}
     found["towers"]["text_encoder"]["vocab_size"] = 2
     assert list(manifest._other_words(found, "X", ["a", "b"], "Y")) == []
-    assert "others than those of config.data.vocab = 'Y': set config.data.vocab=X" in next(
+    assert "its words differ from config.data.vocab = 'Y': set config.data.vocab=X" in next(
         manifest._other_words(found, "X", ["b", "a"], "Y")
     )
 

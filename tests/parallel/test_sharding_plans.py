@@ -25,7 +25,8 @@ from irm_jax.compile.traffic import count_traffic
 from irm_jax.config import load
 from irm_jax.losses.identity import identity_loss
 from irm_jax.models import transformer
-from irm_jax.models.encoders.vit import ImageEncoder
+from irm_jax.models.encoders.vit import ViT
+from irm_jax.models.encoders.vit_module import ViTModule
 from irm_jax.models.irm import IRM
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import rules
@@ -117,7 +118,8 @@ def test_all_people_of_the_benchmark_fit_into_sharded_heads(micro_config):
 def test_fsdp_moves_parameters_and_no_activations(scan):
     """The patch embedding, split over its outputs, must not pass this layout on: blocks would keep it and move rows."""
     mesh = mesh_of(1, 8, 1)
-    encoder = ImageEncoder(
+    ViT.add_layouts()
+    encoder = ViTModule(
         transformer.BlockConfig(width=128, heads=4), 2, (64, 32), 16, 16, part_tokens=0, scan_layers=scan
     )
     images = jax.ShapeDtypeStruct((128, 64, 32, 3), jnp.uint8, sharding=NamedSharding(mesh, P(mesh_lib.ROWS)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from irm_jax.convert import conversion, folder
+from irm_jax.convert import conversion, folder, kinds
 from irm_jax.convert.source import Source
 
 
@@ -33,7 +33,7 @@ def converted(tmp_path: Path) -> Callable[..., Any]:
         file = tmp_path / "weights.safetensors"
         save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, file)
         source = Source(file)
-        found = conversion.convert(kind, source, conversion.Options(**options))
+        found = kinds.convert(kind, source, conversion.Options(**options))
         assert not [name for name, why in found.left if why.endswith(conversion.UNKNOWN)]
         folder.save(found, source, tmp_path / "converted")
         return folder.load(tmp_path / "converted")

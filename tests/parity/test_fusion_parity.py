@@ -14,12 +14,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from parity import check, scramble, torch, tower
 
 from irm_jax.convert.warm_start import Sources, warm_start
-from irm_jax.losses.instruction_similarity import init_mean
 from irm_jax.models import presets, transformer
-from irm_jax.models.encoders.vit import IMAGENET_MEAN, IMAGENET_STD
+from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD
 from irm_jax.models.irm import IRM, image_tokens, initialise
-from irm_jax.training.momentum import averaged_part
-from irm_jax.training.state import TrainState
 
 timm_vit = pytest.importorskip("timm.models.vision_transformer")
 transformers = pytest.importorskip("transformers")
@@ -100,13 +97,8 @@ def test_heads_and_projections_from_pictures_and_words_on(pair, tmp_path):
     model = IRM(CONFIG)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones((1, 12), jnp.int32), method=initialise))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    params = zeros["params"]
-    state = TrainState(
-        jnp.zeros((), jnp.int32), params, zeros["batch_stats"], init_mean(2, 24), (), averaged_part(params)
-    )
     source = str(tmp_path / "converted")
-    started = warm_start(state, CONFIG, Sources(image_encoder=source, text_encoder=source))
-    variables = {"params": started.params, "batch_stats": zeros["batch_stats"]}
+    variables = warm_start(zeros, CONFIG, Sources(image_encoder=source, text_encoder=source))
 
     tokens = sentences()
     pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 32, 32, 3), dtype=np.uint8)
@@ -138,7 +130,7 @@ def test_heads_and_projections_from_pictures_and_words_on(pair, tmp_path):
     check("head of replaced words", fused.replaced[0], replaced)
     for one, other in zip(projections, projected, strict=True):
         check("projections of images and captions", one, other)
-    assert float(started.params["temperature"]) == theirs.temp.item()
+    assert float(variables["params"]["temperature"]) == theirs.temp.item()
 
 
 def test_a_plain_bert_with_its_head(converted):

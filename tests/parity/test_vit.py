@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import check, scramble, torch, tower
+from flax.traverse_util import unflatten_dict
+from parity import check, scramble, torch
 
-from irm_jax.convert import positions
-from irm_jax.convert.warm_start import _tower
-from irm_jax.models import presets
-from irm_jax.models.encoders.vit import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder
+from irm_jax.models.encoders import positions
+from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD
+from irm_jax.models.encoders.vit import ViT
+from irm_jax.models.encoders.vit_module import ViTModule
 from irm_jax.models.transformer import BlockConfig
 
 SIZE, PATCH = (32, 32), 8
@@ -23,14 +24,15 @@ def pixels(size=SIZE):
 
 def features(params, depth, heads, width, *, size=SIZE, patch=PATCH, parts=0):
     block = BlockConfig(width=width, heads=heads)
-    encoder = ImageEncoder(block, depth, size, patch, patch, part_tokens=parts)
+    encoder = ViTModule(block, depth, size, patch, patch, part_tokens=parts)
     return encoder.apply({"params": params}, pixels(size)[0], train=False)
 
 
-def started(arrays, model=None):
-    """The tower as a model starts from it: layer scale multiplied in."""
-    model = model or presets.preset("small")
-    return tower(_tower(arrays, "image_encoder", "image_encoder", model), "image_encoder")
+def started(arrays):
+    """The tower as a model of the same grid starts from it: layer scale multiplied in."""
+    own = {path.removeprefix("image_encoder/"): array for path, array in arrays.items()}
+    fitted = ViT.weights.fitted(own, own["grid_positions"].shape[1:3], "")
+    return unflatten_dict(fitted, sep="/")
 
 
 @pytest.mark.parametrize("layer_scale", [None, 0.5])

@@ -14,6 +14,7 @@ from irm_jax.evaluation.ranking.trials import taken
 from irm_jax.evaluation.report.results import RankedImage, RankList, Rollout, Section
 from irm_jax.evaluation.report.rollout import attention_rollout, caption_rollout
 from irm_jax.evaluation.test_sets import EvaluationSet, SplitData
+from irm_jax.models import encoders
 
 
 def sections_of(
@@ -76,9 +77,9 @@ def _picture(split: SplitData, record: int) -> bytes:
 
 
 def _rollouts(embedder: EmbeddingModel, test: EvaluationSet, queries: Sequence[int]) -> list[Rollout]:
-    if not queries:
-        return []
     config, model, variables = embedder.model.config, embedder.model, embedder.variables
+    if not queries or not encoders.image_encoder(config.image_encoder).sows_attention:
+        return []
     pictures = [decode(_picture(test.query, q)) for q in queries]
     images = np.stack([resize(picture, config.image_size) for picture in pictures])
     instructions = [test.query.asks[test.query.own[q]] for q in queries]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from irm_jax.models.config import token_grid
+from irm_jax.models import encoders
 from irm_jax.models.instruction_encoder import PAD
 from irm_jax.models.irm import IRM
 from irm_jax.parallel import mesh as mesh_lib
@@ -50,18 +50,17 @@ def attention_rollout(
     image_encoder = _joined(_layers(layers["image_encoder"], config.image_depth))
     instruction_encoder = _joined(_layers(layers[name], depth))
     person_stream, guided_stream = _streams(layers["editing_transformer"], config.editing_depth)
-    special = 1 + config.part_tokens
+    special = 1 + encoders.token_layout(config).parts
     patch_weights = _joined(guided_stream)[:, 0, 1:]  # [B, N], of each encoded patch
     image = np.einsum("bn,bnm->bm", patch_weights, image_encoder[:, special:, special:])
-    image = image.reshape(-1, *_image_grid(model))
+    image = image.reshape(-1, *encoders.token_layout(config).grid)
     instruction_weights = _joined(person_stream)[:, 0]  # [B, 1+M]; the first token is the image's [CLS]
     # Either may be padded further than the other, and a sentence's last token may be unread.
     shared = min(instruction_weights.shape[1], instruction_encoder.shape[1])
     instruction = np.einsum("bn,bnm->bm", instruction_weights[:, 1:shared], instruction_encoder[:, 1:shared])
     if is_sentence:
         return RolloutMaps(image, instruction * (np.asarray(tokens) != PAD))
-    side = token_grid(config.instruction_image_size, config.template_patch, config.template_patch, config.template_stem)
-    return RolloutMaps(image, instruction[:, 1:].reshape(-1, *side))
+    return RolloutMaps(image, instruction[:, 1:].reshape(-1, *config.template_grid))
 
 
 def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray, tokens: np.ndarray) -> RolloutMaps:
@@ -72,14 +71,10 @@ def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray
     config = model.config
     # Uses the program of the other tasks' sentences: compiling one without editing blocks would take longer.
     layers = _attention(model, variables, images, tokens, is_sentence=True)
-    image = _joined(_layers(layers["image_encoder"], config.image_depth))[:, 0, 1 + config.part_tokens :]
+    tokens_of_image = encoders.token_layout(config)
+    image = _joined(_layers(layers["image_encoder"], config.image_depth))[:, 0, 1 + tokens_of_image.parts :]
     words = _joined(_layers(layers["text_encoder"], config.text_depth))[:, 0]
-    return RolloutMaps(image.reshape(-1, *_image_grid(model)), words * (np.asarray(tokens) != PAD))
-
-
-def _image_grid(model: IRM) -> tuple[int, int]:
-    config = model.config
-    return token_grid(config.image_size, config.patch, config.stride, config.stem)
+    return RolloutMaps(image.reshape(-1, *tokens_of_image.grid), words * (np.asarray(tokens) != PAD))
 
 
 def _attention(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from jaxtyping import Float, Float64
 
 METHODS = ("bilinear", "bicubic", "bicubic_antialias")
 """`bilinear`: PASS. `bicubic`: ALBEF, Hugging Face's ViT. `bicubic_antialias`: timm (differs where a grid shrinks)."""
 
 
-def resize(grid: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
-    """f32[1, h, w, D] -> f32[1, *size, D], equal to torch.nn.functional.interpolate(..., align_corners=False).
+def resize(
+    grid: Float[np.ndarray, "1 h w D"], size: tuple[int, int], method: str
+) -> Float[np.ndarray, "1 rows columns D"]:
+    """Resizes a grid as torch.nn.functional.interpolate(..., align_corners=False) does.
 
     `bilinear` and `bicubic` are torch's with antialias=False (cubic constant -0.75, samples beyond the border repeat
     it); `bicubic_antialias` with antialias=True (constant -0.5, the kernel widens as the grid shrinks). Computed in
-    f64. A grid of that size comes back unchanged, bit by bit. Raises ValueError for another method.
+    float64. A grid of the same size is returned as it is. Raises ValueError for another method.
     """
     if method not in METHODS:
         raise ValueError(f"unknown resize method {method!r}; the methods are {', '.join(METHODS)}")
@@ -25,8 +28,8 @@ def resize(grid: np.ndarray, size: tuple[int, int], method: str) -> np.ndarray:
     return np.einsum("rh,cw,bhwd->brcd", rows, columns, grid.astype(np.float64), optimize=True).astype(grid.dtype)
 
 
-def weights(old: int, new: int, method: str) -> np.ndarray:
-    """f64[new, old]: how much of each old sample is in each new one; rows sum to 1."""
+def weights(old: int, new: int, method: str) -> Float64[np.ndarray, "{new} {old}"]:
+    """The share of each old sample in each new one; rows sum to 1."""
     scale = old / new
     centre = (np.arange(new) + 0.5) * scale - 0.5
     found = np.zeros((new, old))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from irm_jax.convert import positions
+from irm_jax.models.encoders import positions
 
 sizes = st.integers(1, 30)
 

@@ -1,0 +1,107 @@
+"""Vision transformers: the person image encoder in PASS's layout, and the plain one that reads instruction images."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, UInt8
+
+from irm_jax.models import transformer
+from irm_jax.models.config import token_grid
+from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, normalize
+
+
+class PatchEmbedding(nn.Module):
+    """The stem: one strided convolution (`patch`), or a small convolutional network (`conv`).
+
+    The conv stem folds squares of stride/4 pixels into channels and halves the map twice with 3x3 convolutions, two
+    per size, until one position is one token of `stride` pixels. Thin convolutions at full size would cost five times
+    as much on a CPU. Trained from scratch for minutes, a model with a plain patch stem learns nothing, with this one it
+    does.
+    """
+
+    width: int
+    patch: int
+    stride: int
+    stem: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+        if self.stem == "patch":
+            conv = nn.Conv(
+                self.width,
+                (self.patch,) * 2,
+                (self.stride,) * 2,
+                padding="VALID",
+                dtype=self.dtype,
+                kernel_init=transformer.INIT,
+                name="projection",
+            )
+            x = conv(x)
+        elif self.stem == "conv":
+            x = space_to_depth(x, self.stride // 4)
+            for i, (width, step) in enumerate(
+                ((self.width // 2, 2), (self.width // 2, 1), (self.width, 2), (self.width, 1))
+            ):
+                if i:
+                    x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{i}")(x)
+                    x = transformer.gelu(x)
+                x = nn.Conv(width, (3, 3), (step, step), padding="SAME", dtype=self.dtype, name=f"conv_{i}")(x)
+        else:
+            raise ValueError(f"unknown stem {self.stem!r}; the stems are 'patch' and 'conv'")
+        return x.reshape(x.shape[0], -1, self.width)
+
+
+def space_to_depth(x: Float[Array, "B H W C"], side: int) -> Float[Array, "B h w c"]:
+    """Folds squares of side x side pixels into channels: [B, H/side, W/side, side*side*C]."""
+    rows, height, width, channels = x.shape
+    x = x.reshape(rows, height // side, side, width // side, side, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(rows, height // side, width // side, side * side * channels)
+
+
+class ViTModule(nn.Module):
+    """A ViT over [cls, part tokens, patches]; each special token has its own position, patches have grid positions.
+
+    `part_tokens=3` is the layout of PASS's ViT, the person image encoder; 0 that of timm's `VisionTransformer`, the
+    encoder of instruction images. With `class_only` the last block is computed for `cls` alone, and the output's
+    `parts` and `patches` are empty.
+    """
+
+    block: transformer.BlockConfig
+    depth: int
+    image_size: tuple[int, int]
+    patch: int
+    stride: int
+    stem: str = "patch"
+    part_tokens: int = 3
+    drop_path: float = 0.0
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    scan_layers: bool = False
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self, image: UInt8[Array, "B H W 3"], *, train: bool, class_only: bool = False
+    ) -> ImageFeatures:  # fmt: skip
+        width, dtype = self.block.width, self.block.dtype
+        if image.shape[1:] != (*self.image_size, 3):
+            raise ValueError(f"image encoder built for {self.image_size} images got an array of shape {image.shape}")
+        embed = PatchEmbedding(width, self.patch, self.stride, self.stem, dtype, name="patch_embedding")
+        patches = embed(normalize(image, self.mean, self.std, dtype))
+        grid = token_grid(self.image_size, self.patch, self.stride, self.stem)
+        special = 1 + self.part_tokens
+        tokens = self.param("special_tokens", transformer.EMBEDDING_INIT, (1, special, width))
+        token_positions = self.param("special_positions", transformer.EMBEDDING_INIT, (1, special, width))
+        positions = self.param("grid_positions", transformer.EMBEDDING_INIT, (1, *grid, width))
+        first = jnp.broadcast_to((tokens + token_positions).astype(dtype), (image.shape[0], special, width))
+        patches = patches + positions.reshape(1, -1, width).astype(dtype)
+        x = transformer.Stack(
+            self.block, self.depth, transformer.linear_drop_path(self.drop_path, self.depth),
+            scan_layers=self.scan_layers, remat=self.remat, name="blocks",
+        )(
+            jnp.concatenate([first, patches], axis=1), queries=1 if class_only else None, deterministic=not train
+        )  # fmt: skip
+        x = self.block.layer_norm("final_norm")(x)
+        return ImageFeatures(cls=x[:, 0], parts=x[:, 1:special], patches=x[:, special:])

@@ -1,0 +1,165 @@
+"""Transformer blocks: options that must not change the result, exact forms, and what bfloat16 rounds."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from irm_jax.compile import analytic_flops
+from irm_jax.models import transformer
+from irm_jax.models.config import REMAT
+from irm_jax.models.plain_forms import plain_forms
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_scan_and_remat_equal_the_plain_stack(norm_first):
+    config = transformer.BlockConfig(width=16, heads=2, norm_first=norm_first)
+    x = jax.random.normal(jax.random.key(0), (3, 5, 16))
+    mask = jnp.array([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
+    plain = transformer.Stack(config, 3)
+    params = plain.init(jax.random.key(1), x, mask, deterministic=True)["params"]
+    layers = [params[f"layer_{i}"] for i in range(3)]
+    stacked = {"layers": {"block": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}}
+
+    def loss(stack, params):
+        return jnp.sum(stack.apply({"params": params}, x, mask, deterministic=True) ** 3)
+
+    expected, gradient = jax.jit(jax.value_and_grad(lambda p: loss(plain, p)))(params)
+    for stack in (
+        *(transformer.Stack(config, 3, remat=remat) for remat in ("minimal", "full")),
+        *(transformer.Stack(config, 3, scan_layers=True, remat=remat) for remat in REMAT),
+    ):
+        own = stacked if stack.scan_layers else params
+        value, found = jax.jit(jax.value_and_grad(lambda p, s=stack: loss(s, p)))(own)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        if stack.scan_layers:
+            found = {f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], found["layers"]["block"]) for i in range(3)}
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), found, gradient)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_the_first_tokens_alone_are_the_same(scan_layers):
+    stack = transformer.Stack(transformer.BlockConfig(width=16, heads=2), 2, scan_layers=scan_layers)
+    x = jax.random.normal(jax.random.key(0), (3, 5, 16))
+    variables = stack.init(jax.random.key(1), x, deterministic=True)
+    first = stack.apply(variables, x, queries=2, deterministic=True)
+    np.testing.assert_allclose(first, stack.apply(variables, x, deterministic=True)[:, :2], rtol=1e-5)
+
+
+def test_queries_keys_and_values_are_one_product_cut_in_three():
+    config = transformer.BlockConfig(width=16, heads=2)
+    layer = transformer.QueryKeyValue(config)
+    x = jax.random.normal(jax.random.key(0), (3, 5, 16))
+    params = layer.init(jax.random.key(1), x, None)["params"]
+    params = {"kernel": params["kernel"], "bias": jax.random.normal(jax.random.key(2), (3, 2, 8))}
+    whole = jnp.einsum("bnd,dkhe->kbhne", x, params["kernel"]) + params["bias"][:, None, :, None]
+    query, key, value = layer.apply({"params": params}, x, 2)
+    assert query.shape == (3, 2, 2, 8)
+    for found, expected in zip((query, key, value), (whole[0, :, :, :2], whole[1], whole[2]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-6, 6, 25, dtype=np.float32)
+    exact = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.tolist()]
+    np.testing.assert_allclose(transformer.gelu(jnp.asarray(x)), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_drop_path_drops_whole_rows_and_keeps_the_mean():
+    config = transformer.BlockConfig(width=8, heads=2)
+    stack = transformer.Stack(config, 1, drop_path=(0.5,))
+    x = jax.random.normal(jax.random.key(0), (400, 3, 8))
+    variables = stack.init(jax.random.key(1), x, deterministic=True)
+    quiet = stack.apply(variables, x, deterministic=True)
+    noisy = stack.apply(variables, x, deterministic=False, rngs={"dropout": jax.random.key(2)})
+    untouched = np.isclose(np.asarray(noisy), np.asarray(x)).all(axis=(1, 2)).mean()
+    assert 0.15 < untouched < 0.35  # both branches dropped: 1/4
+    assert not np.allclose(noisy, quiet)
+
+
+def test_a_drop_path_of_nothing_drops_nothing_in_bfloat16():
+    """A draw of .9990 is 1.0 in bfloat16, which is not below 1."""
+    config = transformer.BlockConfig(width=4, heads=2, dtype=jnp.bfloat16)
+    block = transformer.Block(config, stochastic_depth=True, deterministic=False)
+    x = jax.random.normal(jax.random.key(0), (8000, 2, 4), jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):  # flax's norms promote bf16 with f32
+        noisy, variables = block.init_with_output(jax.random.key(1), x, None, jnp.float32(0.0))
+        quiet = block.clone(deterministic=True).apply(variables, x, None, jnp.float32(0.0))
+    np.testing.assert_array_equal(np.asarray(noisy, np.float32), np.asarray(quiet, np.float32))
+
+
+def test_scores_of_bfloat16_are_rounded_once():
+    query, key = (jax.random.normal(jax.random.key(n), (2, 3, 5, 16), jnp.bfloat16) for n in (0, 1))
+    exact = np.einsum("bhqd,bhkd->bhqk", *(np.asarray(x, np.float64) for x in (query, key)))
+    found = transformer.attention_scores(query, key)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(found, np.float32), exact.astype(jnp.bfloat16).astype(np.float32))
+    single = transformer.attention_scores(query.astype(jnp.float32), key.astype(jnp.float32))
+    np.testing.assert_allclose(single, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_attention_mixes_values_by_the_softmax_of_scores():
+    draw = np.random.default_rng(0)
+    scores, value, weight = (draw.normal(size=shape) * 3 for shape in ((2, 3, 4, 5), (2, 3, 5, 6), (2, 3, 4, 6)))
+    scores[0, :, :, 2:] = np.finfo(np.float32).min  # padding
+    scores[1, 0, 0] = np.finfo(np.float32).min  # nothing may be attended to: the mean
+
+    def softmax_product(scores, value):
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return np.einsum("bhqk,bhkd->bhqd", weights / weights.sum(-1, keepdims=True), value)
+
+    expected = softmax_product(scores, value)
+    np.testing.assert_allclose(expected[1, 0, 0], value[1, 0].mean(0))
+    with jax.enable_x64(True):
+        arrays = jnp.asarray(scores), jnp.asarray(value)
+        np.testing.assert_allclose(transformer.attend(*arrays), expected, rtol=1e-12)
+        gradients = jax.grad(lambda *x: (weight * transformer.attend(*x)).sum(), argnums=(0, 1))(*arrays)
+    for _ in range(3):
+        way = [draw.normal(size=x.shape) * 1e-5 for x in (scores, value)]
+        way[0][scores < -1e30] = 0.0
+        ends = [(weight * softmax_product(scores + s * way[0], value + s * way[1])).sum() for s in (1, -1)]
+        slope = 2 * sum((np.asarray(g) * w).sum() for g, w in zip(gradients, way, strict=True))
+        np.testing.assert_allclose(slope, ends[0] - ends[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("platform", "after"), [("cpu", True), ("tpu", False), ("cuda", False)])
+def test_attention_divides_after_the_product_on_a_cpu_only(platform, after):
+    arrays = jnp.zeros((1, 2, 4, 5)), jnp.zeros((1, 2, 5, 3))
+    program = jax.jit(transformer.attend).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+    assert (program.rindex("stablehlo.divide") > program.rindex("stablehlo.dot_general")) is after
+
+
+def test_plain_forms_ask_for_no_platform():
+    """What exporters to other formats can follow; it computes the same."""
+    block = transformer.Block(transformer.BlockConfig(width=16, heads=2))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 16))
+    expected, variables = block.init_with_output(jax.random.key(1), x, None, jnp.float32(0.0))
+
+    def apply(x):
+        return block.apply(variables, x, None, jnp.float32(0.0))
+
+    with plain_forms():
+        program = str(jax.make_jaxpr(apply)(x))
+        np.testing.assert_allclose(apply(x), expected, rtol=1e-6, atol=1e-6)
+    assert "platform_index" not in program
+    assert "custom_vjp" not in program
+    assert "platform_index" in str(jax.make_jaxpr(lambda x: apply(x))(x))  # another function: the trace of one is kept
+
+
+def test_every_product_of_a_bfloat16_block_is_one_of_bfloat16():
+    """Backward as well: a float32 cotangent would make the largest products float32's, at half the rate or less."""
+    block = transformer.Block(transformer.BlockConfig(width=16, heads=2, dtype=jnp.bfloat16))
+    x, context = (jnp.zeros((2, n, 16), jnp.bfloat16) for n in (5, 7))
+
+    def loss(params):
+        return jnp.sum(block.apply(params, x, jnp.ones((2, 5), bool), jnp.float32(0.0), context).astype(jnp.float32))
+
+    with jax.numpy_dtype_promotion("standard"):  # flax's norms promote bf16 with f32
+        params = block.init(jax.random.key(0), x, None, jnp.float32(0.0), context)
+        flops = analytic_flops.count(jax.make_jaxpr(jax.grad(loss))(params))
+    assert set(flops) == {"bf16"}
+    assert flops.total() > 0
