@@ -111,9 +111,9 @@ def test_a_fresh_start_keeps_the_old_file_aside(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "nowhere") == []
 
 
-@pytest.mark.parametrize("broken", ["{}", "[]", "not json", ""])
-def test_a_broken_line_is_named(tmp_path: Path, broken: str) -> None:
-    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{broken}\n{{"step": 3}}\n')
+@pytest.mark.parametrize("broken", [b"{}", b"[]", b"not json", b"", b'{"step": "\xff"}'])
+def test_a_broken_line_is_named(tmp_path: Path, broken: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + broken + b'\n{"step": 3}\n')
     with pytest.raises(MetricLogError, match=r"metrics\.jsonl, line 2, is not a metric record"):
         read_metrics(tmp_path)
 
