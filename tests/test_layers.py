@@ -33,10 +33,6 @@ LAYERS = (
 NOT_YET = {
     ("irm_jax.convert.warm_start", "irm_jax.training.momentum"),
     ("irm_jax.convert.warm_start", "irm_jax.training.state"),
-    ("irm_jax.objectives.memory_bank", "irm_jax.training.state"),
-    ("irm_jax.training.loop", "irm_jax.compile.programs"),
-    ("irm_jax.training.loop", "irm_jax.config.check"),
-    ("irm_jax.training.loop", "irm_jax.run"),
 }
 """(importer, imported) that still point upwards. Only ever shorter."""
 
