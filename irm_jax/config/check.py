@@ -1,4 +1,4 @@
-"""Checks a configuration before any device is touched: every key known, every type right, nothing contradictory."""
+"""Checks a configuration before a device is touched: every key exists, types fit, values do not contradict."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ BELOW_ONE = (
     "model.text_dropout", "model.drop_path", "model.editing_drop_path", "optimizer.beta1", "optimizer.beta2",
     "momentum.decay", "loss.instruction_mean_momentum",
 )  # fmt: skip
-"""Ranges of numbers, by path below `config`; those left to the preset (None) are not looked at."""
+"""Ranges of numbers by path below `config`. Values left to the preset (None) are not checked."""
 
 
 def _range_problems(config: ConfigDict) -> Iterator[str]:
@@ -141,7 +141,7 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
 
 
 def block_problem(config: ConfigDict, pieces: int) -> str | None:
-    """What is wrong with the batch's blocks where rows are cut into `pieces`, with the two keys that mend it."""
+    """The message if `pieces` shards of rows do not divide the batch's blocks, with the keys that do; otherwise None."""
     d = config.data
     if d.batch_blocks % pieces == 0:
         return None
@@ -154,7 +154,7 @@ def block_problem(config: ConfigDict, pieces: int) -> str | None:
 
 
 def fitting_batch(config: ConfigDict, pieces: int) -> tuple[int, int]:
-    """(batch_blocks, batch_size) nearest to the configuration's that rows cut into `pieces` allow; no fewer rows."""
+    """The nearest (batch_blocks, batch_size) that `pieces` shards of rows allow, with no fewer rows."""
     d = config.data
     blocks = pieces * max(1, round(d.batch_blocks / pieces))
     return blocks, layout.next_batch_size(options.units_of(config), d.batch_size, blocks)
@@ -176,8 +176,8 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
         re.compile(o.no_decay)
     except re.error as error:
         yield f"config.optimizer.no_decay = {o.no_decay!r} is no regular expression: {error}"
-    recipe = layer_rates.Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay)
-    yield from _refused("config.optimizer", recipe.check)
+    rates = layer_rates.LayerRates(o.frozen, tuple(o.rate_multipliers), o.layer_decay)
+    yield from _refused("config.optimizer", rates.check)
     yield from _refused("config.profile", lambda: timing.profiled_steps(config.profile))
     if (traced := timing.profiled_steps(config.profile)) and traced[0] > t.steps:
         yield f"config.profile = {config.profile!r} begins after the last step, config.train.steps = {t.steps}"
@@ -270,7 +270,7 @@ def _test_set_problems(config: ConfigDict) -> Iterator[str]:
 
 
 def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
-    """What the part itself says against its options, if anything."""
+    """The message of the part itself, if it refuses its options."""
     try:
         make()
     except (ValueError, OSError) as error:
@@ -278,7 +278,7 @@ def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
 
 
 def check_values(config: ConfigDict) -> None:
-    """Settings that contradict each other. Raises ConfigError."""
+    """Raises ConfigError for the first value that is out of range or contradicts another."""
     checks = (
         _range_problems, _model_problems, _data_problems, _init_problems, _run_problems, _bank_problems,
         _caption_problems,

@@ -38,7 +38,7 @@ def _check_table(config: ConfigDict, reference: ConfigDict, path: str) -> None:
 
 
 def unknown_override(config: ConfigDict, arguments: Sequence[str]) -> str | None:
-    """The message for the first `--config.a.b=...` among command-line arguments whose key `config` lacks, or None."""
+    """The message for the first argument `--config.a.b=...` whose key does not exist in `config`, or None."""
     for argument in arguments:
         name = argument.partition("=")[0].lstrip("-")
         if not argument.startswith("-") or not name.startswith("config."):

@@ -1,6 +1,6 @@
-"""Every configuration key, with its default and one comment. Other files change values; they never add keys.
+"""Every configuration key with its default and a comment. Other files set values; they never add keys.
 
-Keys whose default is a typed placeholder (None) take the model preset's value, or are switched off.
+A key whose default is a typed placeholder (None) takes the model preset's value, or is switched off.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ def train_unit(data_set: str, task: str) -> ConfigDict:
         {
             "data_set": data_set,  # folder under data.dir
             "task": task,  # trad | cc | ctcc | vi | t2i | li
-            "share": 1.0,  # its part of the batch's rows, relative to the others
-            "loss_weight": 1.0,  # its part of the loss, relative to the others
+            "share": 1.0,  # of the batch's rows, relative to the other sets
+            "loss_weight": 1.0,  # of the loss, relative to the other sets
             "images_per_identity": 4,  # K of the PK sampler (1 for t2i)
-            "outfits": config_dict.placeholder(int),  # outfits of each person in a batch (0 = any; default: the task's)
-            "composed": config_dict.placeholder(bool),  # [ours] rows under another owned outfit's instruction
+            "outfits": config_dict.placeholder(int),  # outfits per person and batch (0 = any; default: the task's)
+            "composed": config_dict.placeholder(bool),  # add rows that ask for another outfit of the person
             "hue": config_dict.placeholder(float),  # hue jitter of this set (default: data.augment.hue)
-            "saturation": config_dict.placeholder(float),  # saturation jitter of this set (default likewise)
-            "share_instruction": True,  # one instruction a (person, outfit) and batch, so that it is encoded once
+            "saturation": config_dict.placeholder(float),  # saturation jitter (default: data.augment.saturation)
+            "share_instruction": True,  # one instruction per person, outfit and batch, encoded once
         }
     )
 
@@ -36,20 +36,21 @@ def evaluation_set(data_set: str, task: str, protocols: tuple[str, ...]) -> Conf
         {
             "data_set": data_set,  # folder under data.dir
             "task": task,  # trad | cc | ctcc | vi | t2i | li
-            "query_split": "query",  # split whose records ask
-            "gallery_split": "gallery",  # split whose images are searched; may be the same one (LLCM: test)
+            "query_split": "query",  # split of the queries
+            "gallery_split": "gallery",  # split of the gallery; may be the queries' own (LLCM: test)
             "distractors": (),  # galleries that NAME+distractors adds: "SPLIT", or "DATA_SET:SPLIT" of another
             "protocols": protocols,  # names of irm_jax/evaluation/protocols.py
-            "task_free": True,  # joins the union of galleries
+            "task_free": True,  # its gallery joins the union of galleries
         }
     )
 
 
 def get_config() -> ConfigDict:
+    """The configuration with every key at its default, locked."""
     config = ConfigDict()
     config.seed = 0  # of parameters, sampling, augmentation, dropout
     config.resume = True  # continue from the newest checkpoint of the workdir
-    config.profile = ""  # START:STOP, say 10:20: a profiler trace of these steps into WORKDIR/profile ('' = none)
+    config.profile = ""  # START:STOP, such as 10:20: writes a trace of these steps to WORKDIR/profile ('' = none)
     config.compilation_cache = "~/.cache/irm_jax/xla"  # folder of compiled programs ('' = none)
 
     config.mesh = ConfigDict()
@@ -57,75 +58,88 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # devices over rows and parameters
     config.mesh.model = 1  # devices over heads, hidden units and identities
 
+    _add_data(config)
+    _add_model(config)
+    _add_objectives(config)
+    _add_training(config)
+    _add_modes(config)
+    return config.lock()
+
+
+def _add_data(config: ConfigDict) -> None:
+    """Adds the keys of the training data."""
     config.data = ConfigDict()
     config.data.dir = "data"  # folder of the built shards; may be on object storage (gs://BUCKET/SHARDS)
     config.data.cache = ""  # local folder that gets a copy of a data.dir on object storage ('' = read it there)
     config.data.build_missing = True  # build procedural data sets that data.dir lacks
-    config.data.leaks = "refuse"  # training people of one data set who are tested in another: refuse | warn
+    config.data.leaks = "refuse"  # if people of a training set are tested in another data set: refuse | warn
     config.data.accept_changes = False  # resume although the data or the batch's layout changed since the checkpoint
     config.data.train = ConfigDict()  # name -> train_unit(...)
-    config.data.batch_size = 96  # rows of a batch over all groups and devices
-    config.data.batch_blocks = 4  # R: blocks a batch is laid out in, a multiple of mesh.data * mesh.fsdp
-    config.data.repeat_people = False  # [ours] show people several times in a batch that takes more than a set has
-    config.data.instruction_dropout = 0.2  # [ours] share of rows put under the neutral sentence
-    config.data.vocab = "builtin"  # words: builtin (those of the drawn benchmark), or a folder with vocab.txt
+    config.data.batch_size = 96  # rows of a batch over all instruction kinds and devices
+    config.data.batch_blocks = 4  # R: blocks of a batch, a multiple of mesh.data * mesh.fsdp
+    config.data.repeat_people = False  # repeat people in a batch that takes more of them than a data set has
+    config.data.instruction_dropout = 0.2  # share of rows whose instruction is replaced by the neutral sentence
+    config.data.vocab = "builtin"  # builtin (the words of the drawn benchmark), or a folder with vocab.txt
     config.data.workers = 0  # reader processes (0 = threads of this one)
     config.data.threads = 2  # reader threads (per process)
     config.data.prefetch = 4  # batches read ahead
 
     config.data.augment = ConfigDict()
-    config.data.augment.jitter_probability = 1.0  # of colour jitter
+    config.data.augment.jitter_probability = 1.0  # probability of colour jitter
     config.data.augment.brightness = 0.5  # half width of the factor around 1
     config.data.augment.contrast = 0.5  # half width of the factor around 1
     config.data.augment.saturation = 0.5  # half width of the factor around 1
     config.data.augment.hue = 0.4  # half width of the shift, in turns of the colour circle
-    config.data.augment.flip_probability = 0.5  # of a mirror image
-    config.data.augment.crop_probability = 1.0  # of padding and a random crop
+    config.data.augment.flip_probability = 0.5  # probability of a mirror image
+    config.data.augment.crop_probability = 1.0  # probability of padding and a random crop
     config.data.augment.pad = 10  # pixels around an image of 256 rows; scales with the height
-    config.data.augment.erase_probability = 0.9  # of a random-colour erased box
+    config.data.augment.erase_probability = 0.9  # probability of erasing a box with a random colour
     config.data.augment.erase_area = (0.02, 0.2)  # share of the image
     config.data.augment.erase_aspect = (0.3, 3.33)  # height over width
 
     config.data.procedural = ConfigDict()
     config.data.procedural.seed = 0  # of the benchmark's people, outfits and images
-    config.data.procedural.train_people = 96  # a task
+    config.data.procedural.train_people = 96  # per task
     config.data.procedural.test_people = 64  # shared by all test sets
     config.data.procedural.image_size = (128, 64)  # height, width in pixels
     config.data.procedural.template_size = (64, 64)  # of instruction images; height, width in pixels
     config.data.procedural.extras = ()  # further slots of an outfit: shoes, hat, sleeves
     config.data.procedural.hard = False  # camera gains of +-30%, which put colour histograms at chance
 
+
+def _add_model(config: ConfigDict) -> None:
+    """Adds the keys of the model and its initial weights."""
     config.model = ConfigDict()
     config.model.preset = "tiny"  # tiny | small | base
     config.model.image_encoder = "vit"  # of persons: a name of irm_jax.models.encoders.ENCODERS
     config.model.image_encoder_options = ConfigDict()  # what that encoder has beside the keys below; none of vit's
     config.model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters stay float32
     config.model.scan_layers = False  # compile one block and loop over it
-    config.model.remat = "none"  # backward passes compute again: none | minimal (all but dense layers) | full (all)
+    config.model.remat = "none"  # what backward passes recompute: none | minimal (all but dense layers) | full
     config.model.mask_instruction_padding = True  # False: attend to padding, as the released code does
     config.model.vocab_multiple = 256  # the word table is padded to a multiple of this
-    config.model.identity_multiple = 1024  # so are the identity heads
+    config.model.identity_multiple = 1024  # the identity heads are padded to a multiple of this
     config.model.width = config_dict.placeholder(int)  # of all encoders
     config.model.image_size = config_dict.placeholder(tuple)  # height, width in pixels
     config.model.image_depth = config_dict.placeholder(int)  # blocks of the image encoder
-    config.model.image_heads = config_dict.placeholder(int)  # its attention heads
-    config.model.patch = config_dict.placeholder(int)  # pixels (of a patch stem)
+    config.model.image_heads = config_dict.placeholder(int)  # attention heads of that encoder
+    config.model.patch = config_dict.placeholder(int)  # pixels; of a patch stem
     config.model.stride = config_dict.placeholder(int)  # pixels
     config.model.stem = config_dict.placeholder(str)  # patch | conv
-    config.model.part_tokens = config_dict.placeholder(int)  # of the person encoder (PASS: 3)
+    config.model.part_tokens = config_dict.placeholder(int)  # of the image encoder (PASS: 3)
     config.model.text_depth = config_dict.placeholder(int)  # text-only BERT layers
-    config.model.text_heads = config_dict.placeholder(int)  # its attention heads
+    config.model.text_heads = config_dict.placeholder(int)  # attention heads of that encoder
     config.model.max_length = config_dict.placeholder(int)  # tokens of a sentence
-    config.model.instruction_tokens = config_dict.placeholder(int)  # of them, read for editing (a template's at least)
+    config.model.instruction_tokens = config_dict.placeholder(int)  # read for editing, at least a template's
     config.model.instruction_image_size = config_dict.placeholder(tuple)  # height, width in pixels
     config.model.template_depth = config_dict.placeholder(int)  # blocks of the instruction-image encoder
-    config.model.template_heads = config_dict.placeholder(int)  # its attention heads
+    config.model.template_heads = config_dict.placeholder(int)  # attention heads of that encoder
     config.model.template_patch = config_dict.placeholder(int)  # pixels
     config.model.template_stem = config_dict.placeholder(str)  # patch | conv
     config.model.template_statistics = config_dict.placeholder(str)  # clip | imagenet
     config.model.editing_depth = config_dict.placeholder(int)  # blocks of the editing transformer
     config.model.editing_drop_path = config_dict.placeholder(float)  # stochastic depth of its last block
-    config.model.fusion_depth = config_dict.placeholder(int)  # BERT's layers that read an image too (ALBEF: 6)
+    config.model.fusion_depth = config_dict.placeholder(int)  # BERT layers that also read an image (ALBEF: 6)
     config.model.projection_width = config_dict.placeholder(int)  # of the image-caption space
     config.model.mlp_ratio = config_dict.placeholder(float)  # hidden over model width
     config.model.text_dropout = config_dict.placeholder(float)  # of the text encoder (BERT: 0.1)
@@ -133,20 +147,23 @@ def get_config() -> ConfigDict:
     config.model.temperature = config_dict.placeholder(float)  # start of the learnable contrastive temperature
 
     config.init = ConfigDict()  # weights a fresh run starts from: folders that `python -m irm_jax.convert` wrote
-    config.init.model = ""  # a whole released model ('' = random numbers, as for all of them)
-    config.init.image_encoder = ""  # in place of the model's
-    config.init.text_encoder = ""  # needs its own vocabulary: data.vocab
+    config.init.model = ""  # a whole released model ('' = random numbers, also for the other folders)
+    config.init.image_encoder = ""  # replaces the image encoder of init.model
+    config.init.text_encoder = ""  # needs its own vocabulary, data.vocab
     config.init.template_encoder = ""  # an image encoder's folder will do
     config.init.editing_blocks = False  # the editing transformer starts from the image encoder's last blocks
 
+
+def _add_objectives(config: ConfigDict) -> None:
+    """Adds the keys of the objectives and what they remember."""
     config.loss = ConfigDict()
     config.loss.alpha = 3.0  # weight of the triplet losses (the paper: 3; 1 for VC-Clothes alone)
-    config.loss.triplet_unit = "feature"  # feature (paper) | spread [ours]: distances over the data set's own spread
+    config.loss.triplet_unit = "feature"  # feature (paper) | spread: distances relative to the data set's spread
     config.loss.margin = 0.3  # of the triplet losses
-    config.loss.rank_weight = 0.1  # of R_i, the order of the two farthest positives
-    config.loss.instruction_similarity = "centered"  # centered [ours] | raw (the paper)
+    config.loss.rank_weight = 0.1  # of R_i, which orders the two farthest positives
+    config.loss.instruction_similarity = "centered"  # centered | raw (the paper)
     config.loss.instruction_mean_momentum = 0.99  # of the mean that centres instruction features
-    config.loss.composed_weight = 1.0  # [ours] of the composed rows
+    config.loss.composed_weight = 1.0  # of the composed rows
     config.loss.contrastive_weight = 0.5  # of the caption rows' contrastive loss
     config.loss.matching_weight = 0.0  # of caption and image matching (the paper: 1; needs model.fusion_depth)
     config.loss.masked_weight = 0.0  # of masked language modelling (the paper: 1; needs model.fusion_depth)
@@ -154,32 +171,35 @@ def get_config() -> ConfigDict:
 
     config.objectives = ConfigDict()  # further registered objectives: name -> table of its options
 
-    config.text_to_image = ConfigDict()  # how the caption objectives draw and teach
+    config.text_to_image = ConfigDict()  # settings of the caption objectives
     config.text_to_image.momentum_contrast = False  # four directions over momentum keys, not two within the batch
     config.text_to_image.queue_size = 0  # past keys kept for it, at least (0 = none; the paper scale: 65,536)
     config.text_to_image.soft_weight = 0.4  # of the momentum model's soft targets, contrast and masked words
-    config.text_to_image.soft_ramp_steps = 500  # steps over which that weight rises from 0 [ours; ALBEF: an epoch]
-    config.text_to_image.masked_probability = 0.15  # of a word to be masked and guessed
-    config.text_to_image.replaced_probability = 0.3  # of a word to be hidden where replacements are drawn
-    config.text_to_image.release_mlm_axis = False  # soft labels normalised over positions, as the released code does
-    config.text_to_image.release_mask_sep = False  # [SEP] is masked and counted too, as the released code does
+    config.text_to_image.soft_ramp_steps = 500  # steps over which that weight rises from 0 (ALBEF: an epoch)
+    config.text_to_image.masked_probability = 0.15  # probability that a word is masked and predicted
+    config.text_to_image.replaced_probability = 0.3  # probability that a word is hidden before replacements are drawn
+    config.text_to_image.release_mlm_axis = False  # normalise soft labels over positions, as the released code does
+    config.text_to_image.release_mask_sep = False  # mask and count [SEP] too, as the released code does
 
-    config.momentum = ConfigDict()  # the averaged model that makes keys and soft targets
-    config.momentum.decay = 0.995  # of the average, a step
-    config.momentum.second_view = False  # it sees another augmentation of each image, and another caption
+    config.momentum = ConfigDict()  # the moving average of the model, which makes keys and soft targets
+    config.momentum.decay = 0.995  # of the average, per step
+    config.momentum.second_view = False  # give it another augmentation of each image, and another caption
 
-    config.memory_bank = ConfigDict()  # of IRM++ [ours]; size 0 is IRM
+    config.memory_bank = ConfigDict()  # of IRM++; size 0 is IRM
     config.memory_bank.size = 0  # keys kept, at least (0 = no bank and no momentum model; the paper scale: 65,536)
     config.memory_bank.dtype = "float32"  # of its keys and of the caption queue's: float32 | bfloat16
-    config.memory_bank.negatives = "all"  # all | task: entries of which tasks are negatives of an anchor
-    config.memory_bank.overlaps = ()  # pairs of data sets "A:B" that share people who are not linked: never negatives
-    config.memory_bank.temperature = 0.07  # t of all similarities
+    config.memory_bank.negatives = "all"  # all | task: negatives from all tasks, or from the anchor's task alone
+    config.memory_bank.overlaps = ()  # pairs "A:B" of data sets with unlinked people in common: no negatives
+    config.memory_bank.temperature = 0.07  # temperature of all similarities
     config.memory_bank.weight = 1.0  # of the bank's loss beside that of IRM
     config.memory_bank.ramp_steps = 500  # steps over which that weight rises from 0
     config.memory_bank.hard_weight = 1.0  # of hard supervision
     config.memory_bank.soft_weight = 0.0  # lambda: soft against hard supervision (0 = hard only)
     config.memory_bank.soft_ramp_steps = 500  # steps over which lambda rises from 0, once the bank is full
 
+
+def _add_training(config: ConfigDict) -> None:
+    """Adds the keys of the optimizer and the training loop."""
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # any optimizer of optax, such as lion, muon, adafactor, schedule_free
     config.optimizer.options = ConfigDict()  # further keyword arguments of optax's function
@@ -193,7 +213,7 @@ def get_config() -> ConfigDict:
     config.optimizer.frozen = ""  # pattern of parameter paths that do not change ('' = all learn)
     config.optimizer.rate_multipliers = ()  # "PATTERN=FACTOR" of the learning rate by path; the first that fits counts
     config.optimizer.layer_decay = 1.0  # factor of the learning rate from each encoder block to the one before it
-    config.optimizer.accumulate = 1  # batches a step, each mined on its own
+    config.optimizer.accumulate = 1  # batches per step, each mined on its own
 
     config.train = ConfigDict()
     config.train.steps = 24_000  # updates of a full training (released joint recipe)
@@ -204,48 +224,50 @@ def get_config() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps (0 = only at the end)
     config.checkpoint.keep = 3  # newest ones kept, beside the best
-    config.checkpoint.best_metric = "mean_mAP"  # over the sets' first protocols; or a protocol's name: its mAP
-    config.checkpoint.asynchronous = True  # write while training goes on
+    config.checkpoint.best_metric = "mean_mAP"  # mean over the sets' first protocols; or a protocol's name: its mAP
+    config.checkpoint.asynchronous = True  # write while training continues
 
+    config.logs = ConfigDict()
+    config.logs.writers = ("jsonl", "tensorboard", "console")  # of metrics; also wandb (offline; extra wandb)
+
+
+def _add_modes(config: ConfigDict) -> None:
+    """Adds the keys of evaluation and the other modes."""
     config.evaluation = ConfigDict()
     config.evaluation.sets = ConfigDict()  # name -> evaluation_set(...)
     config.evaluation.batch_size = 128  # images embedded at a time
     config.evaluation.metric = "cosine"  # cosine | euclidean (on embeddings that are not normalised, as released)
     config.evaluation.query_block = 256  # queries scored at a time (0 = as many as fit 256 MiB a device, at most 256)
-    config.evaluation.top_k = 10  # ranked ids kept a query
+    config.evaluation.top_k = 10  # ranked ids kept per query
     config.evaluation.taus = (0.5, 0.7, 0.9)  # thresholds of mAP_tau
     config.evaluation.tau_similarity = "attributes"  # attributes | clothes | model
     config.evaluation.task_free = True  # also rank the union of all galleries
-    config.evaluation.overlaps = ()  # pairs of data sets "A:B" that share people who are not linked: junk in the union
-    config.evaluation.controls = True  # baselines beside the model's figures
-    config.evaluation.top500 = True  # also print the released AP variant, labelled
-    config.evaluation.flip = False  # also NAME+flip: embeddings averaged over image and mirror
-    config.evaluation.rerank = False  # also NAME+rerank: k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)
-    config.evaluation.rescore_top = 128  # also NAME+rescored: so many images a caption, by a trained matching head
-    config.evaluation.open_set = True  # ROC of the best score, queries with against without a mate in the gallery
+    config.evaluation.overlaps = ()  # pairs "A:B" of data sets with unlinked people in common: junk in the union
+    config.evaluation.controls = True  # also rank the controls
+    config.evaluation.top500 = True  # also report the released AP variant
+    config.evaluation.flip = False  # also rank embeddings averaged over image and mirror image (NAME+flip)
+    config.evaluation.rerank = False  # also rank by k-reciprocal distances, k1 20, k2 6, lambda 0.3 (NAME+rerank)
+    config.evaluation.rescore_top = 128  # images per caption that a trained matching head ranks again (NAME+rescored)
+    config.evaluation.open_set = True  # ROC of the best score, for queries with and without a match in the gallery
     config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed
 
-    config.logs = ConfigDict()
-    config.logs.writers = ("jsonl", "tensorboard", "console")  # of metrics; also wandb (offline; extra wandb)
-
     config.report = ConfigDict()
-    config.report.queries = 4  # rank lists shown a task, of each kind
-    config.report.rollouts = 3  # attention pictures a task
+    config.report.queries = 4  # rank lists shown per task and kind
+    config.report.rollouts = 3  # attention pictures per task
 
     config.embed = ConfigDict()
     config.embed.images = ""  # folder of images for --mode embed
     config.embed.instruction = ""  # sentence, or path of an instruction image ('' = the neutral sentence)
-    config.embed.text_to_image = False  # as a text-to-image gallery, beside the instruction as its query
+    config.embed.text_to_image = False  # embed a text-to-image gallery, and the instruction as its query
     config.embed.output = "embeddings.npz"  # in the workdir
 
     config.compile = ConfigDict()  # --mode compile
     config.compile.steps = ("train", "embed", "ranking")  # what is compiled
-    config.compile.machine_code = False  # for TPUs: make that of the training step too, which no figure needs
+    config.compile.machine_code = False  # for TPUs: also make the training step's, which no figure needs
     config.compile.search_batch = False  # find the largest training batch that fits
 
     config.compare = ConfigDict()
     config.compare.samples = 2000  # bootstrap samples
-    return config.lock()
 
 
 def completed(saved: Mapping[str, Any]) -> ConfigDict:

@@ -1,5 +1,7 @@
-"""Fine-tuning recipes: which parameters stand still, and which learn slower than the others, by their paths. No jax
-here: a recipe is read while a configuration is checked."""
+"""Learning rates per layer for fine-tuning: which parameters are frozen or learn slower, by their paths.
+
+No jax here: the checks of a configuration read these rates.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,19 @@ from irm_jax.errors import UserError
 TOWERS = ("image_encoder", "text_encoder", "template_encoder")
 
 
-class RecipeError(UserError, ValueError):
-    """A recipe that is malformed or that fits no parameter; the message says what to write."""
+class LayerRatesError(UserError, ValueError):
+    """Rates that are malformed or match no parameter; the message says what to write."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Factors of the learning rate, multiplied with each other.
+class LayerRates:
+    """Factors of the learning rate per parameter path; the factors of several rules are multiplied.
 
-    `frozen`: pattern of paths that do not change at all ('' = none). `multipliers`: ("PATTERN=FACTOR", ...); the first
-    pattern that a path fits counts. `layer_decay`: in a tower of n blocks, block k (from 0) learns with
-    layer_decay^(n - k), what stands before the blocks with layer_decay^(n + 1), what follows them with 1 (BEiT's rule).
+    Attributes:
+        frozen: pattern of the paths that do not change ('' = none).
+        multipliers: ("PATTERN=FACTOR", ...); the first pattern that matches a path counts.
+        layer_decay: in a tower of n blocks, block k (from 0) learns with layer_decay^(n - k), what precedes the blocks
+            with layer_decay^(n + 1), and what follows them with 1 (BEiT, arXiv 2106.08254).
     """
 
     frozen: str = ""
@@ -30,39 +34,41 @@ class Recipe:
     layer_decay: float = 1.0
 
     def rules(self) -> list[tuple[str, float]]:
-        """[(pattern, factor)]. Raises RecipeError for one that cannot be read."""
+        """Returns [(pattern, factor)] of the multipliers. Raises LayerRatesError for one that cannot be read."""
         found = []
         for text in self.multipliers:
             pattern, equals, factor = text.rpartition("=")
             try:
                 found.append((re.compile(pattern).pattern, float(factor)))
             except (ValueError, re.error) as error:
-                raise RecipeError(f"{text!r} is no PATTERN=FACTOR, such as '^image_encoder/=0.1': {error}") from error
+                raise LayerRatesError(
+                    f"{text!r} is no PATTERN=FACTOR, such as '^image_encoder/=0.1': {error}"
+                ) from error
             if not equals or not pattern or not found[-1][1] >= 0:
-                raise RecipeError(f"{text!r} is no PATTERN=FACTOR, such as '^image_encoder/=0.1', of a factor >= 0")
+                raise LayerRatesError(f"{text!r} is no PATTERN=FACTOR, such as 'encoder/=0.1', with a factor >= 0")
         return found
 
     def check(self) -> None:
-        """Raises RecipeError for what is wrong whatever the parameters are."""
+        """Raises LayerRatesError for rates that are wrong whatever the parameters are."""
         self.rules()
         try:
             re.compile(self.frozen)
         except re.error as error:
-            raise RecipeError(f"frozen = {self.frozen!r} is no regular expression: {error}") from error
+            raise LayerRatesError(f"frozen = {self.frozen!r} is no regular expression: {error}") from error
         if not 0 < self.layer_decay <= 1:
-            raise RecipeError(f"layer_decay = {self.layer_decay} must be above 0 and at most 1 (1 = none)")
+            raise LayerRatesError(f"layer_decay = {self.layer_decay} must be above 0 and at most 1 (1 = none)")
 
     def factors(self, paths: Sequence[str]) -> list[float]:
-        """The factor of every parameter, `paths` being all of them.
+        """Returns the factor of each of `paths`, which are all paths of the parameters.
 
-        Raises RecipeError for a pattern that no path fits: it would silently do nothing.
+        Raises LayerRatesError for a pattern that matches no path: it would silently do nothing.
         """
         rules = self.rules()
         patterns = [self.frozen] if self.frozen else []
         for pattern in [*patterns, *(pattern for pattern, _ in rules)]:
             if not any(re.search(pattern, path) for path in paths):
                 towers = ", ".join(sorted({path.split("/")[0] for path in paths}))
-                raise RecipeError(f"no parameter's path fits {pattern!r}; the paths begin with {towers}")
+                raise LayerRatesError(f"no parameter's path fits {pattern!r}; the paths begin with {towers}")
         depths = {tower: len({m[1] for m in (_block(tower, path) for path in paths) if m}) for tower in TOWERS}
 
         def one(path: str) -> float:

@@ -19,7 +19,7 @@ import optax
 from optax import contrib
 
 from irm_jax.checkpoint.averages import averaged
-from irm_jax.config.layer_rates import Recipe
+from irm_jax.config.layer_rates import LayerRates
 from irm_jax.errors import ConfigError
 from irm_jax.parallel.rules import path_string
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 WARMUP_START = 0.01
-NO_RECIPE = Recipe()
+PLAIN_RATES = LayerRates()
 _STACKED = "/layers/block/"
 Schedule = Callable[[jax.Array], jax.Array]
 OWN_ARGUMENTS = ("learning_rate", "weight_decay", "weight_decay_rate", "mask", "weight_decay_mask")
@@ -49,7 +49,7 @@ class OptimizerOptions:
     beta1: float = 0.9
     beta2: float = 0.999
     clip_norm: float = 0.0
-    recipe: Recipe = NO_RECIPE
+    rates: LayerRates = PLAIN_RATES
     name: str = "adamw"
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -60,7 +60,7 @@ class OptimizerOptions:
         return cls(
             learning_rate=o.learning_rate, steps=config.train.steps, warmup_steps=o.warmup_steps,
             weight_decay=o.weight_decay, no_decay=o.no_decay, beta1=o.beta1, beta2=o.beta2, clip_norm=o.clip_norm,
-            recipe=Recipe(o.frozen, tuple(o.rate_multipliers), o.layer_decay),
+            rates=LayerRates(o.frozen, tuple(o.rate_multipliers), o.layer_decay),
             name=o.get("name", "adamw"), extra=dict(o.get("options", {})),
         )  # fmt: skip
 
@@ -101,17 +101,17 @@ def decay_mask(params: Any, no_decay: str) -> Any:
 def make_optimizer(options: OptimizerOptions) -> optax.GradientTransformation:
     """Returns the optimizer that `options.name` names in optax or optax.contrib, on the schedule.
 
-    Gradients of frozen parameters are cleared before clipping. Steps, weight decay included, are scaled by the recipe's
+    Gradients of frozen parameters are cleared before clipping. Steps, weight decay included, are scaled by the rates'
     factors. `clip_norm` 0 leaves gradients as they are (the released recipe).
 
     Raises:
         ConfigError: for a name that optax does not have, or an option that it does not take.
     """
     clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm > 0 else optax.identity()
-    frozen = scaled(clip, Recipe(frozen=options.recipe.frozen), gradients=True)
+    frozen = scaled(clip, LayerRates(frozen=options.rates.frozen), gradients=True)
     if options.name == "schedule_free":
         return optax.chain(frozen, _schedule_free(options))
-    return optax.chain(frozen, scaled(_named(options), options.recipe))
+    return optax.chain(frozen, scaled(_named(options), options.rates))
 
 
 def evaluation_params(params: Any, opt_state: Any) -> Any:
@@ -153,7 +153,7 @@ def _named(options: OptimizerOptions) -> optax.GradientTransformation:
 def _schedule_free(options: OptimizerOptions) -> optax.GradientTransformation:
     """Schedule-free AdamW (Defazio et al., arXiv:2405.15682), whose evaluated parameters are `evaluation_params`.
 
-    The recipe's factors scale the steps of the base optimizer: scaled afterwards, the averages would be others.
+    The factors of the rates scale the steps of the base optimizer: scaled afterwards, the averages would be others.
     """
     _check_extra(options, inspect.signature(contrib.schedule_free_adamw).parameters, ("warmup_steps", "b1", "b2"))
     if options.beta1 <= 0:
@@ -165,7 +165,7 @@ def _schedule_free(options: OptimizerOptions) -> optax.GradientTransformation:
         optax.add_decayed_weights(options.weight_decay, options.decays),
         optax.scale_by_learning_rate(rate),
     )
-    return contrib.schedule_free(scaled(base, options.recipe), learning_rate=rate, b1=options.beta1, **extra)
+    return contrib.schedule_free(scaled(base, options.rates), learning_rate=rate, b1=options.beta1, **extra)
 
 
 def _check_extra(options: OptimizerOptions, taken: Mapping[str, Any], also: tuple[str, ...] = ()) -> None:
@@ -218,12 +218,12 @@ def without_gradient(params: Any, frozen: str) -> Any:
     return jax.tree_util.tree_map_with_path(cut, params)
 
 
-def factors(params: Any, recipe: Recipe) -> Any:
+def factors(params: Any, rates: LayerRates) -> Any:
     """Returns a tree like `params` of float32 factors: one per leaf, or per layer of those that are stacked."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     named = [(path_string(path), leaf) for path, leaf in leaves]
     layers = [_layers(path, leaf) for path, leaf in named]
-    found = iter(recipe.factors([name for names in layers for name in names]))
+    found = iter(rates.factors([name for names in layers for name in names]))
     trees = []
     for names, (path, leaf) in zip(layers, named, strict=True):
         own = np.array([next(found) for _ in names], np.float32)
@@ -232,20 +232,20 @@ def factors(params: Any, recipe: Recipe) -> Any:
 
 
 def scaled(
-    inner: optax.GradientTransformation, recipe: Recipe, *, gradients: bool = False
+    inner: optax.GradientTransformation, rates: LayerRates, *, gradients: bool = False
 ) -> optax.GradientTransformation:
-    """Returns `inner` with its updates, or the gradients that it is given, times the recipe's factors.
+    """Returns `inner` with its updates, or the gradients that it is given, times the factors of the rates.
 
-    The state is that of `inner`. Its `init` raises RecipeError for a pattern that fits no parameter.
+    The state is that of `inner`. Its `init` raises LayerRatesError for a pattern that fits no parameter.
     """
-    if recipe == NO_RECIPE:
+    if rates == PLAIN_RATES:
         return inner
 
     def times_factors(tree: Any) -> Any:
-        return jax.tree.map(lambda x, f: x * f.astype(x.dtype), tree, factors(tree, recipe))
+        return jax.tree.map(lambda x, f: x * f.astype(x.dtype), tree, factors(tree, rates))
 
     def init(params: Any) -> Any:
-        factors(params, recipe)
+        factors(params, rates)
         return inner.init(params)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

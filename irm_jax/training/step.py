@@ -33,7 +33,7 @@ class StepOptions:
 
     Attributes:
         momentum_decay: decay of the momentum model per step.
-        frozen: pattern of the parameters without a gradient (`Recipe.frozen`, which also keeps the optimizer from
+        frozen: pattern of the parameters without a gradient (`LayerRates.frozen`, which also keeps the optimizer from
             moving them).
     """
 

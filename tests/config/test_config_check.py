@@ -258,3 +258,14 @@ def test_a_mistake_on_the_command_line_is_one_message_and_status_2(case, answers
     assert re.search(MISTAKES[case][1], said)
     assert "Traceback" not in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_saved_configuration_is_completed_with_what_was_added_since():
+    config = load("transfer:market1501:llcm")
+    with config.unlocked():
+        config.optimizer.options = {"nesterov": True}
+    saved = json.loads(json.dumps(config.to_dict()))
+    assert keys.completed(saved).to_dict() == config.to_dict()
+    del saved["logs"], saved["train"]["hooks"], saved["data"]["train"]["market1501"]["hue"]
+    saved["train"]["epochs"] = saved["gone"] = 3
+    assert keys.completed(saved).to_dict() == config.to_dict()

@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from irm_jax.checkpoint import restore_for_evaluation
-from irm_jax.config.layer_rates import Recipe, RecipeError
+from irm_jax.config.layer_rates import LayerRates, LayerRatesError
 from irm_jax.errors import ConfigError
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import rules
@@ -60,7 +60,7 @@ def tower(blocks):
 def test_layer_decay_by_hand():
     """Three blocks: 1/16 before them, then 1/8, 1/4, 1/2, and 1 after them; nothing outside of an encoder."""
     params = {"image_encoder": tower(3), "text_encoder": tower(1), "head_cls": jnp.ones(2)}
-    found = optimizer.factors(params, Recipe(layer_decay=0.5))
+    found = optimizer.factors(params, LayerRates(layer_decay=0.5))
     image, text = found["image_encoder"], found["text_encoder"]
     blocks = [float(image["blocks"][f"layer_{i}"]["kernel"]) for i in range(3)]
     assert [float(image["word_embedding"]), *blocks, float(image["final_norm"]["scale"])] == [
@@ -74,29 +74,31 @@ def test_layer_decay_by_hand():
     assert float(found["head_cls"]) == 1
     stacked = {"layers": {"block": {"kernel": jnp.ones((3, 2))}}}
     scanned = {**params, "image_encoder": {**params["image_encoder"], "blocks": stacked}}
-    kernel = optimizer.factors(scanned, Recipe(layer_decay=0.5))["image_encoder"]["blocks"]["layers"]["block"]["kernel"]
+    kernel = optimizer.factors(scanned, LayerRates(layer_decay=0.5))["image_encoder"]["blocks"]["layers"]["block"][
+        "kernel"
+    ]
     assert kernel.tolist() == [[1 / 8], [1 / 4], [1 / 2]]
 
 
 def test_frozen_parameters_stand_still_and_multipliers_scale_the_step():
     params = {"image_encoder": tower(1), "text_encoder": tower(1), "head_cls": jnp.ones(2)}
-    recipe = Recipe("text_encoder/", ("encoder/blocks/=0.25", "encoder/=0.5"))
+    rates = LayerRates("text_encoder/", ("encoder/blocks/=0.25", "encoder/=0.5"))
     settings = OptimizerOptions(learning_rate=1.0, steps=10, warmup_steps=0, weight_decay=0.1, clip_norm=1.0)
     gradient = jax.tree.map(lambda x: 3 * x, params)
     # Frozen gradients do not take part in clipping: 3 a number in 4 arrays of 2 numbers.
     steps = {}
     for name, chain in (
         ("plain", optimizer.make_optimizer(settings)),
-        ("recipe", optimizer.make_optimizer(dataclasses.replace(settings, recipe=recipe))),
+        ("rates", optimizer.make_optimizer(dataclasses.replace(settings, rates=rates))),
     ):  # fmt: skip
         state = chain.init(params)
         assert jax.tree.structure(state) == jax.tree.structure(optimizer.make_optimizer(settings).init(params))
         with jax.numpy_dtype_promotion("standard"):
             steps[name], after = chain.update(gradient, state, params)
     assert float(after[1][0].mu["head_cls"][0]) == pytest.approx(0.1 * 3 / np.sqrt(8 * 9), rel=1e-5)
-    image, text = steps["recipe"]["image_encoder"], steps["recipe"]["text_encoder"]
+    image, text = steps["rates"]["image_encoder"], steps["rates"]["text_encoder"]
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(text))
-    whole = float(steps["recipe"]["head_cls"][0])
+    whole = float(steps["rates"]["head_cls"][0])
     assert whole == pytest.approx(float(steps["plain"]["head_cls"][0]), rel=1e-5)
     assert float(image["blocks"]["layer_0"]["kernel"][0]) == pytest.approx(whole / 4, rel=1e-5)
     assert float(image["final_norm"]["scale"][0]) == pytest.approx(whole / 2, rel=1e-5)
@@ -122,18 +124,18 @@ def test_frozen_parameters_have_no_gradient_and_no_backward_pass():
     assert np.all(jax.tree.leaves(gradient)[0] == 1)
 
 
-def test_recipes_that_cannot_be_meant():
-    for recipe, message in (
-        (Recipe(multipliers=("0.5",)), "'0.5' is no PATTERN=FACTOR"),
-        (Recipe(multipliers=("a=b",)), "'a=b' is no PATTERN=FACTOR"),
-        (Recipe(multipliers=("a=-1",)), "of a factor >= 0"),
-        (Recipe(frozen="("), "no regular expression"),
-        (Recipe(layer_decay=0.0), "layer_decay = 0.0 must be above 0"),
+def test_rates_that_cannot_be_meant():
+    for rates, message in (
+        (LayerRates(multipliers=("0.5",)), "'0.5' is no PATTERN=FACTOR"),
+        (LayerRates(multipliers=("a=b",)), "'a=b' is no PATTERN=FACTOR"),
+        (LayerRates(multipliers=("a=-1",)), "with a factor >= 0"),
+        (LayerRates(frozen="("), "no regular expression"),
+        (LayerRates(layer_decay=0.0), "layer_decay = 0.0 must be above 0"),
     ):
-        with pytest.raises(RecipeError, match=message):
-            recipe.check()
-    with pytest.raises(RecipeError, match="no parameter's path fits 'imge_encoder'; the paths begin with head_cls"):
-        optimizer.scaled(optax.identity(), Recipe(frozen="imge_encoder")).init({"head_cls": jnp.ones(2)})
+        with pytest.raises(LayerRatesError, match=message):
+            rates.check()
+    with pytest.raises(LayerRatesError, match="no parameter's path fits 'imge_encoder'; the paths begin with head_cls"):
+        optimizer.scaled(optax.identity(), LayerRates(frozen="imge_encoder")).init({"head_cls": jnp.ones(2)})
 
 
 OPTIMIZERS = ("adamw", "lion", "muon", "adafactor", "schedule_free")
@@ -158,12 +160,12 @@ def tower_of(blocks):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_decay_masks_rates_and_frozen_parameters_go_with_every_optimizer(name):
-    """Without a gradient a step is the weight decay alone: rate * decay * parameter, times the recipe's factor."""
+    """Without a gradient a step is the weight decay alone: rate * decay * parameter, times the rates's factor."""
     params = tower_of({f"layer_0/{path}": leaf[0] for path, leaf in matrices(1).items()})
     params |= {"image_encoder": tower(1), "head_cls": jnp.ones((4, 2)), "norm": {"bias": jnp.ones(2)}}
     options = OptimizerOptions(
         learning_rate=1.0, steps=10, warmup_steps=0, weight_decay=0.1, no_decay="bias$", clip_norm=1.0, name=name,
-        recipe=Recipe("image_encoder", ("text_encoder=0.5",)),
+        rates=LayerRates("image_encoder", ("text_encoder=0.5",)),
     )  # fmt: skip
     chain = optimizer.make_optimizer(options)
     with jax.numpy_dtype_promotion("standard"):
