@@ -141,7 +141,7 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
 
 
 def block_problem(config: ConfigDict, pieces: int) -> str | None:
-    """The message if `pieces` shards of rows do not divide the batch's blocks, with the keys that do; otherwise None."""
+    """The message if `pieces` shards of rows do not divide the blocks of a batch, with keys that fit; or None."""
     d = config.data
     if d.batch_blocks % pieces == 0:
         return None
