@@ -88,19 +88,20 @@ def join(path: Path, parts: Sequence[Path]) -> schema.Index:
     Raises:
       DatasetError: a part is missing or damaged.
     """
-    kept: list[schema.Index] = []
+    kept: dict[str, list[np.ndarray]] = {"identity": [], "camera": []}
     waiting: list[pa.Table] = []
     with _writer(path) as writer:
         for part in parts:
-            index = load(part)
-            kept.append(schema.Index({"identity": index.identity, "camera": index.camera}))
-            waiting.append(_table(index))
+            with _reading(part) as file:
+                waiting.append(_read_table(file, list(schema.COLUMNS)))
+            for name, columns in kept.items():
+                columns.append(_array(waiting[-1][name], schema.COLUMNS[name]))
             if sum(map(len, waiting)) >= _GROUP_ROWS:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
                 waiting.clear()
         if waiting:
             writer.write_table(pa.concat_tables(waiting).combine_chunks())
-    return schema.Index({name: np.concatenate([getattr(part, name) for part in kept]) for name in kept[0]})
+    return schema.Index({name: np.concatenate(columns) for name, columns in kept.items()})
 
 
 @contextlib.contextmanager
@@ -130,9 +131,16 @@ def load(path: Path | epath.Path, names: Sequence[str] = tuple(schema.COLUMNS)) 
       DatasetError: the file is missing, damaged or lacks a column; the message says to build the data set again.
     """
     read = _read_npz if path.suffix == ".npz" else _read_parquet
+    with _reading(path) as file:
+        return schema.Index(read(file, names))
+
+
+@contextlib.contextmanager
+def _reading(path: Path | epath.Path) -> Iterator[BinaryIO]:
+    """Opens an index file; any error of the block is raised as a DatasetError."""
     try:
         with path.open("rb") as file:
-            return schema.Index(read(file, names))
+            yield file
     except FileNotFoundError as error:
         raise DatasetError(
             f"{path} is missing: delete the folder {path.parent} and build the data set again"
@@ -150,9 +158,13 @@ def load_split(folder: Path | epath.Path, split: str, names: Sequence[str] = tup
     return load(older if not path.exists() and older.exists() else path, names)
 
 
-def _read_parquet(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _read_table(file: BinaryIO, names: Sequence[str]) -> pa.Table:
     with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-        table = parquet.read(columns=list(names), use_threads=False)
+        return parquet.read(columns=list(names), use_threads=False)
+
+
+def _read_parquet(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
+    table = _read_table(file, names)
     return {name: _array(table[name], schema.COLUMNS[name]) for name in names}
 
 
