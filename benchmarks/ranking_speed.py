@@ -5,7 +5,7 @@
     python benchmarks/ranking_speed.py --case msmt17 --fastreid FOLDER  # mAP_tau too, beside fast-reid
 
 Each case runs in a process of its own, so that its peak memory is its own. Embeddings are drawn: a centre per identity
-plus noise, with the numbers of images a person and cameras of the real set.
+plus noise, with the numbers of images per person and cameras of the real set.
 
 FOLDER is fastreid/evaluation/rank_cylib of a checkout of JDAI-CV/fast-reid, built by `make` there (Cython needed). It
 wants the whole distance matrix and its argsort, so it and the NumPy argsort rank as many queries as fit half of the
@@ -35,9 +35,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from irm_jax.evaluation.protocols import PROTOCOLS
+from irm_jax.evaluation.case import prepare
+from irm_jax.evaluation.protocols import MARKET
 from irm_jax.evaluation.ranking import rank as ranking
-from irm_jax.evaluation.ranking import tau_similarity
+from irm_jax.evaluation.ranking.metrics import Ranking, summarize
+from irm_jax.evaluation.ranking.scores import EmbeddingScores
+from irm_jax.evaluation.ranking.tau_similarity import InstructionSimilarity
+from irm_jax.evaluation.records import Records
 
 CASE = flags.DEFINE_enum("case", "all", ["all", "market1501", "million", "msmt17"], "Which size to run.")
 FASTREID = flags.DEFINE_string("fastreid", "", "Folder of fast-reid's built rank_cy module, to measure it as well.")
@@ -47,7 +51,7 @@ REFERENCES = flags.DEFINE_integer("reference_queries", 0, "Rank at most so many 
 REPEATS = flags.DEFINE_integer("repeats", 5, "Runs in turns, of which the fastest counts (the million case runs once).")
 
 
-BYTES_A_PAIR = 24
+BYTES_PER_PAIR = 24
 """Of a reference's distance, its argsort, and what the Cython ranking makes of that."""
 
 
@@ -80,12 +84,12 @@ CASES = {
 TAUS = (0.5, 0.7, 0.9)
 
 
-def draw(case: Case, queries: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Embeddings f32 and columns of queries and gallery."""
+def draw(case: Case, queries: int) -> tuple[np.ndarray, np.ndarray, Records, Records]:
+    """Embeddings f32 and records of queries and gallery."""
     random = np.random.default_rng(0)
     centre = random.standard_normal((case.identities, case.width), np.float32)
 
-    def side(count: int, identity: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def side(count: int, identity: np.ndarray) -> tuple[np.ndarray, Records]:
         embedding = np.empty((count, case.width), np.float32)
         for start in range(0, count, 1 << 14):
             rows = embedding[start : start + (1 << 14)]
@@ -97,9 +101,9 @@ def draw(case: Case, queries: int) -> tuple[np.ndarray, np.ndarray, dict[str, np
         if case.taus:  # instructions that name four slots of two values each
             slots = np.pad(random.integers(0, 2, (count, 4), dtype=np.int32), ((0, 0), (0, 4)), constant_values=-1)
             columns |= {"instruction_outfit": slots, "instruction_key": slots[:, :4] @ np.int32([1, 2, 4, 8])}
-        return embedding, columns
+        return embedding, Records.of(**columns)
 
-    # People have unequal numbers of images, as in the real set (2 to 72 a person there).
+    # People have unequal numbers of images, as in the real set (2 to 72 per person there).
     share = random.lognormal(0, 0.5, case.identities)
     identity = random.choice(case.identities, case.gallery, p=share / share.sum()).astype(np.int32)
     identity[random.random(case.gallery) < case.distractors] = -1
@@ -119,20 +123,20 @@ def distances(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     return -(query / np.linalg.norm(query, axis=1, keepdims=True)) @ unit.T
 
 
-def by_cython(query: np.ndarray, gallery: np.ndarray, q: dict[str, np.ndarray], g: dict[str, np.ndarray]) -> float:
+def by_cython(query: np.ndarray, gallery: np.ndarray, q: Records, g: Records) -> float:
     """mAP by fast-reid's evaluate_cy, distances included."""
     sys.path.insert(0, FASTREID.value)
     evaluate = importlib.import_module("rank_cy").evaluate_cy
-    _, precision, _ = evaluate(distances(query, gallery), q["identity"], g["identity"], q["camera"], g["camera"], 50)
+    _, precision, _ = evaluate(distances(query, gallery), q.identity, g.identity, q.camera, g.camera, 50)
     return float(np.mean(precision))
 
 
-def by_argsort(query: np.ndarray, gallery: np.ndarray, q: dict[str, np.ndarray], g: dict[str, np.ndarray]) -> float:
+def by_argsort(query: np.ndarray, gallery: np.ndarray, q: Records, g: Records) -> float:
     """mAP of the market rule the plain way, from cosine distances and a full argsort."""
     distance = distances(query, gallery)
     precisions = []
     for row, order in enumerate(np.argsort(distance, axis=1, kind="stable")):
-        same, camera = g["identity"][order] == q["identity"][row], g["camera"][order] == q["camera"][row]
+        same, camera = g.identity[order] == q.identity[row], g.camera[order] == q.camera[row]
         hit = same[~(same & camera)]
         if hit.any():
             place = np.flatnonzero(hit)
@@ -158,12 +162,14 @@ def run(name: str) -> bool:
     queries = QUERIES.value or case.queries
     query, gallery, q, g = draw(case, queries)
     print(f"\n{name}: {queries} queries x {case.gallery} gallery images x {case.width}, {jax.devices()}", flush=True)
-    protocol, result = PROTOCOLS["market1501"], {}
+    result: dict[str, Ranking] = {}
 
     def rank(count: int = queries) -> None:
-        columns = {key: column[:count] for key, column in q.items()}
-        taus = {"taus": TAUS, "tau_similarity": tau_similarity.ATTRIBUTES} if case.taus else {}
-        result["ranking"] = ranking.rank(query[:count], gallery, columns, g, protocol, **taus)
+        records = q.take(np.arange(count))
+        similarity = InstructionSimilarity("attributes", records, g) if case.taus else None
+        options = ranking.Options(taus=TAUS if case.taus else (), similarity=similarity, tau_source="attributes")
+        scores = EmbeddingScores(query[:count], gallery)
+        result["ranking"] = prepare(MARKET, records, g).rank(scores, options)
 
     rows = min(queries, ranking.default_block(queries, case.gallery))
     rank(rows)  # compiles
@@ -197,10 +203,10 @@ def run(name: str) -> bool:
         print(f"  matmul alone, whole [Q,G]  {whole:8.3f} s   {min(total) / whole:5.2f} x")
     gain = float("inf")
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    fit = min(queries, free // 2 // (gallery.shape[0] * BYTES_A_PAIR), REFERENCES.value or queries)
+    fit = min(queries, free // 2 // (gallery.shape[0] * BYTES_PER_PAIR), REFERENCES.value or queries)
     others = {"NumPy argsort": by_argsort} | ({"fast-reid's Cython": by_cython} if FASTREID.value else {})
     for words, other in others.items() if fit and name != "million" else ():
-        columns = {key: column[:fit] for key, column in q.items()}
+        columns = q.take(np.arange(fit))
         start, busy = time.perf_counter(), time.process_time()
         found = other(query[:fit], gallery, columns, g)
         spent = (time.perf_counter() - start) * queries / fit
@@ -213,7 +219,7 @@ def run(name: str) -> bool:
             raise RuntimeError(f"{words} finds mAP {found:.6f} where ranking finds {ours:.6f}: one of them is wrong")
         if other is by_cython:
             gain = spent / min(total)
-    summary = ranking.summarize(result["ranking"])
+    summary = summarize(result["ranking"])
     print(f"  mAP {summary['mAP']:.6f}, rank-1 {summary['rank1']:.4f}, dropped {summary['dropped']}")
     print(f"  peak memory                {peak:8.2f} GiB, {gallery.nbytes / 2**30:.2f} of it the caller's gallery")
     ratio = min(total) / fastest

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = from_scratch(keys.get_config())
     with config.unlocked():
         config.data.train.market1501 = train_unit("market1501", "trad")
-        config.evaluation.sets.market1501 = evaluation_set("market1501", "trad", ("market1501",))
+        config.evaluation.sets.market1501 = evaluation_set("market1501", "trad", ("market",))
     config.data.build_missing = False
     config.data.batch_size = 128
     config.data.augment.erase_probability = 0.5

@@ -16,7 +16,7 @@ from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, run
 from irm_jax.config import keys
 from irm_jax.errors import UserError
-from irm_jax.evaluation.embed import Ask, of_length_one
+from irm_jax.evaluation.embed import Instruction, of_length_one
 from irm_jax.models.irm import IRM
 from irm_jax.parallel import mesh as mesh_lib
 
@@ -99,9 +99,9 @@ class Embedder:
         return self._model.project(lambda i: _pixels(images[i]), len(images))
 
 
-def _asks(instructions: Sequence[Picture]) -> list[Ask]:
+def _asks(instructions: Sequence[Picture]) -> list[Instruction]:
     """The instructions with images decoded, each distinct path, bytes object or array once."""
-    decoded: dict[Any, Ask] = {}
+    decoded: dict[Any, Instruction] = {}
     asks = []
     for given in instructions:
         key = id(given) if isinstance(given, np.ndarray) else given

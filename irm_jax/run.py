@@ -30,6 +30,7 @@ from irm_jax.errors import ConfigError
 from irm_jax.evaluation import test_sets
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
+from irm_jax.evaluation.test_sets import TestSet
 from irm_jax.models import presets
 from irm_jax.models.config import IRMConfig
 from irm_jax.models.irm import IRM
@@ -124,7 +125,7 @@ class Run:
         return make_train_step(self.model, self.optimizer, self.objectives, self.mesh, options)
 
     @functools.cached_property
-    def test_sets(self) -> list[test_sets.EvaluationSet]:
+    def test_sets(self) -> list[TestSet]:
         """The test sets, their people and cameras numbered over all of them."""
         return _open_test_sets(self.config)
 
@@ -320,7 +321,7 @@ def model_config(config: ConfigDict, *, vocab_size: int = 1, num_identities: int
     return presets.from_options(config.model.to_dict(), vocab_size=vocab_size, num_identities=num_identities)
 
 
-def _open_test_sets(config: ConfigDict) -> list[test_sets.EvaluationSet]:
+def _open_test_sets(config: ConfigDict) -> list[TestSet]:
     """All test sets, in one space of people and cameras."""
     entries = {name: config.evaluation.sets[name] for name in sorted(config.evaluation.sets)}
     parts = {name: [(e.data_set, e.query_split), (e.data_set, e.gallery_split)] for name, e in entries.items()}
@@ -330,17 +331,12 @@ def _open_test_sets(config: ConfigDict) -> list[test_sets.EvaluationSet]:
             parts[name].append((data_set or entry.data_set, split))
     with processes.main_first("test data"):
         datasets = training_data.open_datasets(config, [data_set for part in parts.values() for data_set, _ in part])
-    space = test_sets.PeopleSpace()
-    sets = []
-    for number, (name, entry) in enumerate(entries.items()):
+    loader = test_sets.Loader()
+    for name, entry in entries.items():
         query, gallery, *distractors = [(datasets[data_set], split) for data_set, split in parts[name]]
-        sets.append(
-            test_sets.load_set(
-                name, tasks.task(entry.task), entry.protocols, entry.task_free, query, gallery, distractors,
-                space, number,
-            )
-        )  # fmt: skip
-    return sets
+        described = test_sets.Entry(name, tasks.task(entry.task), tuple(entry.protocols), entry.task_free)
+        loader.load(described, query, gallery, distractors)
+    return loader.sets
 
 
 def enable_compilation_cache(config: ConfigDict) -> None:

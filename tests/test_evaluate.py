@@ -14,7 +14,7 @@ from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, modes, run
 from irm_jax.config import check
 from irm_jax.embedder import Embedder, ImageError
-from irm_jax.evaluation.embed import embed_split
+from irm_jax.evaluation.features import EmbedOptions, Variant, embed_split
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 
@@ -49,7 +49,7 @@ def people(make_run_config):
     query = sets["procedural_ctcc"].query
     reader = query.dataset.reader("query", ("image",))
     pictures = [bytes(reader[i]["image"]) for i in range(len(query))]
-    return query, pictures, [np.asarray(query.asks[i]) for i in query.own]
+    return query, pictures, [np.asarray(query.instruction(i)) for i in range(len(query))]
 
 
 def test_evaluating_a_checkpoint_gives_the_figures_of_the_end_of_training(config, trained_run, tmp_path):
@@ -104,13 +104,12 @@ def test_evaluating_needs_no_training_data(config, trained_run, procedural_dir, 
     assert results["leaks"] is None
     assert results["figures"] == json.loads((trained_run / "results.json").read_text())["figures"]
     assert not stale.exists()
-    assert (workdir / "per_query" / "procedural_trad.npz").exists()
+    assert (workdir / "per_query" / "procedural_trad_same_outfit.npz").exists()
 
 
 def test_the_embedder_gives_the_evaluators_embeddings(model, embedder, people):
     query, pictures, templates = people
-    options = {"workers": 0, "threads": 1}
-    expected = embed_split(model, query.dataset, "query", [query.variant()], **options).embedding["own"]
+    expected = embed_split(model, query, [Variant.own(query)], EmbedOptions(threads=1)).embedding["own"]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert embedder.step == 4
     found = embedder(pictures, templates)
@@ -128,10 +127,10 @@ def test_text_to_image_search_gives_the_evaluators_scores(make_micro_config, mod
             del config.evaluation.sets[name]
     config.evaluation.update({"controls": False, "task_free": False, "open_set": False, "rescore_top": 0})
     searched = run.build(config)
-    ranking = searched.evaluate(model).ranked["procedural_t2i"].ranking
+    ranking = searched.evaluate(model).headline(searched.test_sets[0]).ranking
     query, gallery = searched.test_sets[0].query, searched.test_sets[0].gallery
     reader = gallery.dataset.reader("gallery", ("image",))
-    sentences = embedder.project_sentences([query.asks[i] for i in query.own])
+    sentences = embedder.project_sentences([query.instruction(i) for i in range(len(query))])
     images = embedder.project_images([bytes(reader[i]["image"]) for i in range(len(gallery))])
     assert (sentences.shape, images.shape) == ((len(query), 8), (len(gallery), 8))
     for rows in (sentences, images):

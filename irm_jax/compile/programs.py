@@ -15,7 +15,7 @@ from data_pipelines.batches.make import batch_spec
 from irm_jax.compile import analytic_flops, chips
 from irm_jax.config.options import COMPILED_STEPS
 from irm_jax.evaluation.embed import TABLE_ROWS
-from irm_jax.evaluation.ranking import counting, rank
+from irm_jax.evaluation.ranking import device, rank
 from irm_jax.logs import timing
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.run import Run, build, model_config
@@ -114,26 +114,26 @@ def embedding(run: Run) -> list[Program]:
 def ranking(run: Run, gallery: int = RANKED_GALLERY) -> list[Program]:
     """One block of queries against a gallery: products, scores, ranks of one tile of positives, best images."""
     config, width = run.config, model_config(run.config).embedding_width
-    line = Mesh(run.mesh.devices.reshape(-1), (counting.AXIS,), axis_types=(AxisType.Auto,))
-    layout = counting.Layout.of(gallery, line.devices.size)
+    line = Mesh(run.mesh.devices.reshape(-1), (device.AXIS,), axis_types=(AxisType.Auto,))
+    layout = device.Layout.of(gallery, line.devices.size)
     columns = layout.width * layout.shards
     rows = config.evaluation.query_block or rank.default_block(rank.MOST_ROWS, layout.width)
 
     def array(shape: tuple[int, ...], dtype: Any, spec: P) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(line, spec))
 
-    scores = array((rows, columns), np.float32, P(None, counting.AXIS))
-    per_image = array((columns,), np.float32, P(counting.AXIS))
+    scores = array((rows, columns), np.float32, P(None, device.AXIS))
+    per_image = array((columns,), np.float32, P(device.AXIS))
     queries = array((rows, width), np.float32, P())
-    of_gallery = array((columns, width), np.float32, P(counting.AXIS))
+    of_gallery = array((columns, width), np.float32, P(device.AXIS))
     query_scale, images = array((rows,), np.float32, P()), array((), np.int32, P())
-    wanted = array((rows, counting.TILE), np.int32, P())
+    wanted = array((rows, device.TILE), np.int32, P())
     laid = {"mesh": line, "layout": layout}
     return [
-        Program("products", counting.products, (queries, of_gallery, scores), line, {"mesh": line}),
-        Program("to_scores", counting.to_scores, (scores, query_scale, per_image, per_image, images), line, laid),
-        Program("count", counting.count, (scores, wanted), line, laid),
-        Program("top", counting.top, (scores,), line, {**laid, "k": config.evaluation.top_k}),
+        Program("products", device.products, (queries, of_gallery, scores), line, {"mesh": line}),
+        Program("to_scores", device.to_scores, (scores, query_scale, (per_image, per_image), images), line, laid),
+        Program("count", device.count, (scores, wanted), line, laid),
+        Program("top", device.top, (scores,), line, {**laid, "k": config.evaluation.top_k}),
     ]
 
 

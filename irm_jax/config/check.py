@@ -18,6 +18,7 @@ from irm_jax.config.options import COMPILED_STEPS
 from irm_jax.convert import manifest
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import protocols
+from irm_jax.evaluation.figures import MEAN
 from irm_jax.logs import timing, writers
 from irm_jax.models import config as models_config
 from irm_jax.models import presets
@@ -236,26 +237,13 @@ def _test_set_problems(config: ConfigDict) -> Iterator[str]:
     sets = config.evaluation.sets
     if not sets:
         yield "config.evaluation.sets is empty: name at least one test set, as configs/procedural.py does"
-    asked: dict[str, str] = {}
     for name, entry in sets.items():
         here = f"config.evaluation.sets.{name}"
         if entry.task not in tasks.TASKS:
             yield f"{here}.task = {entry.task!r}; the tasks are {', '.join(tasks.TASKS)}"
         if not entry.protocols:
             yield f"{here}.protocols is empty; name at least one protocol"
-        for protocol in entry.protocols:
-            yield from _refused(f"{here}.protocols", partial(protocols.protocol_of, protocol))
-            if protocols.protocol_of(protocol).task != entry.task:
-                yield f"{here}: protocol {protocol} is of task {protocols.protocol_of(protocol).task}, not {entry.task}"
-            if protocol in asked:
-                yield f"{here}: protocol {protocol} is that of test set {asked[protocol]} already; name it once"
-            asked[protocol] = name
-        using = [protocol for protocol in entry.protocols if protocols.protocol_of(protocol).distractors]
-        if bool(using) != bool(entry.distractors):
-            cause = f"protocol {using[0]} needs distractors" if using else "no protocol uses the distractors"
-            yield (
-                f"{here}: {cause}; name their splits in {here}.distractors, and NAME+distractors in {here}.protocols"
-            )
+        yield from _protocol_problems(f"{here}.protocols", entry.protocols)
     yield from _overlap_problems(config.evaluation.overlaps, "config.evaluation")
     tested = {entry.data_set for entry in sets.values()}
     for name in (name for pair in config.evaluation.overlaps for name in pair.split(":")):
@@ -264,9 +252,32 @@ def _test_set_problems(config: ConfigDict) -> Iterator[str]:
                 f"config.evaluation.overlaps names {name}, which no test set shows; the data sets there are "
                 f"{', '.join(sorted(tested))}"
             )
-    best = config.checkpoint.best_metric
-    if best != "mean_mAP" and best not in asked:
-        yield f"config.checkpoint.best_metric = {best!r}; it must be mean_mAP or one of {', '.join(asked)} (its mAP)"
+    yield from _best_metric_problems(config)
+
+
+def _protocol_problems(here: str, names: Sequence[str]) -> Iterator[str]:
+    known: dict[str, str] = {}
+    for name in names:
+        yield from _refused(here, partial(protocols.protocol_of, name))
+        rule = protocols.protocol_of(name).name
+        if rule in known:
+            yield f"{here}: {known[rule]} and {name} are one rule, {rule}; name it once"
+        known[rule] = name
+
+
+def _best_metric_problems(config: ConfigDict) -> Iterator[str]:
+    best, sets = config.checkpoint.best_metric, config.evaluation.sets
+    test_set, slash, name = best.partition("/")
+    if best == MEAN or (test_set in sets and not slash):
+        return
+    if test_set in sets:
+        yield from _refused("config.checkpoint.best_metric", partial(protocols.protocol_of, name))
+        if protocols.protocol_of(name) in map(protocols.protocol_of, sets[test_set].protocols):
+            return
+    yield (
+        f"config.checkpoint.best_metric = {best!r}; it must be {MEAN}, a test set ({', '.join(sets)}) or "
+        "TEST_SET/PROTOCOL with one of its protocols (their mAP)"
+    )
 
 
 def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:

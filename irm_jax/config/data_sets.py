@@ -11,25 +11,25 @@ from irm_jax.config import keys
 from irm_jax.errors import ConfigError
 
 TEST: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
-    "market1501": ("trad", ("market1501",), {}),
-    "msmt17": ("trad", ("msmt17",), {}),
-    "cuhk03_detected": ("trad", ("cuhk03_np",), {}),
-    "cuhk03_labeled": ("trad", ("cuhk03_np+labeled",), {}),
-    "cuhk01": ("trad", ("cuhk01",), {}),
+    "market1501": ("trad", ("market",), {}),
+    "msmt17": ("trad", ("market",), {}),
+    "cuhk03_detected": ("trad", ("market",), {}),
+    "cuhk03_labeled": ("trad", ("market",), {}),
+    "cuhk01": ("trad", ("market",), {}),
     "prcc": (
         "cc",
-        ("prcc_cross+multi_shot", "prcc_cross+single_shot", "prcc_same+multi_shot", "prcc_same+single_shot"),
+        ("prcc_cross_multi_shot", "prcc_cross_single_shot", "prcc_same_multi_shot", "prcc_same_single_shot"),
         {},
     ),
-    "ltcc": ("cc", ("ltcc_cc", "ltcc_general", "ltcc_sc"), {}),
-    "vcclothes": ("cc", ("vcclothes_cc", "vcclothes_all", "vcclothes_sc"), {}),
-    "real2_ctcc": ("ctcc", ("real2_ctcc", "real2_ctcc+clothes"), {}),
-    "real2_li": ("li", ("real2_li", "real2_li+clothes"), {}),
-    "market1501_attributes": ("li", ("own_li",), {}),
-    "llcm": ("vi", ("llcm_n2v", "llcm_v2n", "llcm_v2n@released"), {"query_split": "test", "gallery_split": "test"}),
+    "ltcc": ("cc", ("ltcc_cc", "market", "ltcc_sc"), {}),
+    "vcclothes": ("cc", ("vcclothes_cc", "market", "vcclothes_sc"), {}),
+    "real2_ctcc": ("ctcc", ("market", "requested_outfit"), {}),
+    "real2_li": ("li", ("market", "requested_outfit"), {}),
+    "market1501_attributes": ("li", ("market",), {}),
+    "llcm": ("vi", ("llcm_n2v", "llcm_v2n", "llcm_v2n_released"), {"query_split": "test", "gallery_split": "test"}),
     "sysu_mm01": ("vi", ("sysu_all", "sysu_indoor"), {}),
-    "cuhk_pedes": ("t2i", ("cuhk_pedes",), {}),
-    "cuhk_pedes_part": ("t2i", ("cuhk_pedes_part",), {}),
+    "cuhk_pedes": ("t2i", ("identity",), {}),
+    "cuhk_pedes_part": ("t2i", ("identity",), {}),
 }
 """Data set -> (task, protocols with the headline first, other keys of its entry)."""
 TRAIN = {name: task for name, (task, _, _) in TEST.items()} | {

@@ -30,16 +30,16 @@ def train_unit(data_set: str, task: str) -> ConfigDict:
 
 
 def evaluation_set(data_set: str, task: str, protocols: tuple[str, ...]) -> ConfigDict:
-    """One test set; `config.evaluation.sets.<name>`. The first protocol is its headline: it counts in mean_mAP, and its
-    task-free figure has the controls `@own` and `@test_set` beside it."""
+    """One test set; `config.evaluation.sets.<name>`. Its figure under the first protocol is its headline: it counts in
+    mean_mAP, and its task-free figure has controls."""
     return ConfigDict(
         {
             "data_set": data_set,  # folder under data.dir
             "task": task,  # trad | cc | ctcc | vi | t2i | li
             "query_split": "query",  # split of the queries
             "gallery_split": "gallery",  # split of the gallery; may be the queries' own (LLCM: test)
-            "distractors": (),  # galleries that NAME+distractors adds: "SPLIT", or "DATA_SET:SPLIT" of another
-            "protocols": protocols,  # names of irm_jax/evaluation/protocols.py
+            "distractors": (),  # galleries of a second ranking per protocol: "SPLIT", or "DATA_SET:SPLIT" of another
+            "protocols": protocols,  # rules of irm_jax/evaluation/protocols.py
             "task_free": True,  # its gallery joins the union of galleries
         }
     )
@@ -224,7 +224,7 @@ def _add_training(config: ConfigDict) -> None:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps (0 = only at the end)
     config.checkpoint.keep = 3  # newest ones kept, beside the best
-    config.checkpoint.best_metric = "mean_mAP"  # mean over the sets' first protocols; or a protocol's name: its mAP
+    config.checkpoint.best_metric = "mean_mAP"  # mean over the test sets, or the mAP of TEST_SET or TEST_SET/PROTOCOL
     config.checkpoint.asynchronous = True  # write while training continues
 
     config.logs = ConfigDict()
@@ -237,7 +237,7 @@ def _add_modes(config: ConfigDict) -> None:
     config.evaluation.sets = ConfigDict()  # name -> evaluation_set(...)
     config.evaluation.batch_size = 128  # images embedded at a time
     config.evaluation.metric = "cosine"  # cosine | euclidean (on embeddings that are not normalised, as released)
-    config.evaluation.query_block = 256  # queries scored at a time (0 = as many as fit 256 MiB a device, at most 256)
+    config.evaluation.query_block = 256  # queries scored at a time (0 = as many as fit 256 MiB per device, at most 256)
     config.evaluation.top_k = 10  # ranked ids kept per query
     config.evaluation.taus = (0.5, 0.7, 0.9)  # thresholds of mAP_tau
     config.evaluation.tau_similarity = "attributes"  # attributes | clothes | model
@@ -245,9 +245,9 @@ def _add_modes(config: ConfigDict) -> None:
     config.evaluation.overlaps = ()  # pairs "A:B" of data sets with unlinked people in common: junk in the union
     config.evaluation.controls = True  # also rank the controls
     config.evaluation.top500 = True  # also report the released AP variant
-    config.evaluation.flip = False  # also rank embeddings averaged over image and mirror image (NAME+flip)
-    config.evaluation.rerank = False  # also rank by k-reciprocal distances, k1 20, k2 6, lambda 0.3 (NAME+rerank)
-    config.evaluation.rescore_top = 128  # images per caption that a trained matching head ranks again (NAME+rescored)
+    config.evaluation.flip = False  # also rank embeddings averaged over image and mirror image
+    config.evaluation.rerank = False  # also rank by k-reciprocal distances, k1 20, k2 6, lambda 0.3
+    config.evaluation.rescore_top = 128  # images per caption that a trained matching head ranks again
     config.evaluation.open_set = True  # ROC of the best score, for queries with and without a match in the gallery
     config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed
 

@@ -1,34 +1,49 @@
-"""Keeps per-query results beside every evaluation, and compares two runs on them (`--mode compare RUN_A RUN_B`)."""
+"""Keeps the results per query beside every evaluation, and compares two runs on them (`--mode compare RUN_A RUN_B`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import io
+import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
+from jaxtyping import Float, Float64
 
 from data_pipelines import storage
+from irm_jax.errors import UserError
+from irm_jax.evaluation import earlier_results
+from irm_jax.evaluation.figures import FILE, Figure, label
 from irm_jax.evaluation.ranking.metrics import Ranking
 
 FOLDER = "per_query"
 RESAMPLED_AT_ONCE = 1 << 22
 METRICS = ("mAP", "rank1")
+ARRAYS = ("ap", "inp", "rank1", "first_positive_rank", "num_positives", "drop_cause", "top_ids", "top_scores")
+FIELDS = ("test_set", "task", "protocol", "setting", "gallery", "gallery_instruction", "distractors", "scoring", "cut")
+"""Fields of a figure that a file keeps, to know it again in another run."""
+
+
+class CompareError(UserError, ValueError):
+    """Two runs cannot be compared. The message says which figure of which run, and why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One figure of two runs over the queries that both ranked.
+    """One metric of one figure of two runs, over the queries that both ranked.
 
-    `difference` = b - a, `low` and `high` its paired bootstrap 95% interval (queries are drawn with replacement, the
-    same ones for both runs; percentiles). `unpaired`: queries that only one of the runs has, or that a run dropped.
+    figure: its label. difference = b - a; low and high: its paired bootstrap 95% interval (queries are drawn with
+    replacement, the same ones for both runs; percentiles). unpaired: queries that only one of the runs has, or that a
+    run dropped.
     """
 
-    protocol: str
+    figure: str
     metric: str
     queries: int
     unpaired: int
@@ -44,36 +59,37 @@ class Comparison:
         return self.low > 0 or self.high < 0
 
 
-class _NotComparable(ValueError):
-    """One protocol of two runs cannot be paired; the message names it and says why."""
-
-
 def save_per_query(
     workdir: str | os.PathLike[str],
+    figure: Figure,
     ranking: Ranking,
     query_id: Sequence[int] | np.ndarray,
     gallery_content: Sequence[int] | np.ndarray,
 ) -> epath.Path:
-    """Writes `workdir/per_query/<protocol>.npz` and returns its path.
+    """Writes the results per query of a figure's ranking into `workdir/per_query`, and returns the file's path.
 
-    `query_id` [Q], numbers or strings, each once: what pairs the queries of two runs (the record index, say).
-    `gallery_content` u64[G]: the column `content` of the images that are searched. The file holds ap, inp, rank1,
-    first_positive_rank, num_positives, drop_cause, top_ids, top_scores and query_id, as in `Ranking`: of a protocol
-    with trials a query has one row, with its means of ap, inp and rank1, so that a comparison draws queries, not
-    trials. And `gallery`, how many images these are, and `gallery_content`, the fingerprint of them in any order.
+    Args:
+      query_id: [Q], numbers or strings, each once: what pairs the queries of two runs (the record index, say).
+      gallery_content: u64[G], the column `content` of the ranked images.
+
+    The .npz file holds `figure` (what was ranked, as JSON), query_id, and ARRAYS as in `Ranking`: of a protocol with
+    trials a query has one row, with its means of ap, inp and rank1, so that a comparison draws queries, not trials. And
+    `gallery`, how many images were ranked, and `gallery_content`, the fingerprint of them in any order.
     """
     ids = np.asarray(query_id)
     if ids.shape != ranking.ap.shape or len(np.unique(ids)) != len(ids):
         raise ValueError(f"query_id must name each of the {len(ranking.ap)} queries once; got shape {ids.shape}")
-    path = epath.Path(workdir) / FOLDER / f"{ranking.protocol}.npz"
+    row = figure.to_json()
+    name = re.sub(r"[^\w+-]+", "_", label(figure)).strip("_")
+    path = epath.Path(workdir) / FOLDER / f"{name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = ("ap", "inp", "rank1", "first_positive_rank", "num_positives", "drop_cause", "top_ids", "top_scores")
     content = io.BytesIO()
     images = np.sort(np.asarray(gallery_content).astype("<u8"))
     np.savez_compressed(
-        content, query_id=ids, gallery=np.array(len(images)),
+        content, figure=np.array(json.dumps({name: row.get(name) for name in FIELDS})), query_id=ids,
+        gallery=np.array(len(images)),
         gallery_content=np.array(hashlib.blake2b(images.tobytes(), digest_size=8).hexdigest()),
-        **{name: getattr(ranking, name) for name in names},
+        **{name: getattr(ranking, name) for name in ARRAYS},
     )  # fmt: skip
     # On object storage a file is there whole or not at all.
     unfinished = path if storage.is_remote(path) else path.with_name(f".{path.name}.{os.getpid()}")
@@ -85,116 +101,149 @@ def save_per_query(
 
 def remove_other_results(workdir: str | os.PathLike[str], written: Collection[epath.Path]) -> None:
     """Removes per-query files of earlier evaluations, which `--mode compare` would take for this one's."""
-    for path in _results(epath.Path(workdir) / FOLDER):
+    for path in _files(epath.Path(workdir) / FOLDER):
         if path not in written:
             path.unlink()
 
 
-def _results(folder: epath.Path) -> Iterator[epath.Path]:
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
     """Every .npz file below a folder (object storage has no recursive glob)."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.suffix == ".npz":
             yield path
         elif path.is_dir():
-            yield from _results(path)
+            yield from _files(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """Results per query of one figure of a run."""
+
+    path: epath.Path
+    figure: str
+    arrays: Mapping[str, np.ndarray]
+
+
+def _read_run(directory: str | os.PathLike[str]) -> dict[tuple[Any, ...], _File]:
+    """The figures of a run by `Figure.key`. Raises CompareError if it has no per-query files."""
+    storage.require_library(directory)
+    workdir = epath.Path(directory).expanduser()
+    folder = workdir / FOLDER
+    found = {}
+    names: dict[str, str] | None = None
+    for path in _files(folder):
+        if path.name.startswith("."):  # of an evaluation that did not end
+            continue
+        with path.open("rb") as file, np.load(file) as saved:
+            arrays = {name: saved[name] for name in saved if not name.startswith("top_")}
+        if "figure" in arrays:
+            row = json.loads(str(arrays["figure"]))
+        else:  # version 1: the file's name says what was ranked
+            names = _earlier_names(workdir) if names is None else names
+            name = path.relative_to(folder).as_posix().removesuffix(".npz")
+            row = {**earlier_results.row_of(name, names), "task": ""}
+        figure = Figure.from_json(row)
+        found[figure.key] = _File(path, label(figure), arrays)
+    if not found:
+        raise CompareError(f"no per-query results in {folder}: run `--mode evaluate` with this workdir first")
+    return found
+
+
+def _earlier_names(workdir: epath.Path) -> dict[str, str]:
+    """Protocol name of version 1 -> test set, from the configuration beside the results; {} without one."""
+    path = workdir / FILE
+    if not path.exists():
+        return {}
+    run = json.loads(path.read_text(encoding="utf-8")).get("run", {})
+    return earlier_results.set_names(run.get("config") or {})
 
 
 def compare_runs(
     dir_a: str | os.PathLike[str], dir_b: str | os.PathLike[str], *, samples: int = 10_000, seed: int = 0
 ) -> list[Comparison]:
-    """Compares the protocols that both runs have evaluated, mAP and rank-1 each, in alphabetical order.
+    """Compares the figures that both runs have, mAP and rank-1 each, in alphabetical order.
 
-    A protocol is left out, with a warning, if the runs share no query of it or ranked different galleries (other
-    images, or a query has another number of positives). Raises ValueError if a run has no per-query files, or if no
-    protocol is left.
+    A figure is left out, with a warning, if the runs share no query of it or ranked different galleries (other images,
+    or a query has another number of positives). Raises CompareError if a run has no per-query files, or if no figure is
+    left.
     """
-    files = []
-    for directory in (dir_a, dir_b):
-        storage.require_library(directory)
-        folder = epath.Path(directory).expanduser() / FOLDER
-        complete = [path for path in _results(folder) if not path.name.startswith(".")]
-        found = {path.relative_to(folder).as_posix().removesuffix(".npz"): path for path in complete}
-        if not found:
-            raise ValueError(f"no per-query results in {folder}: run `--mode evaluate` with this workdir first")
-        files.append(found)
-    shared = sorted(files[0].keys() & files[1].keys())
-    if not shared:
-        raise ValueError(f"{dir_a} and {dir_b} share no protocol: {sorted(files[0])} against {sorted(files[1])}")
-    if left_out := sorted(files[0].keys() ^ files[1].keys()):
-        logging.warning("only one of the runs has %s: not compared", ", ".join(left_out))
+    run_a, run_b = _read_run(dir_a), _read_run(dir_b)
+    pairs = sorted(((run_a[key], run_b[key]) for key in run_a.keys() & run_b.keys()), key=lambda pair: pair[0].figure)
+    if not pairs:
+        names = [sorted(file.figure for file in run.values()) for run in (run_a, run_b)]
+        raise CompareError(f"{dir_a} and {dir_b} share no figure: {names[0]} against {names[1]}")
+    if alone := sorted((run_a.get(key) or run_b[key]).figure for key in run_a.keys() ^ run_b.keys()):
+        logging.warning("only one of the runs has %s: not compared", ", ".join(alone))
     rows: list[Comparison] = []
     refused: list[str] = []
-    unchecked: list[str] = []
-    for name in shared:
+    for a, b in pairs:
         try:
-            rows += _compare(name, files[0][name], files[1][name], samples, seed, unchecked)
-        except _NotComparable as error:
+            rows += _compare(a, b, samples, seed)
+        except CompareError as error:
             refused.append(str(error))
     if not rows:
-        raise ValueError("; ".join(refused))
+        raise CompareError("; ".join(refused))
     for message in refused:
         logging.warning("not compared: %s", message)
-    if unchecked:
+    if unchecked := [a.figure for a, b in pairs if not _same_gallery_known(a, b)]:
         logging.warning(
-            "files of an earlier version do not say which gallery was searched: not checked for %s",
-            ", ".join(unchecked),
+            "files of an earlier version do not say which gallery was ranked: not checked for %s", ", ".join(unchecked)
         )
     return rows
 
 
-def _compare(
-    protocol: str, path_a: epath.Path, path_b: epath.Path, samples: int, seed: int, unchecked: list[str]
-) -> list[Comparison]:
-    """Both metrics of a protocol; its name joins `unchecked` if a file does not say which gallery was searched."""
-    with path_a.open("rb") as file_a, path_b.open("rb") as file_b, np.load(file_a) as a, np.load(file_b) as b:
-        if a["query_id"].dtype.kind != b["query_id"].dtype.kind:
-            types = a["query_id"].dtype, b["query_id"].dtype
-            raise _NotComparable(f"{protocol}: query_id is {types[0]} in {path_a} and {types[1]} in {path_b}")
-        if "gallery_content" not in a or "gallery_content" not in b:
-            unchecked.append(protocol)
-        elif a["gallery_content"] != b["gallery_content"]:
-            raise _NotComparable(
-                f"{protocol}: {path_a} ranked {a['gallery']} gallery images and {path_b} {b['gallery']}, not the same "
-                "ones: evaluate both runs on the same test data"
-            )
-        ids, at_a, at_b = np.intersect1d(a["query_id"], b["query_id"], return_indices=True)
-        other = np.flatnonzero(a["num_positives"][at_a] != b["num_positives"][at_b])
-        if len(other):
-            positives = a["num_positives"][at_a[other[0]]], b["num_positives"][at_b[other[0]]]
-            raise _NotComparable(
-                f"{protocol}: query {ids[other[0]]} (and {len(other) - 1} more) has {positives[0]} positives in "
-                f"{path_a} and {positives[1]} in {path_b}: the runs ranked different galleries and cannot be paired"
-            )
-        values = [
-            # Files of earlier versions hold no rank1; theirs are of one trial.
-            np.stack([run["ap"], run["rank1"] if "rank1" in run else run["first_positive_rank"] == 1], axis=1)[at]
-            for run, at in ((a, at_a), (b, at_b))
-        ]
-        everything = len(a["query_id"]) + len(b["query_id"]) - len(ids)
+def _same_gallery_known(a: _File, b: _File) -> bool:
+    return "gallery_content" in a.arrays and "gallery_content" in b.arrays
+
+
+def _compare(a: _File, b: _File, samples: int, seed: int) -> list[Comparison]:
+    """Both metrics of a figure. Raises CompareError if its queries cannot be paired."""
+    ids, at_a, at_b = _paired(a, b)
+    values = [
+        # Files of earlier versions hold no rank1; theirs are of one trial.
+        np.stack([run["ap"], run["rank1"] if "rank1" in run else run["first_positive_rank"] == 1], axis=1)[at]
+        for run, at in ((a.arrays, at_a), (b.arrays, at_b))
+    ]
+    total = len(a.arrays["query_id"]) + len(b.arrays["query_id"]) - len(ids)
     both = ~np.isnan(values[0][:, 0]) & ~np.isnan(values[1][:, 0])
     a_values, b_values = values[0][both], values[1][both]
     if not len(a_values):
-        raise _NotComparable(f"{protocol}: no query was ranked in both {path_a} and {path_b}")
+        raise CompareError(f"{a.figure}: no query was ranked in both {a.path} and {b.path}")
     interval = bootstrap_interval(b_values - a_values, samples=samples, seed=seed)
     mean_a, mean_b = a_values.mean(axis=0), b_values.mean(axis=0)
     return [
         Comparison(
-            protocol,
-            metric,
-            len(a_values),
-            everything - len(a_values),
-            float(mean_a[i]),
-            float(mean_b[i]),
-            float(mean_b[i] - mean_a[i]),
-            float(interval[0, i]),
-            float(interval[1, i]),
+            a.figure, metric, len(a_values), total - len(a_values), float(mean_a[i]), float(mean_b[i]),
+            float(mean_b[i] - mean_a[i]), float(interval[0, i]), float(interval[1, i]),
         )
         for i, metric in enumerate(METRICS)
-    ]
+    ]  # fmt: skip
 
 
-def bootstrap_interval(values: np.ndarray, *, samples: int, seed: int) -> np.ndarray:
-    """95% percentile intervals f64[2, M] of the column means of values f64[n, M], rows drawn with replacement."""
+def _paired(a: _File, b: _File) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids of the queries that both runs have, and their rows. Raises CompareError if the galleries differ."""
+    one, other = a.arrays, b.arrays
+    if one["query_id"].dtype.kind != other["query_id"].dtype.kind:
+        types = one["query_id"].dtype, other["query_id"].dtype
+        raise CompareError(f"{a.figure}: query_id is {types[0]} in {a.path} and {types[1]} in {b.path}")
+    if _same_gallery_known(a, b) and one["gallery_content"] != other["gallery_content"]:
+        raise CompareError(
+            f"{a.figure}: {a.path} ranked {one['gallery']} gallery images and {b.path} {other['gallery']}, not the "
+            "same ones: evaluate both runs on the same test data"
+        )
+    ids, at_a, at_b = np.intersect1d(one["query_id"], other["query_id"], return_indices=True)
+    different = np.flatnonzero(one["num_positives"][at_a] != other["num_positives"][at_b])
+    if len(different):
+        positives = one["num_positives"][at_a[different[0]]], other["num_positives"][at_b[different[0]]]
+        raise CompareError(
+            f"{a.figure}: query {ids[different[0]]} (and {len(different) - 1} more) has {positives[0]} positives in "
+            f"{a.path} and {positives[1]} in {b.path}: the runs ranked different galleries and cannot be paired"
+        )
+    return ids, at_a, at_b
+
+
+def bootstrap_interval(values: Float[np.ndarray, "n M"], *, samples: int, seed: int) -> Float64[np.ndarray, "2 M"]:
+    """95% percentile intervals of the column means, rows drawn with replacement."""
     random = np.random.default_rng(seed)
     means = np.empty((samples, values.shape[1]))
     step = max(1, RESAMPLED_AT_ONCE // len(values))
@@ -205,14 +254,14 @@ def bootstrap_interval(values: np.ndarray, *, samples: int, seed: int) -> np.nda
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as text, one a line; a star marks an interval that leaves out 0."""
-    width = max(len("protocol"), *(len(row.protocol) for row in comparisons))
-    lines = [f"{'protocol':{width}}  metric  queries       A       B   B - A   95% interval"]
+    """The comparisons as text, one per line; a star marks an interval that leaves out 0."""
+    width = max(len("figure"), *(len(row.figure) for row in comparisons))
+    lines = [f"{'figure':{width}}  metric  queries       A       B   B - A   95% interval"]
     for row in comparisons:
         interval = f"[{row.low:+.4f}, {row.high:+.4f}]{' *' if row.clear else ''}"
         unpaired = f"  ({row.unpaired} queries not paired)" if row.unpaired else ""
         lines.append(
-            f"{row.protocol:{width}}  {row.metric:6}  {row.queries:7}  {row.a:6.4f}  {row.b:6.4f}  "
+            f"{row.figure:{width}}  {row.metric:6}  {row.queries:7}  {row.a:6.4f}  {row.b:6.4f}  "
             f"{row.difference:+.4f}  {interval}{unpaired}"
         )
     return "\n".join(lines)

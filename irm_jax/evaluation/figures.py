@@ -26,6 +26,8 @@ SETTINGS = ("task_specific", "task_free")
 GALLERIES = ("own", "union")
 INSTRUCTIONS = ("own", "neutral")
 SCORINGS = ("flip", "rescored", "rerank")
+MEAN = "mean_mAP"
+"""Name of the mean of mAP over the test sets' headlines."""
 MODEL = "model"
 SWAPPED = "swapped_instruction"
 CONTROLS = ("random", "color_histogram", "image_only", "instruction_only", "perfect_identity", "oracle")

@@ -1,8 +1,8 @@
 """Open-set figures: can the score of the best match tell that a query's person is not in the gallery at all?
 
 Half of the queries' people, drawn with a seed, are taken out of the gallery, for all queries (leave-identity-out). A
-query of theirs should be turned away, a query of the other half should be answered. ROC: over thresholds on the score
-of the best match, FPR is the share of the former that are answered, TPR the share of the latter that are.
+query of theirs should be rejected, a query of the other half should be answered. ROC: over thresholds on the score of
+the best match, FPR is the share of the former that are answered, TPR the share of the latter that are.
 """
 
 from __future__ import annotations
@@ -11,24 +11,53 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from irm_jax.evaluation.embedded_set import EmbeddedSet
+from irm_jax.evaluation.figures import OpenSetFigure
+from irm_jax.evaluation.ranking.scores import Selection
 
 FPRS = (0.01, 0.001)
 ROC_POINTS = 200
 
 
-def people_left_out(identity: np.ndarray, seed: int) -> np.ndarray:
-    """bool[Q]: queries of the half of the people (rounded down) that is taken out of the gallery."""
+def rank_open_set(embedded: EmbeddedSet) -> OpenSetFigure | None:
+    """Ranks the set under its first protocol, or under what the first trial draws; None if a side would be empty."""
+    test = embedded.test
+    case = test.cases[0]
+    first = case.trials[0].selection
+    person = case.query.identity[first.query]
+    absent = people_left_out(person, embedded.options.seed)
+    images = first.gallery[~np.isin(case.gallery.identity[first.gallery], person[absent])]
+    if not absent.any() or not len(images):
+        return None
+    narrowed = case.narrowed(Selection(first.query, images))
+    ranking = narrowed.rank(embedded.own, embedded.options.ranking())
+    best, present = ranking.top_scores[:, 0], ranking.valid & ~absent
+    rejected = best[absent & np.isfinite(best)]  # a query whose images are all junk has no score
+    found = roc_figures(best[present], ranking.first_positive_rank[present] == 1, rejected)
+    if found is None:
+        return None
+    return OpenSetFigure(test_set=test.name, task=test.task.name, protocol=case.protocol.name, **found)
+
+
+def people_left_out(identity: Int[np.ndarray, " Q"], seed: int) -> Bool[np.ndarray, " Q"]:
+    """Queries of the half of the people (rounded down) that is taken out of the gallery."""
     people = np.random.default_rng(seed).permutation(np.unique(identity))
     return np.isin(identity, people[: len(people) // 2])
 
 
-def figures(
-    present: np.ndarray, right: np.ndarray, absent: np.ndarray, fprs: Sequence[float] = FPRS
+def roc_figures(
+    present: Float[np.ndarray, " P"],
+    right: Bool[np.ndarray, " P"],
+    absent: Float[np.ndarray, " A"],
+    fprs: Sequence[float] = FPRS,
 ) -> dict[str, Any] | None:
-    """Figures from the best scores f[P] of queries whose person is in the gallery (`right` bool[P]: that best match is
-    a positive) and those of queries whose person is not, f[A]. None if either side is empty.
+    """Figures from the best scores of queries whose person is in the gallery, and of those whose person is not.
 
-    At each FPR, by its name: `threshold`, a query is answered if its best score is above it, and no lower one keeps the
+    right: the best match is a positive. Returns None if either side is empty.
+
+    At each FPR, by its text: `threshold`, a query is answered if its best score is above it, and no lower one keeps the
     share of absent ones that are answered at or below the FPR; `tpr`, the share of present ones that are answered;
     `identified`, the share that is answered rightly. With fewer than 1 / FPR absent queries none of them is answered.
     `auc`: the chance that a present query scores above an absent one. `roc`: at most ROC_POINTS points.

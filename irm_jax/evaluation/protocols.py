@@ -1,11 +1,7 @@
-"""The evaluation protocols by name: a rule, which images ask and which are searched, how often, and how CMC counts.
+"""The evaluation protocols: rules that say which gallery images are right for a query, and how a ranking is made.
 
-Columns are dicts of arrays, one entry a record: `identity`, `camera`, `camera_number`, `source`, `dataset`, `clothes`,
-`modality`, `distractor`, `instruction_clothes` i32[n], `order` i64[n], `attributes`, `instruction_attributes`
-i32[n,8], `content` u64[n], `instruction_key` u32[n]. They are the fields of `schema.Index` with people
-(`identity`) and cameras (`camera`) numbered in one space; `camera_number` is the camera's number within its data set,
-from 0, `source` the namespace that it belongs to, `dataset` the test set, and `order` sorts the records by person name,
-camera and file name. For mAP_tau a test set adds `instruction_outfit` i32[n,8], see evaluation_sets.
+A protocol is a rule only: it belongs to no task and no test set. A test set names what it is ranked by
+(`evaluation.sets.NAME.protocols`), and may be ranked by any rule whose columns it knows.
 """
 
 from __future__ import annotations
@@ -15,230 +11,215 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.dataset.schema import INFRARED, VISIBLE
-from data_pipelines.tasks import TASKS
-from data_pipelines.tasks import task as task_of
-from irm_jax.evaluation.ranking import relations
-from irm_jax.evaluation.ranking.relations import Columns, Relate, Test
-
-__all__ = ["PROTOCOLS", "Columns", "Protocol", "Relate", "cut", "protocol_of", "task_free", "with_distractors"]
+from irm_jax.errors import UserError
+from irm_jax.evaluation.earlier_results import NAMES as EARLIER_NAMES
+from irm_jax.evaluation.ranking.relations import (
+    Columns,
+    Relation,
+    camera_numbers,
+    outfits_known,
+    same_camera,
+    same_file,
+    same_identity,
+    same_modality,
+    same_outfit,
+    same_source,
+    wears_named,
+    wears_requested,
+)
 
 Where = Mapping[str, tuple[int, ...]]
-"""Column -> the values that are taken; {} takes everything."""
+"""Column -> the values that take part; {} selects every record."""
 TRIALS = 10
+
+
+class ProtocolError(UserError, ValueError):
+    """A protocol is unknown, or cannot rank a test set. The message says which, why, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """One evaluation rule; its name stands beside every figure it makes.
+    """One rule. Gallery images are positive, junk (left out of the ranking) or negative; junk wins over positive.
 
-    `relate(query, gallery) -> (positive, junk)`: see `rules`. `linked_by`: a pair that agrees in none of these columns
-    is a negative without being looked at; () looks at every pair. `ap_topk`: the ranking is cut there before junk
-    removal ([release]; see `cut`). `gallery_has_instruction`: False where mAP_tau has no meaning (t2i). `setting`:
-    "task_specific" | "task_free".
-
-    `queries`, `gallery`: the records of the test set that take part. `distractors`: so do the gallery's distractors.
-    `draw`: of the records of one side (`draw_from`: "gallery" | "query") that agree in these columns a trial takes one
-    at random, for each of `trials` trials (see `selection`); () takes all. `distinct_identities`: CMC counts each
-    person of a ranking once, at its best image; AP and INP are those of the plain ranking.
+    name: stands beside every figure.
+    positive, junk: relations of a query and a gallery image; junk None: there is none.
+    queries, gallery: the records that take part.
+    draw: for each of `trials` trials, one random record is drawn of those of one side (`draw_from`: "gallery" |
+      "query") that agree in these columns, see `case.draw_records`; () ranks all records, once.
+    distinct_identities: CMC counts each person of a ranking once, at the best image; AP and INP count images.
+    note: what the relations do not say, in words.
     """
 
     name: str
-    task: str
-    description: str
-    relate: Relate
-    linked_by: tuple[str, ...] = ("identity",)
-    ap_topk: int | None = None
-    gallery_has_instruction: bool = True
-    setting: str = "task_specific"
+    positive: Relation
+    junk: Relation | None = None
     queries: Where = dataclasses.field(default_factory=dict)
     gallery: Where = dataclasses.field(default_factory=dict)
-    distractors: bool = False
     draw: tuple[str, ...] = ()
     draw_from: str = "gallery"
     trials: int = 1
     distinct_identities: bool = False
+    note: str = ""
+
+    @property
+    def description(self) -> str:
+        """The rule in words."""
+        junk = f"; junk: {self.junk.text}" if self.junk else "; no junk"
+        return f"positive: {self.positive.text}{junk}{'; ' if self.note else ''}{self.note}"
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that the rule needs."""
+        read = self.positive.columns | (self.junk.columns if self.junk else frozenset())
+        return read | set(self.queries) | set(self.gallery) | set(self.draw) | ({"order"} if self.draw else frozenset())
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Columns of which a pair must share a value to be anything but negative; () if any pair may be."""
+        return (self.positive | self.junk).links if self.junk else self.positive.links
+
+    def relate(self, query: Columns, gallery: Columns) -> tuple[Any, Any]:
+        """(positive, junk): bool arrays in the common shape of the columns."""
+        positive = self.positive(query, gallery)
+        if self.junk is None:
+            return positive, positive & ~positive
+        junk = self.junk(query, gallery)
+        return positive & ~junk, junk
+
+    def against_union(self, *, query_is_image: bool) -> Protocol:
+        """The same rule against the union of all galleries (task-free).
+
+        Nothing is drawn there. `query_is_image`: copies of the query's own file are junk.
+        """
+        junk = self.junk
+        if query_is_image:
+            junk = self.junk | same_file if self.junk else same_file
+        notes = [self.note, *(["all images once: nothing is drawn"] if self.draw else [])]
+        return dataclasses.replace(
+            self, junk=junk, draw=(), draw_from="gallery", trials=1, note="; ".join(filter(None, notes))
+        )
 
 
-def cut(protocol: Protocol, topk: int = 500) -> Protocol:
-    """The [release] variant, named `NAME@topK` (compat with `Evaluator.eval_func` there).
+_other_images = same_identity & same_camera
+_DRAWN: dict[str, Any] = {"draw": ("identity", "camera_number"), "trials": TRIALS, "distinct_identities": True}
+_drawn_note = f"one random gallery image per person and camera, {TRIALS} trials, CMC over distinct people"
+_SHOTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "multi_shot": ("all of camera A", {}),
+    "single_shot": (
+        f"one random image per person of camera A, {TRIALS} trials", {"draw": ("identity",), "trials": TRIALS},
+    ),
+}  # fmt: skip
 
-    The ranking is cut at `topk` before junk is removed, and every figure sees only the positives found there: AP
-    divides by their number (0 if there is none). It inflates mAP: print it beside the standard value, labelled.
-    """
-    if topk < 1:
-        raise ValueError(f"ap_topk must be at least 1, not {topk}")
-    description = (
-        f"{protocol.description}; ranking cut at {topk} before junk removal, AP over the positives found there"
-    )
-    return dataclasses.replace(protocol, name=f"{protocol.name}@top{topk}", description=description, ap_topk=topk)
+MARKET = Protocol("market", positive=same_identity, junk=_other_images)
+IDENTITY = Protocol("identity", positive=same_identity)
+"""For captions: no query image could be found again."""
 
-
-def with_distractors(protocol: Protocol) -> Protocol:
-    """The same rule over the gallery and its distractors (Market-1501+500k), named `NAME+distractors`."""
-    description = f"{protocol.description}; gallery with the distractors"
-    return dataclasses.replace(protocol, name=f"{protocol.name}+distractors", description=description, distractors=True)
-
-
-def task_free(protocol: Protocol) -> Protocol:
-    """The same rule against the union of all galleries, named `task_free/NAME`.
-
-    Identities and cameras must be numbered in one space over all sources. For queries that are images, any copy of the
-    query's own file (same `content`) is junk. `protocol.gallery` then chooses among the images of the query's own
-    source only, and a gallery that is drawn otherwise is taken whole, once.
-    """
-    relate, linked_by = protocol.relate, protocol.linked_by
-    if task_of(protocol.task).has_query_image:
-
-        def relate_union(q: Columns, g: Columns) -> tuple[Any, Any]:
-            positive, junk = protocol.relate(q, g)
-            copy = q["content"] == g["content"]
-            return positive & ~copy, junk | copy
-
-        relate, linked_by = relate_union, (*linked_by, "content") if linked_by else ()
-    whole = ", all images once: nothing is drawn" if protocol.draw else ""
-    return dataclasses.replace(
-        protocol,
-        name=f"task_free/{protocol.name}",
-        description=f"{protocol.description}; against the union of all galleries{whole}",
-        relate=relate,
-        linked_by=linked_by,
-        setting="task_free",
-        draw=(),
-        trials=1,
-    )
+OUTFITS = (
+    Protocol(
+        "same_outfit", positive=same_identity & same_outfit & ~same_camera,
+        junk=same_identity & ~(same_outfit & ~same_camera),
+    ),
+    Protocol("other_outfit", positive=same_identity & ~same_outfit, junk=same_identity & same_outfit),
+    Protocol("other_modality", positive=same_identity & ~same_modality, junk=same_identity & same_modality),
+    Protocol("template_outfit", positive=same_identity & wears_requested),
+    Protocol("named_attributes", positive=same_identity & wears_named),
+    Protocol("described_outfit", positive=same_identity & same_outfit, junk=same_identity & ~same_outfit),
+    Protocol("requested_outfit", positive=same_identity & wears_requested, junk=_other_images),
+)  # fmt: skip
+"""Strict targets: the right person in the right outfit. Images of that person in other outfits are junk where the
+query image decides what is right, and negative where the instruction does."""
 
 
-def _procedural() -> list[Protocol]:
-    """Strict targets of the procedural sets (data.md section 6), each with its `+identity` variant."""
-    targets: dict[str, tuple[Test, str, str]] = {
-        "trad": (
-            lambda q, g: relations.same_outfit(q, g) & (q["camera"] != g["camera"]),
-            "junk",
-            "same identity, same outfit, other camera",
-        ),
-        "cc": (lambda q, g: ~relations.same_outfit(q, g), "junk", "same identity, other outfit"),
-        "vi": (lambda q, g: q["modality"] != g["modality"], "junk", "same identity, other modality"),
-        "ctcc": (relations.wears_template, "negative", "same identity wearing the template's outfit"),
-        "li": (relations.wears_named, "negative", "same identity wearing every named attribute"),
-        "t2i": (relations.same_outfit, "junk", "same identity in the described outfit"),
+def _prcc() -> list[Protocol]:
+    """PRCC: camera A is the gallery; camera B shows the same clothes, camera C others."""
+    return [
+        Protocol(
+            f"prcc_{name}_{shot}", positive=same_identity, junk=_other_images, queries={"camera_number": (number,)},
+            gallery={"camera_number": (0,)}, note=f"camera {letter} against {words}", **options,
+        )
+        for name, letter, number in (("same", "B", 1), ("cross", "C", 2))
+        for shot, (words, options) in _SHOTS.items()
+    ]  # fmt: skip
+
+
+def _ltcc() -> list[Protocol]:
+    """LTCC: other cameras only, and clothes that are known; all other images of the person are junk."""
+    targets = {
+        "cc": ~same_camera & outfits_known & ~same_outfit,
+        "sc": ~same_camera & outfits_known & same_outfit,
     }
+    return [
+        Protocol(f"ltcc_{name}", positive=same_identity & target, junk=same_identity & ~target)
+        for name, target in targets.items()
+    ]
+
+
+def _vcclothes() -> list[Protocol]:
+    """VC-Clothes: the clothes change between cameras 3 and 4, and do not between 2 and 3."""
     protocols = []
-    for task, (target, rest, words) in targets.items():
-        description = f"positive: {words}; other images of the identity: {rest}"
-        has_instruction = task_of(task).has_query_image
-        protocols += [
+    for name, cameras in (("sc", (1, 2)), ("cc", (2, 3))):
+        both: Where = {"camera_number": cameras}
+        note = f"cameras {cameras[0] + 1} and {cameras[1] + 1} of both sides only"
+        protocols.append(
             Protocol(
-                f"procedural_{task}", task, description, relations.strict(target, rest),
-                gallery_has_instruction=has_instruction,
-            ),
-            _plain(f"procedural_{task}+identity", task),
-        ]  # fmt: skip
+                f"vcclothes_{name}", positive=same_identity, junk=_other_images, queries=both, gallery=both, note=note
+            )
+        )
     return protocols
 
 
-MARKET = "positive: same identity; junk: same identity and camera"
-
-
-def _plain(name: str, task: str, words: str = "", **options: Any) -> Protocol:
-    """The market rule; for captions identity alone, without junk."""
-    image_query = task_of(task).has_query_image
-    description = MARKET if image_query else "positive: same identity; no junk"
-    return Protocol(
-        name, task, description + words, relations.market_rule if image_query else relations.identity_rule,
-        gallery_has_instruction=image_query, **options,
-    )  # fmt: skip
-
-
-def _real() -> list[Protocol]:
-    """The protocols of the published test sets (data.md section 4). Camera numbers count from 0 here."""
-    protocols = [_plain(name, "trad") for name in ("market1501", "msmt17", "cuhk03_np")]
-    protocols.append(_plain("cuhk03_np+labeled", "trad", "; boxes drawn by hand"))
-    protocols.append(_plain("cuhk01", "trad", " (no single-shot trials)"))
-
-    shots: dict[str, tuple[str, dict[str, Any]]] = {
-        "multi_shot": ("all of camera A", {}),
-        "single_shot": (
-            f"one random image a person of camera A, {TRIALS} trials", {"draw": ("identity",), "trials": TRIALS},
+def _visible_infrared() -> list[Protocol]:
+    """LLCM in both directions and as its authors' code scores it; SYSU-MM01 over all and over indoor cameras."""
+    visible: Where = {"modality": (VISIBLE,)}
+    infrared: Where = {"modality": (INFRARED,)}
+    released = (
+        "compat with the LLCM authors' code for visible to infrared, which swaps the sides: one random infrared image "
+        f"per person and camera against all visible ones, {TRIALS} trials, CMC over distinct people"
+    )
+    market: dict[str, Any] = {"positive": same_identity, "junk": _other_images, **_DRAWN}
+    protocols = [
+        Protocol(
+            "llcm_v2n", queries=visible, gallery=infrared, note=f"visible to infrared; {_drawn_note}", **market
         ),
-    }  # fmt: skip
-    for name, letter, number in (("prcc_same", "B", 1), ("prcc_cross", "C", 2)):
-        for shot, (words, options) in shots.items():
-            asking: Where = {"camera_number": (number,)}
-            protocols.append(
-                _plain(
-                    f"{name}+{shot}", "cc", f"; camera {letter} against {words}", queries=asking,
-                    gallery={"camera_number": (0,)}, **options,
-                )
-            )  # fmt: skip
-
-    protocols.append(_plain("ltcc_general", "cc"))
-    clothes: dict[str, tuple[Test, str]] = {
-        "cc": (lambda q, g: ~relations.same_outfit(q, g), "other clothes"),
-        "sc": (relations.same_outfit, "same clothes"),
-    }
-    for name, (target, words) in clothes.items():
-        description = f"positive: same identity, other camera, {words}; other images of the identity: junk"
-        relate = relations.strict(relations.other_camera_and(target), "junk")
-        protocols.append(Protocol(f"ltcc_{name}", "cc", description, relate))
-
-    protocols.append(_plain("vcclothes_all", "cc"))
-    for name, cameras in (("sc", (1, 2)), ("cc", (2, 3))):
-        words = f"; cameras {cameras[0] + 1} and {cameras[1] + 1} of both sides only"
-        both: Where = {"camera_number": cameras}
-        protocols.append(_plain(f"vcclothes_{name}", "cc", words, queries=both, gallery=both))
-
-    for task in ("ctcc", "li"):
-        protocols.append(_plain(f"real2_{task}", task))
-        description = "positive: same identity in the clothes asked for; junk: same identity and camera"
-        protocols.append(Protocol(f"real2_{task}+clothes", task, description, relations.asked_outfit_rule))
-
-    drawn: dict[str, Any] = {"draw": ("identity", "camera_number"), "trials": TRIALS, "distinct_identities": True}
-    words = f"; one random gallery image a person and camera, {TRIALS} trials, CMC over distinct people"
-    visible, infrared = {"modality": (VISIBLE,)}, {"modality": (INFRARED,)}
-    protocols += [
-        _plain("llcm_v2n", "vi", f"; visible to infrared{words}", queries=visible, gallery=infrared, **drawn),
-        _plain("llcm_n2v", "vi", f"; infrared to visible{words}", queries=infrared, gallery=visible, **drawn),
-        _plain(
-            "llcm_v2n@released", "vi",
-            "; compat with the LLCM authors' code for visible to infrared, which asks the other way round: one random "
-            f"infrared image a person and camera against all visible ones, {TRIALS} trials, CMC over distinct people",
-            queries=infrared, gallery=visible, draw_from="query", **drawn,
+        Protocol(
+            "llcm_n2v", queries=infrared, gallery=visible, note=f"infrared to visible; {_drawn_note}", **market
+        ),
+        Protocol(
+            "llcm_v2n_released", queries=infrared, gallery=visible, draw_from="query", note=released, **market
         ),
     ]  # fmt: skip
-    for name, searched in (("all", (0, 1, 3, 4)), ("indoor", (0, 1))):
-        description = f"positive: same identity; junk: camera 2 for a query of camera 3; infrared to visible{words}"
+    # Cameras 2 and 3 of SYSU-MM01 stand in the same place.
+    same_place = same_source & camera_numbers(2, 1)
+    for name, cameras in (("all", (0, 1, 3, 4)), ("indoor", (0, 1))):
+        gallery: Where = {**visible, "camera_number": cameras}
         protocols.append(
             Protocol(
-                f"sysu_{name}", "vi", description, relations.sysu_rule, linked_by=("identity", "source"),
-                queries=infrared, gallery={**visible, "camera_number": searched}, **drawn,
+                f"sysu_{name}", positive=same_identity, junk=same_place, queries=infrared, gallery=gallery,
+                note=f"infrared to visible; {_drawn_note}", **_DRAWN,
             )
         )  # fmt: skip
-    protocols.append(_plain("cuhk_pedes", "t2i"))
-    protocols.append(_plain("cuhk_pedes_part", "t2i", "; people of Market-1501 and CUHK01 only"))
     return protocols
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol for protocol in (*_procedural(), *_real(), *(_plain(f"own_{task}", task) for task in TASKS))
+    protocol.name: protocol
+    for protocol in (MARKET, IDENTITY, *OUTFITS, *_prcc(), *_ltcc(), *_vcclothes(), *_visible_infrared())
 }
-"""By name; `own_TASK` is the plain rule of a task, for a data set of one's own."""
+ALIASES: dict[str, str] = {name: rule for name, (rule, _) in EARLIER_NAMES.items() if name != rule}
+"""Names of earlier versions, which a configuration may still hold -> today's rule."""
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol of that name with its variants: `task_free/NAME+distractors@topK`, each part at will.
+    """The protocol of that name, or of that name in an earlier version.
 
-    Raises ValueError naming the known ones.
+    Raises ProtocolError for an unknown name, and for a variant in the name, as earlier versions had.
     """
-    plain, _, topk = name.removeprefix("task_free/").partition("@top")
-    plain, distractors = plain.removesuffix("+distractors"), plain.endswith("+distractors")
-    if plain not in PROTOCOLS or ("@top" in name and not topk.isdigit()):
-        raise ValueError(
-            f"unknown protocol {name!r}; known are {', '.join(PROTOCOLS)}, each also as task_free/NAME, "
-            "NAME+distractors and NAME@top500"
+    found = PROTOCOLS.get(ALIASES.get(name, name))
+    if found is None and name.endswith("+distractors"):
+        raise ProtocolError(
+            f"unknown protocol {name!r}: name the plain one; a test set that has `distractors` is "
+            "ranked without and with them"
         )
-    result = PROTOCOLS[plain]
-    if distractors:
-        result = with_distractors(result)
-    if name.startswith("task_free/"):
-        result = task_free(result)
-    return cut(result, int(topk)) if topk else result
+    if found is None:
+        raise ProtocolError(f"unknown protocol {name!r}; known are {', '.join(PROTOCOLS)}")
+    return found

@@ -95,23 +95,27 @@ def test_report_and_comparison(bucket: Bucket, tmp_path: Path) -> None:
     where = (tmp_path, epath.Path("gs://bucket/runs/a"))
     for workdir in where:
         write.write_report(workdir, results, data)
-        for protocol, ap in (("p", [0.5, 1.0]), ("p/of_before", [0.0, 0.0]), ("p/sub", [0.25, 0.75])):
-            compare.save_per_query(workdir, ranking(protocol, ap), [7, 8], range(4))
-        kept = {epath.Path(workdir) / "per_query" / name for name in ("p.npz", "p/sub.npz")}
+        for protocol, ap in (("market", [0.5, 1.0]), ("of_before", [0.0, 0.0]), ("identity", [0.25, 0.75])):
+            figure = Figure(test_set="p", task="trad", protocol=protocol)
+            compare.save_per_query(workdir, figure, ranking(ap), [7, 8], range(4))
+        earlier = epath.Path(workdir) / "per_query" / "task_free" / "p.npz"
+        earlier.parent.mkdir(parents=True, exist_ok=True)
+        earlier.write_bytes(b"of an earlier version")
+        kept = {epath.Path(workdir) / "per_query" / name for name in ("p_market.npz", "p_identity.npz")}
         compare.remove_other_results(workdir, kept)
     local = {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert {name.removeprefix("bucket/runs/a/"): data for name, data in bucket.files.items()} == local
-    assert set(local) == {"report.html", "results.json", "per_query/p.npz", "per_query/p/sub.npz"}
+    assert set(local) == {"report.html", "results.json", "per_query/p_market.npz", "per_query/p_identity.npz"}
     rows = compare.compare_runs(tmp_path, "gs://bucket/runs/a", samples=10)
-    assert [(row.protocol, row.metric, row.a, row.b) for row in rows if row.metric == "mAP"] == [
-        ("p", "mAP", 0.75, 0.75), ("p/sub", "mAP", 0.5, 0.5),
+    assert [(row.figure, row.metric, row.a, row.b) for row in rows if row.metric == "mAP"] == [
+        ("p/identity", "mAP", 0.5, 0.5), ("p/market", "mAP", 0.75, 0.75),
     ]  # fmt: skip
 
 
-def ranking(protocol: str, ap: list[float]) -> Ranking:
+def ranking(ap: list[float]) -> Ranking:
     queries = len(ap)
     return Ranking(
-        protocol=protocol, metric="cosine", gallery=4, ap=np.array(ap), inp=np.array(ap),
+        gallery=4, ap=np.array(ap), inp=np.array(ap),
         first_positive_rank=np.ones(queries, np.int32), num_positives=np.ones(queries, np.int32),
         drop_cause=np.full(queries, ""),
         top_ids=np.zeros((queries, 1), np.int32), top_scores=np.zeros((queries, 1), np.float32),

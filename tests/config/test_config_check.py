@@ -81,24 +81,25 @@ CASES = {
         lambda c: c.evaluation.sets.procedural_cc.update({"protocols": ("procedural_ccc",)}),
         r"sets.procedural_cc.protocols: unknown protocol 'procedural_ccc'",
     ),
-    "protocol of another task": (
-        lambda c: c.evaluation.sets.procedural_cc.update({"protocols": ("procedural_vi",)}),
-        r"procedural_vi is of task vi, not cc",
+    "one rule twice": (
+        lambda c: c.evaluation.sets.procedural_cc.update({"protocols": ("market", "procedural_cc", "ltcc_general")}),
+        r"procedural_cc.protocols: market and ltcc_general are one rule, market; name it once",
     ),
-    "one protocol twice": (
-        lambda c: c.evaluation.sets.update({"more": c.evaluation.sets.procedural_cc}),
-        r"procedural_cc(\+identity)? is that of test set",
-    ),
-    "distractors that nothing uses": (
-        lambda c: c.evaluation.sets.procedural_cc.update({"distractors": ("more",)}),
-        r"procedural_cc: no protocol uses the distractors; .*NAME\+distractors",
-    ),
-    "no distractors": (
-        lambda c: c.evaluation.sets.procedural_cc.update({"protocols": ("procedural_cc+distractors",)}),
-        r"procedural_cc\+distractors needs distractors; name their splits in .*procedural_cc.distractors",
+    "protocol with distractors in its name": (
+        lambda c: c.evaluation.sets.procedural_cc.update({"protocols": ("market1501+distractors",)}),
+        r"unknown protocol 'market1501\+distractors': name the plain one; a test set that has `distractors`",
     ),
     "no test set": (lambda c: setattr(c.evaluation, "sets", ConfigDict()), r"evaluation.sets is empty"),
-    "best metric": (lambda c: c.checkpoint.update({"best_metric": "mAP"}), r"best_metric = 'mAP'; it must be mean"),
+    "best metric": (
+        lambda c: c.checkpoint.update({"best_metric": "mAP"}),
+        r"best_metric = 'mAP'; it must be mean_mAP, a test set \(procedural_.*\) or TEST_SET/PROTOCOL",
+    ),
+    "best metric of a rule that is not ranked": (
+        lambda c: c.checkpoint.update({"best_metric": "procedural_cc/same_outfit"}), r"'procedural_cc/same_outfit'; it",
+    ),
+    "best metric of an unknown rule": (
+        lambda c: c.checkpoint.update({"best_metric": "procedural_cc/rank"}), r"best_metric: unknown protocol 'rank'",
+    ),
     "share": (lambda c: c.data.train.procedural_cc.update({"share": 0.0}), r"config.data.train: .*share = 0.0 must be"),
     "outfits": (lambda c: c.data.train.procedural_cc.update({"outfits": 9}), r"9 outfits per identity do not fit"),
     "composed": (lambda c: c.data.train.procedural_cc.update({"composed": True}), r"rows with an instruction"),

@@ -1,4 +1,4 @@
-"""The slow twin of the published protocols: one record, one pair, one sort at a time, from the words of data.md.
+"""The slow twin of the published protocols: one record, one pair, one sort at a time, from the papers' words.
 
 Nothing here knows how irm_jax writes a protocol down. A record is a dict: person, camera (from 0, -1/-2 unknown),
 clothes, infrared, file, asked (the outfit wanted), distractor, and `score` of a gallery record comes from a matrix.
@@ -7,7 +7,6 @@ clothes, infrared, file, asked (the outfit wanted), distractor, and `score` of a
 from __future__ import annotations
 
 import random
-import re
 from typing import Any
 
 import numpy as np
@@ -106,7 +105,3 @@ def evaluate(name: str, queries: list[Record], gallery: list[Record], scores: np
             found[i] = {"ap": ap, "inp": len(good) / good[-1], "first": first}
         trials.append(found)
     return trials
-
-
-def published(name: str) -> bool:
-    return not re.match("procedural_", name)

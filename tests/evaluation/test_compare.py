@@ -1,53 +1,52 @@
-"""Per-query files and the paired bootstrap."""
+"""Per-query files and the paired bootstrap; files and results of version 1."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import json
 
 import numpy as np
 import pytest
 
-from irm_jax.evaluation import compare, protocols
-from irm_jax.evaluation.ranking import rank
+from irm_jax.evaluation import compare
+from irm_jax.evaluation.case import prepare
+from irm_jax.evaluation.figures import Figure, label, read_results
+from irm_jax.evaluation.protocols import MARKET
+from irm_jax.evaluation.ranking.metrics import Ranking, summarize
+from irm_jax.evaluation.ranking.rank import Options
+from irm_jax.evaluation.ranking.scores import EmbeddingScores
+from irm_jax.evaluation.records import Records
 
-MARKET = protocols.PROTOCOLS["market1501"]
 IMAGES = np.arange(300, dtype=np.uint64) + (1 << 63)
+STREET = Figure(test_set="street", task="trad", protocol="market")
+NAME = "street/market"
 
 
-def save(workdir, result, ids, gallery=IMAGES):
-    return compare.save_per_query(workdir, result, ids, gallery)
+def save(workdir, result, ids, gallery=IMAGES, figure=STREET):
+    return compare.save_per_query(workdir, figure, result, ids, gallery)
 
 
-def a_ranking(seed: int, noise: float, queries: int = 200) -> rank.Ranking:
+def a_ranking(seed: int, noise: float, queries: int = 200) -> Ranking:
     random = np.random.default_rng(seed)
     centre = np.random.default_rng(0).standard_normal((20, 8))
     identity = np.arange(300) % 20
     embedding = centre[identity] + noise * random.standard_normal((300, 8))
-    columns = {"identity": identity, "camera": np.arange(300) % 7}
-    query = {name: column[:queries] for name, column in columns.items()}
-    return rank.rank(embedding[:queries], embedding, query, columns, MARKET)
+    records = Records.of(identity=identity, camera=np.arange(300) % 7)
+    case = prepare(MARKET, records.take(np.arange(queries)), records)
+    return case.rank(EmbeddingScores(embedding[:queries], embedding), Options(query_block=64))
 
 
 def test_saved_results_read_back(tmp_path):
     result = a_ranking(1, 0.5)
     path = save(tmp_path, result, np.arange(200))
-    assert path == tmp_path / "per_query" / "market1501.npz"
-    assert [p.name for p in path.parent.iterdir()] == ["market1501.npz"]
+    assert path == tmp_path / "per_query" / "street_market.npz"
+    assert [p.name for p in path.parent.iterdir()] == ["street_market.npz"]
     with np.load(path) as saved:
         np.testing.assert_array_equal(saved["query_id"], np.arange(200))
-        for name in (
-            "ap",
-            "inp",
-            "rank1",
-            "first_positive_rank",
-            "num_positives",
-            "drop_cause",
-            "top_ids",
-            "top_scores",
-        ):
+        for name in compare.ARRAYS:
             np.testing.assert_array_equal(saved[name], getattr(result, name))
         assert saved["gallery"] == 300
+        assert Figure.from_json(json.loads(str(saved["figure"]))) == STREET
 
 
 @pytest.mark.parametrize("ids", [np.zeros(200, int), np.arange(199)])
@@ -74,9 +73,9 @@ def test_a_better_run_is_found_better_in_any_query_order(tmp_path):
     rows = compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=500)
     assert [row.metric for row in rows] == ["mAP", "rank1"]
     first = rows[0]
-    assert (first.protocol, first.queries) == ("market1501", 200)
-    assert first.a == pytest.approx(rank.summarize(worse)["mAP"])
-    assert first.b == pytest.approx(rank.summarize(better)["mAP"])
+    assert (first.figure, first.queries) == (NAME, 200)
+    assert first.a == pytest.approx(summarize(worse)["mAP"])
+    assert first.b == pytest.approx(summarize(better)["mAP"])
     assert first.difference == pytest.approx(first.b - first.a)
     assert 0 < first.low < first.difference < first.high
     assert first.clear
@@ -87,35 +86,39 @@ def test_a_better_run_is_found_better_in_any_query_order(tmp_path):
 
 
 def test_files_of_earlier_versions_compare(tmp_path):
-    """They hold no rank1, only the rank of the first positive."""
+    """They are named by what was ranked, and the oldest hold no rank1, only the rank of the first positive."""
     for run, noise in (("a", 1.0), ("b", 0.4)):
         path = save(tmp_path / run, a_ranking(1, noise), np.arange(200))
     rows = compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=50)
     with np.load(path) as saved:
-        np.savez(path, **{name: saved[name] for name in saved if name != "rank1"})
+        old = {name: saved[name] for name in saved if name not in ("rank1", "figure")}
+    path.unlink()
+    np.savez(path.with_name("own_trad.npz"), **old)
+    config = {"evaluation": {"sets": {"street": {"protocols": ["own_trad"]}}}}
+    (tmp_path / "b" / "results.json").write_text(json.dumps({"run": {"config": config}}))
     assert compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=50) == rows
 
 
 def test_only_rankings_of_the_same_gallery_are_compared(tmp_path, caplog):
     """The order of the images does not matter; one image more does, though no query has another positive. The other
-    protocols are compared all the same. Files of earlier versions do not say what was searched."""
-    better = a_ranking(1, 0.4)
+    figures are compared all the same. Files of earlier versions do not say what was ranked."""
+    better, other = a_ranking(1, 0.4), dataclasses.replace(STREET, scoring=("flip",))
     for run, images in (("a", IMAGES), ("b", IMAGES[::-1]), ("more", np.append(IMAGES, 7)), ("other", IMAGES + 1)):
         path = save(tmp_path / run, better, np.arange(200), images)
-        save(tmp_path / run, dataclasses.replace(better, protocol="same"), np.arange(200))
-    assert [row.protocol for row in compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=10)] == [
-        "market1501", "market1501", "same", "same",
+        save(tmp_path / run, better, np.arange(200), figure=other)
+    assert [row.figure for row in compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=10)] == [
+        NAME, NAME, f"{NAME} (flip)", f"{NAME} (flip)",
     ]  # fmt: skip
     assert not caplog.text
     for run, size in (("more", 301), ("other", 300)):
         rows = compare.compare_runs(tmp_path / "a", tmp_path / run, samples=10)
-        assert [row.protocol for row in rows] == ["same", "same"]
-        assert "not compared: market1501: " in caplog.text
-        assert f"{run}/per_query/market1501.npz {size}, not the same" in caplog.text
+        assert [row.figure for row in rows] == [f"{NAME} (flip)"] * 2
+        assert f"not compared: {NAME}: " in caplog.text
+        assert f"{run}/per_query/street_market.npz {size}, not the same" in caplog.text
     with np.load(path) as saved:
         np.savez(path, **{name: saved[name] for name in saved if not name.startswith("gallery")})
     assert len(compare.compare_runs(tmp_path / "a", tmp_path / "other", samples=10)) == 4
-    assert "not checked for market1501" in caplog.text
+    assert f"not checked for {NAME}" in caplog.text
 
 
 def test_dropped_and_missing_queries_are_not_paired(tmp_path):
@@ -128,14 +131,44 @@ def test_dropped_and_missing_queries_are_not_paired(tmp_path):
     assert "60 queries not paired" in compare.comparison_table(rows)
 
 
-def test_protocols_in_folders_and_of_one_run_only(tmp_path, caplog):
+def test_variants_and_figures_of_one_run_only(tmp_path, caplog):
     result = a_ranking(1, 0.5)
-    for run, name in itertools.product("ab", ("task_free/market1501", "market1501@top500")):
-        save(tmp_path / run, dataclasses.replace(result, protocol=name), np.arange(200))
+    free = {"setting": "task_free", "gallery": "union", "gallery_instruction": "neutral"}
+    variants = [dataclasses.replace(STREET, **changes) for changes in ({"cut": 500}, free, {"test_set": "street_2"})]
+    for run in "ab":
+        for figure in variants:
+            save(tmp_path / run, result, np.arange(200), figure=figure)
     save(tmp_path / "a", result, np.arange(200))
     rows = compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=10)
-    assert sorted({row.protocol for row in rows}) == ["market1501@top500", "task_free/market1501"]
-    assert "only one of the runs has market1501" in caplog.text
+    assert sorted({row.figure for row in rows}) == sorted(map(label, variants))
+    assert f"only one of the runs has {NAME}: not compared" in caplog.text
+
+
+def test_an_evaluation_of_version_1_is_read_and_compared(earlier_run, tmp_path):
+    """Every figure of a run of the code before figures were rows, with flips, re-ranking, distractors and controls."""
+    found = {label(figure): figure for figure in read_results(earlier_run).figures}
+    old = json.loads((earlier_run / "results.json").read_text())
+    groups = [old["protocols"], old["swapped_instructions"], *old["baselines"].values()]
+    assert len(found) == sum(map(len, groups))
+    assert sum(figure.mAP for figure in found.values()) == pytest.approx(
+        sum(e["mAP"] for t in groups for e in t.values())
+    )
+    assert found["procedural_ctcc/template_outfit"].mAP == 0.5062074922289975
+    assert found["procedural_trad/same_outfit (with distractors, flip + rerank)"].mAP == 0.0912409585981716
+    assert found["procedural_t2i/described_outfit (swapped instruction)"].mAP_own == 0.1312073783044503
+    rows = compare.compare_runs(earlier_run, earlier_run, samples=10)
+    assert {row.figure for row in rows} == {label(figure) for figure in found.values() if figure.system == "model"}
+    for row in rows:
+        assert row.a == pytest.approx(getattr(found[row.figure], row.metric))
+    # Beside a run of this version: what it ranked is found under its new name.
+    with np.load(earlier_run / "per_query" / "task_free" / "procedural_ctcc@own.npz") as earlier:
+        kept = {name: earlier[name] for name in earlier}
+    figure = found["procedural_ctcc/template_outfit (task-free, gallery under its own instructions)"]
+    path = save(tmp_path, a_ranking(1, 0.5, queries=len(kept["query_id"])), kept["query_id"], figure=figure)
+    with np.load(path) as saved:
+        np.savez(path, **{**kept, "figure": saved["figure"]})
+    rows = compare.compare_runs(earlier_run, tmp_path, samples=10)
+    assert [(row.figure, row.difference) for row in rows] == [(label(figure), 0)] * 2
 
 
 def test_runs_that_cannot_be_compared(tmp_path):
@@ -143,8 +176,8 @@ def test_runs_that_cannot_be_compared(tmp_path):
     save(tmp_path / "a", result, np.arange(200))
     with pytest.raises(ValueError, match=r"no per-query results in .*empty"):
         compare.compare_runs(tmp_path / "a", tmp_path / "empty")
-    save(tmp_path / "other", dataclasses.replace(result, protocol="ltcc"), np.arange(200))
-    with pytest.raises(ValueError, match="share no protocol"):
+    save(tmp_path / "other", result, np.arange(200), figure=dataclasses.replace(STREET, protocol="ltcc_cc"))
+    with pytest.raises(compare.CompareError, match="share no figure"):
         compare.compare_runs(tmp_path / "a", tmp_path / "other")
     more = dataclasses.replace(result, num_positives=result.num_positives + 1)
     save(tmp_path / "more", more, np.arange(200))

@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 
 from irm_jax.evaluation import controls
-from irm_jax.evaluation.protocols import protocol_of
+from irm_jax.evaluation.case import prepare
+from irm_jax.evaluation.protocols import PROTOCOLS
 from irm_jax.evaluation.ranking.metrics import average_precision, summarize
-from irm_jax.evaluation.ranking.rank import rank
+from irm_jax.evaluation.ranking.rank import Options
+from irm_jax.evaluation.ranking.scores import EmbeddingScores, HostScores
+from irm_jax.evaluation.records import Records
 
 NAMED = 8
 
 
 def columns(identity, clothes, asked_clothes=None, worn=None, asked=None, camera=None):
-    """Columns of a few records; `worn` and `asked` are lists of slot values, -1 where unknown."""
+    """A few records; `worn` and `asked` are lists of slot values, -1 where unknown."""
     count = len(identity)
 
     def slots(values):
@@ -23,17 +26,12 @@ def columns(identity, clothes, asked_clothes=None, worn=None, asked=None, camera
             table[row, : len(record)] = record
         return table
 
-    return {
-        "identity": np.array(identity, np.int32),
-        "clothes": np.array(clothes, np.int32),
-        "camera": np.array(camera if camera is not None else range(count), np.int32),
-        "modality": np.zeros(count, np.int32),
-        "attributes": slots(worn),
-        "instruction_attributes": slots(asked),
-        "instruction_clothes": np.array(asked_clothes if asked_clothes is not None else [-1] * count, np.int32),
-        "instruction_key": np.arange(count).astype(np.uint32),
-        "content": np.arange(count).astype(np.uint64),
-    }
+    return Records.of(
+        identity=identity, clothes=clothes, camera=camera if camera is not None else range(count),
+        modality=np.zeros(count), attributes=slots(worn), instruction_attributes=slots(asked),
+        instruction_clothes=asked_clothes if asked_clothes is not None else [-1] * count,
+        instruction_key=np.arange(count),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("images", "positives"), [(1, 1), (4, 1), (6, 2), (7, 3), (6, 6), (8, 1)])
@@ -50,13 +48,13 @@ def test_chance_is_the_mean_over_all_orders(images, positives):
 def test_random_ranking_counts_junk_out_and_skips_queries_without_positives():
     gallery = columns([0, 0, 0, 1, 2], [1, 1, 2, 1, 1], camera=[5, 6, 7, 8, 9])
     query = columns([0, 1, 7], [1, 2, 1], camera=[5, 0, 0])
-    found = controls.random_ranking(query, gallery, protocol_of("procedural_trad"))
+    found = controls.random_ranking(prepare(PROTOCOLS["same_outfit"], query, gallery))
     # query 0: image 1 is right, images 0 (its camera) and 2 (other outfit) are junk; 1: its one image is junk; 7: none
     assert found == pytest.approx(controls.chance(3, 1))
-    found = controls.random_ranking(query, gallery, protocol_of("procedural_trad+identity"))
+    found = controls.random_ranking(prepare(PROTOCOLS["market"], query, gallery))
     expected = [controls.chance(4, 2), controls.chance(5, 1)]
     assert found == pytest.approx({key: (expected[0][key] + expected[1][key]) / 2 for key in found})
-    nobody = controls.random_ranking(columns([9], [1]), gallery, protocol_of("procedural_trad"))
+    nobody = controls.random_ranking(prepare(PROTOCOLS["same_outfit"], columns([9], [1]), gallery))
     assert set(nobody) == set(found)
     assert not any(nobody.values())
 
@@ -86,7 +84,7 @@ def test_the_oracle_ranks_by_person_then_by_what_was_asked():
 
 
 def test_a_swapped_instruction_asks_for_another_outfit_of_the_person():
-    protocol = protocol_of("procedural_ctcc")
+    protocol = PROTOCOLS["template_outfit"]
     query = columns([0, 1, 2], [1, 1, 1], asked_clothes=[2, 2, 2])
     gallery = columns([0, 0, 0, 1, 9], [2, 1, 3, 2, 1], asked_clothes=[2, 1, 3, 2, 1])
     assert controls.swapped_instruction(query, gallery, protocol).tolist() == [1, -1, -1]
@@ -94,7 +92,7 @@ def test_a_swapped_instruction_asks_for_another_outfit_of_the_person():
 
 def test_a_swapped_sentence_does_not_describe_the_right_answer():
     """The sentence of image 1 fits the positive image 0 as well, that of image 2 does not."""
-    protocol = protocol_of("procedural_li")
+    protocol = PROTOCOLS["named_attributes"]
     query = columns([0, 1], [0, 0], asked=[[5, 1], [5, 1]])
     gallery = columns(
         [0, 0, 0, 1, 1], [2, 3, 4, 2, 3],
@@ -133,22 +131,21 @@ def test_knowing_people_ranks_as_embeddings_of_one_column_a_person_do(query_is_i
     )
     sides = []
     for number, side in enumerate((query, gallery)):
-        noise = np.random.default_rng(9 + number).standard_normal((len(side["identity"]), 16)).astype(np.float32)
-        people = (side["identity"][:, None] == np.arange(7)).astype(np.float32)
-        outfits = (side["clothes"][:, None] == np.arange(4)).astype(np.float32)
+        noise = np.random.default_rng(9 + number).standard_normal((len(side), 16)).astype(np.float32)
+        people = (side.identity[:, None] == np.arange(7)).astype(np.float32)
+        outfits = (side.clothes[:, None] == np.arange(4)).astype(np.float32)
         outfits *= 0.3 * (number or query_is_image)
         sides.append(np.concatenate([people, outfits, 0.01 * noise], axis=1))
     found = figures(controls.perfect_identity(query, gallery, 9, query_is_image=query_is_image), query, gallery)
-    assert found == summarize(rank(*sides, query, gallery, protocol_of("procedural_ctcc")))
+    case = prepare(PROTOCOLS["template_outfit"], query, gallery)
+    assert found == summarize(case.rank(EmbeddingScores(*sides), Options(query_block=8)))
     assert 0.1 < found["mAP"] < 0.9
 
 
 def judged(judge, query, gallery):
-    return judge(np.arange(len(query["identity"])), np.arange(len(gallery["identity"])))
+    return judge(np.arange(len(query)), np.arange(len(gallery)))
 
 
 def figures(judge, query, gallery):
-    nothing = np.zeros((len(query["identity"]), 1)), np.zeros((len(gallery["identity"]), 1))
-    images = np.arange(len(gallery["identity"]))
-    protocol = protocol_of("procedural_ctcc")
-    return summarize(rank(*nothing, query, gallery, protocol, scores_of=lambda block: judge(block, images)))
+    case = prepare(PROTOCOLS["template_outfit"], query, gallery)
+    return summarize(case.rank(HostScores(judge), Options(query_block=8)))

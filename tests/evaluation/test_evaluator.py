@@ -2,119 +2,157 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from data_pipelines.batches.training_data import make_tokenizer
 from data_pipelines.tasks import TASKS
 from irm_jax import run
-from irm_jax.evaluation.figures import Results
+from irm_jax.evaluation.figures import METRICS, counterpart, headlines, label, select
 from irm_jax.evaluation.report.results import benchmark_checks
 from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record
-from irm_jax.parallel import mesh as mesh_lib
+from irm_jax.models.irm import IRM
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
-STRICT = [f"procedural_{task}" for task in TASKS]
+SETS = [f"procedural_{task}" for task in TASKS]
 CONTROLS = ("random", "color_histogram", "image_only", "instruction_only", "perfect_identity", "oracle")
+FREE = {"setting": "task_free", "gallery": "union", "gallery_instruction": "neutral"}
 
 
 @pytest.fixture(scope="module")
-def evaluated(make_micro_config, trained_run, first_devices):
+def evaluated(make_micro_config, first_devices):
     """(config, evaluation, embedder): all six sets with controls and the union of galleries."""
     config = make_micro_config()
     config.evaluation.update({"batch_size": 64, "query_block": 16})
     config.report.update({"queries": 1, "rollouts": 1})
     config.model.fusion_depth = 1
     config.loss.matching_weight = 1.0
-    mesh = mesh_lib.make_mesh(config.mesh)
-    step, restored = run.from_checkpoint(config, trained_run, mesh=mesh)
-    embedder = restored.saved_model(trained_run, step)
-    return config, run.build(config, mesh=mesh).evaluate(embedder), embedder
+    model = IRM(run.model_config(config, vocab_size=make_tokenizer(config, 16).vocab_size, num_identities=8))
+    parts = run.build(config, model=model)
+    random = np.random.default_rng(3)
+
+    def filled(leaf):
+        return jax.device_put(np.abs(random.standard_normal(leaf.shape)).astype(leaf.dtype) * 0.3, leaf.sharding)
+
+    embedder = parts.embedding_model(jax.tree.map(filled, parts.abstract_variables()))
+    return config, parts.evaluate(embedder), embedder
 
 
 @pytest.fixture(scope="module")
-def results(evaluated):
-    return evaluated[1].results
+def figures(evaluated):
+    return evaluated[1].figures
 
 
-def test_every_protocol_has_its_figures(results):
+def rows(figures, **where):
+    return {figure.test_set: figure for figure in select(figures, **where)}
+
+
+def test_every_ranking_has_its_row(figures):
     expected = set()
-    for name in STRICT:
-        image_query = TASKS[name.removeprefix("procedural_")].has_query_image
-        expected |= {name, f"{name}+identity", f"task_free/{name}", f"task_free/{name}+identity"}
-        expected |= {f"task_free/{name}@test_set"}
-        only_images = {f"{name}+identity@top500", f"task_free/{name}@own"}
-        expected |= only_images if image_query else {f"{name}+rescored", f"{name}+identity+rescored"}
-    assert set(results["protocols"]) == expected
-    for name, entry in results["protocols"].items():
-        assert entry["setting"] == ("task_free" if name.startswith("task_free/") else "task_specific")
-        assert entry["task"] in name
-        for key in ("mAP", "rank1", "rank5", "rank10", "mINP"):
-            assert 0 <= entry[key] <= 1
-        assert entry["queries"] == 12  # two of each of six people
-        assert entry["dropped"]["no_positive"] == entry["dropped"]["all_junk"] == 0
-        assert entry["gallery"] == (48 if not name.startswith("task_free/") or name.endswith("@test_set") else 6 * 48)
-        assert entry["description"]
+    for name, first in headlines(figures).items():
+        image_query = TASKS[first.task].has_query_image
+        person = f"{name}/{'market' if image_query else 'identity'}"
+        expected |= {label(first), person, f"{label(first)} (task-free)", f"{person} (task-free)"}
+        expected |= {f"{label(first)} (task-free, own gallery)"}
+        own = f"{label(first)} (task-free, gallery under its own instructions)"
+        only_images = {f"{person} (top 500)", own}
+        expected |= only_images if image_query else {f"{label(first)} (rescored)", f"{person} (rescored)"}
+    of_the_model = select(figures, system="model")
+    assert {label(figure) for figure in of_the_model} == expected
+    assert len({figure.key for figure in figures}) == len(figures)
+    assert sorted({figure.test_set for figure in figures}) == sorted(SETS)
+    for figure in of_the_model:
+        assert figure.test_set == f"procedural_{figure.task}"
+        for key in METRICS:
+            assert 0 <= getattr(figure, key) <= 1
+        assert figure.queries == 12  # two of each of six people
+        assert figure.dropped["no_positive"] == figure.dropped["all_junk"] == 0
+        assert figure.gallery_size == (48 if figure.gallery == "own" else 6 * 48)
+        assert figure.description.startswith("positive: same identity")
 
 
-def test_map_tau_of_the_instructed_tasks_alone_depends_on_tau(results):
-    for name in STRICT:
-        taus = results["protocols"][f"{name}+identity"]["mAP_tau"]
+def test_map_tau_of_the_instructed_tasks_alone_depends_on_tau(figures):
+    plain = {"system": "model", "setting": "task_specific", "scoring": (), "cut": None}
+    for name, figure in (
+        rows(figures, protocol="market", **plain) | rows(figures, protocol="identity", **plain)
+    ).items():
         if name == "procedural_t2i":
-            assert taus is None
+            assert figure.mAP_tau is None
             continue
-        assert list(taus) == ["0.5", "0.7", "0.9"]
-        assert (len(set(taus.values())) > 1) == (name in ("procedural_ctcc", "procedural_li"))
+        assert list(figure.mAP_tau) == ["0.5", "0.7", "0.9"]
+        assert (len(set(figure.mAP_tau.values())) > 1) == (name in ("procedural_ctcc", "procedural_li"))
 
 
-def test_follow_rates_and_swapped_instructions(results):
-    assert set(results["swapped_instructions"]) == {"procedural_ctcc", "procedural_li", "procedural_t2i"}
-    for name, entry in results["swapped_instructions"].items():
-        assert 0 <= entry["mAP"] <= 1
-        assert (entry["follow_rate"] is None) == (name == "procedural_t2i")
-        assert "follow_rate" in results["protocols"][name]
-    assert "follow_rate" not in results["protocols"]["procedural_trad"]
+def test_follow_rates_and_swapped_instructions(figures):
+    swapped, plain = rows(figures, system="swapped_instruction"), headlines(figures)
+    assert set(swapped) == {"procedural_ctcc", "procedural_li", "procedural_t2i"}
+    for name, figure in swapped.items():
+        assert 0 <= figure.mAP <= 1
+        assert (figure.follow_rate is None) == (name == "procedural_t2i")
+        assert plain[name].follow_rate is not None
+    assert plain["procedural_trad"].follow_rate is None
 
 
-def test_controls_stand_beside_the_figures(results):
-    assert set(results["baselines"]) == set(CONTROLS)
-    for control, table in results["baselines"].items():
-        tasks = [n for n in STRICT if n != "procedural_t2i" or control in ("random", "perfect_identity", "oracle")]
-        expected = {variant for name in tasks for variant in (name, f"{name}+identity")}
-        if control == "random":
-            expected |= {f"task_free/{name}" for name in expected}
-        assert set(table) == expected
-        for entry in table.values():
-            assert set(entry) == {"mAP", "rank1", "rank5", "rank10", "mINP"}
-    baselines = {control: {n: e["mAP"] for n, e in table.items()} for control, table in results["baselines"].items()}
-    for name in STRICT:
-        assert baselines["oracle"][name] >= 0.99
-        assert baselines["perfect_identity"][f"{name}+identity"] >= 0.99
-        assert baselines["random"][name] < 0.2
+def test_controls_stand_beside_the_figures(figures):
+    assert {figure.system for figure in figures} == {"model", "swapped_instruction", *CONTROLS}
+    for figure in select(figures, system="model", scoring=(), cut=None):
+        for control in CONTROLS:
+            for_captions = figure.task != "t2i" or control in ("random", "perfect_identity", "oracle")
+            there = for_captions if figure.setting == "task_specific" else figure.plain and control == "random"
+            beside = counterpart(figures, figure, system=control)
+            assert (beside is not None) == there
+            if beside is not None:
+                assert {key for key in METRICS if getattr(beside, key) is not None} == set(METRICS)
+                assert beside.queries is None
+    plain = headlines(figures)
+    mean = {
+        control: {name: counterpart(figures, figure, system=control) for name, figure in plain.items()}
+        for control in CONTROLS
+    }
+    person = rows(figures, protocol="market", system="perfect_identity")
+    for name in SETS:
+        assert mean["oracle"][name].mAP >= 0.99
+        assert mean["random"][name].mAP < 0.2
+        assert name == "procedural_t2i" or person[name].mAP >= 0.99
     for name in ("procedural_ctcc", "procedural_li"):
-        assert baselines["perfect_identity"][name] < 0.4
-    assert baselines["color_histogram"]["procedural_trad"] > 1.5 * baselines["random"]["procedural_trad"]
+        assert mean["perfect_identity"][name].mAP < 0.4
+    histogram, chance = (mean[control]["procedural_trad"].mAP for control in ("color_histogram", "random"))
+    assert histogram > 1.5 * chance
 
 
-def test_a_constant_instruction_makes_image_only_no_different_in_kind(evaluated):
+def test_a_constant_instruction_makes_image_only_no_different_in_kind(figures):
     """The neutral sentence is another instruction: the figures of image-only are not those of the model."""
-    results = evaluated[1].results
-    model, alone = results["protocols"]["procedural_ctcc"], results["baselines"]["image_only"]["procedural_ctcc"]
-    assert model["mAP"] != alone["mAP"]
-    assert evaluated[1].score("mean_mAP") == pytest.approx(np.mean([results["protocols"][n]["mAP"] for n in STRICT]))
+    model = headlines(figures)["procedural_ctcc"]
+    assert model.mAP != counterpart(figures, model, system="image_only").mAP
+
+
+def test_the_score_of_a_checkpoint(evaluated):
+    evaluation = evaluated[1]
+    plain = headlines(evaluation.figures)
+    assert evaluation.score("mean_mAP") == pytest.approx(np.mean([figure.mAP for figure in plain.values()]))
+    assert evaluation.score("procedural_cc") == plain["procedural_cc"].mAP
+    market = counterpart(evaluation.figures, plain["procedural_cc"], protocol="market")
+    for name in ("procedural_cc/market", "procedural_cc/ltcc_general"):
+        assert evaluation.score(name) == market.mAP != plain["procedural_cc"].mAP
+    with pytest.raises(KeyError, match="procedural_cc is not ranked by identity"):
+        evaluation.score("procedural_cc/identity")
 
 
 def test_task_free_rankings_leave_out_the_query_itself(evaluated):
     """No query's own file is among its best images; every gallery record knows its set and number."""
     _, evaluation, _ = evaluated
-    for name in ("task_free/procedural_trad", "task_free/procedural_li@own"):
-        ranked = evaluation.ranked[name]
-        for query, ids in enumerate(ranked.ranking.top_ids):
-            assert ranked.query["content"][query] not in ranked.gallery["content"][ids[ids >= 0]]
-        for row in range(0, len(ranked.source), 37):
-            number, record = ranked.source[row]
+    for test_set, instruction in (("procedural_trad", "neutral"), ("procedural_li", "own")):
+        first = evaluation.headline(next(test for test in evaluation.sets if test.name == test_set)).figure
+        wanted = counterpart(evaluation.figures, first, **{**FREE, "gallery_instruction": instruction})
+        outcome = next(outcome for outcome in evaluation.outcomes if outcome.figure is wanted)
+        for query, ids in enumerate(outcome.ranking.top_ids):
+            assert outcome.query.content[query] not in outcome.gallery.content[ids[ids >= 0]]
+        for row in range(0, len(outcome.source), 37):
+            number, record = outcome.source[row]
             gallery = evaluation.sets[number].gallery
-            assert gallery.columns["content"][record] == ranked.gallery["content"][row]
+            assert gallery.records.content[record] == outcome.gallery.content[row]
 
 
 def test_the_report_is_written(evaluated, tmp_path):
@@ -126,15 +164,14 @@ def test_the_report_is_written(evaluated, tmp_path):
     for words in ("gallery under its own instructions", "put there on purpose", "Attention", "Oracle"):
         assert words in page
     saved = json.loads((tmp_path / "results.json").read_text())
-    of_the_model = [row for row in saved["figures"] if row["system"] == "model"]
-    assert len(of_the_model) == len(evaluation.results["protocols"])
+    assert saved["version"] == 2
+    assert saved["figures"] == evaluation.results.to_json()["figures"]
     assert saved["run"]["step"] == 4
-    assert len(list((tmp_path / "per_query").rglob("*.npz"))) == len(evaluation.ranked)
+    assert len(list((tmp_path / "per_query").iterdir())) == len(evaluation.outcomes)
 
 
-def test_checks_of_a_real_evaluation(results):
-    rows = Results.from_json(results).figures
-    found = {check.name: check for check in benchmark_checks(rows, STRICT)}
+def test_checks_of_a_real_evaluation(figures):
+    found = {check.name: check for check in benchmark_checks(figures, SETS)}
     assert sum("oracle" in name for name in found) == 6
     assert all(check.passed for name, check in found.items() if "oracle" in name)
     assert len(found) == 2 + 2 * 4 + 6

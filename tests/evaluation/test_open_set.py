@@ -10,8 +10,11 @@ import pytest
 from jax.sharding import Mesh
 
 from irm_jax.evaluation import open_set
-from irm_jax.evaluation.rankings import Options, Rankings
-from irm_jax.evaluation.task_specific import rank_open_set
+from irm_jax.evaluation.case import prepare
+from irm_jax.evaluation.embedded_set import EmbeddedSet, Options
+from irm_jax.evaluation.open_set import rank_open_set
+from irm_jax.evaluation.protocols import MARKET
+from irm_jax.evaluation.records import Records
 
 SEED = 12
 """Under which people 1 and 2 of 0, 1, 2, 3 and 9 leave."""
@@ -21,7 +24,7 @@ def test_figures_by_hand():
     """Absent people score .1 to .9 and one .95; present ones score .99 (right), .92 (wrong), .85 (right) and .05."""
     absent = np.array([0.95, *np.arange(1, 10) / 10])
     present, right = np.array([0.92, 0.99, 0.05, 0.85]), np.array([False, True, True, True])
-    found = open_set.figures(present, right, absent, fprs=(0.2, 0.1, 0.001))
+    found = open_set.roc_figures(present, right, absent, fprs=(0.2, 0.1, 0.001))
     # Two of ten absent may be answered: .95 and .9, so the threshold is .8, above which three of four present lie.
     assert found["threshold"] == {"0.2": 0.8, "0.1": 0.9, "0.001": 0.95}
     assert found["tpr"] == {"0.2": 0.75, "0.1": 0.5, "0.001": 0.25}
@@ -36,20 +39,20 @@ def test_figures_by_hand():
 
 def test_equal_scores_are_not_answered():
     """A threshold cannot part equal scores: none of the absent may be answered, so none of the present is."""
-    found = open_set.figures(np.ones(3), np.ones(3, bool), np.ones(5))
+    found = open_set.roc_figures(np.ones(3), np.ones(3, bool), np.ones(5))
     assert found["tpr"] == {"0.01": 0.0, "0.001": 0.0}
     assert found["auc"] == 0.5
 
 
 def test_nothing_to_compare():
-    assert open_set.figures(np.ones(0), np.ones(0, bool), np.ones(5)) is None
-    assert open_set.figures(np.ones(5), np.ones(5, bool), np.ones(0)) is None
+    assert open_set.roc_figures(np.ones(0), np.ones(0, bool), np.ones(5)) is None
+    assert open_set.roc_figures(np.ones(5), np.ones(5, bool), np.ones(0)) is None
 
 
 def test_the_roc_of_many_scores_keeps_its_ends():
     random = np.random.default_rng(0)
     present, absent = random.normal(1, 1, 5000), random.normal(0, 1, 3000)
-    found = open_set.figures(present, np.ones(5000, bool), absent)
+    found = open_set.roc_figures(present, np.ones(5000, bool), absent)
     assert len(found["roc"]["fpr"]) == open_set.ROC_POINTS
     assert (np.diff(found["roc"]["fpr"]) >= 0).all()
     assert (np.diff(found["roc"]["tpr"]) >= 0).all()
@@ -70,44 +73,45 @@ def test_half_of_the_people_leave_with_all_their_queries():
 
 @pytest.fixture
 def circle():
-    """(run, test, query, gallery): people 0 to 3 stand at 0, 40, 80 and 120 degrees, and person 4, who never asks, at
-    300. The queries of 0 to 3 stand at 25, 45, 70 and 118 degrees; one of person 9 is nobody in the gallery."""
+    """Embeds a set of which some queries and gallery images are kept.
+
+    People 0 to 3 are at 0, 40, 80 and 120 degrees, and person 4, who is no query, at 300. The queries of 0 to 3 are at
+    25, 45, 70 and 118 degrees; one of person 9 is nobody in the gallery."""
 
     def at(*degrees):
         turns = np.deg2rad(degrees)
         return np.stack([np.cos(turns), np.sin(turns)], axis=1).astype(np.float32)
 
-    def columns(identity, camera):
-        return {"identity": np.array(identity, np.int32), "camera": np.full(len(identity), camera, np.int32)}
+    def records(identity, camera):
+        return Records.of(identity=identity, camera=np.full(len(identity), camera))
 
-    options = Options(
-        metric="cosine", query_block=8, top_k=3, taus=(), tau_similarity="attributes", task_free=False, overlaps=(),
-        controls=False, top500=False, flip=False, rerank=False, rescore_top=0, open_set=True, seed=SEED, threads=1,
-        workers=0,
-    )  # fmt: skip
-    run = Rankings(types.SimpleNamespace(mesh=Mesh(np.array(jax.devices()[:1]), ("data",))), [], options)
-    pair = at(25, 45, 70, 118, 210), at(0, 40, 80, 120, 300)
-    run.features["circle"] = types.SimpleNamespace(pair=lambda *_: pair)
-    test = types.SimpleNamespace(name="circle", protocols=("market1501",))
-    return run, test, columns([0, 1, 2, 3, 9], 0), columns(range(5), 1)
+    def embedded(queries=slice(None), images=slice(None)):
+        query, gallery = records([0, 1, 2, 3, 9][queries], 0), records([0, 1, 2, 3, 4][images], 1)
+        pair = at(25, 45, 70, 118, 210)[queries], at(0, 40, 80, 120, 300)[images]
+        task = types.SimpleNamespace(name="trad")
+        test = types.SimpleNamespace(name="circle", task=task, cases=(prepare(MARKET, query, gallery),))
+        features = types.SimpleNamespace(pair=lambda *_: pair, caption=False)
+        mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+        return EmbeddedSet(test, features, Options(query_block=8, top_k=3, seed=SEED), mesh)
+
+    return embedded
 
 
 def test_left_out_people_are_in_nobodys_gallery(circle):
     """People 1 and 2 leave. Query 0 then finds its own image 25 degrees away, not that of person 1, who stands nearer;
     query 1 finds person 0 at 45 degrees and query 2 person 3 at 50, not each other's images at 35 and 30. Person 9 is
     neither left out nor there: it counts on no side."""
-    run, test, query, gallery = circle
-    assert open_set.people_left_out(query["identity"], SEED).tolist() == [False, True, True, False, False]
-    rank_open_set(run, test, query, gallery)
-    found = run.results["open_set"]["market1501"]
-    assert (found["present"], found["absent"]) == (2, 2)
-    assert found["threshold"]["0.01"] == pytest.approx(np.cos(np.deg2rad(45)))
-    assert (found["tpr"]["0.01"], found["identified"]["0.01"], found["auc"]) == (1, 1, 1)
+    embedded = circle()
+    assert open_set.people_left_out(embedded.test.cases[0].query.identity, SEED).tolist() == [
+        False, True, True, False, False,
+    ]  # fmt: skip
+    found = rank_open_set(embedded)
+    assert (found.test_set, found.task, found.protocol) == ("circle", "trad", "market")
+    assert (found.present, found.absent) == (2, 2)
+    assert found.threshold["0.01"] == pytest.approx(np.cos(np.deg2rad(45)))
+    assert (found.tpr["0.01"], found.identified["0.01"], found.auc) == (1, 1, 1)
 
 
 def test_no_open_set_where_nobody_is_left(circle):
-    run, test, query, gallery = circle
-    one = {name: column[:1] for name, column in query.items()}
-    rank_open_set(run, test, one, gallery)  # half of one person is nobody
-    rank_open_set(run, test, query, {name: column[1:3] for name, column in gallery.items()})
-    assert run.results["open_set"] == {}
+    assert rank_open_set(circle(queries=slice(1))) is None  # half of one person is nobody
+    assert rank_open_set(circle(images=slice(1, 3))) is None

@@ -356,7 +356,7 @@ def test_people_who_are_tested_in_another_data_set_are_not_trained_on(config, pr
     write_dataset(data, spec, BuildOptions(workers=1))
     config.data.dir = str(data)
     with config.unlocked():
-        config.evaluation.sets.borrowed = keys.evaluation_set("borrowed", "trad", ("own_trad",))
+        config.evaluation.sets.borrowed = keys.evaluation_set("borrowed", "trad", ("market",))
     with pytest.raises(ConfigError, match=rf"1 person.s. .*{person} of borrowed .*--leave_out borrowed"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,87 +1,93 @@
-"""When a gallery image is right for a query, and when it is left out: the relations that protocols are made of.
+"""Relations between a query and a gallery image, joined by `&`, `|` and `~`: what protocols are made of.
 
-A rule computes on columns (see `protocols`) whose leading axes broadcast, so that it serves [Q,1(,8)] against
-[1,G(,8)] as well as lists of pairs [N(,8)]; a per-record vector lies on axis -1. It uses operators only, and works on
-NumPy and JAX arrays alike. `rule(query, gallery) -> (positive, junk)`, bool arrays; junk wins over positive, the rest
-is negative.
+A relation is computed on columns (see `records.Records`) whose leading axes broadcast, so that it serves
+[Q,1(,8)] against [1,G(,8)] as well as lists of pairs [N(,8)]; a vector per record lies on axis -1. It uses operators
+only, and works on NumPy and JAX arrays alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-Columns = Mapping[str, Any]
-Test = Callable[[Columns, Columns], Any]
-Relate = Callable[[Columns, Columns], tuple[Any, Any]]
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
 
 
-def same_identity(q: Columns, g: Columns) -> Any:
-    return q["identity"] == g["identity"]
+class Columns(Protocol):
+    """Arrays by column name: `Records`, or some rows of them."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
 
 
-def same_outfit(q: Columns, g: Columns) -> Any:
-    """The same person's outfit of the same number (outfits are numbered a person)."""
-    return q["clothes"] == g["clothes"]
+@dataclasses.dataclass(frozen=True)
+class Relation:
+    """A test of pairs: `relation(query, gallery) -> bool[...]`. Relations of one text are equal.
 
-
-def wears_template(q: Columns, g: Columns) -> Any:
-    """The image shows the outfit that the instruction asks for."""
-    return (q["instruction_clothes"] >= 0) & (q["instruction_clothes"] == g["clothes"])
-
-
-def wears_named(q: Columns, g: Columns) -> Any:
-    """The image agrees with every slot that the instruction names."""
-    asked = q["instruction_attributes"]
-    return ((asked < 0) | (asked == g["attributes"])).all(axis=-1)
-
-
-def market_rule(q: Columns, g: Columns) -> tuple[Any, Any]:
-    """Positive: same identity. Junk: same identity and same camera."""
-    same = same_identity(q, g)
-    junk = same & (q["camera"] == g["camera"])
-    return same & ~junk, junk
-
-
-def identity_rule(q: Columns, g: Columns) -> tuple[Any, Any]:
-    """Positive: same identity. No junk (there is no query image that could be found again)."""
-    same = same_identity(q, g)
-    return same, same & ~same
-
-
-def asked_outfit_rule(q: Columns, g: Columns) -> tuple[Any, Any]:
-    """Positive: same identity in the outfit that is asked for, other camera. Junk: same identity and same camera."""
-    positive, junk = market_rule(q, g)
-    return positive & wears_template(q, g), junk
-
-
-def strict(target: Test, rest: str) -> Relate:
-    """Positive: same identity and `target`. The other images of the person are "junk" or "negative" (`rest`)."""
-    if rest not in ("junk", "negative"):
-        raise ValueError(f"rest={rest!r}: the other images of the person are 'junk' or 'negative'")
-
-    def relate(q: Columns, g: Columns) -> tuple[Any, Any]:
-        same, hit = same_identity(q, g), target(q, g)
-        return same & hit, same & ~hit if rest == "junk" else same & ~same
-
-    return relate
-
-
-def other_camera_and(clothes: Test) -> Test:
-    """Another camera, and `clothes` holds between two outfits that are known: what an unknown one shows is not."""
-
-    def target(q: Columns, g: Columns) -> Any:
-        known = (q["clothes"] >= 0) & (g["clothes"] >= 0)
-        return (q["camera"] != g["camera"]) & known & clothes(q, g)
-
-    return target
-
-
-def sysu_rule(q: Columns, g: Columns) -> tuple[Any, Any]:
-    """Positive: same identity. Junk: every image of camera 2 for a query of camera 3, which stands in the same place.
-
-    Camera numbers count from 0 here: 2 and 1. Between two data sets nothing is junk.
+    text: the relation in words.
+    columns: what it reads.
+    links: every pair for which it holds agrees in one of these columns, so that other pairs need no look; () if there
+      is no such column. In `a & b` the links of `a` count, or those of `b` if `a` has none.
     """
-    same = same_identity(q, g)
-    junk = (q["source"] == g["source"]) & (q["camera_number"] == 2) & (g["camera_number"] == 1)
-    return same & ~junk, junk
+
+    text: str
+    holds: Callable[[Columns, Columns], Any] = dataclasses.field(compare=False)
+    columns: frozenset[str] = dataclasses.field(compare=False)
+    links: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+    def __call__(self, query: Columns, gallery: Columns) -> Any:
+        return self.holds(query, gallery)
+
+    def __and__(self, other: Relation) -> Relation:
+        return Relation(
+            f"{self.text} and {other.text}", lambda q, g: self(q, g) & other(q, g), self.columns | other.columns,
+            self.links or other.links,
+        )  # fmt: skip
+
+    def __or__(self, other: Relation) -> Relation:
+        links = tuple(dict.fromkeys((*self.links, *other.links))) if self.links and other.links else ()
+        return Relation(
+            f"({self.text} or {other.text})", lambda q, g: self(q, g) | other(q, g), self.columns | other.columns, links
+        )
+
+    def __invert__(self) -> Relation:
+        text = f"not ({self.text})" if " and " in self.text else f"not {self.text}"
+        return Relation(text, lambda q, g: ~self(q, g), self.columns)
+
+
+def same(column: str, *, known: bool = False) -> Relation:
+    """Equal values of a column; with `known`, unknown (negative) ones are equal to nothing."""
+
+    def holds(q: Columns, g: Columns) -> Any:
+        equal = q[column] == g[column]
+        return equal & (q[column] >= 0) if known else equal
+
+    return Relation(f"same {column.replace('_', ' ')}", holds, frozenset([column]), (column,))
+
+
+def camera_numbers(query: int, gallery: int) -> Relation:
+    """The query is of one camera and the gallery image of another one, numbered from 0 within their data set."""
+    return Relation(
+        f"camera {query + 1} against camera {gallery + 1}",
+        lambda q, g: (q["camera_number"] == query) & (g["camera_number"] == gallery),
+        frozenset(["camera_number"]),
+    )
+
+
+same_identity = same("identity")
+same_camera = same("camera", known=True)
+same_outfit = dataclasses.replace(same("clothes"), text="same outfit")  # of one person: outfits are numbered per person
+same_modality = same("modality")
+same_source = same("source")
+same_file = dataclasses.replace(same("content"), text="same file")
+outfits_known = Relation(
+    "both outfits known", lambda q, g: (q["clothes"] >= 0) & (g["clothes"] >= 0), frozenset(["clothes"])
+)
+wears_requested = Relation(
+    "the outfit that the instruction asks for",
+    lambda q, g: (q["instruction_clothes"] >= 0) & (q["instruction_clothes"] == g["clothes"]),
+    frozenset(["instruction_clothes", "clothes"]),
+)
+wears_named = Relation(
+    "every attribute that the instruction names",
+    lambda q, g: ((q["instruction_attributes"] < 0) | (q["instruction_attributes"] == g["attributes"])).all(axis=-1),
+    frozenset(["instruction_attributes", "attributes"]),
+)

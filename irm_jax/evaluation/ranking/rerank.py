@@ -4,14 +4,15 @@ In the paper's terms: R(p,k) are those of p's k nearest that have p among their 
 every q in R(p,k) with which it shares over two thirds of R(q,k/2). V_p weighs R*(p,k) by e^-d, is averaged over the k2
 nearest (local query expansion), and the Jaccard distance 1 - sum min(V_p,V_g) / sum max(V_p,V_g) is mixed with the
 original distance d: d* = (1 - lambda) d_J + lambda d. As in the authors' code, from which published figures come: an
-image counts among its own nearest (so k1 + 1 are taken), d is the squared Euclidean distance over the largest one of
-the row, V_p sums to 1 before the averaging, and the share must exceed 2/3.
+image counts among its own nearest (so k1 + 1 are taken), d is the squared Euclidean distance divided by the largest of
+its row, V_p sums to 1 before the averaging, and the share must exceed 2/3.
 
 No matrix over all pairs exists: neighbours come from blocks of scores, V is kept as sparse rows.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import jax
@@ -20,8 +21,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float32
 
-from irm_jax.evaluation.ranking.device import Gallery, inverse_root, squared_norms
 from irm_jax.evaluation.ranking.rank import default_block
+from irm_jax.evaluation.ranking.scores import (
+    Gallery,
+    Placed,
+    PlacedOnHost,
+    Scores,
+    Selection,
+    inverse_root,
+    rows_of,
+    squared_norms,
+)
 from irm_jax.parallel import mesh as mesh_lib
 
 ROWS_AT_ONCE = 1024
@@ -36,23 +46,47 @@ def _lowest(scores: Float32[Array, "q G"]) -> Float32[Array, " q"]:
     return mesh_lib.constrain_replicated(jnp.where(jnp.isneginf(scores), jnp.inf, scores).min(axis=1))
 
 
-class KReciprocal:
-    """Scores of Q queries against G gallery images, f32[Q,D] and f32[G,D]; called with query indices [n] it gives
-    -d* as f32[n,G]. `metric`: "cosine" (of embeddings made to length 1) | "euclidean"."""
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """k1, k2 and lambda (`weight`) of the paper."""
+
+    k1: int = 20
+    k2: int = 6
+    weight: float = 0.3
+
+
+class KReciprocal(Scores):
+    """-d* of query f32[Q,D] and gallery f32[G,D] embeddings, over the neighbours among the selected ones.
+
+    `metric`: "cosine" (of embeddings made to length 1) | "euclidean".
+    """
 
     def __init__(
         self,
         query: np.ndarray,
         gallery: np.ndarray,
-        *,
         metric: str = "cosine",
-        k1: int = 20,
-        k2: int = 6,
-        weight: float = 0.3,
         mesh: Mesh | None = None,
+        parameters: Parameters | None = None,
     ) -> None:
+        self._query, self._gallery, self._metric, self._mesh = query, gallery, metric, mesh
+        self._parameters = parameters or Parameters()
+
+    def place(self, selection: Selection) -> Placed:
+        query, gallery = rows_of(self._query, selection.query), rows_of(self._gallery, selection.gallery)
+        distances = Distances(query, gallery, self._metric, self._mesh, self._parameters)
+        return PlacedOnHost(lambda queries: -distances(queries), selection, self._mesh)
+
+
+class Distances:
+    """d* of Q queries and G gallery images; called with query indices i[n] it gives f32[n,G]."""
+
+    def __init__(
+        self, query: np.ndarray, gallery: np.ndarray, metric: str, mesh: Mesh | None, parameters: Parameters
+    ) -> None:
+        k1, k2 = parameters.k1, parameters.k2
         self._images = np.concatenate([query, gallery]).astype(np.float32)
-        self._queries, self._weight = len(query), weight
+        self._queries, self._weight = len(query), parameters.weight
         squared = squared_norms(self._images, "query or gallery")
         self._squared = squared if metric == "euclidean" else np.ones_like(squared)
         self._scale = np.ones_like(squared) if metric == "euclidean" else inverse_root(squared)
@@ -66,7 +100,7 @@ class KReciprocal:
         self._inverted = _inverted(encoded, self._queries)
 
     def _neighbours(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each image: its k nearest ones, i32[N,k], itself among them; its largest squared distance, f32[N]."""
+        """The k nearest images of each image, itself among them, i32[N,k]; its largest squared distance, f32[N]."""
         count = len(self._images)
         near, farthest = np.empty((count, min(k, count)), np.int32), np.empty(count, np.float32)
         scores = None
@@ -91,17 +125,17 @@ class KReciprocal:
         parts = []
         for start in range(0, len(near), ROWS_AT_ONCE):
             block = slice(start, start + ROWS_AT_ONCE)
-            ours = np.where(mutual[block], near[block], -1)
-            theirs = np.where(mutual_half[near[block]], near_half[near[block]], -2)  # [b, k, half]
-            shared = (theirs[..., None] == ours[:, None, None, :]).any(axis=-1).sum(axis=-1)
-            taken = mutual[block] & (shared > 2 / 3 * (theirs >= 0).sum(axis=-1))
-            added = np.where(taken[..., None] & (theirs >= 0), theirs, -1)
-            members = np.sort(np.concatenate([ours, added.reshape(len(ours), -1)], axis=1), axis=1)
+            own = np.where(mutual[block], near[block], -1)
+            neighbours = np.where(mutual_half[near[block]], near_half[near[block]], -2)  # [b, k, half]
+            shared = (neighbours[..., None] == own[:, None, None, :]).any(axis=-1).sum(axis=-1)
+            joins = mutual[block] & (shared > 2 / 3 * (neighbours >= 0).sum(axis=-1))
+            added = np.where(joins[..., None] & (neighbours >= 0), neighbours, -1)
+            members = np.sort(np.concatenate([own, added.reshape(len(own), -1)], axis=1), axis=1)
             row, place = np.nonzero((members >= 0) & (np.diff(members, axis=1, prepend=-1) != 0))
             column = members[row, place]
             value = np.exp(-self._pairs(row + start, column) / self._farthest[row + start])
-            total = np.bincount(row, value, len(ours))
-            parts.append(Rows.of(row, column, value / total[row], len(ours)))
+            total = np.bincount(row, value, len(own))
+            parts.append(Rows.of(row, column, value / total[row], len(own)))
         return Rows.joined(parts)
 
     def _pairs(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -128,7 +162,7 @@ class KReciprocal:
                 images, weights = self._inverted.row(column)
                 shared[images] += np.minimum(value, weights)
             result[place] += (1 - self._weight) * (1 - shared / (2 - shared))
-        return -result
+        return result
 
 
 class Rows:
@@ -139,22 +173,24 @@ class Rows:
 
     @classmethod
     def of(cls, row: np.ndarray, column: np.ndarray, value: np.ndarray, rows: int) -> Rows:
-        """From entries in order of row."""
+        """Makes the matrix from its entries, which are in order of row."""
         start = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))])
         return cls(start, column.astype(np.int32), value.astype(np.float32))
 
     @classmethod
     def joined(cls, parts: list[Rows]) -> Rows:
+        """The rows of several matrices, one matrix after the other."""
         lengths = np.concatenate([np.diff(part.start) for part in parts])
         columns, values = (np.concatenate([getattr(part, name) for part in parts]) for name in ("column", "value"))
         return cls(np.concatenate([[0], np.cumsum(lengths)]), columns, values)
 
     def row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Columns and values of a row."""
         entries = slice(self.start[i], self.start[i + 1])
         return self.column[entries], self.value[entries]
 
     def entries(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of some rows, one after the other: which of them each entry belongs to, and the entry's number."""
+        """The entries of some rows, one row after the other: which of these rows, and the number of the entry."""
         counts = self.start[rows + 1] - self.start[rows]
         of = np.repeat(np.arange(len(rows)), counts)
         return of, np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts - self.start[rows], counts)
@@ -188,7 +224,7 @@ def _averaged(rows: Rows, near: np.ndarray) -> Rows:
 
 
 def _inverted(rows: Rows, first: int) -> Rows:
-    """Of each column the rows from `first` on (the gallery's, then counted from 0) that are not 0 in it."""
+    """The transposed matrix of the rows from `first` on (the gallery's, which then count from 0)."""
     entries = slice(rows.start[first], None)
     column = rows.column[entries]
     row = np.repeat(np.arange(len(rows.start) - 1 - first), np.diff(rows.start[first:]))

@@ -1,37 +1,82 @@
-"""How far two instructions agree, for mAP_tau: a function of columns and the name of its source."""
+"""How far the instructions of a query and a gallery image agree, for mAP_tau."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float64
 
-from irm_jax.evaluation.ranking.relations import Columns, Test
+from irm_jax.evaluation.ranking.relations import Columns
+from irm_jax.evaluation.records import Records
+
+
+def attribute_agreement(q: Columns, g: Columns) -> Any:
+    """Share of the slots in which the outfits that the instructions ask for agree, of those known of both (none: 0).
+
+    Of the outfits, not of the words: two sentences about one outfit agree whichever slots they mention.
+    """
+    query, gallery = q["instruction_outfit"], g["instruction_outfit"]
+    common = (query >= 0) & (gallery >= 0)
+    return (common & (query == gallery)).sum(axis=-1) / np.maximum(common.sum(axis=-1), 1)
+
+
+def clothes_agreement(q: Columns, g: Columns) -> Any:
+    """1 if both instructions ask for the same outfit, else 0 (of one person: outfits are numbered per person)."""
+    query = q["instruction_clothes"]
+    return 1.0 * ((query >= 0) & (query == g["instruction_clothes"]))
+
+
+def feature_agreement(query: Float[np.ndarray, "n E"], gallery: Float[np.ndarray, "n E"]) -> Float64[np.ndarray, " n"]:
+    """Cosine of instruction features, 0 for a feature of length 0."""
+    a, b = query.astype(np.float64), gallery.astype(np.float64)
+    length = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    return (a * b).sum(axis=-1) / np.maximum(length, 1e-30)
+
+
+AGREEMENTS: dict[str, tuple[Callable[[Columns, Columns], Any], str]] = {
+    "attributes": (attribute_agreement, "instruction_outfit"),
+    "clothes": (clothes_agreement, "instruction_clothes"),
+}
+"""Source -> agreement of records, and the column that the instructions must tell."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InstructionSimilarity:
-    """rho(query, gallery) for mAP_tau, with the name of its source, which is printed with the figure.
+    """rho(query, gallery image) of a test set's records; `source` is printed with the figure.
 
-    `function` computes on columns as a rule does. Equal instructions (`instruction_key`) have similarity 1,
-    as in training: under constant sentences mAP_tau = mAP. `column`: what the instructions must tell (-1: unknown).
+    Equal instructions (`instruction_key`) have similarity 1, as in training: under one sentence mAP_tau = mAP.
+
+    source: "attributes", "clothes", or "model": the features of the evaluated model. With its own features a model
+      chooses its own positives, so "model" compares nothing between models.
+    features: of the instructions of queries and gallery, f32[Q,E] and f32[G,E], for "model".
     """
 
     source: str
-    function: Test
-    column: str | None = None
+    query: Records
+    gallery: Records
+    features: tuple[np.ndarray, np.ndarray] | None = None
 
-    def __call__(self, q: Columns, g: Columns) -> Any:
-        return np.where(q["instruction_key"] == g["instruction_key"], 1.0, self.function(q, g))
+    def __call__(self, query: np.ndarray, gallery: np.ndarray) -> Float64[np.ndarray, " n"]:
+        """Of n pairs, by the numbers of their records."""
+        q, g = _Gathered(self.query, query), _Gathered(self.gallery, gallery)
+        if self.features is not None:
+            agreement = feature_agreement(self.features[0][query], self.features[1][gallery])
+        else:
+            agreement = AGREEMENTS[self.source][0](q, g)
+        return np.where(q["instruction_key"] == g["instruction_key"], 1.0, agreement)
 
-    def missing(self, query: Columns, gallery: Columns) -> str | None:
-        """Why mAP_tau under this similarity would say nothing about a test set, or None if it does.
+    def missing(self) -> str | None:
+        """Why mAP_tau under this similarity would say nothing about the test set, or None if it does.
 
-        Instructions that differ while no query tells the column are all equally unlike: every tau would give one value.
+        If no query tells the column, instructions that differ are all equally unlike: every tau would give one value.
         """
-        keys = np.concatenate([query["instruction_key"], gallery["instruction_key"]])
-        if self.column is None or (query[self.column] >= 0).any() or (keys == keys[0]).all():
+        keys = np.concatenate([self.query.instruction_key, self.gallery.instruction_key])
+        if self.source not in AGREEMENTS or (keys == keys[0]).all():
+            return None
+        if (self.query[AGREEMENTS[self.source][1]] >= 0).any():
             return None
         return (
             f"no query's instruction tells its {self.source}; another config.evaluation.tau_similarity may know these "
@@ -39,39 +84,11 @@ class InstructionSimilarity:
         )
 
 
-def _attribute_agreement(q: Columns, g: Columns) -> Any:
-    """Share of the slots in which the outfits that the instructions ask for agree, of those known of both (none: 0).
+class _Gathered:
+    """Columns at some records, gathered when they are read."""
 
-    Of the outfits, not of the words: two sentences about one outfit agree whichever slots they mention.
-    """
-    asked, shown = q["instruction_outfit"], g["instruction_outfit"]
-    common = (asked >= 0) & (shown >= 0)
-    return (common & (asked == shown)).sum(axis=-1) / np.maximum(common.sum(axis=-1), 1)
+    def __init__(self, records: Records, index: np.ndarray) -> None:
+        self._records, self._index = records, index
 
-
-def _clothes_agreement(q: Columns, g: Columns) -> Any:
-    """1 if both instructions ask for the same outfit, else 0 (pairs of one person: outfits are numbered a person)."""
-    asked = q["instruction_clothes"]
-    return 1.0 * ((asked >= 0) & (asked == g["instruction_clothes"]))
-
-
-ATTRIBUTES = InstructionSimilarity("attributes", _attribute_agreement, "instruction_outfit")
-CLOTHES = InstructionSimilarity("clothes", _clothes_agreement, "instruction_clothes")
-
-
-def similarity_of(source: str) -> InstructionSimilarity:
-    """By the name that the configuration gives it."""
-    table = {"attributes": ATTRIBUTES, "clothes": CLOTHES}
-    return table[source] if source in table else feature_similarity(source)
-
-
-def feature_similarity(source: str, column: str = "instruction_feature") -> InstructionSimilarity:
-    """Cosine of instruction features f32[n,E], a column the caller adds (centred or raw). `source`: "frozen_encoder" |
-    "model"; with its own features a model chooses its own positives, so "model" compares nothing between models."""
-
-    def cosine(q: Columns, g: Columns) -> Any:
-        a, b = q[column].astype(np.float64), g[column].astype(np.float64)
-        length = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-        return (a * b).sum(axis=-1) / np.maximum(length, 1e-30)
-
-    return InstructionSimilarity(source, cosine)
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._records[name][self._index]

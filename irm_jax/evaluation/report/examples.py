@@ -7,13 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.images import decode, resize
-from irm_jax.evaluation import protocols
 from irm_jax.evaluation.embed import EmbeddingModel
-from irm_jax.evaluation.evaluator import Evaluation, Ranked
-from irm_jax.evaluation.ranking.trials import taken
+from irm_jax.evaluation.evaluator import Evaluation, Outcome
 from irm_jax.evaluation.report.results import RankedImage, RankList, Rollout, Section
 from irm_jax.evaluation.report.rollout import attention_rollout, caption_rollout
-from irm_jax.evaluation.test_sets import EvaluationSet, SplitData
+from irm_jax.evaluation.test_sets import SplitData, TestSet
 from irm_jax.models import encoders
 
 
@@ -27,48 +25,46 @@ def sections_of(
     """
     sections = []
     for test in sorted(evaluation.sets, key=lambda t: t.task.id):
-        ranked = evaluation.ranked[test.protocols[0]]
-        valid = np.flatnonzero(ranked.ranking.valid)
-        by_ap = valid[np.argsort(ranked.ranking.ap[valid], kind="stable")]
+        outcome = evaluation.headline(test)
+        ranking = outcome.ranking
+        valid = np.flatnonzero(ranking.valid)
+        by_ap = valid[np.argsort(ranking.ap[valid], kind="stable")]
         examples = np.sort(np.random.default_rng(seed).permutation(valid)[:queries])
         chosen = {"examples": examples, "best": by_ap[::-1][:queries], "worst": by_ap[:queries]}
         lists = {
-            kind: [_rank_list(evaluation, test, ranked, int(q)) for q in places] for kind, places in chosen.items()
+            kind: [_rank_list(evaluation, test, outcome, int(q)) for q in places] for kind, places in chosen.items()
         }
-        records = ranked.record[examples[:rollouts]].tolist()
-        sections.append(
-            Section(test.name, test.task.name, test.protocols[0], **lists, rollouts=_rollouts(embedder, test, records))
-        )
+        records = outcome.record[examples[:rollouts]].tolist()
+        rollouts_of = _rollouts(embedder, test, records)
+        sections.append(Section(test.name, test.task.name, outcome.figure.protocol, **lists, rollouts=rollouts_of))
     return sections
 
 
-def _rank_list(evaluation: Evaluation, test: EvaluationSet, ranked: Ranked, query: int) -> RankList:
-    protocol = protocols.protocol_of(test.protocols[0])
-    ids = [int(i) for i in ranked.ranking.top_ids[query] if i >= 0]
-    one = {k: v[:, None] for k, v in taken(ranked.query, np.array([query])).items()}
-    many = {k: v[None] for k, v in taken(ranked.gallery, np.array(ids, np.int64)).items()}
-    positive, junk = protocol.relate(one, many)
+def _rank_list(evaluation: Evaluation, test: TestSet, outcome: Outcome, query: int) -> RankList:
+    ranking = outcome.ranking
+    ids = ranking.top_ids[query][ranking.top_ids[query] >= 0]
+    positive, junk = outcome.relate(query, ids)
+    same_person = outcome.gallery.identity[ids] == outcome.query.identity[query]
     images = []
-    for place, gallery in enumerate(ids):
-        number, record = (int(x) for x in ranked.source[gallery])
-        relation = "junk" if junk[0, place] else "positive" if positive[0, place] else "negative"
-        same_person = bool(one["identity"][0, 0] == many["identity"][0, place])
+    for place, image in enumerate(ids):
+        number, record = (int(x) for x in outcome.source[image])
+        relation = "junk" if junk[place] else "positive" if positive[place] else "negative"
         images.append(
             RankedImage(
                 _picture(*evaluation.sets[number].gallery_record(record)),
-                float(ranked.ranking.top_scores[query, place]), relation,
-                "same person" if same_person else "another person",
+                float(ranking.top_scores[query, place]), relation,
+                "same person" if same_person[place] else "another person",
             )
         )  # fmt: skip
-    query_record = int(ranked.record[query])
+    query_record = int(outcome.record[query])
     return RankList(
         query_id=f"{test.name} query {query_record}",
-        instruction=test.query.asks[test.query.own[query_record]],
+        instruction=test.query.instruction(query_record),
         ranked=images,
         query_image=_picture(test.query, query_record),
-        ap=float(ranked.ranking.ap[query]),
-        first_positive_rank=int(ranked.ranking.first_positive_rank[query]) or None,
-        rule=protocol.description,
+        ap=float(ranking.ap[query]),
+        first_positive_rank=int(ranking.first_positive_rank[query]) or None,
+        rule=outcome.case.protocol.description,
     )
 
 
@@ -76,13 +72,13 @@ def _picture(split: SplitData, record: int) -> bytes:
     return bytes(split.dataset.reader(split.split, ("image",))[record]["image"])
 
 
-def _rollouts(embedder: EmbeddingModel, test: EvaluationSet, queries: Sequence[int]) -> list[Rollout]:
+def _rollouts(embedder: EmbeddingModel, test: TestSet, queries: Sequence[int]) -> list[Rollout]:
     config, model, variables = embedder.model.config, embedder.model, embedder.variables
     if not queries or not encoders.image_encoder(config.image_encoder).sows_attention:
         return []
     pictures = [decode(_picture(test.query, q)) for q in queries]
     images = np.stack([resize(picture, config.image_size) for picture in pictures])
-    instructions = [test.query.asks[test.query.own[q]] for q in queries]
+    instructions = [test.query.instruction(q) for q in queries]
     ids = [f"{test.name} query {q}" for q in queries]
     if test.task.kind == "visual":
         shown = [np.asarray(instruction) for instruction in instructions]

@@ -63,7 +63,7 @@ def write_evaluation(
 
     metadata: `run_record()` of this start. step: the training step of the evaluated parameters.
     """
-    content = {**evaluation.results, "run": {**metadata, "step": step}}
+    results = dataclasses.replace(evaluation.results, rest={"run": {**metadata, "step": step}})
     # The pictures of attention are computed by all processes together.
     sections = sections_of(
         evaluation, embedder, queries=config.report.queries, rollouts=config.report.rollouts, seed=config.seed
@@ -71,7 +71,6 @@ def write_evaluation(
     try:
         if processes.is_main():
             _write_per_query(workdir, evaluation)
-            results = Results.from_json(content)
             write_report(workdir, results, _report_data(workdir, config, evaluation, results, sections))
     finally:
         processes.barrier("report")  # a process that ends early would end the others
@@ -79,11 +78,11 @@ def write_evaluation(
 
 def _write_per_query(workdir: epath.Path, evaluation: Evaluation) -> None:
     written = set()
-    for ranked in evaluation.ranked.values():
+    for outcome in evaluation.outcomes:
         # Record number and content: queries of other data are never taken for the same ones.
-        queries = zip(ranked.record.tolist(), ranked.query["content"].tolist(), strict=True)
+        queries = zip(outcome.record.tolist(), outcome.query.content.tolist(), strict=True)
         ids = np.array([f"{record}:{content:016x}" for record, content in queries])
-        written.add(save_per_query(workdir, ranked.ranking, ids, ranked.gallery["content"]))
+        written.add(save_per_query(workdir, outcome.figure, outcome.ranking, ids, outcome.gallery.content))
     remove_other_results(workdir, written)
 
 

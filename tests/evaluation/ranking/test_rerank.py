@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from irm_jax.evaluation import protocols
+from irm_jax.evaluation.case import prepare
+from irm_jax.evaluation.protocols import MARKET
 from irm_jax.evaluation.ranking import rerank
-from irm_jax.evaluation.ranking.trials import rank_trials
+from irm_jax.evaluation.ranking.rank import Options
+from irm_jax.evaluation.records import Records
 
 
 def twin(images: np.ndarray, queries: int, k1: int, k2: int, weight: float, cosine: bool) -> np.ndarray:
@@ -58,37 +60,31 @@ def test_agrees_with_the_formulas(metric, k1, k2, weight, monkeypatch):
     monkeypatch.setattr(rerank, "ROWS_AT_ONCE", 32)
     monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 50)
     query, gallery, _ = clustered(0, 17, 90)
-    scores = rerank.KReciprocal(query, gallery, metric=metric, k1=k1, k2=k2, weight=weight)
+    distances = rerank.Distances(query, gallery, metric, None, rerank.Parameters(k1, k2, weight))
     expected = twin(np.concatenate([query, gallery]).astype(np.float64), 17, k1, k2, weight, metric == "cosine")
     rows = np.array([3, 16, 0])
-    np.testing.assert_allclose(scores(rows), -expected[rows], atol=2e-5)
+    np.testing.assert_allclose(distances(rows), expected[rows], atol=2e-5)
 
 
 def test_fewer_images_than_neighbours():
     query, gallery, _ = clustered(1, 2, 5)
-    found = rerank.KReciprocal(query, gallery)(np.arange(2))
+    found = rerank.Distances(query, gallery, "cosine", None, rerank.Parameters())(np.arange(2))
     np.testing.assert_allclose(
-        found, -twin(np.concatenate([query, gallery]).astype(float), 2, 20, 6, 0.3, True), atol=2e-5
+        found, twin(np.concatenate([query, gallery]).astype(float), 2, 20, 6, 0.3, True), atol=2e-5
     )
-
-
-def neighbours(query: np.ndarray, gallery: np.ndarray, _: object) -> rerank.KReciprocal:
-    return rerank.KReciprocal(query, gallery)
 
 
 def test_reranked_figures_follow_the_new_distances():
     """The whole ranking, junk left out, is that of the twin's distances."""
     query, gallery, person = clustered(2, 12, 90)
     columns = [
-        {"identity": identity, "camera": np.arange(len(identity)) % 3, "distractor": np.zeros(len(identity), int)}
-        for identity in (person[:12], person[12:])
+        Records.of(identity=identity, camera=np.arange(len(identity)) % 3) for identity in (person[:12], person[12:])
     ]
-    rule = protocols.protocol_of("market1501")
-    again, _ = rank_trials(query, gallery, *columns, rule, metric="cosine", scorer=neighbours, top_k=5)
+    again = prepare(MARKET, *columns).rank(rerank.KReciprocal(query, gallery), Options(top_k=5))
     distance = twin(np.concatenate([query, gallery]).astype(np.float64), 12, 20, 6, 0.3, True)
     for q in range(12):
-        same = columns[0]["identity"][q] == columns[1]["identity"]
-        junk = same & (columns[0]["camera"][q] == columns[1]["camera"])
+        same = columns[0].identity[q] == columns[1].identity
+        junk = same & (columns[0].camera[q] == columns[1].camera)
         kept = [g for g in np.argsort(distance[q], kind="stable") if not junk[g]]
         place = np.flatnonzero(same[kept]) + 1
         assert again.ap[q] == pytest.approx(np.mean(np.arange(1, len(place) + 1) / place), abs=1e-6)

@@ -5,9 +5,17 @@ import numpy as np
 import pytest
 
 from irm_jax.evaluation.ranking.rescore import CaptionMatcher, Rescored
+from irm_jax.evaluation.ranking.scores import Selection
 
 QUERY = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
 GALLERY = np.array([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 3.0], [-1.0, 0.0]], np.float32)
+
+
+def rescored(judge, top, queries, images=5):
+    """Scores of some queries against the first images, as they come to the devices."""
+    placed = Rescored(QUERY, GALLERY, judge, top).place(Selection(np.arange(2), np.arange(images)))
+    buffer = placed.block(np.array(queries), 8, None)
+    return placed.buffer.on_host(buffer)[: len(queries)]
 
 
 def order(scores):
@@ -22,22 +30,31 @@ def test_the_best_come_in_the_judges_order_and_the_rest_by_cosine():
         asked.append((query.tolist(), gallery.tolist()))
         return gallery.astype(np.float32)
 
-    scores = Rescored(QUERY, GALLERY, judge, top=3)(np.array([1, 0]))
+    scores = rescored(judge, 3, [1, 0])
     assert asked == [([1, 1, 1, 0, 0, 0], [1, 2, 3, 0, 1, 2])]
     assert order(scores) == [[3, 2, 1, 0, 4], [2, 1, 0, 3, 4]]
     np.testing.assert_allclose(scores[1, 3:], [0, -1], atol=1e-7)
 
 
 def test_equals_keep_the_galleries_order():
-    scores = Rescored(QUERY, GALLERY, lambda q, g: np.zeros(len(q), np.float32), top=4)(np.array([0, 1]))
+    scores = rescored(lambda q, g: np.zeros(len(q), np.float32), 4, [0, 1])
     assert order(scores) == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("top", [5, 128])
 def test_more_than_there_are_is_all(top):
-    scores = Rescored(QUERY, GALLERY, lambda q, g: g.astype(np.float32), top=top)(np.array([0]))
+    scores = rescored(lambda q, g: g.astype(np.float32), top, [0])
     assert order(scores) == [[4, 3, 2, 1, 0]]
     assert len(np.unique(scores)) == 5
+
+
+def test_the_judge_is_asked_for_records():
+    """Of a selection, too: query 1 against images 3 and 1."""
+    asked = []
+    judge = lambda q, g: asked.append((q.tolist(), g.tolist())) or np.zeros(len(q), np.float32)  # noqa: E731
+    placed = Rescored(QUERY, GALLERY, judge, 2).place(Selection(np.array([1]), np.array([3, 1])))
+    placed.block(np.array([0]), 8, None)
+    assert asked == [([1, 1], [3, 1])]
 
 
 class CountingEmbedder:

@@ -67,7 +67,7 @@ def fake_results() -> Results:
     ]  # fmt: skip
     rng = np.random.default_rng(0)
     scores = rng.normal(0.7, 0.1, 300), rng.random(300) < 0.8, rng.normal(0.4, 0.1, 200)
-    found = open_set.figures(*scores)
+    found = open_set.roc_figures(*scores)
     assert found is not None
     about = {"test_set": "procedural_trad", "task": "trad", "protocol": RULES["trad"]}
     return Results(tuple(rows), (OpenSetFigure(**about, **found),))

@@ -18,12 +18,15 @@ from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
 from data_pipelines.errors import DatasetError
-from irm_jax.evaluation import open_set, test_sets
-from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
-from irm_jax.evaluation.protocols import protocol_of
+from irm_jax.evaluation import open_set
+from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options, Outcome
+from irm_jax.evaluation.figures import Figure, label, select
+from irm_jax.evaluation.protocols import MARKET
 from irm_jax.evaluation.ranking.metrics import summarize
 from irm_jax.evaluation.ranking.rerank import KReciprocal
-from irm_jax.evaluation.ranking.trials import rank_trials
+from irm_jax.evaluation.ranking.scores import EmbeddingScores, Gallery
+from irm_jax.evaluation.records import Records
+from irm_jax.evaluation.test_sets import Entry, Loader, PeopleSpace, TestSet, with_instruction_outfits
 
 PEOPLE = 5
 
@@ -85,11 +88,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_outfit_that_is_asked_for_is_known_by_the_pictures_that_show_it():
-    def side(identity: list[int], clothes: list[int], shown: Any, asked: list[int], named: Any) -> dict[str, Any]:
-        return {
-            "identity": np.int32(identity), "clothes": np.int32(clothes), "attributes": np.int32(shown),
-            "instruction_clothes": np.int32(asked), "instruction_attributes": np.int32(named),
-        }  # fmt: skip
+    def side(identity: list[int], clothes: list[int], shown: Any, asked: list[int], named: Any) -> Records:
+        return Records.of(
+            identity=identity, clothes=clothes, attributes=shown, instruction_clothes=asked,
+            instruction_attributes=named,
+        )  # fmt: skip
 
     # Columns: person, outfit worn, what the picture shows, outfit asked for, what the instruction names.
     query = side(
@@ -100,11 +103,11 @@ def test_an_outfit_that_is_asked_for_is_known_by_the_pictures_that_show_it():
         [7, 7, 8, 9], [1, 1, 1, -1], [[5, 6, 2], [5, 6, 3], [8, -1, 7], [9, 9, 9]], [1, 0, 1, -1],
         [[-1, 6, -1], [1, -1, -1], [-1] * 3, [-1] * 3],
     )  # fmt: skip
-    test_sets.add_instruction_outfits(query, gallery)
+    query, gallery = with_instruction_outfits(query, gallery)
     # The two pictures of person 7's outfit 1 disagree in the last slot; nobody shows that person's outfit 2; what an
     # instruction names stands, whatever the picture shows; another person's outfit 1 is another outfit.
-    assert query["instruction_outfit"].tolist() == [[5, 6, -1], [5, -1, -1], [8, -1, 6], [4, -1, -1]]
-    assert gallery["instruction_outfit"].tolist() == [[5, 6, -1], [1, 2, 3], [8, -1, 7], [-1, -1, -1]]
+    assert query.instruction_outfit.tolist() == [[5, 6, -1], [5, -1, -1], [8, -1, 6], [4, -1, -1]]
+    assert gallery.instruction_outfit.tolist() == [[5, 6, -1], [1, 2, 3], [8, -1, 7], [-1, -1, -1]]
 
 
 class Eyes:
@@ -121,7 +124,7 @@ class Eyes:
     def local_rows(self) -> list[int]:
         return list(range(self.batch_size))
 
-    def instructions(self, asks: Any) -> None:
+    def instructions(self, instructions: Any) -> None:
         return None
 
     def image_features(self, images: np.ndarray) -> np.ndarray:
@@ -140,27 +143,40 @@ class Eyes:
         return np.stack([np.random.default_rng(p).integers(0, 256, 3) - 128 for p in people]).astype(np.float32)
 
 
-def load_sets(folder: Path, entries: list[tuple]) -> list[test_sets.EvaluationSet]:
-    space = test_sets.PeopleSpace()
+def load_sets(folder: Path, entries: list[tuple]) -> list[TestSet]:
+    loader = Loader()
     opened = {name: open_dataset(folder, name) for name in ("night", "street", "crowd", "words", "shop")}
-    return [
-        test_sets.load_set(
-            name, tasks.task(task), protocols, True, (opened[name], query), (opened[name], gallery),
-            [(opened["crowd"], split) for split in distractors], space, number,
-        )
-        for number, (name, task, protocols, query, gallery, distractors) in enumerate(entries)
-    ]  # fmt: skip
+    for name, task, protocols, query, gallery, distractors in entries:
+        data_set = name.partition("_")[0]
+        loader.load(
+            Entry(name, tasks.task(task), protocols), (opened[data_set], query), (opened[data_set], gallery),
+            [(opened["crowd"], split) for split in distractors],
+        )  # fmt: skip
+    return loader.sets
 
 
 ENTRIES = [
-    ("night", "vi", ("llcm_v2n", "llcm_n2v", "llcm_v2n@released"), "test", "test", ()),
-    ("street", "trad", ("market1501", "market1501+distractors"), "query", "gallery", ("gallery",)),
-    ("words", "t2i", ("cuhk_pedes",), "query", "gallery", ()),
+    ("night", "vi", ("llcm_v2n", "llcm_n2v", "llcm_v2n_released"), "test", "test", ()),
+    ("street", "trad", ("market",), "query", "gallery", ("gallery",)),
+    ("words", "t2i", ("identity",), "query", "gallery", ()),
 ]
-OPTIONS = Options(
-    metric="cosine", query_block=8, top_k=3, taus=(0.5,), tau_similarity="attributes", task_free=True, overlaps=(),
-    controls=True, top500=True, flip=True, rerank=True, rescore_top=0, open_set=True, seed=0, threads=1, workers=0,
-)  # fmt: skip
+OPTIONS = Options(query_block=8, top_k=3, taus=(0.5,), flip=True, rerank=True, threads=1)
+PLAIN = dataclasses.replace(
+    OPTIONS, controls=False, flip=False, rerank=False, top500=False, open_set=False, task_free=False
+)
+FREE = {"setting": "task_free", "gallery": "union", "gallery_instruction": "neutral"}
+
+
+def outcome(evaluation: Evaluation, test_set: str, protocol: str, **where: Any) -> Outcome:
+    """The plain ranking of a test set under a protocol, or that of some other fields."""
+    fields = {"setting": "task_specific", "distractors": False, "scoring": (), "cut": None, **where}
+    figures = select([found.figure for found in evaluation.outcomes], test_set=test_set, protocol=protocol, **fields)
+    assert len(figures) == 1
+    return next(found for found in evaluation.outcomes if found.figure is figures[0])
+
+
+def figure(evaluation: Evaluation, test_set: str, protocol: str, **where: Any) -> Figure:
+    return outcome(evaluation, test_set, protocol, **where).figure
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +185,7 @@ def evaluated(folder: Path) -> tuple[Evaluation, Eyes]:
     return Evaluator(eyes, load_sets(folder, ENTRIES), OPTIONS).run(), eyes
 
 
-def features(test: test_sets.EvaluationSet, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+def features(test: TestSet, flip: bool) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of both sides, read and averaged one picture at a time."""
     sides = []
     for parts in ([test.query], test.parts):
@@ -190,59 +206,90 @@ def test_each_picture_is_embedded_once(evaluated):
     assert evaluated[1].batches == 2 * batches + 4
 
 
-def test_figures_carry_their_names(evaluated):
-    protocols = evaluated[0].results["protocols"]
-    images = ["llcm_v2n", "llcm_n2v", "llcm_v2n@released", "market1501", "market1501+distractors"]
-    expected = {f"{name}{label}" for name in images for label in ("", "+flip", "+rerank", "+flip+rerank")}
-    expected |= {"cuhk_pedes", "cuhk_pedes+flip"}  # captions are not re-ranked
-    expected |= {"llcm_v2n@top500", "market1501@top500"}
-    free = ["llcm_v2n", "llcm_n2v", "market1501", "market1501+distractors", "cuhk_pedes"]
-    expected |= {f"task_free/{name}" for name in free}
-    expected |= {f"task_free/{name}@test_set" for name in ("llcm_v2n", "market1501", "cuhk_pedes")}
-    expected |= {f"task_free/{name}@own" for name in ("llcm_v2n", "market1501")}
-    assert set(protocols) == expected
-    sizes = {name: (protocols[name]["queries"], protocols[name]["gallery"]) for name in free}
-    assert sizes == {
-        "llcm_v2n": (4 * PEOPLE, 2 * PEOPLE), "llcm_n2v": (4 * PEOPLE, 2 * PEOPLE), "market1501": (5, 15),
-        "market1501+distractors": (5, 22), "cuhk_pedes": (3, 5),
-    }  # fmt: skip
-    assert [protocols[f"llcm_{way}"]["trials"] for way in ("v2n", "n2v", "v2n@released")] == [10, 10, 10]
-    assert protocols["llcm_v2n@released"]["queries"] == 2 * PEOPLE
-    assert set(evaluated[0].results["open_set"]) == {"llcm_v2n", "market1501", "cuhk_pedes"}
+def test_every_ranking_has_its_row(evaluated):
+    evaluation = evaluated[0]
+    street = ["street/market{}", "street/market (with distractors{})"]
+    images = ["night/llcm_v2n{}", "night/llcm_n2v{}", "night/llcm_v2n_released{}", *street]
+    expected = set()
+    for variant in ("", "flip", "rerank", "flip + rerank"):
+        for name in images:
+            words = variant if "(" not in name else f", {variant}"
+            expected.add(name.format(f" ({variant})" if "(" not in name and variant else words if variant else ""))
+    expected |= {"words/identity", "words/identity (flip)"}  # captions are not re-ranked
+    expected |= {"night/llcm_v2n (top 500)", "street/market (top 500)"}
+    free = ["night/llcm_v2n", "night/llcm_n2v", "street/market", "words/identity"]
+    expected |= {f"{name} (task-free)" for name in free} | {"street/market (task-free, with distractors)"}
+    expected |= {f"{name} (task-free, own gallery)" for name in ("night/llcm_v2n", "street/market", "words/identity")}
+    own = "(task-free, gallery under its own instructions)"
+    expected |= {f"{name} {own}" for name in ("night/llcm_v2n", "street/market")}
+    assert {label(found.figure) for found in evaluation.outcomes} == expected
+    assert len(evaluation.outcomes) == len(expected)
+    sizes = [(label(f), f.queries, f.gallery_size) for f in evaluation.figures if f.plain and f.setting != "task_free"]
+    assert sizes == [
+        ("night/llcm_v2n", 4 * PEOPLE, 2 * PEOPLE), ("night/llcm_n2v", 4 * PEOPLE, 2 * PEOPLE),
+        ("night/llcm_v2n_released", 2 * PEOPLE, 4 * PEOPLE), ("street/market", 5, 15), ("words/identity", 3, 5),
+    ]  # fmt: skip
+    assert figure(evaluation, "street", "market", distractors=True).gallery_size == 22
+    assert [figure(evaluation, "night", name).trials for name in ("llcm_v2n", "llcm_n2v", "llcm_v2n_released")] == [
+        10
+    ] * 3
+    assert [found.test_set for found in evaluation.open_set] == ["night", "street", "words"]
+    assert len({found.key for found in evaluation.figures}) == len(evaluation.figures)
 
 
-@pytest.mark.parametrize(("label", "flip", "rerank"), [("+flip", True, False), ("+rerank", False, True),
-                                                       ("+flip+rerank", True, True), ("", False, False)])  # fmt: skip
-@pytest.mark.parametrize("name", ["llcm_n2v", "market1501"])
-def test_flips_and_reranking_are_those_of_single_pictures(evaluated, name, label, flip, rerank):
-    test = evaluated[0].sets[0 if name == "llcm_n2v" else 1]
-    ranking, _ = rank_trials(
-        *features(test, flip), test.query.columns, test.gallery_columns, protocol_of(name), metric="cosine",
-        scorer=(lambda q, g, _: KReciprocal(q, g)) if rerank else None, mesh=evaluated[1].mesh,
-    )  # fmt: skip
-    assert evaluated[0].results["protocols"][f"{name}{label}"]["mAP"] == pytest.approx(summarize(ranking)["mAP"])
+def test_a_gallery_is_placed_once_per_embedding(folder, monkeypatch):
+    """Of three rules of one gallery, one cut and the open set: the whole gallery, and that without people."""
+    placed = []
+    original = Gallery.__init__
+    monkeypatch.setattr(Gallery, "__init__", lambda self, *args: placed.append(len(args[0])) or original(self, *args))
+    entries = [("street", "trad", ("market", "identity", "described_outfit"), "query", "gallery", ())]
+    options = dataclasses.replace(PLAIN, top500=True, open_set=True)
+    Evaluator(Eyes(), load_sets(folder, entries), options).run()
+    assert placed == [15, 9]
+
+
+def test_two_data_sets_of_one_task_stand_side_by_side(folder):
+    entries = [(name, "trad", ("market",), "query", "gallery", ()) for name in ("street_a", "street_b")]
+    evaluation = Evaluator(Eyes(), load_sets(folder, entries), PLAIN).run()
+    assert [label(found) for found in evaluation.figures] == ["street_a/market", "street_b/market"]
+    assert evaluation.figures[0].mAP == evaluation.figures[1].mAP > 0
+
+
+@pytest.mark.parametrize("scoring", [("flip",), ("rerank",), ("flip", "rerank"), ()])
+@pytest.mark.parametrize(("name", "protocol"), [("night", "llcm_n2v"), ("street", "market")])
+def test_flips_and_reranking_are_those_of_single_pictures(evaluated, name, protocol, scoring):
+    test = next(test for test in evaluated[0].sets if test.name == name)
+    case = next(case for case in test.cases if case.protocol.name == protocol)
+    kind = KReciprocal if "rerank" in scoring else EmbeddingScores
+    scores = kind(*features(test, "flip" in scoring), "cosine", evaluated[1].mesh)
+    found = figure(evaluated[0], name, protocol, scoring=scoring)
+    assert found.mAP == pytest.approx(summarize(case.rank(scores, OPTIONS.ranking()))["mAP"])
 
 
 def test_the_union_takes_every_gallery_picture_once(evaluated):
     """Task-free: 40 of night, 15 of street, 4 more of words; distractors where they are asked for."""
-    protocols = evaluated[0].results["protocols"]
-    assert protocols["task_free/market1501"]["gallery"] == 40 + 15 + 4
-    assert protocols["task_free/cuhk_pedes"]["gallery"] == 40 + 15 + 4
-    assert protocols["task_free/llcm_v2n"]["gallery"] == 20 + 15 + 4  # of its own source the infrared ones
-    assert protocols["task_free/market1501+distractors"]["gallery"] == 40 + 15 + 4 + 7
-    ranked = evaluated[0].ranked["task_free/market1501"]
+    evaluation = evaluated[0]
+    sizes = {
+        (name, rule, distractors): figure(evaluation, name, rule, distractors=distractors, **FREE).gallery_size
+        for name, rule, distractors in (
+            ("street", "market", False), ("words", "identity", False), ("night", "llcm_v2n", False),
+            ("street", "market", True),
+        )
+    }  # fmt: skip
+    # Of its own source night/llcm_v2n searches the infrared images only.
+    assert list(sizes.values()) == [40 + 15 + 4, 40 + 15 + 4, 20 + 15 + 4, 40 + 15 + 4 + 7]
+    ranked = outcome(evaluation, "street", "market", **FREE)
     # Person 0 of street: three cameras, its own out, one more in words, and the query's own file there, which is junk.
     assert ranked.ranking.num_positives.tolist() == [3, 3, 3, 2, 2]
-    own = np.flatnonzero(ranked.gallery["content"] == ranked.query["content"][0])
+    own = np.flatnonzero(ranked.gallery.content == ranked.query.content[0])
     assert len(own) == 1
     assert own[0] not in ranked.ranking.top_ids[0]
+    assert [mask.tolist() for mask in ranked.relate(0, own)] == [[False], [True]]
     # For the caption the same picture is an answer.
-    assert evaluated[0].ranked["task_free/cuhk_pedes"].ranking.num_positives.tolist() == [5, 4, 4]
+    assert outcome(evaluation, "words", "identity", **FREE).ranking.num_positives.tolist() == [5, 4, 4]
     # Cameras of one number in two sources are two cameras: nothing of street is junk for night.
-    cameras = {
-        source: set(ranked.gallery["camera"][ranked.gallery["source"] == source].tolist()) for source in range(4)
-    }
-    assert cameras == {0: {0, 1}, 1: {4096, 4097, 4098}, 2: set(), 3: {-2}}
+    cameras = {source: set(ranked.gallery.camera[ranked.gallery.source == source].tolist()) for source in range(4)}
+    assert cameras == {0: {0, 1}, 1: {4096, 4097, 4098}, 2: set(), 3: {-1}}
 
 
 def test_people_known_to_overlap_but_not_linked_are_junk_in_the_union(folder):
@@ -252,38 +299,40 @@ def test_people_known_to_overlap_but_not_linked_are_junk_in_the_union(folder):
     too: that copy is of a set that night does not overlap with, so it stays. The captions of words lose the pictures of
     street's people 3 and 4, who may be one of those that they describe: 6.
     """
-    plain = dataclasses.replace(OPTIONS, controls=False, flip=False, rerank=False, top500=False, open_set=False)
+    plain = dataclasses.replace(PLAIN, task_free=True)
     found = {}
     for name, pairs in (("none", ()), ("all", (("street", "night"), ("words", "street")))):
         evaluator = Evaluator(Eyes(), load_sets(folder, ENTRIES), dataclasses.replace(plain, overlaps=pairs))
         found[name] = evaluator.run()
-    figures = {name: found[name].results["protocols"] for name in found}
-    tests = ("market1501", "llcm_v2n", "cuhk_pedes")
+    tests = (("street", "market"), ("night", "llcm_v2n"), ("words", "identity"))
     sizes = {}
     for name in found:
-        entries = [figures[name][f"task_free/{test}"] for test in tests]
-        sizes[name] = [(entry["gallery"], entry["overlap_junk"]) for entry in entries]
+        rows = [figure(found[name], *test, **FREE) for test in tests]
+        sizes[name] = [(row.gallery_size, row.overlap_junk) for row in rows]
     assert sizes == {"none": [(59, 0), (20 + 15 + 4, 0), (59, 0)], "all": [(19, 40), (20 + 5, 14), (53, 6)]}
-    assert "40 images of people who may be the same" in figures["all"]["task_free/market1501"]["description"]
-    for name in tests:  # what may be right for a query is known to be: no positive is lost
-        before, after = (found[key].ranked[f"task_free/{name}"].ranking for key in ("none", "all"))
+    assert "40 images of people who may be the same" in figure(found["all"], "street", "market", **FREE).description
+    for test in tests:  # what may be right for a query is known to be: no positive is lost
+        before, after = (outcome(found[key], *test, **FREE).ranking for key in ("none", "all"))
         assert before.num_positives.tolist() == after.num_positives.tolist()
         assert (after.ap >= before.ap - 1e-12).all()
-    ranked = found["all"].ranked["task_free/cuhk_pedes"]
+    ranked = outcome(found["all"], "words", "identity", **FREE)
     shown = {found["all"].sets[number].name for number in ranked.source[:, 0].tolist()}
     assert shown == {"night", "street", "words"}
-    assert figures["all"]["task_free/market1501@test_set"]["gallery"] == 15  # the domain control is one test set's own
+    # The domain control is the own gallery alone.
+    assert figure(found["all"], "street", "market", **{**FREE, "gallery": "own"}).gallery_size == 15
 
 
 def test_rankings_know_their_records(evaluated):
     evaluation = evaluated[0]
-    ranked = evaluation.ranked["llcm_n2v"]
+    ranked = outcome(evaluation, "night", "llcm_n2v")
     night = evaluation.sets[0]
-    np.testing.assert_array_equal(night.query.index.content[ranked.record], ranked.query["content"])
+    np.testing.assert_array_equal(night.query.index.content[ranked.record], ranked.query.content)
     assert (night.query.index.modality[ranked.record] == schema.INFRARED).all()
-    for name in ("llcm_v2n", "market1501+distractors", "task_free/cuhk_pedes@test_set"):
-        ranked = evaluation.ranked[name]
-        for (number, record), content in zip(ranked.source.tolist(), ranked.gallery["content"], strict=True):
+    for ranked in (
+        outcome(evaluation, "night", "llcm_v2n"), outcome(evaluation, "street", "market", distractors=True),
+        outcome(evaluation, "words", "identity", **{**FREE, "gallery": "own"}),
+    ):  # fmt: skip
+        for (number, record), content in zip(ranked.source.tolist(), ranked.gallery.content, strict=True):
             part, place = evaluation.sets[number].gallery_record(record)
             assert part.index.content[place] == content
     with pytest.raises(IndexError, match="street"):
@@ -294,59 +343,59 @@ def test_the_open_set_leaves_people_out(evaluated):
     """Two of five people are taken out of the gallery; the figures are those of cosines counted here, one by one."""
     test = evaluated[0].sets[1]
     query, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in features(test, flip=False))
-    asking, shown = test.query.columns, test.gallery_columns
-    away = open_set.people_left_out(asking["identity"], OPTIONS.seed)
+    asking, shown = test.query.records, test.gallery_records
+    away = open_set.people_left_out(asking.identity, OPTIONS.seed)
     best, right = [], []
     for q in range(PEOPLE):
         searched = [
             g for g in range(15)  # the rest are distractors
-            if shown["identity"][g] not in asking["identity"][away]
-            and (shown["identity"][g], shown["camera"][g]) != (asking["identity"][q], asking["camera"][q])
+            if shown.identity[g] not in asking.identity[away]
+            and (shown.identity[g], shown.camera[g]) != (asking.identity[q], asking.camera[q])
         ]  # fmt: skip
         scores = gallery[searched] @ query[q]
         best.append(scores.max())
-        right.append(shown["identity"][searched[int(scores.argmax())]] == asking["identity"][q])
+        right.append(shown.identity[searched[int(scores.argmax())]] == asking.identity[q])
     best, right = np.array(best), np.array(right)
     threshold = best[away].max()
-    found = evaluated[0].results["open_set"]["market1501"]
-    assert (found["present"], found["absent"]) == (3, 2)
-    assert found["threshold"]["0.01"] == pytest.approx(threshold, abs=1e-6)
-    assert found["tpr"]["0.01"] == pytest.approx((best[~away] > threshold).mean())
-    assert found["identified"]["0.01"] == pytest.approx((right & (best > threshold))[~away].mean())
-    assert found["auc"] == pytest.approx((best[~away][:, None] > best[away]).mean())
+    found = evaluated[0].open_set[1]
+    assert (found.present, found.absent) == (3, 2)
+    assert found.threshold["0.01"] == pytest.approx(threshold, abs=1e-6)
+    assert found.tpr["0.01"] == pytest.approx((best[~away] > threshold).mean())
+    assert found.identified["0.01"] == pytest.approx((right & (best > threshold))[~away].mean())
+    assert found.auc == pytest.approx((best[~away][:, None] > best[away]).mean())
 
 
 def test_a_swapped_instruction_is_set_against_the_own_one_of_the_same_queries(folder):
     """Eyes do not read: what people 0 and 1 get under another outfit's sentence is what they got. Person 2, whose
     figures are others, has no other outfit to be asked by, and counts on neither side."""
-    plain = dataclasses.replace(OPTIONS, flip=False, rerank=False, task_free=False, open_set=False)
-    found = Evaluator(Eyes(), load_sets(folder, [("shop", "li", ("real2_li+clothes",), "query", "gallery", ())]), plain)
-    evaluation = found.run()
-    entry, ap = evaluation.results["swapped_instructions"]["real2_li+clothes"], evaluation.ranked["real2_li+clothes"]
-    ap = ap.ranking.ap
-    assert entry["queries"] == 2
-    assert entry["mAP"] == entry["mAP_own"] == pytest.approx(ap[:2].mean())
+    options = dataclasses.replace(PLAIN, controls=True)
+    sets = load_sets(folder, [("shop", "li", ("requested_outfit",), "query", "gallery", ())])
+    evaluation = Evaluator(Eyes(), sets, options).run()
+    (entry,) = select(evaluation.figures, system="swapped_instruction")
+    whole = evaluation.headline(sets[0])
+    ap = whole.ranking.ap
+    assert (entry.queries, entry.description.rpartition("; ")[2]) == (2, "asked by another outfit of the same person")
+    assert entry.mAP == entry.mAP_own == pytest.approx(ap[:2].mean())
     assert ap[2] != ap[:2].mean()
-    assert 0 <= entry["follow_rate"] <= 1
-    whole = evaluation.results["protocols"]["real2_li+clothes"]
-    assert whole["mAP"] == pytest.approx(ap.mean())
+    assert 0 <= entry.follow_rate <= 1
+    assert whole.figure.mAP == pytest.approx(ap.mean())
     # Nor is there a mAP over tau: the similarity of the options reads attributes, which nobody names here.
-    assert whole["mAP_tau"] is None
-    assert "tells its attributes" in whole["tau_missing"]
+    assert whole.figure.mAP_tau is None
+    assert "tells its attributes" in whole.figure.tau_missing
 
 
 def test_under_one_sentence_map_tau_is_map(evaluated):
-    for name in ("market1501", "llcm_n2v"):
-        entry = evaluated[0].results["protocols"][name]
-        assert entry["mAP_tau"] == {"0.5": pytest.approx(entry["mAP"])}
-        assert "tau_missing" not in entry
+    for name, protocol in (("street", "market"), ("night", "llcm_n2v")):
+        row = figure(evaluated[0], name, protocol)
+        assert row.mAP_tau == {"0.5": pytest.approx(row.mAP)}
+        assert row.tau_missing is None
 
 
 def test_of_equal_pictures_the_own_sources_copy_stays(evaluated):
     """Person 0's picture 200 has camera 0 in street, so it is junk for its query 100; in words it has no camera."""
-    for name, number in (("market1501", 1), ("cuhk_pedes", 2)):
-        ranked = evaluated[0].ranked[f"task_free/{name}"]
-        copies = ranked.gallery["content"] == evaluated[0].sets[1].gallery_columns["content"][0]
+    for name, protocol, number in (("street", "market", 1), ("words", "identity", 2)):
+        ranked = outcome(evaluated[0], name, protocol, **FREE)
+        copies = ranked.gallery.content == evaluated[0].sets[1].gallery_records.content[0]
         assert ranked.source[copies].tolist() == [[number, 0 if number == 1 else 4]]
 
 
@@ -356,17 +405,15 @@ def test_borrowed_pictures_have_the_cameras_of_their_own_set(folder, tmp_path):
     captions = [("street", 0, -1, False, 603, "person 0")]
     write(tmp_path, "album", "t2i", "album", {"query": captions, "gallery": shown}, cameras_of=["street"])
     write(tmp_path, "plain", "t2i", "album", {"query": captions, "gallery": shown})
-    space, street = test_sets.PeopleSpace(), open_dataset(folder, "street")
-    query = space.columns(street, street.index("query"), 0, -1)
+    space, street = PeopleSpace(), open_dataset(folder, "street")
+    query = space.records(street, street.index("query"), 0).take(np.array([0]))
     found = {}
     for number, name in enumerate(("album", "plain"), 1):
         other = open_dataset(tmp_path, name)
-        gallery = space.columns(other, other.index("gallery"), number, -2)
-        positive, junk = protocol_of("task_free/market1501").relate(
-            {key: column[:1] for key, column in query.items()}, gallery
-        )
+        gallery = space.records(other, other.index("gallery"), number)
+        positive, junk = MARKET.against_union(query_is_image=True).relate(query, gallery)
         found[name] = positive.tolist(), junk.tolist()
-        assert len(set(gallery["source"].tolist())) == 1  # the set itself stays one source
+        assert len(set(gallery.source.tolist())) == 1  # the set itself stays one source
     assert found["album"] == ([False, True, False], [True, False, False])
     assert found["plain"] == ([True, True, False], [False, False, False])
 
@@ -374,12 +421,12 @@ def test_borrowed_pictures_have_the_cameras_of_their_own_set(folder, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (("words", "t2i", ("own_t2i",), "query", "train", ()), "has no split 'train'; it has query, gallery"),
-        (("street", "trad", ("market1501",), "query", "query", ()),
-         r"test set street: protocol market1501 .*drops all 5 queries.*5 pairs are junk.*camera is the same"),
+        (("words", "t2i", ("identity",), "query", "train", ()), "has no split 'train'; it has query, gallery"),
+        (("street", "trad", ("market",), "query", "query", ()),
+         r"test set street: protocol market .*drops all 5 queries.*5 pairs are junk.*camera is the same"),
         (("street", "vi", ("sysu_all",), "query", "gallery", ()),
          r"test set street: protocol sysu_all .*takes query records of modality 1 .*they have modality 0"),
-        (("words", "cc", ("prcc_cross+multi_shot",), "query", "gallery", ()), r"records of camera_number 2.*-1"),
+        (("words", "cc", ("prcc_cross_multi_shot",), "query", "gallery", ()), r"records of camera_number 2.*-1"),
     ],
 )  # fmt: skip
 def test_sets_that_cannot_be_evaluated(folder, entry, message):

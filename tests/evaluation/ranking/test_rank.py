@@ -14,16 +14,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
-from irm_jax.evaluation import protocols
-from irm_jax.evaluation.ranking import counting, device, rank, tau_similarity
-from irm_jax.evaluation.ranking.metrics import average_precision
+from irm_jax.evaluation.protocols import MARKET, PROTOCOLS, Protocol
+from irm_jax.evaluation.ranking import device, rank
+from irm_jax.evaluation.ranking.metrics import Ranking, average_precision, summarize
+from irm_jax.evaluation.ranking.pairs import RelatedPairs
+from irm_jax.evaluation.ranking.relations import same_camera, same_identity
+from irm_jax.evaluation.ranking.scores import EmbeddingScores, Gallery, Selection
+from irm_jax.evaluation.ranking.tau_similarity import InstructionSimilarity
+from irm_jax.evaluation.records import Records
 
-MARKET = protocols.PROTOCOLS["market1501"]
-EVERY_PAIR = dataclasses.replace(MARKET, linked_by=())
+ANY_PAIR = dataclasses.replace(same_identity, links=())
+EVERY_PAIR = Protocol("every_pair", positive=ANY_PAIR, junk=ANY_PAIR & same_camera)
+BLOCK = 8
+"""Queries per block of most tests: the programs of one shape are compiled once."""
 
 
 def mesh_of(devices: int) -> Mesh:
     return Mesh(np.array(jax.devices()[:devices]), ("data",))
+
+
+def ranked(
+    q: np.ndarray, g: np.ndarray, query: dict[str, Any], gallery: dict[str, Any], protocol: Protocol, *,
+    metric: str = "euclidean", devices: int = 1, **options: Any,
+) -> Ranking:  # fmt: skip
+    """Ranks embeddings of records with the given columns."""
+    if "taus" in options:
+        source = options.pop("tau_source")
+        similarity = InstructionSimilarity(source, Records.of(**query), Records.of(**gallery))
+        options |= {"similarity": similarity, "tau_source": source}
+    scores = EmbeddingScores(q, g, metric, mesh_of(devices))
+    records = Records.of(**query), Records.of(**gallery)
+    pairs = RelatedPairs(protocol, *records, (len(q), len(g)), person=options.get("follow", False))
+    settings = rank.Options(**{"query_block": BLOCK, **options})
+    return rank.rank(scores.place(Selection.whole(len(q), len(g))), pairs, settings)
 
 
 def exact_scores(q: np.ndarray, g: np.ndarray, metric: str) -> np.ndarray:
@@ -55,7 +78,7 @@ def twin(scores: np.ndarray, positive: np.ndarray, junk: np.ndarray, topk: int |
     return figures
 
 
-def assert_same(result: rank.Ranking, figures: list[dict[str, Any]]) -> None:
+def assert_same(result: Ranking, figures: list[dict[str, Any]]) -> None:
     for i, expected in enumerate(figures):
         assert result.drop_cause[i] == expected["cause"]
         ids = np.full(result.top_ids.shape[1], -1)
@@ -85,7 +108,7 @@ def draw(
     return q, g, q_columns, g_columns
 
 
-def related(q: dict[str, np.ndarray], g: dict[str, np.ndarray], rule: protocols.Protocol = MARKET) -> tuple:
+def related(q: dict[str, np.ndarray], g: dict[str, np.ndarray], rule: Protocol = MARKET) -> tuple:
     return rule.relate({k: v[:, None] for k, v in q.items()}, {k: v[None] for k, v in g.items()})
 
 
@@ -94,7 +117,7 @@ def related(q: dict[str, np.ndarray], g: dict[str, np.ndarray], rule: protocols.
 def test_agrees_with_twin(devices, queries, images):
     random = np.random.default_rng(images)
     q, g, q_columns, g_columns = draw(random, queries, images, people=6)
-    result = rank.rank(q, g, q_columns, g_columns, MARKET, metric="euclidean", mesh=mesh_of(devices))
+    result = ranked(q, g, q_columns, g_columns, MARKET, devices=devices)
     assert_same(result, twin(exact_scores(q, g, "euclidean"), *related(q_columns, g_columns)))
     distance = np.linalg.norm(q[0] - g[result.top_ids[0, 0]]) if result.top_ids[0, 0] >= 0 else np.inf
     assert -result.top_scores[0, 0] == pytest.approx(distance, abs=1e-5)
@@ -107,7 +130,7 @@ def test_cosine_agrees_with_twin_and_ignores_length(devices):
     # Vectors of +-1 and lengths that are powers of two: cosines are multiples of 1/8, exactly.
     q, g = (random.choice(np.float32([-1, 1]), (n, 16)) for n in (21, 900))
     long = g * np.float32(2) ** random.integers(-3, 4, (900, 1)).astype(np.float32)
-    result = rank.rank(q, long, q_columns, g_columns, MARKET, mesh=mesh_of(devices))
+    result = ranked(q, long, q_columns, g_columns, MARKET, metric="cosine", devices=devices)
     scores = exact_scores(q, g, "cosine")
     assert_same(result, twin(scores, *related(q_columns, g_columns)))
     np.testing.assert_allclose(result.top_scores, np.take_along_axis(scores, result.top_ids, 1), atol=1e-7)
@@ -120,28 +143,20 @@ def test_cosine_agrees_with_twin_and_ignores_length(devices):
     images=st.integers(1, 256) | st.just(256),  # 256: no padding on two devices
     people=st.integers(1, 40),
     cameras=st.integers(1, 4),
-    rule=st.sampled_from([MARKET, EVERY_PAIR, protocols.cut(MARKET, 20), protocols.cut(EVERY_PAIR, 1)]),
+    rule=st.sampled_from([(MARKET, None), (EVERY_PAIR, None), (MARKET, 20), (EVERY_PAIR, 1)]),
     sort_above=st.sampled_from([0, 3, 1000]),
 )
 def test_any_small_problem_agrees_with_twin(seed, queries, images, people, cameras, rule, sort_above):
     q, g, q_columns, g_columns = draw(np.random.default_rng(seed), queries, images, people, cameras=cameras)
-    result = rank.rank(
-        q,
-        g,
-        q_columns,
-        g_columns,
-        rule,
-        metric="euclidean",
-        mesh=mesh_of(2),
-        query_block=8,
-        sort_above=sort_above,
-        follow=True,
-    )
+    protocol, cut = rule
+    result = ranked(
+        q, g, q_columns, g_columns, protocol, devices=2, sort_above=sort_above, follow=True, cut=cut
+    )  # fmt: skip
     scores = exact_scores(q, g, "euclidean")
-    assert_same(result, twin(scores, *related(q_columns, g_columns), topk=rule.ap_topk))
-    if rule.ap_topk is None:  # under the market rule every image of the person that is not junk is a positive
+    assert_same(result, twin(scores, *related(q_columns, g_columns), topk=cut))
+    if cut is None:  # under the market rule every image of the person that is not junk is a positive
         np.testing.assert_array_equal(result.follows, result.valid)
-    summary = rank.summarize(result)
+    summary = summarize(result)
     assert summary["queries"] + sum(summary["dropped"].values()) == queries
     if summary["queries"]:
         assert 0 <= summary["mINP"] <= 1
@@ -154,7 +169,7 @@ def test_rounded_scores_agree_with_a_sort_in_float64(devices):
     _, _, q_columns, g_columns = draw(random, 40, 700, people=30)
     q, g = (random.standard_normal((n, 37)).astype(np.float32) for n in (40, 700))
     for metric in ("cosine", "euclidean"):
-        result = rank.rank(q, g, q_columns, g_columns, MARKET, metric=metric, mesh=mesh_of(devices))
+        result = ranked(q, g, q_columns, g_columns, MARKET, metric=metric, devices=devices)
         assert_same(result, twin(exact_scores(q, g, metric), *related(q_columns, g_columns)))
 
 
@@ -163,7 +178,7 @@ def test_equal_scores_keep_gallery_order():
     identity = np.arange(300) % 7
     columns = {"identity": identity, "camera": np.zeros(300, int)}
     query = {"identity": np.array([2]), "camera": np.array([1])}
-    result = rank.rank(np.ones((1, 4)), np.ones((300, 4)), query, columns, MARKET, top_k=300)
+    result = ranked(np.ones((1, 4)), np.ones((300, 4)), query, columns, MARKET, metric="cosine", top_k=300)
     np.testing.assert_array_equal(result.top_ids[0], np.arange(300))
     assert result.first_positive_rank[0] == 3
     assert result.inp[0] == pytest.approx((identity == 2).sum() / (np.flatnonzero(identity == 2)[-1] + 1))
@@ -174,17 +189,17 @@ def test_subnormal_and_negative_zero_scores_tie_with_zero():
     g = np.float32([[-1e-20, 0], [0, 0], [1e-30, -0.0], [-0.0, 0], [1e-20, 0]])  # products from -1e-39 to 1e-39
     columns = {"identity": np.array([0, 0, 0, 0, 1]), "camera": np.zeros(5, int)}
     query = {"identity": np.array([1]), "camera": np.array([1])}
-    gallery_ = device.Gallery(g, "euclidean", mesh_of(2))
+    gallery_ = Gallery(g, "euclidean", mesh_of(2))
     np.testing.assert_array_equal(np.asarray(gallery_.scores(q, 8))[0, :5], np.zeros(5, np.float32))
-    result = rank.rank(q, g, query, columns, MARKET, metric="euclidean", mesh=mesh_of(2))
+    result = ranked(q, g, query, columns, MARKET, devices=2)
     np.testing.assert_array_equal(result.top_ids[0], np.arange(5))
     assert result.first_positive_rank[0] == 5
 
 
 def test_next_smaller_score_is_exact():
-    tiny, largest = counting.SMALLEST, float(np.finfo(np.float32).max)
+    tiny, largest = device.SMALLEST, float(np.finfo(np.float32).max)
     scores = np.float32([-largest, -1, -tiny, 0, tiny, np.nextafter(np.float32(tiny), np.float32(1)), 0.3, 1, largest])
-    below = np.asarray(counting._below(jnp.asarray(scores)))
+    below = np.asarray(device._below(jnp.asarray(scores)))
     with np.errstate(over="ignore"):
         down = np.nextafter(scores, np.float32(-np.inf))
     expected = np.where(scores == 0, np.float32(-tiny), np.where(scores == np.float32(tiny), np.float32(0), down))
@@ -194,11 +209,11 @@ def test_next_smaller_score_is_exact():
 def test_dropped_queries_are_counted_by_cause():
     gallery_columns = {"identity": np.array([1, 1]), "camera": np.array([0, 0])}
     query_columns = {"identity": np.array([1, 2, 1]), "camera": np.array([0, 0, 1])}
-    result = rank.rank(np.eye(3), np.eye(3)[:2], query_columns, gallery_columns, MARKET)
+    result = ranked(np.eye(3), np.eye(3)[:2], query_columns, gallery_columns, MARKET, metric="cosine")
     assert result.drop_cause.tolist() == ["all_junk", "no_positive", ""]
     np.testing.assert_array_equal(result.top_ids[0], [-1, -1])
     assert np.isneginf(result.top_scores[0]).all()
-    summary = rank.summarize(result)
+    summary = summarize(result)
     assert summary["dropped"] == {"no_positive": 1, "all_junk": 1}
     assert summary["queries"] == 1
     assert summary["mAP"] == result.ap[2] == 1
@@ -206,7 +221,7 @@ def test_dropped_queries_are_counted_by_cause():
 
 def test_no_query_left_gives_nulls():
     columns = {"identity": np.array([0, 0]), "camera": np.array([0, 0])}
-    summary = rank.summarize(rank.rank(np.eye(2), np.eye(2), columns, columns, MARKET))
+    summary = summarize(ranked(np.eye(2), np.eye(2), columns, columns, MARKET, metric="cosine"))
     assert summary["mAP"] is None
     assert summary["rank1"] is None
     assert summary["queries"] == 0
@@ -220,7 +235,7 @@ def test_one_identity_with_thousands_of_images(monkeypatch, sort_above):
     g_columns["identity"][random.random(4000) < 0.9] = 7
     q_columns["identity"][::3] = 7
     monkeypatch.setattr(rank, "RANKS_AT_ONCE", 5000)  # one such query a block
-    result = rank.rank(q, g, q_columns, g_columns, MARKET, metric="euclidean", sort_above=sort_above)
+    result = ranked(q, g, q_columns, g_columns, MARKET, sort_above=sort_above)
     assert result.num_positives.max() > 2000
     assert_same(result, twin(exact_scores(q, g, "euclidean"), *related(q_columns, g_columns)))
 
@@ -237,22 +252,20 @@ def test_blocks_hold_few_ranks(monkeypatch):
 def test_the_buffer_is_the_only_array_of_its_size():
     """Compiled for 8 devices: scores are made in place, nothing gathers the gallery or the buffer."""
     rows, images, width = 64, 65_536, 16
-    placed = device.Gallery(np.ones((images, width), np.float32), "cosine", mesh_of(8))
+    placed = Gallery(np.ones((images, width), np.float32), "cosine", mesh_of(8))
     layout, mesh = placed.layout, placed.mesh
     buffer = placed.scores(np.ones((rows, width), np.float32), rows)
     assert buffer.shape == (rows, 8 * layout.width)
     assert {shard.data.shape for shard in buffer.addressable_shards} == {(rows, layout.width)}
     local = rows * layout.width * 4
-    columns = jnp.zeros((rows, counting.TILE), jnp.int32)
-    scale, numbers = placed._scale, jnp.ones(rows)
+    columns = jnp.zeros((rows, device.TILE), jnp.int32)
+    scales, numbers = placed.of_images, jnp.ones(rows)
     compiled = {
-        "products": counting.products.lower(jnp.ones((rows, width)), placed._embedding, buffer, mesh=mesh),
-        "to_scores": counting.to_scores.lower(
-            buffer, numbers, scale, scale, np.int32(images), mesh=mesh, layout=layout
-        ),
-        "remove": counting.remove.lower(buffer, columns, mesh=mesh, layout=layout),
-        "count": counting.count.lower(buffer, columns, mesh=mesh, layout=layout),
-        "top": counting.top.lower(buffer, k=10, mesh=mesh, layout=layout),
+        "products": device.products.lower(jnp.ones((rows, width)), placed.embedding, buffer, mesh=mesh),
+        "to_scores": device.to_scores.lower(buffer, numbers, scales, np.int32(images), mesh=mesh, layout=layout),
+        "remove": device.remove.lower(buffer, columns, mesh=mesh, layout=layout),
+        "count": device.count.lower(buffer, columns, mesh=mesh, layout=layout),
+        "top": device.top.lower(buffer, k=10, mesh=mesh, layout=layout),
     }
     for name, lowered in compiled.items():
         program = lowered.compile()
@@ -268,7 +281,7 @@ def test_blocks_and_devices_do_not_change_the_figures():
     random = np.random.default_rng(9)
     q, g, q_columns, g_columns = draw(random, 37, 523, people=12)
     results = [
-        rank.rank(q, g, q_columns, g_columns, MARKET, metric="euclidean", mesh=mesh_of(n), query_block=block)
+        ranked(q, g, q_columns, g_columns, MARKET, devices=n, query_block=block)
         for n, block in ((1, None), (2, 8), (8, 16), (3, 37))
     ]
     for other in results[1:]:
@@ -278,9 +291,9 @@ def test_blocks_and_devices_do_not_change_the_figures():
 
 def test_ranks_within_the_mesh_of_a_training():
     q, g, q_columns, g_columns = draw(np.random.default_rng(3), 5, 40, people=6)
-    alone = rank.rank(q, g, q_columns, g_columns, MARKET, mesh=mesh_of(2))
+    alone = ranked(q, g, q_columns, g_columns, MARKET, metric="cosine", devices=2)
     with jax.set_mesh(jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)):
-        inside = rank.rank(q, g, q_columns, g_columns, MARKET, mesh=mesh_of(2))
+        inside = ranked(q, g, q_columns, g_columns, MARKET, metric="cosine", devices=2)
     np.testing.assert_array_equal(inside.ap, alone.ap)
     np.testing.assert_array_equal(inside.top_ids, alone.top_ids)
 
@@ -291,14 +304,15 @@ def test_cut_before_junk_removal():
     gallery_columns = {"identity": np.array([0, 0, 1, 0]), "camera": np.array([0, 1, 0, 2])}
     query_columns = {"identity": np.array([0]), "camera": np.array([0])}
     args = (np.float32([[4]]), g, query_columns, gallery_columns)
-    plain = rank.rank(*args, MARKET, metric="euclidean")
+    plain = ranked(*args, MARKET)
     assert plain.ap[0] == pytest.approx((1 + 2 / 3) / 2)
-    compat = rank.rank(*args, protocols.cut(MARKET, 2), metric="euclidean")
-    assert compat.protocol == "market1501@top2"
+    compat = ranked(*args, MARKET, cut=2)
     assert (compat.ap[0], compat.inp[0], compat.first_positive_rank[0]) == (1.0, 1.0, 1)
     # Nothing found in the cut: AP 0, and the query still counts.
-    summary = rank.summarize(rank.rank(*args, protocols.cut(MARKET, 1), metric="euclidean"))
+    summary = summarize(ranked(*args, MARKET, cut=1))
     assert (summary["mAP"], summary["rank10"], summary["queries"]) == (0.0, 0.0, 1)
+    with pytest.raises(ValueError, match="cut at 1 or more images, not at 0"):
+        rank.Options(cut=0)
 
 
 def slots(random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -313,15 +327,13 @@ def test_tau_turns_positives_into_negatives():
     q_columns |= slots(random, 30)
     g_columns |= slots(random, 200)
     taus = (0.0, 0.5, 0.75, 1.0)
-    result = rank.rank(
-        q, g, q_columns, g_columns, MARKET, metric="euclidean", taus=taus, tau_similarity=tau_similarity.ATTRIBUTES
-    )
+    result = ranked(q, g, q_columns, g_columns, MARKET, taus=taus, tau_source="attributes")
     positive, junk = related(q_columns, g_columns)
     a, b = q_columns["instruction_outfit"][:, None, :4], g_columns["instruction_outfit"][None, :, :4]
     similarity = (a == b).mean(axis=-1)
     scores = exact_scores(q, g, "euclidean")
     lost = np.zeros(30, bool)
-    summary = rank.summarize(result)
+    summary = summarize(result)
     for i, tau in enumerate(taus):
         expected = twin(scores, positive & (similarity >= tau), junk)
         valid = np.array([figure["cause"] == "" for figure in expected])
@@ -346,12 +358,10 @@ def test_tau_with_constant_instructions_changes_nothing():
     q, g, q_columns, g_columns = draw(random, 20, 100, people=10)
     q_columns |= {"instruction_clothes": np.full(20, -1), "instruction_key": np.full(20, 5)}
     g_columns |= {"instruction_clothes": np.full(100, -1), "instruction_key": np.full(100, 5)}
-    taus = {"taus": (0.5, 0.9), "tau_similarity": tau_similarity.CLOTHES}
-    summary = rank.summarize(rank.rank(q, g, q_columns, g_columns, MARKET, **taus))
+    summary = summarize(ranked(q, g, q_columns, g_columns, MARKET, taus=(0.5, 0.9), tau_source="clothes"))
     assert summary["mAP_tau"] == summary["mAP_tau_common"] == {"0.5": summary["mAP"], "0.9": summary["mAP"]}
     assert summary["tau_positives_kept"] == {"0.5": 1.0, "0.9": 1.0}
-    without = dataclasses.replace(MARKET, gallery_has_instruction=False)
-    assert rank.summarize(rank.rank(q, g, q_columns, g_columns, without, **taus))["mAP_tau"] is None
+    assert summarize(ranked(q, g, q_columns, g_columns, MARKET))["mAP_tau"] is None
 
 
 def test_follow_rate_looks_only_at_the_right_person():
@@ -365,23 +375,26 @@ def test_follow_rate_looks_only_at_the_right_person():
         "identity": np.array([0, 1, 2, 3]),
         "instruction_clothes": np.array([4, 4, 4, 4]),
     }
-    strict = protocols.PROTOCOLS["procedural_ctcc"]
-    result = rank.rank(
-        np.float32([[0], [10], [20], [0]]), g, query_columns, gallery_columns, strict, metric="euclidean", follow=True
-    )
+    strict = PROTOCOLS["template_outfit"]
+    result = ranked(np.float32([[0], [10], [20], [0]]), g, query_columns, gallery_columns, strict, follow=True)
     assert result.follows.tolist() == [True, False, True, False]
     assert result.drop_cause.tolist() == ["", "", "", "no_positive"]
-    assert rank.summarize(result)["follow_rate"] == pytest.approx(2 / 3)
+    assert summarize(result)["follow_rate"] == pytest.approx(2 / 3)
     assert result.first_positive_rank.tolist() == [1, 2, 2, 0]
-    plain = rank.rank(np.float32([[0], [10], [20], [0]]), g, query_columns, gallery_columns, strict, metric="euclidean")
+    plain = ranked(np.float32([[0], [10], [20], [0]]), g, query_columns, gallery_columns, strict)
     np.testing.assert_array_equal(plain.ap, result.ap)
-    assert "follow_rate" not in rank.summarize(plain)
+    assert "follow_rate" not in summarize(plain)
+
+
+def retrieved(q: np.ndarray, g: np.ndarray, top_k: int) -> Ranking:
+    scores = EmbeddingScores(q, g, "euclidean", mesh_of(1)).place(Selection.whole(len(q), len(g)))
+    return rank.rank(scores, None, rank.Options(top_k=top_k, query_block=BLOCK))
 
 
 def test_retrieval_without_a_protocol():
     random = np.random.default_rng(13)
     q, g, _, _ = draw(random, 3, 50, people=2)
-    result = rank.rank(q, g, {}, {}, None, metric="euclidean", top_k=7)
+    result = retrieved(q, g, top_k=7)
     order = np.argsort(-exact_scores(q, g, "euclidean"), axis=1, kind="stable")
     np.testing.assert_array_equal(result.top_ids, order[:, :7])
     assert not result.valid.any()
@@ -391,7 +404,7 @@ def test_retrieval_without_a_protocol():
 def test_any_number_of_retrieved_images(top_k):
     random = np.random.default_rng(14)
     q, g, q_columns, g_columns = draw(random, 4, 2500, people=3)
-    result = rank.rank(q, g, q_columns, g_columns, MARKET, metric="euclidean", top_k=top_k, mesh=mesh_of(2))
+    result = ranked(q, g, q_columns, g_columns, MARKET, top_k=top_k, devices=2)
     assert result.top_ids.shape == (4, min(top_k, 2500))
     assert_same(result, twin(exact_scores(q, g, "euclidean"), *related(q_columns, g_columns)))
 
@@ -401,7 +414,7 @@ def test_retrieved_ties_across_chunks_keep_gallery_order():
     random = np.random.default_rng(15)
     g = random.integers(0, 700, (2800, 1)).astype(np.float32)
     q = np.full((2, 1), 700, np.float32)
-    result = rank.rank(q, g, {}, {}, None, metric="euclidean", top_k=15, mesh=mesh_of(1))
+    result = retrieved(q, g, top_k=15)
     np.testing.assert_array_equal(result.top_ids[0], np.argsort(-g[:, 0], kind="stable")[:15])
 
 
@@ -413,17 +426,16 @@ def test_a_query_with_fewer_positives_than_its_block(sort_above):
     columns["identity"][127] = 3
     query = {"identity": np.array([1, 2]), "camera": np.array([1, 1])}
     args = (np.full((2, 1), 127, np.float32), g, query, columns, MARKET)
-    result = rank.rank(*args, metric="euclidean", mesh=mesh_of(1), sort_above=sort_above, follow=True)
+    result = ranked(*args, sort_above=sort_above, follow=True)
     assert result.first_positive_rank.tolist() == [29, 2]
     assert result.follows.tolist() == [True, True]
 
 
 def test_junk_wins_over_positive():
-    rule = dataclasses.replace(
-        MARKET, relate=lambda q, g: (q["identity"] == g["identity"], q["camera"] == g["camera"]), linked_by=()
-    )
+    rule = Protocol("camera_is_junk", positive=same_identity, junk=dataclasses.replace(same_camera, links=()))
+    assert rule.links == ()
     columns = {"identity": np.array([0, 0, 1]), "camera": np.array([0, 1, 1])}
-    result = rank.rank(np.eye(3), np.eye(3), columns, columns, rule)
+    result = ranked(np.eye(3), np.eye(3), columns, columns, rule, metric="cosine")
     assert result.num_positives.tolist() == [1, 1, 0]
     assert result.first_positive_rank.tolist() == [1, 1, 0]
 
@@ -437,28 +449,47 @@ def test_average_precision_by_hand():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query_embedding": np.ones((3, 5))}, "5 wide, gallery embeddings 4"),
-        ({"query_embedding": np.ones((0, 4))}, "query embeddings must be a matrix"),
-        ({"gallery_embedding": np.ones(4)}, "gallery embeddings must be a matrix"),
-        ({"gallery_embedding": np.full((6, 4), np.nan)}, r"gallery embedding: row 0 \(and 5 more\)"),
-        (
-            {"query_embedding": np.float32([[1] * 4, [np.inf] * 4, [1e30] * 4])},
-            r"query embedding: row 1 \(and 1 more\)",
-        ),
-        ({"query_columns": {"identity": np.zeros(3)}}, "column 'camera', but given are only identity"),
-        ({"gallery_columns": {"camera": np.zeros(6)}}, "needs the gallery column 'identity'; given are camera"),
-        ({"query_columns": {"identity": np.zeros(2)}}, "query column 'identity' has 2 entries for 3 embeddings"),
+        ({"q": np.ones((3, 5))}, "5 wide, gallery embeddings 4"),
+        ({"q": np.ones((0, 4))}, "query embeddings must be a matrix"),
+        ({"g": np.ones(4)}, "gallery embeddings must be a matrix"),
+        ({"g": np.full((6, 4), np.nan)}, r"gallery embedding: row 0 \(and 5 more\)"),
+        ({"q": np.float32([[1] * 4, [np.inf] * 4, [1e30] * 4])}, r"query embedding: row 1 \(and 1 more\)"),
+        ({"query": {"identity": np.zeros(2), "camera": np.zeros(3)}}, "column camera has 3 entries for 2 records"),
+        ({"query": {"idendity": np.zeros(3)}}, "no column idendity; they have identity, camera"),
         ({"metric": "manhattan"}, "use 'cosine' or 'euclidean'"),
-        ({"taus": (0.5,)}, "taus are given without tau_similarity"),
     ],
 )
 def test_wrong_input_is_named(change, message):
     arguments = {
-        "query_embedding": np.ones((3, 4)),
-        "gallery_embedding": np.ones((6, 4)),
-        "query_columns": {"identity": np.zeros(3), "camera": np.zeros(3)},
-        "gallery_columns": {"identity": np.zeros(6), "camera": np.ones(6)},
-        "protocol": MARKET,
-    }
+        "q": np.ones((3, 4)), "g": np.ones((6, 4)), "query": {"identity": np.zeros(3), "camera": np.zeros(3)},
+        "gallery": {"identity": np.zeros(6), "camera": np.ones(6)}, "protocol": MARKET,
+    }  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        rank.rank(**(arguments | change))
+        ranked(**(arguments | change))
+
+
+def test_wrong_options_are_named():
+    with pytest.raises(ValueError, match="taus are given without a similarity"):
+        rank.Options(taus=(0.5,))
+    scores = EmbeddingScores(np.ones((3, 4)), np.ones((6, 4))).place(Selection.whole(3, 6))
+    records = Records.of(identity=np.zeros(3))
+    with pytest.raises(ValueError, match=r"scores are of \(3, 6\) queries and images, relations of \(3, 3\)"):
+        rank.rank(scores, RelatedPairs(MARKET, records, records, (3, 3)), rank.Options())
+
+
+def test_a_gallery_is_placed_once_for_all_queries_and_protocols(monkeypatch):
+    placed = []
+    original = Gallery.__init__
+    monkeypatch.setattr(Gallery, "__init__", lambda self, *args: placed.append(1) or original(self, *args))
+    random = np.random.default_rng(16)
+    q, g = (random.standard_normal((n, 3)).astype(np.float32) for n in (6, 20))
+    scores = EmbeddingScores(q, g, "cosine", mesh_of(1))
+    whole = Selection.whole(6, 20)
+    first = rank.rank(scores.place(whole), None, rank.Options(query_block=BLOCK))
+    for other in (scores, scores.with_queries(q.copy())):
+        again = rank.rank(other.place(whole), None, rank.Options(query_block=BLOCK))
+        np.testing.assert_array_equal(again.top_ids, first.top_ids)
+    assert len(placed) == 1
+    part = rank.rank(scores.place(Selection(np.arange(6), np.arange(5))), None, rank.Options(query_block=BLOCK))
+    assert part.top_ids.max() == 4
+    assert len(placed) == 2

@@ -1,0 +1,276 @@
+"""Embeds a test set once, under every instruction that its figures and controls need."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float, Float32, Int32
+
+from data_pipelines.batches.image_batches import StoredImages, image_batches
+from data_pipelines.batches.prefetch import ReadAhead
+from data_pipelines.tasks import NEUTRAL_SENTENCE
+from irm_jax.evaluation import embed
+from irm_jax.evaluation.embed import EmbeddingModel, Instruction, distinct_instructions
+from irm_jax.evaluation.ranking.rescore import CaptionMatcher
+from irm_jax.evaluation.test_sets import SplitData, TestSet
+from irm_jax.models.instruction_encoder import Instruction as EncodedInstruction
+
+OWN, NEUTRAL, GREY, SWAPPED = "own", "neutral", "grey", "swapped"
+FLIP = "own+flip"
+"""The variant OWN averaged over each image and its mirror."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One embedding of a split's N images: record i under `instructions[index[i]]`.
+
+    grey: the model sees a grey image instead of the person (the instruction-only control).
+    """
+
+    name: str
+    instructions: Sequence[Instruction]
+    index: Int32[np.ndarray, " N"]
+    grey: bool = False
+
+    @classmethod
+    def own(cls, split: SplitData, name: str = OWN, *, grey: bool = False) -> Variant:
+        """Each record under its own instruction."""
+        return cls(name, split.instructions, split.instruction_index, grey)
+
+    @classmethod
+    def constant(cls, split: SplitData, name: str, sentence: str) -> Variant:
+        """All records under one sentence."""
+        return cls(name, [sentence], np.zeros(len(split), np.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedOptions:
+    """What is embedded of a test set, and how its images are read.
+
+    neutral: the variant NEUTRAL. controls: NEUTRAL and GREY.
+    flip: FLIP, and the projection's mean over image and mirror.
+    tokens: the images' tokens, which captions read in the matching head.
+    workers, threads: see `ReadAhead`.
+    """
+
+    neutral: bool = False
+    controls: bool = False
+    flip: bool = False
+    tokens: bool = False
+    workers: int = 0
+    threads: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitFeatures:
+    """Features of N records.
+
+    embedding: by variant. instruction: the instruction's own feature, by variant. projection: as captions compare
+    images; projection_flip: its mean over image and mirror. tokens: of the images.
+    """
+
+    embedding: dict[str, Float32[np.ndarray, "N D2"]]
+    instruction: dict[str, Float32[np.ndarray, "N D"]]
+    projection: Float[np.ndarray, "N P"]
+    projection_flip: Float[np.ndarray, "N P"] | None = None
+    tokens: Float32[np.ndarray, "N T D"] | None = None
+
+    @classmethod
+    def concat(cls, parts: Sequence[SplitFeatures]) -> SplitFeatures:
+        """The records of several splits, one split after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        tokens = [part.tokens for part in parts if part.tokens is not None]
+        flips = [part.projection_flip for part in parts if part.projection_flip is not None]
+        return cls(
+            embedding={name: np.concatenate([p.embedding[name] for p in parts]) for name in parts[0].embedding},
+            instruction={name: np.concatenate([p.instruction[name] for p in parts]) for name in parts[0].instruction},
+            projection=np.concatenate([part.projection for part in parts]),
+            projection_flip=np.concatenate(flips) if flips else None,
+            tokens=np.concatenate(tokens) if tokens else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SetFeatures:
+    """Features of a test set's queries and gallery records (those of all parts).
+
+    caption: queries are captions, which are compared with the images' projections.
+    swaps: i32[Q], see `controls.swapped_instruction`. matcher: of the set's captions and images, if they are rescored.
+    """
+
+    caption: bool
+    query: SplitFeatures
+    gallery: SplitFeatures
+    swaps: np.ndarray | None = None
+    matcher: CaptionMatcher | None = None
+
+    def of_queries(self, variant: str) -> Float[np.ndarray, "Q d"]:
+        """Embeddings of the queries under an instruction variant (captions: projections)."""
+        return self.query.projection if self.caption else self.query.embedding[variant]
+
+    def of_gallery(self, variant: str, *, by_caption: bool) -> Float[np.ndarray, "G d"]:
+        """Embeddings of the gallery, as captions compare them (the projection) or as images do."""
+        if not by_caption:
+            return self.gallery.embedding[variant]
+        flipped = self.gallery.projection_flip if variant == FLIP else None
+        return self.gallery.projection if flipped is None else flipped
+
+    def pair(self, query: str, gallery: str) -> tuple[np.ndarray, np.ndarray]:
+        """Both sides of the set's own comparison, under the named variants."""
+        return self.of_queries(query), self.of_gallery(gallery, by_caption=self.caption)
+
+
+def embed_set(
+    embedder: EmbeddingModel, test: TestSet, options: EmbedOptions, swaps: np.ndarray | None = None
+) -> SetFeatures:
+    """Embeds queries and gallery; a split that is both, under the same instructions, is embedded once.
+
+    `swaps`: i32[Q], the gallery record whose instruction each query is also asked by (SWAPPED), -1 for none.
+    """
+    caption = test.task.kind == "caption"
+    options = dataclasses.replace(options, tokens=options.tokens and caption)
+
+    def embedded(split: SplitData, *more: Variant) -> SplitFeatures:
+        variants = [Variant.own(split)]
+        if options.neutral or options.controls:
+            variants.append(Variant.constant(split, NEUTRAL, NEUTRAL_SENTENCE))
+        if options.controls and not caption:
+            variants.append(Variant.own(split, GREY, grey=True))
+        return embed_split(embedder, split, [*variants, *more], options)
+
+    gallery = SplitFeatures.concat([embedded(part) for part in test.parts])
+    if test.one_split and len(test.parts) == 1:
+        return SetFeatures(caption, gallery, gallery)
+    if caption:
+        captions = [str(test.query.instruction(record)) for record in range(len(test.query))]
+        query = SplitFeatures({}, {}, embedder.project_sentences(captions))
+        matcher = CaptionMatcher(embedder, captions, gallery.tokens) if gallery.tokens is not None else None
+        return SetFeatures(caption, query, gallery, matcher=matcher)
+    if swaps is None:
+        return SetFeatures(caption, embedded(test.query), gallery)
+    index = np.where(swaps >= 0, test.gallery.instruction_index[np.maximum(swaps, 0)], 0).astype(np.int32)
+    query = embedded(test.query, Variant(SWAPPED, test.gallery.instructions, index))
+    return SetFeatures(caption, query, gallery, swaps)
+
+
+def embed_split(
+    embedder: EmbeddingModel, split: SplitData, variants: Sequence[Variant], options: EmbedOptions
+) -> SplitFeatures:
+    """Embeds all records of a split under every variant (one of them OWN for flips); each image is decoded and encoded
+    once.
+
+    Raises ImageError naming data set, split, record and file for a picture that does not decode.
+    """
+    return _SplitEmbedding(embedder, split, variants, options).run()
+
+
+class _SplitEmbedding:
+    """A split in the making: pieces of its features, by kind and variant, in the order of `ids`."""
+
+    def __init__(
+        self, embedder: EmbeddingModel, split: SplitData, variants: Sequence[Variant], options: EmbedOptions
+    ) -> None:
+        self.embedder, self.split, self.variants, self.options = embedder, split, variants, options
+        self.pieces: dict[tuple[str, str], list[np.ndarray]] = {}
+        self.ids: list[np.ndarray] = []
+        self.grey = None
+        if any(variant.grey for variant in variants):
+            middle = np.full((embedder.batch_size, *embedder.model.config.image_size, 3), 128, np.uint8)
+            self.grey = embedder.image_features(middle[embedder.local_rows()])
+
+    def run(self) -> SplitFeatures:
+        for segment in _segments(self.variants, len(self.split)):
+            self._embed_segment(segment)
+        order = np.argsort(np.concatenate(self.ids), kind="stable")
+
+        def joined(kind: str, name: str = "") -> np.ndarray:
+            return np.concatenate(self.pieces[kind, name])[order].astype(np.float32)
+
+        names = [variant.name for variant in self.variants]
+        flip = self.options.flip
+        return SplitFeatures(
+            embedding={name: joined("embedding", name) for name in [*names, *([FLIP] if flip else [])]},
+            instruction={name: joined("instruction", name) for name in names},
+            projection=joined("projection"),
+            projection_flip=joined("projection", FLIP) if flip else None,
+            tokens=joined("tokens") if self.options.tokens else None,
+        )
+
+    def _embed_segment(self, segment: np.ndarray) -> None:
+        """Embeds the records i[n], whose instructions are encoded together."""
+        embedder, size = self.embedder, self.embedder.batch_size
+        table, local = _encode_segment(embedder, self.variants, segment)
+        padded = np.resize(segment, -(-len(segment) // size) * size)
+        rows = embedder.local_rows()
+        reader = self.split.dataset.reader(self.split.split, ("image", "file"))
+        where = f"data set {self.split.dataset.name}, split {self.split.split}"
+        images_of = StoredImages(reader, where)
+        ahead = ReadAhead(self.options.workers, self.options.threads)
+        wanted = padded.reshape(-1, size)[:, rows].ravel()
+        with image_batches(images_of, wanted, embedder.model.config.image_size, len(rows), ahead) as batches:
+            for number, (_, images) in enumerate(batches):
+                embedder.between_batches()
+                start = number * size
+                records = padded[start : start + size]
+                kept = min(size, len(segment) - start)
+                self.ids.append(records[:kept])
+                self._embed_batch(images, table, {name: index[records] for name, index in local.items()}, kept)
+
+    def _embed_batch(
+        self, images: np.ndarray, table: EncodedInstruction, index: dict[str, np.ndarray], kept: int
+    ) -> None:
+        """Embeds a batch under every variant, `index` its rows of the table; the first `kept` images are no padding."""
+        embedder = self.embedder
+
+        def keep(kind: str, name: str, rows: np.ndarray) -> np.ndarray:
+            self.pieces.setdefault((kind, name), []).append(rows)
+            return rows
+
+        features = embedder.image_features(images)
+        projection = keep("projection", "", embedder.project_images(features)[:kept])
+        if self.options.tokens:
+            keep("tokens", "", embedder.image_tokens(features)[:kept])
+        own = None
+        for variant in self.variants:
+            shown = self.grey if variant.grey and self.grey is not None else features
+            result = embedder.edit(shown, table, index[variant.name])
+            embedding = keep("embedding", variant.name, np.asarray(result.embedding)[:kept])
+            keep("instruction", variant.name, np.asarray(result.instruction)[:kept])
+            own = embedding if variant.name == OWN else own
+        if self.options.flip:
+            mirror = embedder.image_features(np.ascontiguousarray(images[:, :, ::-1]))
+            other = embedder.edit(mirror, table, index[OWN]).embedding
+            keep("embedding", FLIP, (own + np.asarray(other)[:kept]) / 2)
+            keep("projection", FLIP, (projection + embedder.project_images(mirror)[:kept]) / 2)
+
+
+def _segments(variants: Sequence[Variant], count: int) -> Iterable[np.ndarray]:
+    """Cuts the records into runs that share few enough distinct instructions to hold encoded at a time."""
+    order = np.argsort(variants[0].index, kind="stable")
+    if sum(len(variant.instructions) for variant in variants) <= embed.TABLE_ROWS:
+        yield order
+        return
+    step = max(1, embed.TABLE_ROWS // len(variants))  # at worst each record brings a new instruction per variant
+    for start in range(0, count, step):
+        yield order[start : start + step]
+
+
+def _encode_segment(
+    embedder: EmbeddingModel, variants: Sequence[Variant], segment: np.ndarray
+) -> tuple[EncodedInstruction, dict[str, np.ndarray]]:
+    """The segment's distinct instructions encoded, and for each variant the row of the table by record."""
+    instructions: list[Instruction] = []
+    local = {}
+    for variant in variants:
+        used = np.unique(variant.index[segment])
+        position = np.full(len(variant.instructions), -1, np.int32)
+        position[used] = len(instructions) + np.arange(len(used))
+        instructions.extend(variant.instructions[i] for i in used)
+        local[variant.name] = position[variant.index]
+    distinct, remap = distinct_instructions(instructions)
+    return embedder.instructions(distinct), {
+        name: np.where(index >= 0, np.asarray(remap)[np.maximum(index, 0)], 0) for name, index in local.items()
+    }
