@@ -14,7 +14,7 @@ import numpy as np
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, worker_pool, write_dataset
-from data_pipelines.instructions import sentences as instructions
+from data_pipelines.instructions.sentences import caption, wanted_sentence
 from data_pipelines.procedural import outfits, people, rows
 from data_pipelines.procedural.drawing import render, scene, template
 
@@ -216,9 +216,9 @@ class Benchmark:
         while len(written) < shot.paraphrases:
             if kind.kind == "caption":
                 hair = people.HAIR_SHAPES[person.hair_shape], people.HAIR_COLOURS[person.hair_colour]
-                text = instructions.caption(named, people.stature(person), people.girth(person), *hair, rng)
+                text = caption(named, people.stature(person), people.girth(person), *hair, rng)
             else:
-                text = instructions.wanted_sentence(named, rng)
+                text = wanted_sentence(named, rng)
             if text not in written:
                 written.append(text)
         return tuple(written)

@@ -35,8 +35,8 @@ from data_pipelines import tasks
 from data_pipelines.dataset import schema
 from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import attribute_sentences
-from data_pipelines.instructions import sentences as instructions
 from data_pipelines.instructions.clothes_crops import Kind
+from data_pipelines.instructions.sentences import wanted_sentence
 from data_pipelines.people.names import person_name
 from data_pipelines.sources import Scan, Source, checks, reading
 from data_pipelines.sources.datalist import UNKNOWN_CAMERA
@@ -204,7 +204,7 @@ def _made(row: Row) -> tuple[str, ...]:
     """Makes sentences of the row's attributes by the templates of `sentences`, seeded by the file's name."""
 
     def write(rng: np.random.Generator) -> str:
-        return instructions.wanted_sentence(dict(row.attributes), rng)
+        return wanted_sentence(dict(row.attributes), rng)
 
     try:
         return attribute_sentences.paraphrases(write, _PARAPHRASES.get(row.split, 1), row.image)
