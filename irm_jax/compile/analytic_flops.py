@@ -1,7 +1,7 @@
-"""Floating-point operations of a program, counted in its jaxpr: every product, times the trips of the loops around it.
+"""Counts the floating-point operations of a program in its jaxpr: every product, times the trips of the loops.
 
-XLA's own count has each body of a loop once. Only matrix products and convolutions are counted (2 a multiply-add), as
-is usual; what is recomputed counts again.
+XLA's own count has the body of a loop once. Only matrix products and convolutions are counted, as is usual: 2 per
+multiply-add. Recomputed products count again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from jax import lax
 from jax.extend import core
 
 Flops = collections.Counter[str]
-"""FLOPs by how the product is computed: `bf16`, `f32` (default precision), `f32_highest`; of all devices together."""
+"""FLOPs of all devices together by kind of product: `bf16`, `f32` (default precision), `f32_highest`."""
 
 
 def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
-    """The FLOPs of a (closed) jaxpr. The longer branch of a `cond` counts; the body of a `while` counts once, since its
-    trips are not known (jax.lax.scan and fori_loop of constant bounds are scans)."""
+    """Counts the FLOPs of a jaxpr.
+
+    Of a `cond` the longer branch counts. The body of a `while` counts once, since its trips are not known; `lax.scan`,
+    and `lax.fori_loop` with constant bounds, are scans.
+    """
     total: Flops = collections.Counter()
     for equation in (jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr).eqns:
         name, parameters = equation.primitive.name, equation.params
@@ -33,7 +36,7 @@ def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
         elif name == "conv_general_dilated":
             kernel, out = _array(equation.invars[1]), _array(equation.outvars[0])
             features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
-            # Dilated inputs are zeros in between, which nothing multiplies.
+            # The zeros between dilated inputs are not multiplied.
             depth = kernel.size // features // math.prod(parameters["lhs_dilation"])
             total[_kind(equation)] += 2 * math.prod(out.shape) * depth
         elif name == "cond":
@@ -44,7 +47,7 @@ def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Flops:
             times = 1
             if name == "scan":
                 times = parameters["length"]
-            elif name == "shard_map":  # shapes within are one device's
+            elif name == "shard_map":  # its inner shapes are per device
                 times = math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
             for inner in _jaxprs(parameters):
                 for kind, flops in count(inner).items():

@@ -1,16 +1,16 @@
-"""What an accelerator chip can do, and how many of them a topology has.
+"""Peak rates and memory of accelerator chips, and topologies made of them.
 
-Published peaks, of one chip (one JAX device): dense bf16 matrix products; memory and its bandwidth; what a chip sends
-to the others of its slice or node, one way, over all of its links; its share of the network between slices or nodes.
+All figures are published peaks per chip (one JAX device): FLOP/s of dense matrix products, memory size and bandwidth,
+bandwidth of all links within a slice or node in one direction, and the chip's share of the network between these.
 
-    TPU     Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (2025). They give links both ways together,
-            halved here, and the data-centre network of a host or a pod, divided by its chips here. A product of f32
-            numbers takes one bf16 pass at JAX's default precision, and six at HIGHEST.
-    GPU     NVIDIA's data sheets of the A100 80GB SXM and the H100 SXM (no sparsity). A default product of f32 numbers
-            is TF32's. Nodes: NVLink within; 200 (A100) and 400 (H100) Gbit/s of InfiniBand a GPU between them.
+    TPU     Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (2025). They give the links in both
+            directions together, halved here, and the data-centre network per host or pod, divided by its chips here.
+            An f32 product takes one bf16 pass at JAX's default precision and six at HIGHEST.
+    GPU     NVIDIA's data sheets of the A100 80GB SXM and the H100 SXM, without sparsity. An f32 product at default
+            precision is TF32. NVLink within a node; between nodes InfiniBand, 200 (A100) or 400 (H100) Gbit/s per GPU.
 
-The usable memory of a TPU is a little less than the published one: of v5e `memory_bytes` is what the compiler of libtpu
-allowed in its refusals, of the other TPUs the published size less the same share; of GPUs the published size.
+A TPU program can use a little less than the published memory. `memory_bytes` of v5e is the limit that libtpu's compiler
+names in its refusals; for other TPUs it is the published size less the same share, for GPUs the published size.
 """
 
 from __future__ import annotations
@@ -26,14 +26,21 @@ GIB = 1 << 30
 
 
 class TopologyError(UserError, ValueError):
-    """A topology that is not known, or cannot be used here; the message says what to give or install."""
+    """A topology is unknown or cannot be used here; the message says what to give or install."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """`bf16`, `f32`, `f32_highest`: FLOP/s of products of such numbers, f32 at JAX's default and HIGHEST precision.
-    `memory_bytes`; bytes/s: `memory_bandwidth`, `link_bandwidth` (all links, one way), `far_bandwidth` (between slices
-    or nodes). `axes`: dimensions of the torus, 0 for a switch. `kinds`: as `jax.Device.device_kind` names it."""
+    """One kind of chip.
+
+    Attributes:
+        kinds: its names in `jax.Device.device_kind`.
+        bf16, f32, f32_highest: FLOP/s of products, of f32 at JAX's default and at HIGHEST precision.
+        memory_bytes: memory that a program can use.
+        memory_bandwidth, link_bandwidth, far_bandwidth: bytes/s to memory, over all links in one direction, and between
+            slices or nodes.
+        axes: dimensions of the torus, 0 for a switch.
+    """
 
     name: str
     kinds: tuple[str, ...]
@@ -54,7 +61,7 @@ class Chip:
 def _tpu(
     name: str, kinds: tuple[str, ...], bf16: float, memory: float, bandwidth: float, links: float, far: float, axes: int
 ) -> Chip:
-    """TFLOP/s, GiB, GB/s (links one way), GB/s."""
+    """A TPU from TFLOP/s (`bf16`), GiB (`memory`) and GB/s (`bandwidth`; `links` in one direction; `far`)."""
     return Chip(
         name, kinds, bf16 * 1e12, bf16 * 1e12, bf16 / 6 * 1e12, memory * GIB, bandwidth * 1e9, links * 1e9, far * 1e9,
         axes,
@@ -80,7 +87,7 @@ CHIPS: dict[str, Chip] = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`groups` slices (TPU) or nodes (GPU) of `size` chips each. `name`: as the TPU compiler or the user calls one."""
+    """`groups` slices (TPU) or nodes (GPU) of `size` chips each; `name`: of one slice, or as the user wrote it."""
 
     name: str
     chip: Chip
@@ -89,7 +96,7 @@ class Topology:
 
     @property
     def title(self) -> str:
-        """With the number of slices: `2 x v5e:16x16`."""
+        """The name with the number of slices: `2 x v5e:16x16`."""
         return f"{self.groups} x {self.name}" if self.chip.is_tpu and self.groups > 1 else self.name
 
     @property
@@ -98,7 +105,10 @@ class Topology:
 
 
 def parse_topology(text: str, num_slices: int = 1) -> Topology:
-    """`v5e:16x16`, with `num_slices` of them; `h100:8x4` is 4 nodes of 8 GPUs. Raises TopologyError."""
+    """Parses `v5e:16x16` (one TPU slice, taken `num_slices` times) or `h100:8x4` (4 nodes of 8 GPUs).
+
+    Raises TopologyError.
+    """
     name, _, shape = text.partition(":")
     known = ", ".join(CHIPS)
     if name not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape) or "0" in re.split("x", shape):
@@ -113,21 +123,21 @@ def parse_topology(text: str, num_slices: int = 1) -> Topology:
             )
         return Topology(text, chip, math.prod(sizes), num_slices)
     if len(sizes) > 2 or num_slices != 1:
-        raise TopologyError(f"--topology={text!r}: of GPUs give CHIP:GPUSxNODES, say h100:8x4, and no --num_slices")
+        raise TopologyError(f"--topology={text!r}: for GPUs give CHIP:GPUSxNODES, say h100:8x4, and no --num_slices")
     return Topology(text, chip, sizes[0], sizes[1] if len(sizes) > 1 else 1)
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that a device of this kind is, None if it is not in the table."""
+    """The chip of a `jax.Device.device_kind`, None if it is not in the table."""
     return next((chip for chip in CHIPS.values() if device_kind in chip.kinds), None)
 
 
 def prepare(topology: Topology) -> None:
-    """Sets what has to stand in the environment before jax starts: the compiler runs on this machine's CPU."""
+    """Sets environment variables that jax reads at its start: programs are compiled on this machine's CPU."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     if topology.chip.is_tpu:
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server is asked what this machine is
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is used: runs may stand beside each other
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a metadata server what this machine is
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is used
     else:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={topology.devices}".strip()

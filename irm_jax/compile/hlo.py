@@ -25,7 +25,7 @@ _SPACE = re.compile(r"S\((\d+)\)")
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """An array: its bytes, and whether it lies in the device's main memory (a TPU has smaller ones within the chip)."""
+    """An array: its bytes, and whether it is in main memory (a TPU has smaller memories on the chip)."""
 
     size: int
     in_memory: bool
@@ -33,7 +33,7 @@ class Buffer:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation. `results`: of a tuple, its arrays. `attributes`: the rest of the line."""
+    """One line of a computation. `results`: the arrays of its value. `attributes`: the rest of the line."""
 
     name: str
     opcode: str
@@ -85,9 +85,9 @@ class Module:
                     yield from self._runs(called, times * (trips or 1), here, trips is not None or number > 0)
 
     def trips(self, computation: str, loop: Instruction) -> int | None:
-        """How often the body of a while instruction runs; None if that is not a constant of the program.
+        """Trips of a while instruction, None if they are no constant of the program.
 
-        XLA:CPU and GPU note it; a TPU program does not, there the counter's start, step and bound are looked up.
+        XLA:CPU and XLA:GPU write them down. In a TPU program they follow from the counter's start, step and bound.
         """
         if noted := re.search(r'"?known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)"?', loop.attributes):
             return int(noted[1])
@@ -114,7 +114,7 @@ class Module:
         return max(0, -(-(last - start) // step))
 
     def _constant(self, computation: Mapping[str, Instruction], name: str) -> int | None:
-        """The value of an integer constant, also through copies."""
+        """The value of an integer constant, looked up through copies."""
         instruction = computation.get(name)
         while instruction is not None and instruction.opcode in ("copy", "bitcast", "convert"):
             instruction = computation.get(instruction.operands[0])
@@ -130,7 +130,7 @@ class Module:
         return self._constant(here, given.operands[index])
 
     def _step(self, body: str, index: int) -> int | None:
-        """By how much a loop's body raises element `index` of its tuple."""
+        """The constant that a loop's body adds to element `index` of its tuple."""
         here = self.computations[body]
         root = next((i for i in here.values() if i.root), None)
         if root is None or root.opcode != "tuple":
@@ -160,7 +160,7 @@ def _parse(name: str, rest: str, root: bool) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis at `opening` is closed."""
+    """The index of the parenthesis that closes the one at `opening`."""
     depth = 0
     for place in range(opening, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")
@@ -189,8 +189,10 @@ def _index(instruction: Instruction) -> int:
 
 
 def groups(instruction: Instruction) -> tuple[tuple[int, ...], ...]:
-    """Which devices take part together: replica_groups listed, as `[G,n]<=[shape]T(order)` or as axes of a mesh, or the
-    pairs of a permutation. Empty: all devices."""
+    """The groups of devices of a collective; empty stands for all devices together.
+
+    replica_groups are listed, written `[G,n]<=[shape]T(order)`, or given as axes of a mesh; a permutation has pairs.
+    """
     text = instruction.attributes
     if pairs := re.search(r"source_target_pairs=\{(.*?\})\}", text):
         return _listed(pairs[1])
@@ -202,12 +204,12 @@ def groups(instruction: Instruction) -> tuple[tuple[int, ...], ...]:
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", text):
         return _listed(listed[1])
     if found := re.search(r"replica_groups=(?!\{\})[^ ]+", text):
-        logging.warning("groups of %s in an unknown way, counted as all devices: %s", instruction.name, found[0])
+        logging.warning("%s: groups in an unknown form, counted as all devices: %s", instruction.name, found[0])
     return ()
 
 
 def _device_ids(text: str) -> np.ndarray:
-    """Devices in order, written `[shape]`, `[shape]T(order)` or one by one."""
+    """Device ids in order, written `[shape]`, `[shape]T(order)` or one by one."""
     found = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if not found:
         return np.array([int(n) for n in text.split(",")])
@@ -217,8 +219,10 @@ def _device_ids(text: str) -> np.ndarray:
 
 
 def _mesh_groups(sizes: str, ids: str | None, axes: str) -> tuple[tuple[int, ...], ...]:
-    """Groups along axes of a mesh: `'a'=2,'b'=8` and `'a','b':(2)4` are the groups over all of a and over the digit of
-    b, of size 4, that stands below one of size 2."""
+    """Groups along axes of a mesh.
+
+    For the mesh `'a'=2,'b'=8`, the axes `'a','b':(2)4` are the whole axis a, and the factor 4 of axis b as 2 x 4.
+    """
     mesh = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
     shape = tuple(mesh.values())
     places = dict(zip(mesh, np.indices(shape).reshape(len(shape), -1), strict=True))

@@ -1,4 +1,4 @@
-"""`--mode compile --topology v5e:16x16`: the run's programs compiled for chips that are not here, as a table."""
+"""`--mode compile --topology v5e:16x16`: compiles a run's programs for devices that are not here; writes a table."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ from irm_jax.parallel import mesh as mesh_lib
 
 PAGE = "compile.html"
 SEARCH_COMPILES = 6
-"""Most compilations of a search for the largest batch, after the first."""
+"""Limit of compilations in a search for the largest batch, after the first one."""
 
 
 class DoesNotFit(UserError, RuntimeError):
-    """A step needs more memory than a chip has; the message says by how much and what to change."""
+    """A step needs more memory than a chip has; the message says how much more, and what to change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One step's line of the table, as compile.json has it; sizes of one device, FLOPs of all. `network` and `memory`
-    times are None where the step did not compile because it does not fit."""
+    """One step's line of the table, as in compile.json. Sizes are per device, FLOPs of all devices together.
+
+    The times `network` and `memory` are None if the step does not fit and so did not compile.
+    """
 
     topology: str
     devices: int
@@ -99,12 +101,12 @@ def compile_step(step: str, config: ConfigDict, mesh: Mesh, topology: Topology, 
 
 
 def without_code(config: ConfigDict, topology: Topology) -> bool:
-    """Whether the training step is compiled as far as its schedule and layout only."""
+    """Whether the training step is compiled up to its schedule and memory layout only."""
     return topology.chip.is_tpu and not config.compile.machine_code
 
 
 def entry(done: list[Compiled], topology: Topology, groups: list[int]) -> Entry:
-    """One line of the table from the programs of a step, which run one after the other."""
+    """Sums the programs of a step, which run one after the other, to one line of the table."""
     sizes: collections.Counter[str] = collections.Counter()
     times: dict[str, float | None] = dict.fromkeys(roofline.TERMS, 0.0)
     flops: collections.Counter[str] = collections.Counter()
@@ -135,13 +137,15 @@ def entry(done: list[Compiled], topology: Topology, groups: list[int]) -> Entry:
 
 
 def fit_batch(config: ConfigDict, shards: int) -> None:
-    """Lays the configuration's batch out for a mesh that cuts rows into `shards` pieces, if it does not divide: other
-    blocks, and the next batch size that they allow. Logs what a training has to be given for it."""
+    """Changes the configuration's blocks and batch size to the nearest that `shards` shards of rows allow.
+
+    Logs the keys that a training needs for the same batch.
+    """
     data = config.data
     blocks, size = check.fitting_batch(config, shards)
     if (blocks, size) != (data.batch_blocks, data.batch_size):
         logging.warning(
-            "the batch of %d rows in %d blocks does not divide over %d pieces; this table is for "
+            "the batch of %d rows in %d blocks does not divide over %d shards of rows; this table is for "
             "--config.data.batch_size=%d --config.data.batch_blocks=%d",
             data.batch_size, data.batch_blocks, shards, size, blocks,
         )  # fmt: skip
@@ -149,9 +153,9 @@ def fit_batch(config: ConfigDict, shards: int) -> None:
 
 
 def search(config: ConfigDict, compile_train: Callable[[], Entry], mesh: Mesh) -> Entry:
-    """The largest batch whose training step fits, by compiling a few; leaves its size in `config`.
+    """Finds the largest batch whose training step fits, by compiling a few; leaves its size in `config`.
 
-    The memory needed is close to affine in the batch, so two sizes predict the third.
+    The peak of memory is nearly affine in the batch size, so two sizes predict the third.
     """
     units, blocks = options.units_of(config), config.data.batch_blocks
     smallest = layout.next_batch_size(units, 1, blocks)
@@ -193,18 +197,18 @@ def search(config: ConfigDict, compile_train: Callable[[], Entry], mesh: Mesh) -
     config.data.batch_size = chosen
     if fitting:
         logging.info(
-            "largest batch found: --config.data.batch_size=%d --config.data.batch_blocks=%d (%.1f rows a device)",
+            "largest batch found: --config.data.batch_size=%d --config.data.batch_blocks=%d (%.1f rows per device)",
             chosen, blocks, chosen / mesh.devices.size,
         )  # fmt: skip
     return known[chosen]
 
 
 def describe(config: ConfigDict, mesh: Mesh, topology: Topology) -> page.Described:
-    """What the table is about, in words."""
+    """Describes in words what the table is about."""
     chip = topology.chip
-    source = "peak of the program as the TPU compiler laid it out"
+    source = "peak of the program in the TPU compiler's memory layout"
     if without_code(config, topology) and "train" in config.compile.steps:
-        source += "; of the training step no machine code was made (--config.compile.machine_code=True)"
+        source += "; no machine code was made of the training step (--config.compile.machine_code=True makes it)"
     if not chip.is_tpu:
         source = (
             "an estimate: the buffers of XLA:CPU's program for as many simulated devices, which computes products of "
@@ -223,14 +227,14 @@ def describe(config: ConfigDict, mesh: Mesh, topology: Topology) -> page.Describ
 
 
 def refuse(entries: dict[str, Entry], config: ConfigDict, mesh: Mesh) -> None:
-    """Raises DoesNotFit naming the steps that are too large, by how much, and what to change."""
+    """Raises DoesNotFit if a step is too large, with its excess and what to change."""
     large = {step: found for step, found in entries.items() if not found.fits}
     if not large:
         return
     lines = []
     for step, found in large.items():
         needed, limit = found.peak_bytes / GIB, found.limit_bytes / GIB
-        lines.append(f"{step} needs {needed:.2f} GiB a device of {found.topology}, {needed - limit:.2f} GiB too much")
+        lines.append(f"{step} needs {needed:.2f} GiB per device of {found.topology}, {needed - limit:.2f} GiB too much")
     cures = []
     if "train" in large:
         if config.model.remat != "full":

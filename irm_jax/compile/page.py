@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What a table is about. `batch`: images of a training step; `embedded`: of one call of the embedding; `steps`: of
-    a full training."""
+    """What a table is about.
+
+    `batch`: images per training step. `steps`: of a full training. `embedded`: images per call of the embedding.
+    """
 
     mesh: str
     batch: int
@@ -30,14 +32,14 @@ class Described:
 
 
 def predictions(entries: Mapping[str, Entry], described: Described) -> list[str]:
-    """What the times mean for a whole run."""
+    """Sentences on what the times mean for a whole run."""
     lines = []
     train, embed = entries.get("train"), entries.get("embed")
     if train is not None and train.seconds:
         rate = described.batch / train.seconds
         hours = described.steps * train.seconds / 3600
         lines.append(
-            f"train: at most {rate:,.0f} images/s ({rate / train.devices:,.0f} a chip), {described.steps:,} steps in "
+            f"train: at most {rate:,.0f} images/s ({rate / train.devices:,.0f} per chip), {described.steps:,} steps in "
             f"at least {hours:.1f} hours; {2 * hours:.1f} hours at half of that rate"
         )
     if embed is not None and embed.seconds:

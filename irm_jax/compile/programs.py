@@ -21,7 +21,7 @@ from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.run import Run, build, model_config
 
 RANKED_GALLERY = 82_161
-"""Images of the largest gallery among the test sets of the paper: MSMT17's."""
+"""Images in MSMT17's gallery, the largest among the test sets of the paper."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def ideal_seconds(run: Run) -> float | None:
 
 
 def embedding(run: Run) -> list[Program]:
-    """One batch of images, encoded, then edited under instructions of a full table."""
+    """Encodes one batch of images, and edits it under instructions of a full table."""
     mesh, model, variables = run.mesh, run.model, run.abstract_variables()
     embedder = run.embedding_model(variables)
     rows, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
@@ -112,7 +112,7 @@ def embedding(run: Run) -> list[Program]:
 
 
 def ranking(run: Run, gallery: int = RANKED_GALLERY) -> list[Program]:
-    """One block of queries against a gallery: products, scores, ranks of one tile of positives, best images."""
+    """Ranks one block of queries against a gallery: products, scores, ranks of one tile of positives, best images."""
     config, width = run.config, model_config(run.config).embedding_width
     line = Mesh(run.mesh.devices.reshape(-1), (device.AXIS,), axis_types=(AxisType.Auto,))
     layout = device.Layout.of(gallery, line.devices.size)

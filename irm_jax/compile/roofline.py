@@ -1,7 +1,7 @@
-"""How long a program takes at the least on a chip: its products, its memory traffic and its network, each at full rate.
+"""Lower bounds on the time of a program: its products, its memory traffic and its network traffic, each at full rate.
 
-A prediction from published peaks, not a measurement: a real step overlaps the three only in part, and reaches 40 to 60%
-of the compute peak at best.
+This is a prediction from published peaks, not a measurement. A real step overlaps the three only in part and reaches 40
+to 60% of the compute peak at best.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ TERMS = ("compute", "memory", "network")
 
 
 def compute_seconds(flops: Mapping[str, float], topology: Topology) -> float:
-    """Seconds of the products alone. `flops` by kind, of all devices together."""
+    """Seconds of the products alone. `flops`: by kind, of all devices together."""
     return sum(count / getattr(topology.chip, kind) for kind, count in flops.items()) / topology.devices
 
 
 def seconds(
     flops: Mapping[str, float], traffic: Traffic, topology: Topology, group_of: Sequence[int]
 ) -> dict[str, float]:
-    """Seconds of each of TERMS. `flops` by kind, of all devices together; `group_of`: the slice or node of each place
-    in the mesh."""
+    """Seconds of each of TERMS.
+
+    `flops`: by kind, of all devices together. `group_of`: the slice or node of each device of the mesh, in its order.
+    """
     chip = topology.chip
     network = sum(one.times * network_seconds(one, topology, group_of) for one in traffic.collectives)
     memory = traffic.memory_bytes / chip.memory_bandwidth
@@ -31,14 +33,15 @@ def seconds(
 
 
 def network_seconds(one: Collective, topology: Topology, group_of: Sequence[int]) -> float:
-    """One run of a collective by the usual algorithms: rings over the links within a slice or node, and between them a
-    part of the bytes each, after they were reduced (before they are gathered) within.
+    """Seconds of one run of a collective by the usual algorithms.
 
-    A group as large as its slice uses the links of all axes of the torus, a smaller one is taken to lie along one axis.
+    Within a slice or node it is a ring over the links. Between these, each member sends its part of the bytes, which
+    were reduced within before, or are gathered within afterwards. A group as large as its slice uses the links of all
+    axes of the torus; a smaller one is assumed to lie along one axis.
     """
     chip = topology.chip
     groups = one.groups or (tuple(range(topology.devices)),)
-    if one.kind == "collective-permute":  # pairs; each device sends to one other
+    if one.kind == "collective-permute":  # each device sends to one other
         crosses = any(group_of[pair[0]] != group_of[pair[-1]] for pair in groups)
         near = chip.link_bandwidth / max(chip.axes, 1)
         return one.size / (chip.far_bandwidth if crosses else near)

@@ -1,4 +1,4 @@
-"""Devices that are not here: the mesh of a topology, and how a program is compiled for it."""
+"""Compiles programs for devices that are not here: the mesh of a topology, and both compilers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ from irm_jax.parallel import mesh as mesh_lib
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One program compiled: `peak_bytes` a device, and what it moves; `traffic` None where it does not fit, then
-    `peak_bytes` is what the compiler asked for."""
+    """One compiled program.
+
+    `peak_bytes`: of memory per device. If the program does not fit into it, that is what the compiler asked for, and
+    `traffic` is None.
+    """
 
     peak_bytes: int
     traffic: Traffic | None
@@ -37,7 +40,7 @@ class Compiled:
 
 
 def make_mesh(shape: Mapping[str, int], topology: Topology) -> Mesh:
-    """The mesh over the topology's devices; for GPUs over as many simulated ones of this machine.
+    """Makes the mesh over the devices of a topology. GPUs are stood for by as many simulated devices of this machine.
 
     Raises TopologyError for a topology that the TPU compiler does not know, or without it.
     """
@@ -52,7 +55,7 @@ def make_mesh(shape: Mapping[str, int], topology: Topology) -> Mesh:
 
     options: dict[str, Any] = {"num_slices": topology.groups} if topology.groups > 1 else {}
     if topology.chip.name == "v4":
-        options["chip_config_name"] = "megacore"  # one device a chip
+        options["chip_config_name"] = "megacore"  # one device per chip
     try:
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
     except Exception as error:  # the plugin raises whatever it likes
@@ -63,7 +66,7 @@ def make_mesh(shape: Mapping[str, int], topology: Topology) -> Mesh:
 
 
 def groups(mesh: Mesh, topology: Topology) -> list[int]:
-    """The slice (TPU) or node (GPU) of each place in the mesh."""
+    """The slice (TPU) or node (GPU) of each device of the mesh, in its order."""
     places = mesh.devices.reshape(-1)
     if topology.chip.is_tpu:
         return [getattr(device, "slice_index", 0) for device in places]
@@ -71,10 +74,10 @@ def groups(mesh: Mesh, topology: Topology) -> list[int]:
 
 
 def compile_program(program: Program, topology: Topology) -> Compiled:
-    """Compiles one program; that it does not fit into memory is a result, every other error is raised.
+    """Compiles one program. A program that does not fit into memory is a result; every other error is raised.
 
-    For GPUs it is lowered for CUDA, as proof that it can be, and compiled by XLA:CPU for as many simulated devices:
-    memory and traffic are that program's, an estimate.
+    For GPUs the program is lowered for CUDA, which proves that it can be, and compiled by XLA:CPU for as many simulated
+    devices. Memory and traffic are those of the CPU program, an estimate.
     """
     start = time.perf_counter()
     traced = program.trace()
@@ -95,7 +98,7 @@ def compile_program(program: Program, topology: Topology) -> Compiled:
 
 
 def schedule_program(program: Program, job: Job) -> Compiled:
-    """The same for a TPU as far as its compiler's schedule and layout, without machine code; `job` names `program`."""
+    """Compiles a program for a TPU up to schedule and memory layout, without machine code; `job` is that program."""
     start = time.perf_counter()
     with Compilation(job) as compilation:
         flops = count(program.trace().jaxpr)
@@ -112,20 +115,21 @@ def schedule_program(program: Program, job: Job) -> Compiled:
 def _traffic(program: Program, text: str) -> Traffic:
     traffic = count_traffic(text)
     if traffic.unknown_loops:
-        logging.warning("%s: the trips of %d loops are not known; counted once", program.name, traffic.unknown_loops)
+        logging.warning("%s: %d loops with unknown trips are counted once", program.name, traffic.unknown_loops)
     return traffic
 
 
 def peak_bytes(stats: Any) -> int:
-    """A device's peak of a compiled program: what the backend gives, at least the sum of its parts, since XLA:CPU's
-    leaves temporaries out."""
+    """Peak of memory per device: the backend's figure, or the sum of its parts (XLA:CPU's lacks temporaries)."""
     parts = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     return int(max(getattr(stats, "peak_memory_in_bytes", 0), parts + stats.temp_size_in_bytes))
 
 
 def asked_bytes(message: str) -> int | None:
-    """The memory that the compiler asked for in a refusal ("... required for HLO temporaries (20.51G) exceeds ..."), or
-    None if the message is about something else."""
+    """The bytes that the compiler asked for in a refusal, or None if the message is about something else.
+
+    Example: "... required for HLO temporaries (20.51G) exceeds ...".
+    """
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     for pattern in (

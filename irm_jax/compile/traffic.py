@@ -16,13 +16,16 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "async-start", "async-done", "async-update", "opt-barrier", "iota",
 }  # fmt: skip
-"""Instructions that move nothing themselves (what an async-start calls does)."""
+"""Instructions that move nothing themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """`size`: bytes that a device gives or takes, whichever is more; `groups` of devices, by their place in the mesh.
-    `times`: trips of the loops around it."""
+    """One collective of a program.
+
+    `size`: the larger of the bytes that a device sends in and gets out. `groups`: devices by their place in the mesh.
+    `times`: trips of the loops around it.
+    """
 
     kind: str
     size: int
@@ -32,16 +35,18 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Of one run of a program on one device: its collectives, the bytes it reads from and writes to its memory (an
-    instruction's operands and results; what is fused is one instruction), and loops whose trips were not found (counted
-    once)."""
+    """What one run of a program moves on one device.
+
+    `memory_bytes`: read from and written to memory, as operands and results of instructions; a fusion is one
+    instruction. `unknown_loops`: loops without known trips, which count once.
+    """
 
     collectives: tuple[Collective, ...]
     memory_bytes: int
     unknown_loops: int
 
     def collective_bytes(self) -> dict[str, int]:
-        """Bytes of each kind, times the trips."""
+        """Bytes per kind of collective, times the trips."""
         found: dict[str, int] = {}
         for one in self.collectives:
             found[one.kind] = found.get(one.kind, 0) + one.times * one.size
@@ -59,10 +64,10 @@ def count_traffic(text: str) -> Traffic:
         for instruction in module.computations[computation].values():
             kind = instruction.opcode.removesuffix("-start")
             if kind in KINDS and not (fused and _channel(instruction) in channels):
-                # A TPU runs a collective beside other work by naming it in the fusion of each: one channel.
+                # To overlap a collective with other work, a TPU names it in several fusions: they share a channel.
                 channels.add(_channel(instruction))
                 size = _collective_size(module, computation, instruction)
-                if "all-reduce-scatter" in computation:  # how TPUs write it: a fusion of its own
+                if "all-reduce-scatter" in computation:  # TPUs write it as a fusion of its own
                     kind = "reduce-scatter"
                 collectives.append(Collective(kind, size, groups(instruction), times))
             if not fused:
@@ -85,7 +90,7 @@ def _memory_bytes(module: Module, computation: str, instruction: Instruction) ->
     if opcode in FREE or (opcode.endswith("-done") and opcode != "copy-done"):
         return 0
     if opcode in ("copy-start", "slice-start", "copy-done"):
-        # (destination, source, context): counted where it starts.
+        # (destination, source, context); counted at the start.
         if opcode == "copy-done":
             return 0
         ends = instruction.results[:2]
@@ -102,7 +107,7 @@ def _memory_bytes(module: Module, computation: str, instruction: Instruction) ->
 
 
 def _fusion_bytes(module: Module, name: str, reads: list[int], writes: list[int]) -> int:
-    """A fusion that reads slices of an operand, or writes into a part of one, moves no more than that."""
+    """Bytes of a fusion. If it reads or updates only a part of an operand, only that part counts."""
     reads, writes = list(reads), list(writes)
     inner = module.computations[name]
     for number, whole in enumerate(reads):
@@ -117,7 +122,7 @@ def _fusion_bytes(module: Module, name: str, reads: list[int], writes: list[int]
 
 
 def _part_read(module: Module, name: str, number: int, whole: int) -> int:
-    """Bytes that a fused computation, and the fusions in it, read of its parameter of `whole` bytes."""
+    """Bytes that a fused computation, with its inner fusions, reads of its parameter of `whole` bytes."""
     inner = module.computations[name]
     views = {one.name for one in inner.values() if one.opcode == "parameter" and int(one.arguments) == number}
     total = 0
@@ -137,8 +142,8 @@ def _part_read(module: Module, name: str, number: int, whole: int) -> int:
 
 
 def _update(module: Module, name: str, output: Instruction) -> tuple[int, int | None] | None:
-    """Of an output that is another array with a part written anew: bytes of the part, and which parameter that
-    array is (None if it is none); None for any other output."""
+    """For an output that updates a part of an array: the bytes of the part, and the number of the parameter that the
+    array is (None if it is no parameter). None for any other output."""
     inner = module.computations[name]
 
     def base(instruction: Instruction) -> Instruction:
@@ -168,7 +173,7 @@ def _outputs(computation: Mapping[str, Instruction]) -> list[Instruction]:
 
 
 def _names_operands(opcode: str) -> bool:
-    """Whether the result names the operands again, beside what is written."""
+    """Whether the result repeats the operands beside what is written."""
     return opcode.endswith("-start") and not opcode.startswith("all-reduce")
 
 
@@ -182,6 +187,6 @@ def _sliced(opcode: str, reads: list[int], writes: list[int], sizes: list[int]) 
 
 
 def _channel(instruction: Instruction) -> str:
-    """The number that tells a collective from all others; its name where it has none."""
+    """The channel of a collective; its name if it has none."""
     found = re.search(r"channel_id=(\d+)", instruction.attributes)
     return found[1] if found else instruction.name

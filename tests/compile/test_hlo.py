@@ -208,9 +208,9 @@ def test_the_ways_in_which_groups_are_written(written, groups):
     assert count_traffic(FUSED.replace("GROUPS", written)).collectives[0].groups == groups
 
 
-def test_an_unknown_way_is_told(caplog):
+def test_groups_in_an_unknown_form_are_logged(caplog):
     assert count_traffic(FUSED.replace("GROUPS", "torus(2)")).collectives[0].groups == ()
-    assert "unknown way" in caplog.text
+    assert "groups in an unknown form" in caplog.text
 
 
 def gradient_text(scan, mesh):

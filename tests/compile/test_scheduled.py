@@ -82,7 +82,7 @@ def test_an_end_without_a_word_is_told(monkeypatch, job, script, words):
 
 
 def test_another_kind_of_report_is_refused():
-    with pytest.raises(CompilerError, match="not known here"):
+    with pytest.raises(CompilerError, match="in an unknown form"):
         scheduled.peak_bytes("Memory: a lot")
 
 
