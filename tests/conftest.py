@@ -23,13 +23,16 @@ from typing import Any
 
 import jax
 import pytest
+import type_checker
 from absl import flags
 from hypothesis import settings
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from quick_compilation import few_optimizations
+from quick_compilation import few_optimizations, write_programs_whole
 from session import FilesInOrder, built_once, longest_first, seconds_per_file, write_durations
 
+type_checker.install("irm_jax.losses", "data_pipelines.images", "data_pipelines.batches.augment")
+write_programs_whole()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Grain reads absl flags, which pytest never parses.

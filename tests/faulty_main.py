@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from absl import app
 from jax._src import cache_key
+from quick_compilation import write_programs_whole
 
 from irm_jax import main
 from irm_jax.parallel import mesh as mesh_lib
@@ -67,6 +68,7 @@ def share_programs(patch=setattr):
 
 if __name__ == "__main__":
     share_programs()
+    write_programs_whole()
     record_batches(os.environ["BATCHES"])
     hooks.require_finite = with_faults
     app.run(main.main, flags_parser=main.parse)

@@ -1,9 +1,11 @@
 """Quick compilation, for programs that a test runs a few times only, and compilation that reads nothing back."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import jax
+from jax._src import lru_cache
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 
@@ -31,3 +33,19 @@ def nothing_kept() -> Iterator[None]:
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
         reset_cache()
+
+
+def write_programs_whole() -> None:
+    """Makes JAX write a kept program under another name first.
+
+    JAX writes in place: another worker could read half a program, and a process that is killed would leave one behind.
+    """
+
+    def put(cache: lru_cache.LRUCache, key: str, value: bytes) -> None:
+        path = cache.path / f"{key}-cache"
+        if not path.exists():
+            part = cache.path / f".{key}.{os.getpid()}"
+            part.write_bytes(value)
+            part.replace(path)
+
+    lru_cache.LRUCache.put = put

@@ -1,6 +1,6 @@
 """Contrastive losses of images and captions: within the batch, and against momentum keys and their queue."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +124,7 @@ def contrastive_loss(
     return loss, ContrastiveAux(image_to_text_correct, text_to_image_correct)
 
 
+@runtime_checkable
 class PairKeys(Protocol):
     """Momentum keys of pairs, see `objectives.lanes.CaptionKeys`. Identity -1: padding or an empty slot."""
 

@@ -1,7 +1,7 @@
 """The loss of IRM++: every row against the momentum keys of its batch and of the memory bank."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ MANY_KEYS, ANCHOR_BLOCKS = 16_384, 4
 of a block are computed again in its backward pass. The loss then holds about as much as four arrays [A, N]."""
 
 
+@runtime_checkable
 class Candidates(Protocol):
     """Keys with what is known of them, see `objectives.lanes.MomentumKeys`. Identity -1: an empty slot."""
 

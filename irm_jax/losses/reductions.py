@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def log_sum_exp(parts: Sequence[Float[Array, "A N"]]) -> Float[Array, " A"]:
+def log_sum_exp(parts: Sequence[Float[Array, "A _"]]) -> Float[Array, " A"]:
     """Returns log sum exp over the columns of all parts."""
     found = [jax.nn.logsumexp(part, axis=1) for part in parts]
     total = found[0]

@@ -174,7 +174,7 @@ def test_numerical_gradients() -> None:
             features, identity, dataset, valid, rho = smooth_batch(seed)
             valid[5] = False
             check_grads(
-                lambda x: jitted(x, identity, dataset, valid, rho, margin=1.0)[0],  # noqa: B023
+                lambda x: jitted(x, identity, dataset, valid, rho, 1.0)[0],  # noqa: B023
                 (jnp.asarray(features, jnp.float64),),
                 order=1,
                 modes=["rev"],
