@@ -137,7 +137,18 @@ def leave_unfinished(out: Path) -> Path:
     return out / "toy" / ".1.0.0.building"
 
 
-def test_left_over_of_another_plan_is_not_used(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+def test_half_a_build_with_npz_parts_is_written_again(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    """Older code kept the index rows of finished shards as .npz files."""
+    work = leave_unfinished(tmp_path)
+    parts = list(work.glob("parts/*.parquet"))
+    assert len(parts) == 3
+    for part in parts:
+        part.rename(part.with_suffix(".npz"))
+    toy_shards.build(tmp_path)
+    assert toy_shards.contents(tmp_path) == uninterrupted
+
+
+def test_left_over_of_another_request_is_not_used(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     work = leave_unfinished(tmp_path)
     assert len(list((work / "data").iterdir())) == 3
     toy_shards.build(tmp_path, source={"kind": "other"})
