@@ -55,7 +55,7 @@ class Case:
         """Ranks the selected queries against the selected gallery images by `scores` of all records.
 
         The queries of the result are those of `selection`, and its `top_ids` index the images of `selection`, whatever
-        the trials drew. `Options.similarity` is asked for numbers of records.
+        the trials drew. `Options.similarity` is called with numbers of records.
         """
         options = options or Options()
         rankings = [self._rank_trial(trial, scores, options) for trial in self.trials]
@@ -155,8 +155,8 @@ def draw_records(
 ) -> Int64[np.ndarray, " m"]:
     """Draws one of the chosen records of each group that agrees in the columns `keys`.
 
-    Trial t draws as `random.Random(t)` does when it is asked for one record of each group in turn: groups in order of
-    person name (and camera), the records of a group in order of file name. So the authors of LLCM and SYSU-MM01 draw.
+    `random.Random(seed)` chooses one record of each group in turn: groups in order of person name (and camera), the
+    records of a group in order of file name. The authors of LLCM and SYSU-MM01 draw this way, with the trial as seed.
     """
     ordered = chosen[np.argsort(records.order[chosen], kind="stable")]
     group = np.stack([records[key][ordered] for key in keys])
@@ -187,5 +187,5 @@ def _why(trial: Trial) -> str:
         elif (q == g).all():
             words.append(f"{name} is the same")
     if not words:
-        return f"The {len(pairs.row)} pairs of one identity differ, but not as the rule asks."
+        return f"The {len(pairs.row)} pairs of one identity differ, but not as the rule requires."
     return f"In all {len(pairs.row)} pairs of one identity {', '.join(words)}."

@@ -70,8 +70,8 @@ def _systems(embedded: EmbeddedSet) -> Iterator[tuple[str, str, Scores]]:
 def swapped_row(embedded: EmbeddedSet) -> Figure | None:
     """Ranks the first protocol's targets under wrong instructions; None if no query has one.
 
-    A caption is swapped with another person's, another instruction with one for another outfit of the same person; the
-    follow rate looks for what that one asks. `mAP_own`: of the same queries under their own instructions.
+    A caption is swapped with another person's, another instruction with one for another outfit of the same person,
+    which the follow rate then looks for. `mAP_own`: of the same queries under their own instructions.
     """
     test, features, options = embedded.test, embedded.features, embedded.options
     caption, case = features.caption, test.cases[0]
@@ -90,12 +90,12 @@ def swapped_row(embedded: EmbeddedSet) -> Figure | None:
 
     before, after = ranked(kept, own[keep]), ranked(kept, wrong)
     metrics = {"mAP": after["mAP"], "mAP_own": before["mAP"], "queries": after["queries"]}
-    words = "asked by another person's caption"
+    words = "under another person's caption"
     if not caption:
-        words = "asked by another outfit of the same person"
+        words = "under the instruction for another outfit of the same person"
         names = ("instruction_clothes", "instruction_attributes", "instruction_outfit", "instruction_key")
-        asked = query.replace(**{name: gallery[name][other] for name in names})
-        followed = ranked(prepare(case.protocol, asked, gallery), wrong, follow=True)
+        swapped = query.replace(**{name: gallery[name][other] for name in names})
+        followed = ranked(prepare(case.protocol, swapped, gallery), wrong, follow=True)
         metrics["follow_rate"] = followed["follow_rate"]
     return embedded.row(kept, metrics, words, system=SWAPPED_SYSTEM)
 
@@ -184,7 +184,7 @@ def _agree(query: np.ndarray, gallery: np.ndarray) -> Float32[np.ndarray, "n m"]
 
 
 def perfect_oracle(query: Records, gallery: Records) -> Judge:
-    """Knows every person and what each image shows; ranks the person's images by the share of what was asked for.
+    """Knows every person and what each image shows; ranks the person's images by how well they fit the instruction.
 
     Score = 2 * (same person) + share of the instruction's slots (outfit and attributes) that the image shows.
     """
@@ -235,7 +235,7 @@ def fulfils(gallery: Records, instruction: Int[Any, "*a"], image: Int[Any, "*b"]
 
 
 def another_person(identity: Int32[np.ndarray, " Q"]) -> Int32[np.ndarray, " Q"]:
-    """For each query a query of another person (whose caption may be asked by instead), or -1.
+    """For each query a query of another person, to swap their captions, or -1.
 
     The search starts half way round the list, so that the pairs are spread over it.
     """

@@ -115,7 +115,7 @@ def to_rows(content: Mapping[str, Any]) -> dict[str, Any]:
         if "gallery" in entry:
             metrics["gallery_size"] = entry["gallery"]
         if "by" in entry:
-            metrics["description"] = f"asked by {entry['by']}"
+            metrics["description"] = f"under {entry['by']}"
         by_cosine = tasks[name] == "t2i" or system in ("color_histogram", "perfect_identity", "oracle")
         ranked = {**row_of(name, sets), "task": tasks[name], "metric": "cosine" if by_cosine else metric}
         return {**ranked, "system": system, **metrics}

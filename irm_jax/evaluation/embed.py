@@ -84,7 +84,7 @@ class EmbeddingModel:
         return self._take(table, _bucket(order))
 
     def image_features(self, images: np.ndarray) -> ImageFeatures:
-        """Features of a batch u8[batch_size,H,W,3], of which the host gives its `local_rows`; cut over the mesh."""
+        """Encodes a batch of images, cut over the mesh; `images` u8[n,H,W,3] are this host's `local_rows` of it."""
         return self._call(self._images, self._rows(images))
 
     def edit(self, features: ImageFeatures, table: EncodedInstruction, index: Int[np.ndarray, " B"]) -> Embedding:

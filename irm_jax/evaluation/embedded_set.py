@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Int, Int64
 
 from irm_jax.evaluation.case import Case
 from irm_jax.evaluation.features import OWN, SetFeatures
@@ -75,26 +75,25 @@ class Outcome:
         """(test set number, gallery record) of each gallery image of the ranking, which its `top_ids` index."""
         return self.source_of_case[self.case.selection.gallery]
 
-    @functools.cached_property
+    @property
     def query(self) -> Records:
         """The queries of the ranking."""
         return self.case.query.take(self.case.selection.query)
 
-    @functools.cached_property
+    @property
     def gallery(self) -> Records:
         """The gallery images of the ranking."""
         return self.case.gallery.take(self.case.selection.gallery)
 
-    def relate(
-        self, query: int, images: Int[np.ndarray, " n"]
-    ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """(positive, junk): the relations of a query to some gallery images of the ranking."""
-        return self.case.protocol.relate(self.query.take(np.array([query])), self.gallery.take(images))
+    def pair(self, query: int, images: Int[np.ndarray, " n"]) -> tuple[Records, Records]:
+        """A query and some gallery images of the ranking: what `Protocol.relate` reads."""
+        selection = self.case.selection
+        return self.case.query.take(selection.query[[query]]), self.case.gallery.take(selection.gallery[images])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EmbeddedSet:
-    """A test set with its features; `mesh`: of whose devices the gallery is cut over."""
+    """A test set with its features; galleries are cut over the devices of `mesh`."""
 
     test: TestSet
     features: SetFeatures
@@ -106,9 +105,9 @@ class EmbeddedSet:
         """Captions are always compared by cosine."""
         return "cosine" if self.features.caption else self.options.metric
 
-    def scores(self, query: str, gallery: str, metric: str = "") -> EmbeddingScores:
-        """Scores of the set's own comparison under the named variants; `metric` "" is the evaluation's."""
-        return EmbeddingScores(*self.features.pair(query, gallery), metric or self.metric, self.mesh)
+    def scores(self, query: str, gallery: str) -> EmbeddingScores:
+        """Scores of queries against the own gallery, embedded under the named variants."""
+        return EmbeddingScores(*self.features.pair(query, gallery), self.metric, self.mesh)
 
     @functools.cached_property
     def own(self) -> EmbeddingScores:

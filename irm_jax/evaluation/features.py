@@ -128,7 +128,7 @@ def embed_set(
 ) -> SetFeatures:
     """Embeds queries and gallery; a split that is both, under the same instructions, is embedded once.
 
-    `swaps`: i32[Q], the gallery record whose instruction each query is also asked by (SWAPPED), -1 for none.
+    `swaps`: i32[Q], the gallery record whose instruction each query also gets (SWAPPED), -1 for none.
     """
     caption = test.task.kind == "caption"
     options = dataclasses.replace(options, tokens=options.tokens and caption)
@@ -235,8 +235,8 @@ class _SplitEmbedding:
             keep("tokens", "", embedder.image_tokens(features)[:kept])
         own = None
         for variant in self.variants:
-            shown = self.grey if variant.grey and self.grey is not None else features
-            result = embedder.edit(shown, table, index[variant.name])
+            seen = self.grey if variant.grey and self.grey is not None else features
+            result = embedder.edit(seen, table, index[variant.name])
             embedding = keep("embedding", variant.name, np.asarray(result.embedding)[:kept])
             keep("instruction", variant.name, np.asarray(result.instruction)[:kept])
             own = embedding if variant.name == OWN else own

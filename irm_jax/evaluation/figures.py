@@ -54,8 +54,8 @@ class Figure:
       scoring: what was done to the scores, in this order: "flip" (embeddings averaged over image and mirror),
         "rescored" (the best images judged by the matching head), "rerank" (k-reciprocal re-ranking).
       cut: the ranking was cut at this rank before junk was removed, as the released code does.
-      system: "model", one of CONTROLS, or "swapped_instruction" (the model asked by a wrong instruction).
-      description: the rule and the variant in words; of swapped instructions, what the queries asked by.
+      system: "model", one of CONTROLS, or "swapped_instruction" (the model under wrong instructions).
+      description: the rule and the variant in words; of swapped instructions, what they were swapped with.
 
     Metrics:
       mAP, rank1, rank5, rank10, mINP; queries: over how many; dropped: the other queries by cause.

@@ -44,8 +44,8 @@ class Protocol:
     name: stands beside every figure.
     positive, junk: relations of a query and a gallery image; junk None: there is none.
     queries, gallery: the records that take part.
-    draw: for each of `trials` trials, one random record is drawn of those of one side (`draw_from`: "gallery" |
-      "query") that agree in these columns, see `case.draw_records`; () ranks all records, once.
+    draw: each of `trials` trials takes one random record of each group that agrees in these columns, on the side
+      `draw_from` ("gallery" | "query"), see `case.draw_records`; () ranks all records, once.
     distinct_identities: CMC counts each person of a ranking once, at the best image; AP and INP count images.
     note: what the relations do not say, in words.
     """
@@ -75,7 +75,7 @@ class Protocol:
 
     @property
     def links(self) -> tuple[str, ...]:
-        """Columns of which a pair must share a value to be anything but negative; () if any pair may be."""
+        """Columns: a pair without a common value in any of them is negative. () if there are no such columns."""
         return (self.positive | self.junk).links if self.junk else self.positive.links
 
     def relate(self, query: Columns, gallery: Columns) -> tuple[Any, Any]:

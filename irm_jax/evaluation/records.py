@@ -94,7 +94,7 @@ _SLOTS = ("attributes", "instruction_attributes", "instruction_outfit")
 
 
 class Subset:
-    """Some records, read column by column: a column is gathered when it is first asked for, and kept."""
+    """Some records, read column by column: a column is gathered when it is first read, and kept."""
 
     def __init__(self, records: Records, index: np.ndarray) -> None:
         self._records, self.index = records, index

@@ -61,7 +61,8 @@ class Entry:
 class TestSet:
     """A test set: queries, and a gallery of one or more parts.
 
-    number: of all test sets. parts: the gallery's split, then those of its distractors. gallery_records: of all parts.
+    number: place among the test sets. parts: the gallery's split, then the splits of its distractors. gallery_records:
+    the records of all parts.
     """
 
     __test__ = False  # pytest would collect it
@@ -108,8 +109,8 @@ class TestSet:
 class PeopleSpace:
     """Numbers people and cameras over all test sets: both belong to the source of the images, not to the task.
 
-    A data set that shows images of others names their namespaces in its manifest (`cameras_of`): the cameras of these
-    people's images are those of their own namespace, whoever delivers the image.
+    A data set that borrows images names their namespaces in its manifest (`cameras_of`): people of these namespaces
+    keep the camera numbers of their own namespace.
     """
 
     def __init__(self) -> None:

@@ -111,7 +111,7 @@ def test_results_of_the_earlier_version_lose_nothing():
         for key, value in values.items():
             assert getattr(figure, "gallery_size" if key == "gallery" else key) == value
     assert (swapped.mAP, swapped.mAP_own, swapped.queries) == (0.1, 0.4, 8)
-    assert swapped.description == "asked by another person's caption"
+    assert swapped.description == "under another person's caption"
     assert results.open_set[0].roc == OPEN.roc
     assert results.rest == {"run": content["run"], "leaks": []}
 

@@ -117,7 +117,7 @@ def summarize(ranking: Ranking) -> dict[str, Any]:
     queries: how many the figures are means over. dropped: the others by cause; "tau" counts those that lose all
     positives at some tau (they are missing from `mAP_tau_common`, not from mAP). By tau, and None without taus:
     `mAP_tau`; `mAP_tau_common`, the mean over the queries valid at every tau; `mAP_tau_dropped`; `tau_positives_kept`,
-    the share of all positives. `follow_rate`: only if it was asked for. With trials: the mean of their figures, and
+    the share of all positives. `follow_rate`: only with `Options.follow`. With trials: the mean of their figures, and
     `trials`, how many they are, and `std`, the sample standard deviations of METRICS over them.
     """
     if ranking.trials:

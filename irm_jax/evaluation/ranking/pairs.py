@@ -23,8 +23,8 @@ VALUES_AT_ONCE = 1 << 15
 class Pairs:
     """N pairs that are not plain negatives, in (row, column) order.
 
-    row: which of the queries asked for. column: gallery image. person: same identity and not junk (False throughout
-    unless asked for).
+    row: place of the query among the given ones. column: gallery image. person: same identity and not junk (False
+    throughout without `RelatedPairs(person=True)`).
     """
 
     row: Int32[np.ndarray, " N"]

@@ -24,8 +24,8 @@ class Relation:
 
     text: the relation in words.
     columns: what it reads.
-    links: every pair for which it holds agrees in one of these columns, so that other pairs need no look; () if there
-      is no such column. In `a & b` the links of `a` count, or those of `b` if `a` has none.
+    links: every pair for which it holds agrees in one of these columns, so that no other pair has to be tested; ()
+      if there are no such columns. `a & b` has the links of `a`, or those of `b` if `a` has none.
     """
 
     text: str

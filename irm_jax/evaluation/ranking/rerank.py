@@ -211,7 +211,7 @@ def _mutual(near: np.ndarray) -> np.ndarray:
 
 
 def _averaged(rows: Rows, near: np.ndarray) -> Rows:
-    """Each row becomes the mean of those of its nearest images."""
+    """Averages each row over the rows of its nearest images."""
     parts, count = [], len(near)
     for block in _blocks(count):
         wanted = near[block]

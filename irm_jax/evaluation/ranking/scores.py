@@ -167,7 +167,7 @@ class Placed(abc.ABC):
         """The buffer of the queries i[n], padded to `rows`; `used`: an earlier block's, whose memory may be taken."""
 
     def reported(self, queries: np.ndarray, best: np.ndarray) -> np.ndarray:
-        """The best scores [n,k] of the queries i[n], as they are shown: cosine, or minus the Euclidean distance."""
+        """The best scores [n,k] of the queries i[n] as they are reported: cosine, or minus the Euclidean distance."""
         del queries
         return best
 

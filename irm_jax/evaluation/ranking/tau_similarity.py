@@ -40,7 +40,7 @@ AGREEMENTS: dict[str, tuple[Callable[[Columns, Columns], Any], str]] = {
     "attributes": (attribute_agreement, "instruction_outfit"),
     "clothes": (clothes_agreement, "instruction_clothes"),
 }
-"""Source -> agreement of records, and the column that the instructions must tell."""
+"""Source -> agreement of records, and the column that the instructions must state."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class InstructionSimilarity:
     def missing(self) -> str | None:
         """Why mAP_tau under this similarity would say nothing about the test set, or None if it does.
 
-        If no query tells the column, instructions that differ are all equally unlike: every tau would give one value.
+        If no query states the column, instructions that differ are all equally unlike: every tau would give one value.
         """
         keys = np.concatenate([self.query.instruction_key, self.gallery.instruction_key])
         if self.source not in AGREEMENTS or (keys == keys[0]).all():
@@ -79,7 +79,7 @@ class InstructionSimilarity:
         if (self.query[AGREEMENTS[self.source][1]] >= 0).any():
             return None
         return (
-            f"no query's instruction tells its {self.source}; another config.evaluation.tau_similarity may know these "
+            f"no query's instruction states its {self.source}; another config.evaluation.tau_similarity may tell these "
             "instructions apart"
         )
 

@@ -43,8 +43,9 @@ def sections_of(
 def _rank_list(evaluation: Evaluation, test: TestSet, outcome: Outcome, query: int) -> RankList:
     ranking = outcome.ranking
     ids = ranking.top_ids[query][ranking.top_ids[query] >= 0]
-    positive, junk = outcome.relate(query, ids)
-    same_person = outcome.gallery.identity[ids] == outcome.query.identity[query]
+    one, many = outcome.pair(query, ids)
+    positive, junk = outcome.case.protocol.relate(one, many)
+    same_person = many.identity == one.identity
     images = []
     for place, image in enumerate(ids):
         number, record = (int(x) for x in outcome.source[image])

@@ -66,10 +66,10 @@ def test_clothes_similarity():
     ("source", "column", "known"),
     [("attributes", "instruction_outfit", named(-1, 3)), ("clothes", "instruction_clothes", 1)],
 )
-def test_instructions_that_tell_nothing_have_no_map_tau(source, column, known):
+def test_instructions_that_state_nothing_have_no_map_tau(source, column, known):
     """Unless there is one instruction for all, under which mAP_tau = mAP."""
     unknown = Records.of(identity=[0, 0], instruction_key=[1, 2])
-    assert f"no query's instruction tells its {source}" in InstructionSimilarity(source, unknown, unknown).missing()
+    assert f"no query's instruction states its {source}" in InstructionSimilarity(source, unknown, unknown).missing()
     told = unknown.replace(**{column: np.int32([unknown[column][0], known])})
     assert InstructionSimilarity(source, told, unknown).missing() is None
     assert InstructionSimilarity(source, unknown, told).missing() is not None
