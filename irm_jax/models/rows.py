@@ -26,12 +26,12 @@ def full_precision(x: Inexact[Array, "*S"]) -> Float[Array, "*S"]:
 
 def to_rows(tree: Tree) -> Tree:
     """Arrays [R, b, ...] -> [R*b, ...], rows cut over the data axes."""
-    return jax.tree.map(lambda x: constrain_rows(x.reshape(-1, *x.shape[2:])), tree)
+    return jax.tree.map(lambda x: constrain_rows(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])), tree)
 
 
 def to_blocks(tree: Tree, blocks: int) -> Tree:
     """Arrays [R*b, ...] -> [R, b, ...], blocks cut over the data axes."""
-    return jax.tree.map(lambda x: constrain_rows(x.reshape(blocks, -1, *x.shape[1:])), tree)
+    return jax.tree.map(lambda x: constrain_rows(x.reshape(blocks, x.shape[0] // blocks, *x.shape[1:])), tree)
 
 
 def join(parts: Sequence[Tree]) -> Tree:
