@@ -1,4 +1,4 @@
-"""A bucket in memory that answers to gs://: files are written whole, nothing can be appended, folders do not exist."""
+"""An in-memory bucket behind gs://: files are written whole, nothing is appended, and there are no folders."""
 
 import importlib
 import io
@@ -11,7 +11,7 @@ from etils.epath import backend
 
 
 class Bucket(fsspec.AbstractFileSystem):
-    """`files`: bucket/path -> content; `written`: the name of a file each time that it was written."""
+    """`files`: content by bucket/path; `written`: file names in the order of their writes, with repetitions."""
 
     protocol = ("gcs", "gs")
     cachable = False
@@ -78,7 +78,7 @@ class _Upload(io.BytesIO):
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """From now on gs:// is the bucket that this returns; other kinds of storage stay what they are."""
+    """Installs and returns the bucket behind gs:// for the current test; other kinds of storage do not change."""
     made = Bucket()
     original = backend._FileSystemSpecBackend.fs
 
@@ -86,5 +86,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Bucket:
         return made if str(path).startswith("gs://") else original(self, path)
 
     monkeypatch.setattr(backend._FileSystemSpecBackend, "fs", fs)
-    monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, "gs", Bucket)  # as if gcsfs were there
+    monkeypatch.setitem(
+        importlib.import_module("fsspec.registry")._registry, "gs", Bucket
+    )  # as if gcsfs were installed
     return made

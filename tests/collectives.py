@@ -1,11 +1,11 @@
-"""What the collectives of a compiled program move."""
+"""The sizes of the arrays that collectives of a compiled program move."""
 
 import math
 import re
 
 
 def moved_sizes(text):
-    """Elements of each array that a collective of a compiled program yields; of what it takes no shapes are told."""
+    """Returns the number of elements of each result of a collective; the text gives no shapes of operands."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
     sizes = []
     for line in text.splitlines():

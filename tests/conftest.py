@@ -84,7 +84,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.fixture(scope="session")
 def procedural_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The procedural benchmark at its smallest, as real shards."""
+    """The shards of the smallest procedural benchmark. Copy them to change them."""
     from data_pipelines import procedural
     from data_pipelines.dataset.writer import BuildOptions
 
@@ -96,7 +96,7 @@ def procedural_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_micro_config(procedural_dir: Path) -> Callable[[], ConfigDict]:
-    """Makes fresh configurations: all six tasks on the smallest model that has every part; compiles in seconds."""
+    """Returns a function that makes configurations of all six tasks with the smallest model that has every part."""
 
     def make() -> ConfigDict:
         from irm_jax.config import load
@@ -128,7 +128,7 @@ def micro_config(make_micro_config: Callable[[], ConfigDict]) -> ConfigDict:
 
 @pytest.fixture(scope="session")
 def first_devices() -> Iterator[None]:
-    """Meshes are made of as many of the simulated devices as they need, as on a machine with no more than that."""
+    """Makes a mesh take as many simulated devices as it needs, as on a machine that has no more."""
     from irm_jax.parallel import mesh as mesh_lib
 
     original = mesh_lib.make_mesh
@@ -143,7 +143,7 @@ def first_devices() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_run_config(make_micro_config: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
-    """Configurations of whole runs whose evaluation is short: two test sets, no controls, nothing task-free."""
+    """Returns a function that makes configurations of runs with a short evaluation: two test sets, no controls."""
 
     def make() -> ConfigDict:
         config = make_micro_config()
@@ -166,7 +166,7 @@ def make_run_config(make_micro_config: Callable[[], ConfigDict]) -> Callable[[],
 def trained_run(
     make_run_config: Callable[[], ConfigDict], first_devices: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of a run of four steps without a break, with checkpoints of steps 2 and 4. Copy it to change it."""
+    """The folder of an uninterrupted run of four steps, with checkpoints of steps 2 and 4. Copy it to change it."""
     from irm_jax.modes import train
 
     def build(workdir: Path) -> None:
@@ -185,6 +185,6 @@ def earlier_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick_programs() -> Iterator[None]:
-    """For a test that runs what `trained_run` compiled."""
+    """Compiles with few optimizations, as `trained_run` does."""
     with few_optimizations():
         yield

@@ -1,7 +1,7 @@
 """`python -m irm_jax.main` for tests of several processes: with faults, and a record of the batches.
 
-FAULTS="PROCESS:STEP:SIGNAL:FILE ...": after the metrics of STEP have come in, while the next one runs, PROCESS sends
-itself SIGNAL. Only where FILE is not there yet, which is made first: so a fault occurs once.
+FAULTS="PROCESS:STEP:SIGNAL:FILE ...": when the metrics of STEP have arrived, while the next step runs, PROCESS sends
+itself SIGNAL. It makes FILE first and does nothing if FILE exists, so a fault occurs once.
 BATCHES=FOLDER: see `record_batches`.
 """
 
@@ -37,7 +37,7 @@ def with_faults(values, step, checkpoints):
 
 
 def record_batches(folder, patch=setattr):
-    """Appends a line for each batch to FOLDER/PROCESS: [digest of each batch block that this process has read]."""
+    """Appends one line per batch to FOLDER/PROCESS: the digests of the batch blocks that this process has read."""
 
     def to_global(batch, layout):
         if isinstance(batch, dict):
@@ -53,9 +53,9 @@ def record_batches(folder, patch=setattr):
 
 
 def share_programs(patch=setattr):
-    """Programs for as many devices are compiled once, whichever processes the devices belong to.
+    """Makes processes share kept programs that are for the same number of devices.
 
-    The code of a CPU program does not depend on that; jax leaves it out of the cache's key for GPUs only.
+    The code of a CPU program does not depend on the process of a device. JAX leaves it out of the key on GPUs only.
     """
     options = cache_key._hash_serialized_compile_options
     patch(cache_key, "_hash_accelerator_config", lambda hash_obj, devices: None)
