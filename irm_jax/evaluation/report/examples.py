@@ -36,7 +36,12 @@ def sections_of(
         }
         records = outcome.record[examples[:rollouts]].tolist()
         rollouts_of = _rollouts(embedder, test, records)
-        sections.append(Section(test.name, test.task.name, outcome.figure.protocol, **lists, rollouts=rollouts_of))
+        protocol = outcome.case.protocol
+        sections.append(
+            Section(
+                test.name, test.task.name, protocol.name, **lists, rollouts=rollouts_of, rule=protocol.description
+            )
+        )  # fmt: skip
     return sections
 
 
@@ -65,7 +70,6 @@ def _rank_list(evaluation: Evaluation, test: TestSet, outcome: Outcome, query: i
         query_image=_picture(test.query, query_record),
         ap=float(ranking.ap[query]),
         first_positive_rank=int(ranking.first_positive_rank[query]) or None,
-        rule=outcome.case.protocol.description,
     )
 
 

@@ -43,7 +43,6 @@ class RankList:
     instruction: a sentence (str) or a picture (bytes or array).
     query_image: None if there is none to show; the described picture if the task has no query image.
     ap: NaN without a positive. first_positive_rank: counts from 1.
-    rule: which gallery images are positive, in words (optional).
     """
 
     query_id: str
@@ -52,7 +51,6 @@ class RankList:
     query_image: Picture | None = None
     ap: float = math.nan
     first_positive_rank: int | None = None
-    rule: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """The pictures of one test set; `protocol` is the rule that tells positive, negative and junk in them."""
+    """The pictures of one test set; `protocol` tells positive, negative and junk in them, in words: `rule`."""
 
     test_set: str
     task: str
@@ -82,6 +80,7 @@ class Section:
     best: Sequence[RankList] = ()
     worst: Sequence[RankList] = ()
     rollouts: Sequence[Rollout] = ()
+    rule: str = ""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

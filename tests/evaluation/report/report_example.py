@@ -171,7 +171,7 @@ def fake_data(examples: int = 2) -> ReportData:
         hits = np.flatnonzero(relations == "positive")
         return RankList(
             f"{task}/p{index:03}_c1_04", instruction, ranked, person(rng), 0.7312 if hits.size else math.nan,
-            int(hits[0]) + 1 if hits.size else None, "positive: same person in the outfit" if hits.size else "",
+            int(hits[0]) + 1 if hits.size else None,
         )  # fmt: skip
 
     def rollout(task: str) -> Rollout:
@@ -185,6 +185,7 @@ def fake_data(examples: int = 2) -> ReportData:
         Section(
             f"procedural_{task}", task, RULES[task], [rank_list(task, i) for i in range(examples)],
             [rank_list(task, 31)], [rank_list(task, 47)], [rollout(task), rollout(task)],
+            "positive: same person in the outfit",
         )
         for task in TASKS
     ]  # fmt: skip

@@ -133,6 +133,7 @@ def test_rankings_checks_leaks_and_run(written: tuple[Page, str, dict]) -> None:
         "top 500",
         "cut at 500",
         "attributes",
+        "positive: same person in the outfit",
     ):
         assert expected in words, expected
     assert "&lt;b&gt;no&lt;/b&gt; bag &amp; walks" in text
