@@ -224,6 +224,7 @@ MISTAKES = {
     ),
     "topology": (("--config", "quickstart", "--mode=compile", "--topology=v9:2x2"), r"v9"),
     "runs": (("--mode", "compare", "a"), r"--mode compare needs two run folders, not 1"),
+    "folders": (("--mode", "compare", "/nowhere/a", "/nowhere/b"), r"no per-query results in /nowhere/a/per_query"),
 }
 SEVERAL_COMMANDS = """
 import json, os, sys, tempfile
