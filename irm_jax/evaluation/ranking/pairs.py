@@ -46,14 +46,17 @@ class Pairs:
 
 
 class _Rows:
-    """Columns at some rows, gathered when a rule reads them; `axis` is inserted for broadcasting."""
+    """Columns at some rows, gathered once when a rule reads them; `axis` is inserted for broadcasting."""
 
     def __init__(self, columns: Columns, rows: np.ndarray | slice, axis: int | None = None) -> None:
         self._columns, self._rows, self._axis = columns, rows, axis
+        self._gathered: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> Any:
-        found = self._columns[name][self._rows]
-        return found if self._axis is None else np.expand_dims(found, self._axis)
+        if name not in self._gathered:
+            found = self._columns[name][self._rows]
+            self._gathered[name] = found if self._axis is None else np.expand_dims(found, self._axis)
+        return self._gathered[name]
 
 
 @dataclasses.dataclass(frozen=True)
