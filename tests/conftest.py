@@ -52,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.register_profile("ci", deadline=None, max_examples=30)
+    settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True)
     settings.register_profile("nightly", deadline=None, max_examples=200)
     settings.load_profile("nightly" if config.getoption("--nightly") else "ci")
 
