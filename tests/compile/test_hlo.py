@@ -233,11 +233,12 @@ def gradient_text(scan, mesh):
 @pytest.mark.parametrize("shape", [(8, 1, 1), (4, 1, 2)])
 def test_a_scanned_model_moves_what_the_unrolled_one_moves(shape):
     mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, shape, strict=True)), jax.devices()[:8])
-    scanned, unrolled = (Module(gradient_text(scan, mesh)) for scan in (True, False))
+    texts = [gradient_text(scan, mesh) for scan in (True, False)]
+    scanned, unrolled = map(Module, texts)
     loops = [i for c in scanned.computations.values() for i in c.values() if i.opcode == "while"]
     assert loops
     assert not any(i.opcode == "while" for c in unrolled.computations.values() for i in c.values())
-    one, other = scanned.traffic(), unrolled.traffic()
+    one, other = map(count_traffic, texts)
     assert one.unknown_loops == 0
     assert np.sum([*one.collective_bytes().values()]) > 1e5
     assert one.collective_bytes()["all-reduce"] == other.collective_bytes()["all-reduce"]
