@@ -290,7 +290,8 @@ def test_twenty_steps_on_four_devices_resume_with_equal_numbers(name, micro_conf
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(straight.opt_state))
     here = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(straight.opt_state))
     assert here < 0.75 * whole
-    losses = [record["loss"] for record in map(json.loads, (tmp_path / "straight/metrics.jsonl").open())]
+    lines = (tmp_path / "straight/metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
     assert len(losses) == 20
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
     expected = optimizer.evaluation_params(straight.params, straight.opt_state)
