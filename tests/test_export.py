@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irm_jax import embedder, export
+from irm_jax import export
 from irm_jax.checkpoint import CheckpointError
 from irm_jax.export import PLATFORMS, embedding_function, export_embedding, export_onnx
 from irm_jax.models import presets
@@ -59,7 +59,7 @@ def test_an_instruction_can_be_an_image(trained):
 def test_files_that_cannot_be_reached_are_one_message(trained, tmp_path, monkeypatch, caplog):
     """A bucket of an unknown kind, and a place that is no folder."""
     monkeypatch.setitem(export.MISSING, "stablehlo", ("jax", ""))
-    monkeypatch.setattr(embedder, "Embedder", lambda workdir: types.SimpleNamespace(model=trained[0], variables={}))
+    monkeypatch.setattr(export, "Embedder", lambda workdir: types.SimpleNamespace(model=trained[0], variables={}))
     monkeypatch.setattr(export, "export_embedding", lambda *_: types.SimpleNamespace(serialize=lambda: b"function"))
     for name in ("workdir", "out"):
         places = {"workdir": str(tmp_path), "out": str(tmp_path / "f"), name: "ftp://bucket/x"}
@@ -81,7 +81,7 @@ def test_what_is_missing_is_said(monkeypatch, tmp_path, caplog):
         raise CheckpointError(f"{workdir} holds no checkpoint")
 
     monkeypatch.setitem(export.MISSING, "onnx", ("jax", ""))
-    monkeypatch.setattr(embedder, "Embedder", nothing)
+    monkeypatch.setattr(export, "Embedder", nothing)
     assert export.main(arguments) == 2
     assert "holds no checkpoint" in caplog.text
 
