@@ -202,7 +202,7 @@ def _supervision(
 
 
 def _soft(
-    scores: list[Float[Array, "A N"]], taught: list[Float[Array, "A N"]], roles: _Roles
+    scores: list[Float[Array, "A _"]], taught: list[Float[Array, "A _"]], roles: _Roles
 ) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
     """Soft supervision from the scores of the anchors and of their momentum keys, and its mass on the positives."""
     zero = jnp.zeros((), scores[0].dtype)
@@ -217,7 +217,7 @@ def _soft(
     return jnp.where(any_candidate, normalizer - expected, zero), mass
 
 
-def _roles(block: _Block, agreements: list[Float[Array, "A N"]], sources: list[_Labels], rules: Rules) -> _Roles:
+def _roles(block: _Block, agreements: list[Float[Array, "A _"]], sources: list[_Labels], rules: Rules) -> _Roles:
     """Positives with their weights, and negatives, of each anchor among the candidates of each source."""
     anchor, own_row = block.labels, block.own_row
     roles = _Roles([], [], [])
@@ -251,5 +251,5 @@ def _related(
     return positive, negative
 
 
-def _count(masks: Sequence[Bool[Array, "A N"]], dtype: jnp.dtype) -> Float[Array, " A"]:
+def _count(masks: Sequence[Bool[Array, "A _"]], dtype: jnp.dtype) -> Float[Array, " A"]:
     return total([jnp.sum(mask.astype(dtype), axis=1) for mask in masks])
