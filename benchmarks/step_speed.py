@@ -21,7 +21,7 @@ from irm_jax import allocator
 
 
 def measure(run_file: str, steps: int) -> dict[str, float]:
-    """One process's share: seconds, CPU seconds and page faults of a step, median or mean over `steps` of them."""
+    """Seconds (median), CPU seconds and page faults (means) of `steps` steps, and this process's peak memory."""
     import jax
     import jax.numpy as jnp
     from absl import flags
@@ -54,6 +54,7 @@ def measure(run_file: str, steps: int) -> dict[str, float]:
         "seconds": statistics.median(seconds),
         "cpu_seconds": (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / steps,
         "page_faults": (after.ru_minflt - before.ru_minflt) / steps,
+        "peak_gb": after.ru_maxrss / 1e6,
         "rows": run.data.plan.batch_size,
     }
 
@@ -72,7 +73,7 @@ def main() -> None:
     command += ["--steps", str(options.steps)]
     plain = {key: value for key, value in os.environ.items() if key != allocator.VARIABLE}
     ratios = []
-    print(f"{'allocator':>12}  {'s/step':>7}  {'CPU s':>6}  {'faults':>8}  {'img/s':>6}")
+    print(f"{'allocator':>12}  {'s/step':>7}  {'CPU s':>6}  {'faults':>8}  {'peak GB':>7}  {'img/s':>6}")
     for _ in range(options.pairs):
         found = {}
         for name, environment in (("plain", plain), ("tunables", {**plain, allocator.VARIABLE: allocator.TUNABLES})):
@@ -81,6 +82,7 @@ def main() -> None:
             m = found[name]
             print(
                 f"{name:>12}  {m['seconds']:>7.3f}  {m['cpu_seconds']:>6.2f}  {m['page_faults']:>8.0f}  "
+                f"{m['peak_gb']:>7.2f}  "
                 f"{m['rows'] / m['seconds']:>6.0f}"
             )
         ratios.append(found["plain"]["seconds"] / found["tunables"]["seconds"])
