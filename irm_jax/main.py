@@ -1,7 +1,7 @@
 """python -m irm_jax.main --config NAME --workdir DIR --mode train|evaluate|embed|compare|compile
 
-NAME is a shipped run file such as quickstart, or the path of your own. Exit status: 0 done or stopped by a signal, 1
-worth another start (launchers do that), 2 something that you have to change, in one message.
+NAME is a shipped run file such as quickstart, or the path of your own. Exit status: 0 done; 1 worth another
+start, as after a signal, whose state is saved (launchers do that); 2 something that you have to change.
 """
 
 from __future__ import annotations

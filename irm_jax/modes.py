@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,7 @@ def train(config: ConfigDict, workdir: epath.Path, hooks: Sequence[Hook] | None 
     _join_processes()
     runs.enable_compilation_cache(config)
     run = runs.build(config)
-    run.check_training()
-    run.ideal_seconds = programs.ideal_seconds(run)
+    run.ideal_seconds = partial(programs.ideal_seconds, run)
     fit(run, workdir, hooks)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -56,17 +56,18 @@ class Run:
         model: the model; None stands for the one that the configuration and the training data describe.
 
     Attributes:
-        ideal_seconds: seconds that the products of a step take at the peak of the devices (`compile.programs` counts
-            them), for the MFU in the logs; None where it is not known.
+        ideal_seconds: returns the seconds that the products of a step take at the peak of the devices, for the MFU in
+            the logs, None where that is not known. `compile.programs.ideal_seconds` counts them; training asks once.
     """
 
-    ideal_seconds: float | None = None
+    ideal_seconds: Callable[[], float | None]
 
     def __init__(
         self, config: ConfigDict, *, mesh: Mesh | None = None, data: TrainingData | None = None,
         model: IRM | None = None,
     ) -> None:  # fmt: skip
         self.config = config
+        self.ideal_seconds = lambda: None
         if model is not None:
             self.model = model
         if mesh is not None:

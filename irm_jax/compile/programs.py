@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from data_pipelines import options
 from data_pipelines.batches.make import batch_spec
 from irm_jax.compile import analytic_flops, chips
-from irm_jax.config.options import COMPILED_STEPS
+from irm_jax.config.keys import COMPILED_STEPS
 from irm_jax.evaluation.embed import TABLE_ROWS
 from irm_jax.evaluation.ranking import device, rank
 from irm_jax.logs import timing

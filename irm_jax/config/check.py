@@ -14,7 +14,7 @@ from data_pipelines.batches import layout
 from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax.config import layer_rates
 from irm_jax.config.check_keys import check_keys
-from irm_jax.config.options import COMPILED_STEPS
+from irm_jax.config.keys import COMPILED_STEPS
 from irm_jax.convert import manifest
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import protocols

@@ -10,6 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+COMPILED_STEPS = ("train", "embed", "ranking")
+"""What `--mode compile` can compile."""
+
 
 def train_unit(data_set: str, task: str) -> ConfigDict:
     """One training data set of the joint mix; `config.data.train.<name>`."""
@@ -262,7 +265,7 @@ def _add_modes(config: ConfigDict) -> None:
     config.embed.output = "embeddings.npz"  # in the workdir
 
     config.compile = ConfigDict()  # --mode compile
-    config.compile.steps = ("train", "embed", "ranking")  # what is compiled
+    config.compile.steps = COMPILED_STEPS  # what is compiled
     config.compile.machine_code = False  # for TPUs: also make the training step's, which no figure needs
     config.compile.search_batch = False  # find the largest training batch that fits
 

@@ -122,7 +122,7 @@ class Training:
     @functools.cached_property
     def timer(self) -> timing.StepTimer:
         rows = self.run.data.plan.batch_size * self.run.config.optimizer.accumulate
-        return timing.StepTimer(rows, self.start, self.run.ideal_seconds)
+        return timing.StepTimer(rows, self.start, self.run.ideal_seconds())
 
     @functools.cached_property
     def record(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
+from data_pipelines.people import tested_people
 from irm_jax import checkpoint, modes
 from irm_jax.config import keys
 from irm_jax.errors import ConfigError
@@ -325,10 +326,13 @@ def test_clipping_can_be_switched_on_and_the_change_is_logged(config, halfway, c
     assert int(saved_state(config, halfway, 4).step) == 4
 
 
-def test_a_run_is_not_overwritten_without_resume(config, halfway):
+def test_a_run_is_not_overwritten_without_resume_and_its_data_is_checked_once(config, halfway, monkeypatch):
+    checked, leaks = [], tested_people.leaks
+    monkeypatch.setattr(tested_people, "leaks", lambda *data: checked.append(data) or leaks(*data))
     config.resume = False
     with pytest.raises(checkpoint.CheckpointError, match=r"halfway holds a run at step 2 and config.resume is False"):
         train(config, halfway)
+    assert len(checked) == 1
 
 
 def test_blocks_that_do_not_fit_the_mesh(config):
