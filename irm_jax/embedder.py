@@ -70,10 +70,11 @@ class Embedder:
             instructions: one per image, or one sentence for all. A string is a sentence; a Path, bytes or an array is
                 an instruction image; None stands for the neutral sentence.
 
-        Raises ImageError naming the first image that cannot be read.
+        Raises ImageError naming the first image that cannot be read, and UnknownWordsError naming a sentence without a
+        word that the vocabulary knows.
         """
         if instructions is None or isinstance(instructions, str):
-            instructions = [instructions or NEUTRAL_SENTENCE] * len(images)
+            instructions = [NEUTRAL_SENTENCE if instructions is None else instructions] * len(images)
         if len(images) != len(instructions):
             raise ValueError(f"{len(images)} images but {len(instructions)} instructions; give one each")
         if not len(images):

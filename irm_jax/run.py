@@ -20,6 +20,7 @@ from data_pipelines import tasks
 from data_pipelines.batches import stated_data, training_data
 from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.batches.training_data import TrainingData
+from data_pipelines.instructions import unknown_words
 from data_pipelines.instructions import vocabulary as caption_vocabulary
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.people import tested_people
@@ -131,10 +132,24 @@ class Run:
         return _open_test_sets(self.config)
 
     def check_training(self) -> None:
-        """Raises ConfigError for data that must not be trained on: blocks that do not divide, leaks into test sets."""
+        """Raises ConfigError for data that must not be trained on: blocks that do not divide, leaks into test sets.
+
+        Raises UnknownWordsError for test sentences of which the model would read nothing.
+        """
         if problem := check.block_problem(self.config, mesh_lib.row_shards(self.mesh)):
             raise ConfigError(problem)
         self.check_leaks()
+        self.check_sentences()
+
+    def check_sentences(self) -> None:
+        """Raises UnknownWordsError for a sentence of the test sets without a word that the vocabulary knows.
+
+        Warns of the unknown words of other sentences.
+        """
+        for test in self.test_sets:
+            for part in (test.query, *test.parts):
+                own = [str(one) for one in part.instructions if isinstance(one, str)]
+                unknown_words.check(self.tokenizer, own, f"test set {test.name}, split {part.split}")
 
     def check_leaks(self) -> None:
         """Raises ConfigError if people of a training set are tested in another data set; warns if that is allowed."""
@@ -155,8 +170,12 @@ class Run:
     def check_vocabulary(self) -> None:
         """Raises ConfigError if the built-in vocabulary lacks the words of the training captions.
 
-        Warns if another vocabulary lacks them.
+        Warns if another vocabulary lacks them. Raises UnknownWordsError for a caption without a known word; a caption
+        that is not looked at here raises it when it is read.
         """
+        for dataset in self._training_sets():
+            looked_at = caption_vocabulary.sentences_of(dataset, caption_vocabulary.LOOKED_AT)
+            unknown_words.check(self.data.tokenizer, list(looked_at), f"data set {dataset.name}, split train")
         found = caption_vocabulary.misfits(self._training_sets(), self.data.tokenizer)
         if not found:
             return
@@ -247,7 +266,8 @@ class Run:
         )  # fmt: skip
 
     def evaluate(self, embedding_model: EmbeddingModel) -> Evaluation:
-        """Ranks all test sets."""
+        """Ranks all test sets. Raises UnknownWordsError, see `check_sentences`."""
+        self.check_sentences()
         config, e = self.config, self.config.evaluation
         # A head that judges pairs was trained here, or came with a whole model.
         judges = config.loss.matching_weight > 0 or (config.init.model and embedding_model.model.config.fusion_depth)

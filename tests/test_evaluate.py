@@ -1,5 +1,6 @@
 """What a checkpoint gives without training: `--mode evaluate`, the Embedder and `--mode embed`."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from data_pipelines.batches import training_data
 from data_pipelines.images import decode
+from data_pipelines.instructions.unknown_words import UnknownWordsError
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, modes, run
 from irm_jax.config import check
@@ -204,6 +206,34 @@ def test_bad_pictures_are_named(embedder, people, tmp_path):
         embedder([np.zeros((4, 4, 3), np.float32)])
     with pytest.raises(ValueError, match="2 images but 1 instructions"):
         embedder(pictures[:2], ["a red shirt"])
+
+
+def test_unknown_words_are_named_and_a_sentence_of_them_alone_is_refused(embedder, people, caplog):
+    """Two such sentences would have one embedding. Fails on ff46883."""
+    _, pictures, _ = people
+    for call in (
+        lambda: embedder(pictures[:2], ["a red shirt", "穿红衣服的女人"]),
+        lambda: embedder(pictures[:1], "穿红衣服的女人"),
+        lambda: embedder.project_sentences(["戴黑帽子的男士", "穿红衣服的女人"]),
+        lambda: embedder(pictures[:1], ""),
+    ):
+        with pytest.raises(
+            UnknownWordsError, match=r"the sentence '.*' has no word that the vocabulary 'builtin' knows"
+        ):
+            call()
+    embedder(pictures[:1], "a red 衬衫")
+    assert "'衬衫' in 'a red 衬衫'" in caplog.text
+
+
+def test_unknown_words_are_looked_for_before_anything_is_embedded(config, trained_run, monkeypatch):
+    step, found = run.from_checkpoint(config, trained_run, None)
+    query = found.test_sets[0].query
+    bad = dataclasses.replace(query, instructions=["戴黑帽子的男士"], instruction_index=np.zeros(len(query), np.int32))
+    monkeypatch.setattr(found, "test_sets", [dataclasses.replace(found.test_sets[0], query=bad)])
+    with pytest.raises(UnknownWordsError, match=r"test set procedural_\w+, split query: the sentence '戴黑帽子的男士'"):
+        found.evaluate(found.saved_model(trained_run, step))
+    with pytest.raises(UnknownWordsError):
+        found.check_sentences()
 
 
 def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, people, tmp_path, monkeypatch):

@@ -11,9 +11,11 @@ import numpy as np
 
 from data_pipelines.batches import sampling
 from data_pipelines.batches.augment import DRAWS, Augment, augment_into, parameters
-from data_pipelines.batches.layout import BatchPlan, TextEncoder, UnitLayout
+from data_pipelines.batches.layout import BatchPlan, UnitLayout
 from data_pipelines.dataset import schema
 from data_pipelines.images import Size, decode_record, resize
+from data_pipelines.instructions import unknown_words
+from data_pipelines.instructions.tokenizer import Tokenizer
 
 Batch = dict[str, dict[str, np.ndarray]]
 BatchSpec = dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]]
@@ -218,10 +220,10 @@ class _BlockRows:
             keys.append(zlib.crc32(data) & _KEY_BITS)
         return keys
 
-    def write_sentences(self, tokenizer: TextEncoder) -> list[int]:
+    def write_sentences(self, tokenizer: Tokenizer) -> list[int]:
         """Writes the table of a text unit, or the captions of a caption unit; returns one key per entry."""
         layout, choices = self.layout, self.choices
-        tokens = tokenizer.encode([self.records[record]["sentences"][choice] for record, choice in choices])
+        tokens = self._encoded(tokenizer, [self.records[record]["sentences"][choice] for record, choice in choices])
         if layout.kind == "caption":
             rows = slice(layout.row, layout.row + layout.rows)
             self.arrays["tokens"][rows] = tokens
@@ -231,10 +233,17 @@ class _BlockRows:
                     another_caption(self.records[record]["sentences"], choice, share)
                     for (record, choice), share in zip(choices, shares, strict=True)
                 ]
-                self.arrays["key_tokens"][rows] = tokenizer.encode(captions)
+                self.arrays["key_tokens"][rows] = self._encoded(tokenizer, captions)
         else:
             self.arrays["table"][layout.entry : layout.entry + layout.entries] = tokens
         return [zlib.crc32(row.tobytes()) & _KEY_BITS for row in np.ascontiguousarray(tokens, np.int32)]
+
+    def _encoded(self, tokenizer: Tokenizer, sentences: Sequence[str]) -> np.ndarray:
+        """Returns token ids. Raises UnknownWordsError, which names record and file."""
+        for sentence, (record, _) in zip(sentences, self.choices, strict=True):
+            where = f"{self.where}, record {record} ({self.records[record]['file']})"
+            unknown_words.check(tokenizer, [sentence], where, warn=False)
+        return tokenizer.encode(sentences)
 
 
 class BatchMaker:
@@ -266,7 +275,7 @@ class BatchMaker:
         plan: BatchPlan,
         sources: Sequence[UnitSource],
         options: BatchOptions,
-        tokenizer: TextEncoder,
+        tokenizer: Tokenizer,
         blocks: Sequence[int],
     ) -> None:
         """Takes the plan, one source per unit, and the global numbers of the blocks to make, in the order of axis 0."""

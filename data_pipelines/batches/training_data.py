@@ -28,6 +28,7 @@ from data_pipelines.dataset.reader import Dataset, dataset_names, open_copy, ope
 from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from data_pipelines.images import Size
+from data_pipelines.instructions import unknown_words
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.people.identity_space import IdentitySpace, TrainPeople
 
@@ -137,14 +138,21 @@ def make_tokenizer(config: ConfigDict, max_length: int) -> Tokenizer:
 
 
 def plan_of(config: ConfigDict, tokenizer: Tokenizer) -> BatchPlan:
-    """Returns the layout of the batches. Raises DatasetError if they cannot be laid out so."""
+    """Returns the layout of the batches.
+
+    Raises:
+      DatasetError: they cannot be laid out so.
+      UnknownWordsError: the vocabulary knows no word of a constant sentence.
+    """
     try:
-        return plan_batch(
+        plan = plan_batch(
             options.units_of(config), config.data.batch_size, config.data.batch_blocks, tokenizer=tokenizer,
             instruction_dropout=config.data.instruction_dropout, repeat_people=config.data.repeat_people,
         )  # fmt: skip
     except ValueError as error:
         raise DatasetError(f"config.data: {error}") from error
+    unknown_words.check(tokenizer, plan.constants, "the sentences of the tasks (config.data.vocab)")
+    return plan
 
 
 def open_training(

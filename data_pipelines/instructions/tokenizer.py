@@ -73,6 +73,8 @@ class Tokenizer:
       pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens; `pad_id` is 0.
       entries: the vocabulary in id order.
       vocab, max_length: as given.
+      known_words: sentence -> (number of words that the vocabulary knows, the others), see `unknown_words.check`.
+      reported: sentences of whose unknown words the user was told.
     """
 
     def __init__(self, vocab: str | pathlib.Path = "builtin", max_length: int = 70):
@@ -99,6 +101,8 @@ class Tokenizer:
         self._pieces.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
         self._pieces.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         self._cached_ids = functools.lru_cache(maxsize=65536)(self._ids)
+        self.known_words = functools.lru_cache(maxsize=65536)(self._known_words)
+        self.reported: set[str] = set()
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[str, int]]:
         return Tokenizer, (self.vocab, self.max_length)
@@ -120,6 +124,28 @@ class Tokenizer:
         """Returns the ids of all pieces of a sentence, not truncated, without [CLS] and [SEP]."""
         # One sentence at a time: encode_batch starts threads, which do not survive a fork of the input workers.
         return list(self._pieces.encode(clean_text(sentence)).ids)
+
+    def _known_words(self, sentence: str) -> tuple[int, tuple[str, ...]]:
+        text = clean_text(sentence)
+        encoding = self._pieces.encode(text)
+        words: dict[int | None, list[int]] = {}
+        for piece, word in enumerate(encoding.word_ids):
+            words.setdefault(word, []).append(piece)
+        known, end = 0, -1
+        unknown: list[str] = []
+        for pieces in words.values():
+            lengths = [len(encoding.tokens[piece].removeprefix("##")) for piece in pieces]
+            spelled = len(pieces) > 1 and 2 * lengths.count(1) > sum(lengths)
+            (start, _), (_, stop) = encoding.offsets[pieces[0]], encoding.offsets[pieces[-1]]
+            if spelled or encoding.ids[pieces[0]] == self.unk_id:
+                if start == end:  # ideographs stand for words of their own
+                    unknown[-1] += text[start:stop]
+                else:
+                    unknown.append(text[start:stop])
+                end = stop
+            else:
+                known += any(letter.isalnum() for letter in text[start:stop])
+        return known, tuple(unknown)
 
     def _ids(self, sentence: str) -> np.ndarray:
         pieces = self.pieces(sentence)[: self.max_length - 2]

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from data_pipelines.images import resize
+from data_pipelines.instructions import unknown_words
 from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax.models.encoders.features import ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction as EncodedInstruction
@@ -64,6 +65,11 @@ class EmbeddingModel:
         """The jitted programs: images, sentences, editing (each takes the variables first), and rows of a table."""
         return self._images, self._sentences, self._edit, self._take
 
+    def tokens(self, sentences: Sequence[str]) -> Int32[np.ndarray, "n L"]:
+        """Token ids of sentences. Raises UnknownWordsError for one without a word that the vocabulary knows."""
+        unknown_words.check(self.tokenizer, sentences)
+        return self.tokenizer.encode(sentences)
+
     def instructions(self, instructions: Sequence[Instruction]) -> EncodedInstruction:
         """Encodes distinct instructions; the result has at least len(instructions) rows on the devices, in order."""
         sentence_at = [i for i, instruction in enumerate(instructions) if isinstance(instruction, str)]
@@ -71,7 +77,7 @@ class EmbeddingModel:
         parts, order = [], np.zeros(len(instructions), np.int32)
         start = 0
         if sentence_at:
-            tokens = self.tokenizer.encode([str(instructions[i]) for i in sentence_at])
+            tokens = self.tokens([str(instructions[i]) for i in sentence_at])
             parts.append(self._call(self._sentences, _bucket(tokens)))
             order[sentence_at] = np.arange(len(sentence_at))
             start = parts[0].feature.shape[0]
@@ -114,7 +120,7 @@ class EmbeddingModel:
         """The tokens of captions that `match` reads, and which of them are no padding."""
         tokens, masks = [], []
         for start in range(0, len(sentences), TABLE_ROWS):
-            part = self.tokenizer.encode(list(sentences[start : start + TABLE_ROWS]))
+            part = self.tokens(list(sentences[start : start + TABLE_ROWS]))
             encoded = self._call(self._captions, _bucket(part))
             tokens.append(np.asarray(encoded.tokens)[: len(part)].astype(np.float32))
             masks.append(np.asarray(encoded.mask)[: len(part)])

@@ -93,7 +93,7 @@ def _rollouts(embedder: EmbeddingModel, test: TestSet, queries: Sequence[int]) -
             Rollout(name, pictures[i], maps.image[i], instruction_image=shown[i], instruction_heat=maps.instruction[i])
             for i, name in enumerate(ids)
         ]
-    tokens = embedder.tokenizer.encode([str(instruction) for instruction in instructions])
+    tokens = embedder.tokens([str(instruction) for instruction in instructions])
     # A caption is compared with the described picture, it does not edit it.
     rollout = attention_rollout if test.task.has_query_image else caption_rollout
     maps = rollout(model, variables, images, tokens=tokens)

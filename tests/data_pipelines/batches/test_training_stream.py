@@ -18,6 +18,7 @@ from data_pipelines.batches.training_data import TrainingData
 from data_pipelines.dataset import schema
 from data_pipelines.images import decode, resize
 from data_pipelines.instructions.tokenizer import Tokenizer
+from data_pipelines.instructions.unknown_words import UnknownWordsError
 
 TOKENIZER = Tokenizer(max_length=24)
 # tiny_li twice, so that a unit's slots, rows and composed rows begin elsewhere than at 0.
@@ -367,3 +368,16 @@ def test_a_batch_can_be_drawn(reference, tmp_path: pathlib.Path):
     # The first row's image is in the first card, below the header.
     first = show._fit(reference[0][1]["text"]["image"][0, 0], 144, 96)
     np.testing.assert_array_equal(picture[30 : 30 + first.shape[0], 4 : 4 + first.shape[1]], first)
+
+
+def test_a_caption_of_unknown_words_is_an_error_that_names_its_record(data, tmp_path):
+    """Two such captions would be the same to the model. Fails on ff46883."""
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nclothes\nany\nmodality\n")
+    few = Tokenizer(tmp_path, max_length=24)
+    plan = plan_batch([Unit.of_task("tiny_t2i", "t2i")], 8, 1, tokenizer=few)
+    made = TrainingData.of(plan, data, few, BatchOptions(**OPTIONS))
+    with (
+        pytest.raises(UnknownWordsError, match=r"data set tiny_t2i, split train, record \d+ \(.+\): the sentence"),
+        made.stream(0, 1, range(1), ReadAhead()) as batches_of,
+    ):
+        next(batches_of)
