@@ -52,6 +52,13 @@ class Bucket(fsspec.AbstractFileSystem):
             raise NotImplementedError(f"{mode}: object storage cannot do that")
         return _Upload(self, name)
 
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        name = self._strip_protocol(path)
+        if mode == "create" and self.files.setdefault(name, value) is not value:
+            raise FileExistsError(path)
+        self.files[name] = value
+        self.written.append(name)
+
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         self.files[self._strip_protocol(path2)] = self.files[self._strip_protocol(path1)]
 
