@@ -31,7 +31,8 @@ from ml_collections import ConfigDict
 from quick_compilation import few_optimizations, write_programs_whole
 from session import FilesInOrder, built_once, longest_first, seconds_per_file, write_durations
 
-type_checker.install("irm_jax.losses", "data_pipelines.images", "data_pipelines.batches.augment")
+CHECKED = ("irm_jax.losses", "irm_jax.models", "irm_jax.evaluation", "data_pipelines.images", "data_pipelines.batches")
+type_checker.install(*CHECKED)
 write_programs_whole()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

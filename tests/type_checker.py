@@ -22,7 +22,12 @@ def install(*packages: str) -> None:
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a function check the arguments, and the result, that jaxtyping annotates as arrays; no other annotation."""
+    """Makes a function check the arguments, and the result, that jaxtyping annotates as arrays; no other annotation.
+
+    Not the constructors: a dataclass says itself, with names, what does not fit together.
+    """
+    if function.__name__ == "__init__":
+        return function
     arrays = {name: hint for name, hint in function.__annotations__.items() if _ARRAYS.search(str(hint))}
     if not arrays:
         return function

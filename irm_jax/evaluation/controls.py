@@ -234,7 +234,7 @@ def fulfils(gallery: Records, instruction: Int[Any, "*a"], image: Int[Any, "*b"]
     return np.where(named.any(axis=-1), slots, outfit)
 
 
-def another_person(identity: Int32[np.ndarray, " Q"]) -> Int32[np.ndarray, " Q"]:
+def another_person(identity: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
     """For each query a query of another person, to swap their captions, or -1.
 
     The search starts half way round the list, so that the pairs are spread over it.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32
+from jaxtyping import Bool, Float64, Int
 
 from irm_jax.evaluation.figures import METRICS, TAU_TABLES
 
@@ -98,9 +98,7 @@ def merge(
     return result
 
 
-def average_precision(
-    position: Int32[np.ndarray, "n P"], positive: Bool[np.ndarray, "n P"]
-) -> Float64[np.ndarray, " n"]:
+def average_precision(position: Int[np.ndarray, "n P"], positive: Bool[np.ndarray, "n P"]) -> Float64[np.ndarray, " n"]:
     """AP of each row from ascending 0-based ranks: the mean over positives of (positives up to it) / (its rank from 1).
 
     Ranks that are not positive are skipped. NaN if a row has no positive.

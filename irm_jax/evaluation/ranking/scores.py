@@ -57,7 +57,7 @@ class Buffer:
 
         return jax.make_array_from_callback(shape, NamedSharding(self.mesh, spec), piece)
 
-    def given(self, scores: Float32[np.ndarray, "n G"], rows: int) -> Float32[Array, "q G"]:
+    def given(self, scores: Float32[np.ndarray, "n G"], rows: int) -> Float32[Array, "q W"]:
         """The buffer of `rows` queries whose scores were computed on the host."""
         padded = np.full((rows, self.layout.width * self.layout.shards), -np.inf, np.float32)
         padded[: len(scores), : self.images] = np.where(np.abs(scores) < device.SMALLEST, 0, scores)
