@@ -28,11 +28,13 @@ class CaptionWords(NamedTuple):
         tokens: the words as they are, before any is hidden.
         selected: the words that are judged.
         valid: False for padding.
+        dataset: number of the data set, within which captions are weighted.
     """
 
     tokens: Int[Array, "B L"]
     selected: Bool[Array, "B L"]
     valid: Bool[Array, " B"]
+    dataset: Int[Array, " B"]
 
 
 def is_word(tokens: Int[Array, "..."], vocabulary: Vocabulary, *, count_sep: bool = False) -> Bool[Array, "..."]:
@@ -100,7 +102,8 @@ def masked_word_loss(
         (1 - soft_share) * -log p(word) + soft_share * -sum_v q(v) log p(v),   q = softmax of `taught` (no gradient)
 
     The value of a caption is the sum over its selected words divided by the mean number of selected words per valid
-    caption: the mean over captions is then the mean over words, as in the released code. A caption without a selected
+    caption of its data set: the mean over the captions of a data set is then the mean over its words, as in the
+    released code, and a data set of long captions weighs no more than one of short ones. A caption without a selected
     word has 0.
 
     Args:
@@ -125,14 +128,13 @@ def masked_word_loss(
         over = jax.nn.log_softmax(logits.astype(dtype), axis=1) if release_axis else log_p
         nats = (1.0 - share) * nats - share * jnp.sum(jnp.where(q > 0, q * over, jnp.zeros((), dtype)), axis=-1)
     right = jnp.argmax(real, axis=-1) == words.tokens
-    selected, valid = words.selected, words.valid
-    return _per_caption(nats, selected, valid), _per_caption(right.astype(dtype), selected, valid)
+    return _per_caption(nats, words), _per_caption(right.astype(dtype), words)
 
 
 def replaced_word_loss(
-    logits: Inexact[Array, "B L 2"], replaced: Bool[Array, "B L"], word: Bool[Array, "B L"], valid: Bool[Array, " B"]
+    logits: Inexact[Array, "B L 2"], replaced: Bool[Array, "B L"], words: CaptionWords
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Returns per caption the two-way cross-entropy of its words (1: replaced), and the share judged right.
+    """Returns per caption the two-way cross-entropy of its selected words (1: replaced), and the share judged right.
 
     Captions are weighted as in `masked_word_loss`.
 
@@ -142,7 +144,7 @@ def replaced_word_loss(
     log_p = jax.nn.log_softmax(logits.astype(dtype), axis=-1)
     nats = -jnp.where(replaced, log_p[..., 1], log_p[..., 0])
     right = (log_p[..., 1] > log_p[..., 0]) == replaced
-    return _per_caption(nats, word, valid), _per_caption(right.astype(dtype), word, valid)
+    return _per_caption(nats, words), _per_caption(right.astype(dtype), words)
 
 
 def _real_words(logits: Inexact[Array, "*rows V"], vocabulary: Vocabulary) -> Inexact[Array, "*rows V"]:
@@ -153,11 +155,11 @@ def _real_words(logits: Inexact[Array, "*rows V"], vocabulary: Vocabulary) -> In
     return jnp.where(real.reshape((1,) * (logits.ndim - 1) + (-1,)), logits, jnp.finfo(logits.dtype).min / 2)
 
 
-def _per_caption(
-    values: Float[Array, "B L"], counted: Bool[Array, "B L"], valid: Bool[Array, " B"]
-) -> Float[Array, " B"]:
-    """Sums over the counted words of each caption, divided by their mean number per valid caption."""
-    counted = counted & valid[:, None]
-    sums = jnp.sum(jnp.where(counted, values, jnp.zeros((), values.dtype)), axis=1)
-    captions, words = (jnp.sum(mask).astype(values.dtype) for mask in (valid, counted))
-    return sums * captions / jnp.maximum(words, 1.0)
+def _per_caption(values: Float[Array, "B L"], words: CaptionWords) -> Float[Array, " B"]:
+    """Sums over the selected words of each caption, divided by their mean number per valid caption of its data set."""
+    dtype = values.dtype
+    counted = words.selected & words.valid[:, None]
+    sums = jnp.sum(jnp.where(counted, values, jnp.zeros((), dtype)), axis=1)
+    same_set = ((words.dataset[:, None] == words.dataset[None, :]) & words.valid[None, :]).astype(dtype)
+    captions, number = jnp.sum(same_set, axis=1), same_set @ jnp.sum(counted, axis=1).astype(dtype)
+    return sums * captions / jnp.maximum(number, 1.0)

@@ -226,7 +226,7 @@ class Captions(Objective):
         if fused.words is None:
             return None
         assert draws.selected is not None
-        words = CaptionWords(columns.tokens, flat(draws.selected), columns.valid)
+        words = CaptionWords(columns.tokens, flat(draws.selected), columns.valid, columns.dataset)
         taught = flat(draws.taught) if draws.taught is not None else None
         return masked_word_loss(
             flat(fused.words), words, taught, share, self.mix.vocabulary, release_axis=self.options.release_mlm_axis
@@ -238,7 +238,8 @@ class Captions(Objective):
             return None
         assert draws.replaced is not None
         word = is_word(columns.tokens, self.mix.vocabulary, count_sep=self.options.release_mask_sep)
-        return replaced_word_loss(flat(fused.replaced), flat(draws.replaced), word, columns.valid)
+        words = CaptionWords(columns.tokens, word, columns.valid, columns.dataset)
+        return replaced_word_loss(flat(fused.replaced), flat(draws.replaced), words)
 
     def _fused(self, rows: CaptionRows, inputs: LossInputs, temperature: Array) -> tuple[FusedCaptions, Array]:
         """One pass of the fusion encoder for all objectives, and which of a row's three pairs count: bool[R, b, 3].

@@ -14,7 +14,7 @@ from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import processes
 from irm_jax.training import resume
 from irm_jax.training.hooks import Hook, Metrics, Training, hooks_of
-from irm_jax.training.state import TrainState
+from irm_jax.training.state import STEPS, TrainState, random_key
 from irm_jax.training.stop_signal import Interrupted, StopSignal
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class _Step:
         self._function, whole = run.train_step, mesh_lib.replicated(run.mesh)
         seed = run.config.seed
         constants = mesh_lib.distribute(np.asarray(run.data.plan.constant_tokens), whole)
-        self._same = constants, jax.jit(lambda: jax.random.key(seed + 1), out_shardings=whole)()
+        self._same = constants, jax.jit(lambda: random_key(seed, STEPS), out_shardings=whole)()
         self._first = True
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:

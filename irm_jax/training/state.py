@@ -51,6 +51,15 @@ class TrainState:
     caption_queue: BankLanes | None = None
 
 
+PARAMETERS, STEPS = range(2)
+"""Streams of random numbers of a seed: the first parameters; what steps draw (dropout, hidden words, negatives)."""
+
+
+def random_key(seed: int, stream: int) -> jax.Array:
+    """The key of one stream of a seed. No stream of another seed has it, as `key(seed + 1)` would."""
+    return jax.random.fold_in(jax.random.key(seed), stream)
+
+
 BANKS = ("memory_bank", "caption_queue")
 """The fields that hold keys in lanes, which follow the layout of the batch."""
 
@@ -104,7 +113,7 @@ def create_state(
     init, shardings = _initialiser(model, optimizer, constant_tokens, mesh, memory)
     # It runs once, and XLA:CPU compiles it in half the time at its first level, to the same numbers.
     options = {"xla_backend_optimization_level": "1"} if mesh.devices.flat[0].platform == "cpu" else None
-    return jax.jit(init, out_shardings=shardings, compiler_options=options)(jax.random.key(seed))
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)(random_key(seed, PARAMETERS))
 
 
 def with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainState:

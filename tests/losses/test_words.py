@@ -64,15 +64,15 @@ def test_replacements_follow_the_logits_and_leave_special_tokens():
     assert (drawn[word] == 9).mean() == pytest.approx(0.75, abs=4 * np.sqrt(0.19 / word.sum()))
 
 
-def twin(logits, tokens, selected, taught, share, valid, release_axis):
-    """Sums over words by loops: the mean over all selected words of all valid captions, spread over the captions."""
+def twin(logits, tokens, selected, taught, share, valid, sets, release_axis):
+    """Sums over words by loops: the mean over all selected words of a set's valid captions, spread over them."""
     values = np.zeros(len(tokens))
-    number = 0
+    number = {s: 0 for s in sets}
     for b in range(len(tokens)):
         for i in range(tokens.shape[1]):
             if not (selected[b, i] and valid[b]):
                 continue
-            number += 1
+            number[sets[b]] += 1
             real = logits[b, i, : WORDS.size].astype(np.float64)
             log_p = real - np.log(np.exp(real).sum())
             nats = -log_p[tokens[b, i]]
@@ -84,7 +84,7 @@ def twin(logits, tokens, selected, taught, share, valid, release_axis):
                     log_p = column[i] - np.log(np.exp(column).sum(axis=0))
                 nats = (1 - share) * nats - share * (q * log_p).sum()
             values[b] += nats
-    return values * valid.sum() / max(number, 1)
+    return values * [valid[sets == s].sum() / max(number[s], 1) for s in sets]
 
 
 @pytest.mark.parametrize("taught", [False, True])
@@ -95,16 +95,19 @@ def test_the_masked_word_loss_is_its_twin(taught, release_axis):
     selected = np.array(mask_words(jax.random.key(1), tokens, 0.4, WORDS)[1])
     selected[2] = False  # a caption without a hidden word
     valid = np.array([1, 1, 1, 1, 1, 0, 1], bool)
+    sets = np.array([1, 1, 1, 1, 4, 4, 4])
     logits = rng.normal(size=(7, 9, TABLE)).astype(np.float32)
     teacher = rng.normal(size=(7, 9, TABLE)).astype(np.float32) if taught else None
     loss, right = masked_word_loss(
-        jnp.asarray(logits), CaptionWords(tokens, selected, valid), None if teacher is None else jnp.asarray(teacher),
-        0.3, WORDS, release_axis=release_axis,
+        jnp.asarray(logits), CaptionWords(tokens, selected, valid, sets),
+        None if teacher is None else jnp.asarray(teacher), 0.3, WORDS, release_axis=release_axis,
     )  # fmt: skip
-    np.testing.assert_allclose(loss, twin(logits, tokens, selected, teacher, 0.3, valid, release_axis), rtol=2e-5)
+    np.testing.assert_allclose(loss, twin(logits, tokens, selected, teacher, 0.3, valid, sets, release_axis), rtol=2e-5)
     counted = selected & valid[:, None]
-    guess = logits[..., : WORDS.size].argmax(-1) == tokens
-    assert float(jnp.sum(right)) / valid.sum() == pytest.approx((guess & counted).sum() / counted.sum(), rel=1e-5)
+    guess = (logits[..., : WORDS.size].argmax(-1) == tokens) & counted
+    for own in (sets == 1, sets == 4):
+        share = float(jnp.sum(right[own])) / valid[own].sum()
+        assert share == pytest.approx(guess[own].sum() / counted[own].sum(), rel=1e-5)
     assert loss[2] == 0
     assert loss[5] == 0
 
@@ -115,7 +118,7 @@ def test_the_teacher_gets_no_gradient_and_padding_entries_none():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, TABLE)), jnp.float32)
 
     def value(student, teacher):
-        words = CaptionWords(tokens, selected, np.ones(3, bool))
+        words = CaptionWords(tokens, selected, np.ones(3, bool), np.zeros(3, np.int32))
         return masked_word_loss(student, words, teacher, 0.4, WORDS)[0].sum()
 
     student, teacher = jax.grad(value, argnums=(0, 1))(logits, logits)
@@ -127,7 +130,7 @@ def test_the_teacher_gets_no_gradient_and_padding_entries_none():
 def test_no_selected_word_gives_zero_not_nan():
     tokens = captions(2, 5)
     none = np.zeros_like(tokens, bool)
-    words = CaptionWords(tokens, none, np.ones(2, bool))
+    words = CaptionWords(tokens, none, np.ones(2, bool), np.zeros(2, np.int32))
     loss, right = masked_word_loss(jnp.ones((2, 5, TABLE)), words, None, 0.0, WORDS)
     np.testing.assert_array_equal(loss, 0)
     np.testing.assert_array_equal(right, 0)
@@ -140,8 +143,23 @@ def test_replaced_words_by_hand():
     logits[0, 1, 1], logits[1, 0, 0] = quarter, quarter
     word = np.array([[True, True, False], [True, False, False]])
     replaced = np.array([[True, True, False], [False, True, False]])
-    loss, right = replaced_word_loss(jnp.asarray(logits), replaced, word, np.ones(2, bool))
+    words = CaptionWords(np.zeros((2, 3), np.int32), word, np.ones(2, bool), np.zeros(2, np.int32))
+    loss, right = replaced_word_loss(jnp.asarray(logits), replaced, words)
     # Mean over words: (log 2 + log 4/3 + log 4/3) / 3; two captions share three words.
     np.testing.assert_allclose(loss, np.array([np.log(2) + np.log(4 / 3), np.log(4 / 3)]) * 2 / 3, rtol=1e-6)
     assert float(loss.mean()) == pytest.approx((np.log(2) + 2 * np.log(4 / 3)) / 3, rel=1e-6)
     np.testing.assert_allclose(right, np.array([1, 1]) * 2 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["masked", "replaced"])
+def test_a_set_of_long_captions_weighs_as_much_as_one_of_short_ones(loss):
+    """Two captions of one word and two of eight: equal logits everywhere give every caption the same value."""
+    tokens = np.full((4, 8), 7, np.int32)
+    selected = np.arange(8)[None, :] < np.array([1, 1, 8, 8])[:, None]
+    words = CaptionWords(tokens, selected, np.ones(4, bool), np.array([0, 0, 3, 3]))
+    if loss == "masked":
+        value, _ = masked_word_loss(jnp.zeros((4, 8, WORDS.size)), words, None, 0.0, WORDS)
+        np.testing.assert_allclose(value, np.log(WORDS.size), rtol=1e-6)
+    else:
+        value, _ = replaced_word_loss(jnp.zeros((4, 8, 2)), np.zeros((4, 8), bool), words)
+        np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
