@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
             name, person = f"procedural_{task}", "identity" if task == "t2i" else "market"
             config.data.train[name] = train_unit(name, task)
             config.evaluation.sets[name] = evaluation_set(name, task, (target, person))
-    config.data.train.procedural_t2i.images_per_identity = 1
     # Infrared images have no colours, so colours must not identify a person: jitter takes any hue, or none.
     config.data.train.procedural_vi.hue = 0.5
     config.data.train.procedural_vi.saturation = 1.0

@@ -267,6 +267,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, RetryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("error: stopped. The same command goes on: finished shards are kept", file=sys.stderr)
+        return RetryError.exit_status
     return 0
 
 

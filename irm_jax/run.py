@@ -144,12 +144,14 @@ class Run:
     def check_sentences(self) -> None:
         """Raises UnknownWordsError for a sentence of the test sets without a word that the vocabulary knows.
 
-        Warns of the unknown words of other sentences.
+        Warns of the unknown words of other sentences, and of sentences that are equal once they are cut.
         """
         for test in self.test_sets:
             for part in (test.query, *test.parts):
                 own = [str(one) for one in part.instructions if isinstance(one, str)]
-                unknown_words.check(self.tokenizer, own, f"test set {test.name}, split {part.split}")
+                where = f"test set {test.name}, split {part.split}"
+                unknown_words.check(self.tokenizer, own, where)
+                caption_vocabulary.warn_of_cut(self.tokenizer, own, where)
 
     def check_leaks(self) -> None:
         """Raises ConfigError if people of a training set are tested in another data set; warns if that is allowed."""
@@ -174,8 +176,10 @@ class Run:
         that is not looked at here raises it when it is read.
         """
         for dataset in self._training_sets():
-            looked_at = caption_vocabulary.sentences_of(dataset, caption_vocabulary.LOOKED_AT)
-            unknown_words.check(self.data.tokenizer, list(looked_at), f"data set {dataset.name}, split train")
+            looked_at = list(caption_vocabulary.sentences_of(dataset, caption_vocabulary.LOOKED_AT))
+            where = f"data set {dataset.name}, split train"
+            unknown_words.check(self.data.tokenizer, looked_at, where)
+            caption_vocabulary.warn_of_cut(self.data.tokenizer, looked_at, where)
         found = caption_vocabulary.misfits(self._training_sets(), self.data.tokenizer)
         if not found:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +23,8 @@ BatchSpec = dict[str, dict[str, tuple[tuple[int, ...], type[np.generic]]]]
 Augments = Augment | Mapping[str, Augment]
 """One augmentation for all data sets, or one per data set (hue jitter contradicts a sentence that names colours)."""
 
-_KEY_BITS = 0x7FFFFFFF
+KEY_WORDS = 2
+"""Words of 31 bits in an instruction's key. One word merges two instructions of a batch in every tenth run or so."""
 
 
 @runtime_checkable
@@ -161,11 +162,13 @@ def batch_spec(
         else:
             s, bc = plan.entries(kind), plan.composed_rows(kind)
             fields["attributes"] = ((r, b, schema.ATTRIBUTE_SLOTS), np.int32)
-            fields["instruction"] = fields["instruction_key"] = ((r, b), np.int32)
+            fields["instruction"] = ((r, b), np.int32)
+            fields["instruction_key"] = ((r, b, KEY_WORDS), np.int32)
             visual = kind == "visual"
             fields["table"] = ((r, s, *instruction_image_size, 3), np.uint8) if visual else ((r, s, length), np.int32)
-            for name in ("composed_row", "composed_instruction", "composed_key"):
+            for name in ("composed_row", "composed_instruction"):
                 fields[name] = ((r, bc), np.int32)
+            fields["composed_key"] = ((r, bc, KEY_WORDS), np.int32)
             fields["composed_attributes"] = ((r, bc, schema.ATTRIBUTE_SLOTS), np.int32)
             fields["composed_valid"] = ((r, bc), np.bool_)
         spec[kind] = fields
@@ -206,7 +209,7 @@ class _BlockRows:
                 out = self.arrays[view][self.layout.row + row]
                 augment_into(out, image, parameters(uniform[row], self.source.augment, size))
 
-    def write_instruction_images(self, size: Size) -> list[int]:
+    def write_instruction_images(self, size: Size) -> list[np.ndarray]:
         """Writes the table of a visual unit; returns one key per entry."""
         resized: dict[tuple[int, int], np.ndarray] = {}
         keys = []
@@ -217,10 +220,10 @@ class _BlockRows:
                 where = f"{self.where}, instruction image {choice}"
                 resized[record, choice] = resize(decode_record(data, size, where, record, fields["file"]), size)
             self.arrays["table"][self.layout.entry + entry] = resized[record, choice]
-            keys.append(zlib.crc32(data) & _KEY_BITS)
+            keys.append(instruction_key(data))
         return keys
 
-    def write_sentences(self, tokenizer: Tokenizer) -> list[int]:
+    def write_sentences(self, tokenizer: Tokenizer) -> list[np.ndarray]:
         """Writes the table of a text unit, or the captions of a caption unit; returns one key per entry."""
         layout, choices = self.layout, self.choices
         tokens = self._encoded(tokenizer, [self.records[record]["sentences"][choice] for record, choice in choices])
@@ -236,7 +239,7 @@ class _BlockRows:
                 self.arrays["key_tokens"][rows] = self._encoded(tokenizer, captions)
         else:
             self.arrays["table"][layout.entry : layout.entry + layout.entries] = tokens
-        return [zlib.crc32(row.tobytes()) & _KEY_BITS for row in np.ascontiguousarray(tokens, np.int32)]
+        return [instruction_key(row.tobytes()) for row in np.ascontiguousarray(tokens, np.int32)]
 
     def _encoded(self, tokenizer: Tokenizer, sentences: Sequence[str]) -> np.ndarray:
         """Returns token ids. Raises UnknownWordsError, which names record and file."""
@@ -259,8 +262,9 @@ class BatchMaker:
     | valid | bool[R,b] | true |
     | table | i32[R,s,L] (text), u8[R,s,h,w,3] (visual) | the block's distinct instructions |
     | instruction | i32[R,b] | entry of the block's table, or -1-c for constant sentence c |
-    | instruction_key | i32[R,b] | equal for equal instructions: -1-c for constants, else 31 bits of a content hash |
-    | composed_row, composed_instruction, composed_key | i32[R,bc] | as above, of composed rows |
+    | instruction_key | i32[R,b,2] | equal for equal instructions: -1-c for constants, else 62 bits of a content hash |
+    | composed_row, composed_instruction | i32[R,bc] | as above, of composed rows |
+    | composed_key | i32[R,bc,2] | as above, of composed rows |
     | composed_attributes | i32[R,bc,8] | what the instruction asks for; -1: not asked |
     | composed_valid | bool[R,bc] | whether the person has another outfit in the batch |
 
@@ -312,9 +316,10 @@ class BatchMaker:
             group["dataset"][:, rows] = layout.dataset
             group["task"][:, rows] = layout.task_id
             group["valid"][:, rows] = True
-            keys = np.zeros(drawn.entry_record.shape, np.int32)
+            keys = np.zeros((*drawn.entry_record.shape, KEY_WORDS), np.int32)
             for local in range(len(self.blocks)):
-                keys[local] = self._fill_block(self._block_rows(group, step, number, drawn, local))
+                own = self._fill_block(self._block_rows(group, step, number, drawn, local))
+                keys[local] = np.array(own, np.int32).reshape(-1, KEY_WORDS)
             if layout.kind != "caption":
                 group["attributes"][:, rows] = labels.attributes[drawn.record]
                 self._fill_instructions(group, number, drawn, keys)
@@ -333,7 +338,7 @@ class BatchMaker:
             records={i: source.reader[i] for i in np.unique(np.concatenate([own.record, own.entry_record])).tolist()},
         )
 
-    def _fill_block(self, rows: _BlockRows) -> list[int]:
+    def _fill_block(self, rows: _BlockRows) -> list[np.ndarray]:
         """Writes images and instructions of one unit in one block; returns the keys of its table entries."""
         rows.write_images(self.options.image_size)
         if rows.layout.entries == 0:
@@ -345,24 +350,31 @@ class BatchMaker:
     def _fill_instructions(
         self, group: Mapping[str, np.ndarray], number: int, drawn: sampling.UnitSample, keys: np.ndarray
     ) -> None:
-        """Writes which instruction each row and composed row of a unit reads; `keys`: i32[R, entries]."""
+        """Writes which instruction each row and composed row of a unit reads; `keys`: i32[R, entries, 2]."""
         layout, neutral = self.plan.units[number], -1 - self.plan.neutral
         if layout.entries:
-            own, own_key = layout.entry + drawn.entry, np.take_along_axis(keys, drawn.entry, axis=1)
+            own, own_key = layout.entry + drawn.entry, np.take_along_axis(keys, drawn.entry[..., None], axis=1)
         else:
-            own = own_key = np.full_like(drawn.entry, -1 - layout.constant)
+            own = np.full_like(drawn.entry, -1 - layout.constant)
+            own_key = own[..., None]
         rows = slice(layout.row, layout.row + layout.rows)
         group["instruction"][:, rows] = np.where(drawn.neutral, neutral, own)
-        group["instruction_key"][:, rows] = np.where(drawn.neutral, neutral, own_key)
+        group["instruction_key"][:, rows] = np.where(drawn.neutral[..., None], neutral, own_key)
         if layout.composed_rows:
             composed = slice(layout.composed_row, layout.composed_row + layout.composed_rows)
             group["composed_row"][:, composed] = np.arange(rows.start, rows.stop, dtype=np.int32)
             group["composed_instruction"][:, composed] = layout.entry + drawn.composed_entry
-            group["composed_key"][:, composed] = np.take_along_axis(keys, drawn.composed_entry, axis=1)
+            group["composed_key"][:, composed] = np.take_along_axis(keys, drawn.composed_entry[..., None], axis=1)
             asked = np.take_along_axis(drawn.entry_record, drawn.composed_entry, axis=1)
             valid, wanted = drawn.composed_valid, self.sources[number].labels.wanted[asked]
             group["composed_attributes"][:, composed] = np.where(valid[..., None], wanted, schema.UNKNOWN)
             group["composed_valid"][:, composed] = valid
+
+
+def instruction_key(data: bytes) -> np.ndarray:
+    """Returns i32[2], never negative: 62 bits of a hash of an instruction's bytes."""
+    words = np.frombuffer(hashlib.blake2b(data, digest_size=4 * KEY_WORDS).digest(), "<u4")
+    return (words & 0x7FFFFFFF).astype(np.int32)
 
 
 def another_caption(captions: Sequence[str], own: int, share: float) -> str:

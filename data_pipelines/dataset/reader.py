@@ -27,6 +27,7 @@ from data_pipelines import storage
 from data_pipelines.dataset import index, record_format, schema
 from data_pipelines.dataset.folder import MANIFEST, load_manifest, version_key
 from data_pipelines.errors import DatasetError
+from data_pipelines.people.names import same_name
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access: no read-ahead, no threads of its own
 _MAX_OPEN = 256  # shards that a reader keeps open, well below the usual limit of 1,024 files per process
@@ -106,6 +107,11 @@ class Dataset:
     @property
     def name(self) -> str:
         return self.manifest.name
+
+    @property
+    def people(self) -> list[str]:
+        """The names in `manifest.people`, in its order, as they are compared with those of other data sets."""
+        return [same_name(name) for name in self.manifest.people]
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -76,9 +76,12 @@ def serialize(record: schema.Record, identity: int) -> bytes:
 def _check(record: schema.Record) -> None:
     if record.modality not in (schema.VISIBLE, schema.INFRARED):
         raise ValueError(f"modality {record.modality} is neither schema.VISIBLE nor schema.INFRARED")
-    if record.camera < -2:
-        raise ValueError(f"camera {record.camera}: cameras count from 0; unknown is -1 (query) or -2 (gallery)")
-    if min(record.clothes, record.instruction_clothes) < schema.UNKNOWN:
+    if not -2 <= record.camera <= schema.MAX_CAMERA:
+        raise ValueError(
+            f"camera {record.camera}: cameras count from 0 to {schema.MAX_CAMERA}; unknown is -1 (query), -2 (gallery)"
+        )
+    outfits = record.clothes, record.instruction_clothes
+    if min(outfits) < schema.UNKNOWN or max(outfits) > schema.MAX_CLOTHES:
         raise ValueError(f"clothes {record.clothes}, {record.instruction_clothes}: outfits count from 0; -1 is unknown")
     schema.pad_attributes(record.attributes)
     schema.pad_attributes(record.instruction_attributes)

@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 SCHEMA_VERSION = 1
-MAX_CAMERA = 4095
-"""Evaluation keeps this many camera numbers per namespace."""
-MAX_CLOTHES = 2**31 - 1
+MAX_CAMERA = MAX_CLOTHES = 2**31 - 1
 VISIBLE, INFRARED = 0, 1
 ATTRIBUTE_SLOTS = 8
 """Width of every attribute array. A slot holds a small non-negative value; -1 is unknown (of an image) or unnamed (of
@@ -139,7 +137,11 @@ FIELDS = tuple(
 
 
 def instruction_key(record: Record) -> int:
-    """Returns crc32 of the record's first sentence, else of its first instruction image; 0 if it has neither."""
+    """Returns crc32 of the record's first sentence, else of its first instruction image; 0 if it has neither.
+
+    Different keys mean different instructions. Equal ones prove nothing: among 70,000 captions two of one checksum are
+    likely.
+    """
     if record.sentences:
         return zlib.crc32(record.sentences[0].encode()) or 1
     if record.instruction_images:
@@ -168,7 +170,7 @@ class Index:
     | modality | i8[N] | as in Record |
     | attributes, instruction_attributes | i16[N, ATTRIBUTE_SLOTS] | as in Record, padded with -1 |
     | sentence_count, instruction_image_count | i16[N] | how many the record holds |
-    | instruction_key | u32[N] | equal for records with the same instruction, 0 without one (see `instruction_key`) |
+    | instruction_key | u32[N] | checksum of the instruction, 0 without one (see `instruction_key`) |
     | content | u64[N] | first 8 bytes of the sha256 of the image bytes |
     | file | str[N] | as in Record |
     | shard, offset | i32[N] | number of the shard, position in it |

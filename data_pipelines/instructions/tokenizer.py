@@ -25,14 +25,14 @@ class VocabularyError(UserError, ValueError):
     """Reports a vocabulary that is missing or unusable; the message names the file."""
 
 
-def clean_text(text: str) -> str:
-    """Returns a sentence as the model reads it.
+def clean_text(text: str, max_words: int | None = MAX_WORDS) -> str:
+    """Returns a sentence as the model reads it; `max_words` None: uncut.
 
     Lower-case; `,.'!?"()*#:;~` deleted; `-` and `/` become spaces; `<person>` becomes `person`; spaces collapsed; the
     first 50 words kept. (The released code's `pre_caption` does the same.)
     """
     text = text.lower().translate(_DELETED).replace("-", " ").replace("/", " ").replace("<person>", "person")
-    return " ".join(re.split(r"\s+", text.strip())[:MAX_WORDS])
+    return " ".join(re.split(r"\s+", text.strip())[:max_words])
 
 
 def read_vocabulary(vocab: str | pathlib.Path) -> list[str]:

@@ -23,7 +23,7 @@ from data_pipelines import storage
 from data_pipelines.dataset.reader import Dataset, dataset_names, open_dataset
 from data_pipelines.errors import DatasetError
 from data_pipelines.files import write_atomically
-from data_pipelines.instructions.tokenizer import VOCABULARY, Tokenizer
+from data_pipelines.instructions.tokenizer import MAX_WORDS, VOCABULARY, Tokenizer, clean_text
 
 MOST_RECORDS = 200_000
 """Records read per data set; of a larger one (SYNTH-PEDES) evenly spaced ones."""
@@ -68,6 +68,30 @@ def fit(tokenizer: Tokenizer, sentences: Iterable[str]) -> Fit | None:
         count += 1
         cut += len(tokenizer.pieces(sentence)) > tokenizer.max_length - 2
     return Fit(spelled / max(words, 1), cut / count) if count else None
+
+
+def cut_to_equal(tokenizer: Tokenizer, sentences: Iterable[str]) -> tuple[int, str]:
+    """Counts distinct sentences that are another one to the model, because they differ behind its last position only.
+
+    Returns:
+      How many there are, and one of them ("" for none).
+    """
+    groups: dict[bytes, dict[str, str]] = {}
+    for sentence in dict.fromkeys(sentences):
+        groups.setdefault(tokenizer.encode([sentence]).tobytes(), {}).setdefault(clean_text(sentence, None), sentence)
+    longer = [list(own.values()) for own in groups.values() if len(own) > 1]
+    return sum(map(len, longer)), longer[0][0] if longer else ""
+
+
+def warn_of_cut(tokenizer: Tokenizer, sentences: Iterable[str], where: str) -> None:
+    """Warns of the sentences that `cut_to_equal` counts; `where`: data set and split."""
+    count, example = cut_to_equal(tokenizer, sentences)
+    if count:
+        logging.warning(
+            "%s: %d different sentences are equal to the model, which reads %d words and %d ids of each: they differ "
+            "behind that, for example %r. Shorten them, or raise config.model.max_length",
+            where, count, MAX_WORDS, tokenizer.max_length, example,
+        )  # fmt: skip
 
 
 def misfits(datasets: Iterable[Dataset], tokenizer: Tokenizer) -> list[str]:

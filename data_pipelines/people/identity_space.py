@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data_pipelines.batches.layout import BatchPlan
+from data_pipelines.people.names import same_name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,19 +41,22 @@ class IdentitySpace:
         head = [layout.dataset for layout in plan.units if layout.kind != "caption"]
         order = [plan.datasets[d] for d in dict.fromkeys([*head, *range(len(plan.datasets))])]
         number: dict[str, int] = {}
+        written: dict[str, str] = {}  # as the first data set writes it: checkpoints state a hash of these
         self.num_head = 0
         for place, dataset in enumerate(order):
             for local in people[dataset].identities:
-                number.setdefault(people[dataset].names[local], len(number))
+                name = people[dataset].names[local]
+                number.setdefault(same_name(name), len(number))
+                written.setdefault(same_name(name), name)
             if place < len(set(head)):
                 self.num_head = len(number)
-        self.names = tuple(number)
+        self.names = tuple(written.values())
         self._to_global: dict[str, np.ndarray] = {}
         self.members = np.zeros((len(plan.datasets), self.num_head), bool)
         for row, dataset in enumerate(plan.datasets):
             names, identities = people[dataset].names, people[dataset].identities
             to_global = np.full(len(names), -1, np.int32)
-            to_global[identities] = [number[names[local]] for local in identities]
+            to_global[identities] = [number[same_name(names[local])] for local in identities]
             self._to_global[dataset] = to_global
             known = to_global[identities]
             self.members[row, known[known < self.num_head]] = True

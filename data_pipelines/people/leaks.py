@@ -20,7 +20,7 @@ import numpy as np
 
 from data_pipelines.dataset.reader import Dataset, dataset_names, open_dataset
 from data_pipelines.errors import DatasetError
-from data_pipelines.people.names import known_person
+from data_pipelines.people.names import known_person, same_name
 
 EVIDENCE = ("identity", "file", "content")
 """The columns of an index that the comparison reads."""
@@ -63,7 +63,7 @@ class _Side:
     person: np.ndarray  # str[N], name of each record's person
     file: np.ndarray  # str[N]
     content: np.ndarray  # u64[N]
-    by_name: dict[str, np.ndarray]  # person name -> record numbers
+    by_name: dict[str, np.ndarray]  # person name, as `same_name` gives it -> record numbers
     by_origin: dict[str, np.ndarray]  # the same, by the name that the file states
 
 
@@ -102,7 +102,8 @@ def side(dataset: Dataset, splits: Sequence[str], train: bool, rows: np.ndarray 
     file = np.concatenate([index.file for index in indexes])[chosen]
     content = np.concatenate([index.content for index in indexes])[chosen]
     by_origin = _group((known_person(name) for name in file.tolist()), len(file))
-    return _Side(dataset.name, train, person, file, content, _group(person.tolist(), len(file)), by_origin)
+    by_name = _group(map(same_name, person.tolist()), len(file))
+    return _Side(dataset.name, train, person, file, content, by_name, by_origin)
 
 
 def _group(keys: Iterable[str | None], count: int) -> dict[str, np.ndarray]:
@@ -129,7 +130,7 @@ def compare(a: _Side, b: _Side) -> list[Leak]:
                 person_a=str(person_a),
                 dataset_b=b.dataset,
                 person_b=str(person_b),
-                linked=bool(person_a == person_b),
+                linked=same_name(str(person_a)) == same_name(str(person_b)),
                 images=(len(own_a), len(own_b)),
                 example=(str(a.file[own_a[0]]), str(b.file[own_b[0]])),
             )

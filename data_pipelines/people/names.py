@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 
 ORIGINS: dict[str, tuple[re.Pattern[str], str]] = {
-    "Market/": (re.compile(r"(\d{4})_c\d"), "market1501"),
+    "Market/": (re.compile(r"(\d{4})_c\d+"), "market1501"),
     "CUHK01/": (re.compile(r"(\d{4})\d{3}\."), "cuhk01"),
     "CUHK03/": (re.compile(r"(\d+)_\d+\."), "cuhk03"),
     "Trad/": (re.compile(r"(p\d+)_c\d"), "procedural_trad"),
@@ -25,13 +25,28 @@ ORIGINS: dict[str, tuple[re.Pattern[str], str]] = {
 """First folder of a file name -> (pattern of the person in the rest of the name, namespace of that person)."""
 CUHK01_PICTURES = 4
 """Pictures per person: 1 and 2 are of camera a, 3 and 4 of camera b."""
-_MARKET_CAMERA = re.compile(r"\d{4}_c([1-6])")
+DISTRACTORS = "market1501/0000"
+"""The name under which Market-1501 files everybody who is nobody: its pictures show as many people as there are."""
+JUNK = -1
+"""The number that Market-1501, and lists made after it, give to boxes that show no person; they are left out."""
+_MARKET_CAMERA = re.compile(r"\d{4}_c([1-6])(?!\d)")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _CUHK01_PICTURE = re.compile(rf"\d{{4}}00([1-{CUHK01_PICTURES}])\.")
 
 
 def person_name(namespace: str, pid: int | str) -> str:
-    """Returns the global name of a person: numbers have at least four digits, as in the file names of most sets."""
-    return f"{namespace}/{pid:04d}" if isinstance(pid, int) else f"{namespace}/{pid}"
+    """Returns the global name of a person: numbers have at least four digits, as in the file names of most sets.
+
+    Text that is a whole number counts as that number, because programs that read and write tables drop its zeros.
+    """
+    number = int(pid) if isinstance(pid, str) and _NUMBER.fullmatch(pid) else pid
+    return f"{namespace}/{number:04d}" if isinstance(number, int) else f"{namespace}/{number}"
+
+
+def same_name(name: str) -> str:
+    """Returns the name by which a person is compared: `market1501/50`, as older builds wrote it, is `.../0050`."""
+    namespace, slash, pid = name.partition("/")
+    return person_name(namespace, pid) if slash else name
 
 
 def known_person(file: str) -> str | None:

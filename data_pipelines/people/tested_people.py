@@ -79,7 +79,7 @@ def leaks(training: Iterable[Dataset], tests: Mapping[str, tuple[Dataset, Sequen
     tested = [(other, splits, _people(other, splits), _contents(other, splits)) for other, splits in tests.values()]
     found: list[Leak] = []
     for dataset in training:
-        index, people = dataset.index(TRAIN, EVIDENCE), np.array(dataset.manifest.people)
+        index, people = dataset.index(TRAIN, EVIDENCE), np.array(dataset.people)
         stated = {row: known_person(str(index.file[row])) for row in _of_known_origin(index.file).tolist()}
         for other, splits, known, content in tested:
             if other.name == dataset.name:
@@ -97,7 +97,8 @@ def _people(dataset: Dataset, splits: Sequence[str]) -> set[str]:
     names: set[str] = set()
     for split in splits:
         index = dataset.index(split, ("identity", "file"))
-        names |= {dataset.manifest.people[number] for number in np.unique(index.identity)}
+        people = dataset.people
+        names |= {people[number] for number in np.unique(index.identity)}
         stated = (known_person(str(index.file[row])) for row in _of_known_origin(index.file))
         names |= {name for name in stated if name is not None}
     return names

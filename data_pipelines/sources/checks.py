@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from absl import logging
 
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
 from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import clothes_crops
-from data_pipelines.sources import Scan
+from data_pipelines.people.names import DISTRACTORS
+from data_pipelines.sources import Scan, reading
 from data_pipelines.sources.reading import Picture
 
 Pictures = Mapping[str, Sequence[Picture]]
 
 
-def counts(items: Iterable[Picture], no_person: str = "") -> dict[str, int]:
-    """Returns counts to compare with published ones; pictures of `no_person` are distractors, not an identity."""
+def counts(items: Iterable[Picture]) -> dict[str, int]:
+    """Returns counts to compare with published ones; distractors of Market-1501 are no identity."""
     items = list(items)
-    of_people = [item for item in items if item.person != no_person]
+    of_people = [item for item in items if item.person != DISTRACTORS]
     found = {
         "images": len(items),
         "identities": len({item.person for item in of_people}),
@@ -30,6 +33,64 @@ def counts(items: Iterable[Picture], no_person: str = "") -> dict[str, int]:
     }
     optional = ("cameras", "distractors", "outfits", "infrared", "sentences")
     return {key: value for key, value in found.items() if value or key not in optional}
+
+
+def distinct(items: Sequence[Picture], title: str) -> list[Picture]:
+    """Returns the rows of one list without repeats, whose number is logged.
+
+    Raises:
+      DatasetError: the list says two things of one picture: who it shows, in which clothes, by which camera.
+    """
+    rows: dict[Picture, None] = {}
+    said: dict[str, Picture] = {}
+    for item in items:
+        rows.setdefault(item)
+        other = said.setdefault(item.file, item)
+        for what in ("person", "camera", "clothes", "modality"):
+            if getattr(other, what) != getattr(item, what):
+                raise DatasetError(
+                    f"{title}: {item.file} stands there twice, with {what} {getattr(other, what)} and "
+                    f"{getattr(item, what)}: a picture shows one person once; correct or remove one of the rows"
+                )
+    if len(rows) < len(items):
+        logging.warning(
+            "%s: %d of %d rows repeat another one and count once", title, len(items) - len(rows), len(items)
+        )
+    return list(rows)
+
+
+def _with_words(items: Sequence[Picture], task: str, split: str, title: str) -> list[Picture]:
+    """Returns the pictures without sentences that have no word ("", "..."); a caption that is a query goes as a whole.
+
+    The number of these sentences is logged. Raises DatasetError for a picture that is left without one it needs.
+    """
+    kept, blank = [], 0
+    queries = split == "query" and not tasks.task(task).has_query_image
+    for item in items:
+        said = tuple(text for text in item.sentences if reading.says_something(text))
+        blank += len(item.sentences) - len(said)
+        if said or not item.sentences:
+            kept.append(item if len(said) == len(item.sentences) else item._replace(sentences=said))
+        elif not queries:
+            texts = ", ".join(map(repr, item.sentences))
+            raise DatasetError(
+                f"{title}, split {split}: the sentences of {item.file} ({texts}) have no word: describe what it shows, "
+                f"or remove the row"
+            )
+    if blank:
+        logging.warning("%s, split %s: %d sentences without a word are left out", title, split, blank)
+    return kept
+
+
+def check_distractors(splits: Pictures, title: str) -> None:
+    """Raises DatasetError if distractors of Market-1501, who have one name and are many, stand outside a gallery."""
+    for split, items in splits.items():
+        nobody = [item.file for item in items if item.person == DISTRACTORS] if split != "gallery" else []
+        if nobody:
+            raise DatasetError(
+                f"{title}, split {split}: {nobody[0]} and {len(nobody) - 1} more: pid 0 (distractor) belongs in "
+                f"bounding_box_test/ only, the gallery: if this is a copy of Market-1501, get the official one"
+            )
 
 
 def check_disjoint(splits: Pictures, title: str) -> None:
@@ -112,15 +173,16 @@ def scan_of(
     source: dict[str, Any],
     *,
     disjoint: bool = True,
-    count: Callable[[Iterable[Picture]], dict[str, int]] = counts,
 ) -> Scan:
     """Checks the splits and returns their Scan. `disjoint`: off where train and test are known to share people."""
+    splits = {split: _with_words(items, task, split, title) for split, items in splits.items()}
+    check_distractors(splits, title)
     if disjoint:
         check_disjoint(splits, title)
     check_queries(splits, task, title)
     return Scan(
         people=sorted({item.person for items in splits.values() for item in items}),
         splits=dict(splits),
-        found={split: count(items) for split, items in splits.items()},
+        found={split: counts(items) for split, items in splits.items()},
         source=source,
     )

@@ -49,8 +49,9 @@ def scan(raw: Path, kind: str) -> Scan:
         chosen = np.atleast_1d(values[f"{split}_idx"]).ravel().astype(int).tolist()
         if len(labels) != len(names) or not all(1 <= number <= len(names) for number in chosen):
             raise DatasetError(f"{protocol}: {split}_idx, labels and filelist do not fit together: get the file again")
-        splits[split] = [_picture(f"{folder}/{names[number - 1]}", size_of) for number in chosen]
-        pairs = {(item.person, labels[number - 1]) for item, number in zip(splits[split], chosen, strict=True)}
+        found = [_picture(f"{folder}/{names[number - 1]}", size_of) for number in chosen]
+        splits[split] = checks.distinct(found, f"{protocol}, {split}_idx")
+        pairs = {(item.person, labels[number - 1]) for item, number in zip(found, chosen, strict=True)}
         if len(pairs) > min(len({person for person, _ in pairs}), len({label for _, label in pairs})):
             raise DatasetError(f"{protocol}: labels and filelist disagree on who is who: get the file again")
     source = {"layout": "CUHK03 767/700", "boxes": kind, "pictures": folder, "terms": "research only"}

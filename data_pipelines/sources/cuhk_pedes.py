@@ -65,7 +65,7 @@ def read_annotations(path: Path, keys: Sequence[str]) -> list[tuple[str, dict[st
     """Returns ("file, entry n", entry) of a JSON list of objects. Raises DatasetError for another form."""
     try:
         entries = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not readable JSON ({error}): get it again") from error
     if not isinstance(entries, list):
         raise DatasetError(f"{path} is no list of annotations: get the official file again")
@@ -86,9 +86,13 @@ def check_annotation(entry: Any, keys: Sequence[str], where: str) -> None:
         raise DatasetError(f"{where}: id {entry['id']!r} is no number: get the official list again")
     if "file_path" in keys and not isinstance(entry["file_path"], str):
         raise DatasetError(f"{where}: file_path {entry['file_path']!r} is no text: get the official list again")
-    captions = entry["captions"] if "captions" in keys else [""]
-    if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
-        raise DatasetError(f"{where}: captions must be a list of at least one text: get the list again")
+    if "id" in keys and not abs(entry["id"]) < 2**63:
+        raise DatasetError(f"{where}: id {str(entry['id'])[:24]}... is no person's number: get the official list again")
+    if "captions" in keys:
+        captions = entry["captions"]
+        if not isinstance(captions, list) or not captions:
+            raise DatasetError(f"{where}: captions must be a list of at least one text: get the list again")
+        reading.check_sentences(captions, where)
 
 
 def _check_identities(entries: dict[str, list[dict[str, Any]]]) -> None:
@@ -120,7 +124,7 @@ def pictures(
         size = reading.listed_size(raw, place(file), entry["where"])
         sentences = tuple(entry["captions"])
         found.append(Picture(file, person, unknown_camera if camera is None else camera, size, sentences=sentences))
-    return found
+    return checks.distinct(found, TITLE)
 
 
 def test_splits(items: list[Picture]) -> dict[str, list[Picture]]:

@@ -6,6 +6,7 @@
 Paths are relative to the raw folder. What the instruction is depends on the task: the file of a picture (cc, ctcc), a
 key of the JSON file of sentences (li; t2i, but not in the gallery, whose rows carry a filler), or nothing (trad, vi).
 The file has a sentence or a list of them for each key; a query of t2i with several becomes one record per sentence.
+A person of -1 is no person, as in Market-1501: the row is left out, and their number is in the manifest.
 A missing camera is 0 in train, -1 for a query and -2 in the gallery, so that no junk rule applies. The lists have one
 clothes number for what is worn and what the instruction asks for, so it is taken for both.
 
@@ -22,11 +23,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from absl import logging
+
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
 from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import clothes_crops
-from data_pipelines.people.names import person_name
+from data_pipelines.people.names import JUNK, person_name
 from data_pipelines.sources import Scan, Source, checks, reading
 from data_pipelines.sources.reading import Picture
 
@@ -93,6 +96,9 @@ def scan(raw: Path, *, name: str, task: str, namespace: str, lists: Mapping[str,
             f"{name}: no picture is infrared, or all are: task vi needs both, told by a folder of the path "
             f"({', '.join(sorted(_INFRARED))}); else give a table with a modality column (--dataset table)"
         )
+    if junk := {split: count for split in rows if (count := sum(row.pid == JUNK for row in rows[split]))}:
+        logging.info("%s: rows of no person (%d) left out: %s", name, JUNK, junk)
+        made["dropped_junk"] = junk
     files = {split: Path(file).name for split, file in lists.items()}
     return checks.scan_of(splits, name, task, {"layout": "datalist", "lists": files, **made})
 
@@ -124,6 +130,8 @@ def _row(where: str, line: str, instruction: Literal["picture", "key", "ignored"
             raise DatasetError(f"{where}, column {column}: {cell!r} must be a whole number")
         numbers.append(int(cell))
     pid, clothes, *camera = numbers
+    if pid < JUNK:
+        raise DatasetError(f"{where}: person {pid} must be from 0 ({JUNK}: no person, left out)")
     if not schema.UNKNOWN <= clothes <= schema.MAX_CLOTHES:
         raise DatasetError(f"{where}: clothes {clothes} must be from 0 to {schema.MAX_CLOTHES} (-1: not known)")
     if camera and not -2 <= camera[0] <= schema.MAX_CAMERA:
@@ -132,7 +140,7 @@ def _row(where: str, line: str, instruction: Literal["picture", "key", "ignored"
 
 
 def _is_number(cell: str) -> bool:
-    return cell.isascii() and cell.removeprefix("-").isdecimal() and len(cell) < 20
+    return reading.number(cell.removeprefix("-")) is not None
 
 
 def _texts(path: Path) -> dict[str, tuple[str, ...]]:
@@ -140,15 +148,16 @@ def _texts(path: Path) -> dict[str, tuple[str, ...]]:
         values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist: correct the path of the sentences") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not readable JSON ({error}): get the file again") from error
     if not isinstance(values, dict):
         raise DatasetError(f"{path} is no JSON object of key: sentence; get the file again")
     texts = {}
     for key, value in values.items():
         parts = value if isinstance(value, list) else [value]
-        if not parts or not all(isinstance(part, str) and reading.is_utf8(part) for part in parts):
+        if not parts:
             raise DatasetError(f"{path}, key {key!r}: the value must be a sentence, or a list of sentences")
+        reading.check_sentences(parts, f"{path}, key {key!r}")
         texts[key] = tuple(parts)
     return texts
 
@@ -156,29 +165,35 @@ def _texts(path: Path) -> dict[str, tuple[str, ...]]:
 def _pictures(
     raw: Path, task: str, namespace: str, split: str, rows: list[_Row], texts: Mapping[str, tuple[str, ...]]
 ) -> list[Picture]:
-    wants_picture = task == "ctcc" or (task == "cc" and bool(rows) and (raw / rows[0].instruction).is_file())
+    wants_picture = task == "ctcc" or (
+        task == "cc" and bool(rows) and (raw / reading.as_listed(raw, rows[0].instruction)).is_file()
+    )
     wants_text = _instruction(task, split) == "key"
     items: list[Picture] = []
     for row in rows:
+        if row.pid == JUNK:
+            continue
+        image = reading.as_listed(raw, row.image)
         item = Picture(
-            file=row.image,
+            file=image,
             person=person_name(namespace, row.pid),
             camera=UNKNOWN_CAMERA[split] if row.camera is None else row.camera,
-            size=reading.listed_size(raw, row.image, row.where),
+            size=reading.listed_size(raw, image, row.where),
             clothes=row.clothes,
             instruction_clothes=row.clothes if tasks.task(task).composed else schema.UNKNOWN,
         )
         if task == "vi":
-            parts = {part.lower() for folder in Path(row.image).parts[:-1] for part in folder.split("_")}
+            parts = {part.lower() for folder in Path(image).parts[:-1] for part in folder.split("_")}
             item = item._replace(modality=schema.INFRARED if parts & _INFRARED else schema.VISIBLE)
         if wants_picture and row.instruction:
-            size = reading.listed_size(raw, row.instruction, row.where)
-            item = item._replace(template=row.instruction, template_size=size)
+            template = reading.as_listed(raw, row.instruction)
+            item = item._replace(template=template, template_size=reading.listed_size(raw, template, row.where))
         if wants_text:
             if row.instruction not in texts:
                 raise DatasetError(
                     f"{row.where}, column 2: {row.instruction!r} is no key of the JSON file of sentences"
                 )
             item = item._replace(sentences=texts[row.instruction])
-        items.extend(checks.records_of(item, task, split))
-    return items
+        items.append(item)
+    found = checks.distinct(items, f"datalist of split {split}")
+    return [record for item in found for record in checks.records_of(item, task, split)]

@@ -82,8 +82,8 @@ class _Window:
         while True:
             try:
                 value, end = self._decoder.raw_decode(self.buffer, self.at)
-            except json.JSONDecodeError as error:
-                if self.ended or len(self.buffer) - self.at > _LONGEST:
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists nested 5,000 deep
+                if not isinstance(error, json.JSONDecodeError) or self.ended or len(self.buffer) - self.at > _LONGEST:
                     raise self.broken(str(error)) from error
             else:
                 place, data = self.start + self.at, self.buffer[self.at : end].encode("latin-1")

@@ -24,8 +24,8 @@ from data_pipelines.sources.reading import Picture
 NAMESPACE = "llcm"
 TITLE = "LLCM"
 _MODALITIES = {"vis": schema.VISIBLE, "nir": schema.INFRARED}
-_NAME = re.compile(r"(\d{4})(?:_c(\d+))?")
-_FOLDER = re.compile(r"cam([1-9])")
+_NAME = re.compile(r"(\d+)(?:_c(\d+))?")
+_FOLDER = re.compile(r"cam(\d+)$")
 _CAMERAS = 9
 
 
@@ -45,7 +45,7 @@ def _train(raw: Path, name: str, modality: int) -> list[Picture]:
         camera = reading.camera_index(int(match[2]), _CAMERAS, file, TITLE) if match[2] else 0
         size = reading.listed_size(raw, file, where)
         items.append(Picture(file, person_name(NAMESPACE, int(match[1])), camera, size, modality=modality))
-    return items
+    return checks.distinct(items, f"{TITLE}, {name}")
 
 
 def _test(raw: Path, people: list[int]) -> list[Picture]:
@@ -53,7 +53,9 @@ def _test(raw: Path, people: list[int]) -> list[Picture]:
     for kind, modality in _MODALITIES.items():
         for name in reading.folders(raw, f"test_{kind}", TITLE):
             match = reading.parsed(_FOLDER, name, TITLE, "cam<number>, as in cam1")
-            cameras.append((f"test_{kind}/{name}", int(match[1]) - 1, modality))
+            cameras.append(
+                (f"test_{kind}/{name}", reading.camera_index(int(match[1]), _CAMERAS, name, TITLE), modality)
+            )
     items: list[Picture] = []
     for pid in sorted(people):
         seen = len(items)

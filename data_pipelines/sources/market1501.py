@@ -19,8 +19,7 @@ import functools
 import re
 from pathlib import Path
 
-from data_pipelines.errors import DatasetError
-from data_pipelines.people.names import person_name
+from data_pipelines.people.names import JUNK, person_name
 from data_pipelines.sources import Scan, Source, checks, reading
 from data_pipelines.sources.reading import Picture
 
@@ -28,10 +27,8 @@ NAMESPACE = "market1501"
 TITLE = "Market-1501-v15.09.15"
 _FOLDERS = {"bounding_box_train/": "train", "query/": "query", "bounding_box_test/": "gallery"}
 _MORE_DISTRACTORS = {"images/": "gallery"}
-_NAME = re.compile(r"(-1|\d+)_c(\d)")
+_NAME = re.compile(r"(-1|\d+)_c(\d+)")
 _CAMERAS = 6
-_JUNK, _DISTRACTOR = -1, 0
-DISTRACTORS = person_name(NAMESPACE, _DISTRACTOR)
 
 
 def scan(raw: Path, distractors: bool = False) -> Scan:
@@ -42,7 +39,6 @@ def scan(raw: Path, distractors: bool = False) -> Scan:
         TITLE,
         "trad",
         {"layout": TITLE, "dropped_junk": dropped, "terms": "research only"},
-        count=functools.partial(checks.counts, no_person=DISTRACTORS),
     )
 
 
@@ -60,12 +56,6 @@ def pictures(raw: Path, distractors: bool = False) -> tuple[dict[str, list[Pictu
         kept = [item for item in found if item is not None]
         splits[split] += kept
         dropped[split] += len(found) - len(kept)
-        nobody = [item.file for item in kept if item.person == DISTRACTORS]
-        if split != "gallery" and nobody:
-            raise DatasetError(
-                f"{nobody[0]} and {len(nobody) - 1} more: pid 0 (distractor) belongs in "
-                f"bounding_box_test/ only: this copy of Market-1501 is not the official one, get it again"
-            )
     return splits, dropped
 
 
@@ -73,7 +63,7 @@ def _picture(file: str, size: int) -> Picture | None:
     """Returns a picture, None for junk."""
     match = reading.parsed(_NAME, file, TITLE, "<pid>_c<camera>, as in 0002_c1s1_000451_03.jpg")
     camera = reading.camera_index(int(match[2]), _CAMERAS, file, "Market-1501")
-    return None if int(match[1]) == _JUNK else Picture(file, person_name(NAMESPACE, int(match[1])), camera, size)
+    return None if int(match[1]) == JUNK else Picture(file, person_name(NAMESPACE, int(match[1])), camera, size)
 
 
 def _source(name: str, distractors: int) -> Source:

@@ -21,7 +21,7 @@ import numpy as np
 
 from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import attribute_sentences
-from data_pipelines.people.names import person_name
+from data_pipelines.people.names import DISTRACTORS, person_name
 from data_pipelines.sources import Scan, Source, checks, market1501, mat_files, reading
 from data_pipelines.sources.reading import Picture
 
@@ -35,7 +35,7 @@ def scan(raw: Path) -> Scan:
     values = _slot_values(raw / _FILE)
     pictures, _ = market1501.pictures(raw)
     splits = {
-        split: [_described(item, values, split) for item in items if item.person != market1501.DISTRACTORS]
+        split: [_described(item, values, split) for item in items if item.person != DISTRACTORS]
         for split, items in pictures.items()
     }
     source = {

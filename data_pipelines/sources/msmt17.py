@@ -52,7 +52,7 @@ def _pictures(raw: Path, name: str, folder: str, people: str) -> list[Picture]:
         items.append(
             Picture(file, person_name(NAMESPACE, f"{people}{pid:04d}"), camera, reading.listed_size(raw, file, where))
         )
-    return items
+    return checks.distinct(items, f"{TITLE}, {name}")
 
 
 def _source(name: str, train_images: int, validation: bool) -> Source:

@@ -46,9 +46,10 @@ def scan(raw: Path) -> Scan:
 
 
 def _picture(file: str, pid: str, camera: str, size: int) -> Picture:
-    if not pid.isdigit():
+    number = reading.number(pid)
+    if number is None:
         raise DatasetError(f"{file}: the folder {pid} is no person's number: remove it, or get {TITLE} again")
-    return Picture(file, person_name(NAMESPACE, int(pid)), _CAMERA[camera], size, clothes=_CLOTHES[camera])
+    return Picture(file, person_name(NAMESPACE, number), _CAMERA[camera], size, clothes=_CLOTHES[camera])
 
 
 SOURCES = {

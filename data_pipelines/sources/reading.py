@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,6 +77,14 @@ def record(item: Picture, image: bytes, template: bytes = b"") -> schema.Record:
     )
 
 
+def number(text: str) -> int | None:
+    """Returns the whole number that ASCII digits state, at most 18 of them; None for any other text.
+
+    `int` and `str.isdigit` take other digits, as ², for which they disagree, and `int` refuses 5,000 of them.
+    """
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
+
+
 def is_utf8(text: str) -> bool:
     """Tells whether text can be stored. A file name in another encoding, or half an escape, has surrogates."""
     try:
@@ -83,6 +92,23 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def check_sentences(sentences: Sequence[Any], where: str) -> None:
+    """Raises DatasetError unless all are text that can be stored; `where` is their place."""
+    for text in sentences:
+        if not isinstance(text, str):
+            raise DatasetError(f"{where}: {text!r} must be a sentence: correct it, or get the list again")
+        if not is_utf8(text):
+            raise DatasetError(
+                f"{where}: {text!r} holds half a character, which cannot be stored: correct the text, or get the list "
+                f"again"
+            )
+
+
+def says_something(sentence: str) -> bool:
+    """Tells whether a sentence has a word: `""` and `"..."` have none, and the model would read nothing."""
+    return any(character.isalnum() for character in sentence)
 
 
 def _storable(names: list[str], folder: Path) -> list[str]:
@@ -114,14 +140,13 @@ def check_tree(raw: Path, title: str, needed: Sequence[str]) -> None:
 
 def files(raw: Path, folder: str, title: str, suffixes: tuple[str, ...] = (".jpg",)) -> list[tuple[str, int]]:
     """Returns (file relative to `raw`, size in bytes) of the folder's pictures by name; an error if it has none."""
-    with os.scandir(raw / folder) as entries:
-        found = [(entry.name, entry.stat().st_size) for entry in entries if entry.name.lower().endswith(suffixes)]
-    if not found:
+    names = [name for name in os.listdir(raw / folder) if name.lower().endswith(suffixes)]
+    if not names:
         what = " or ".join(suffixes)
         raise DatasetError(f"{raw / folder} holds no {what} file: the copy of {title} is incomplete, get it again")
-    _storable([name for name, _ in found], raw / folder)
     prefix = folder.rstrip("/")
-    return [(f"{prefix}/{name}", size) for name, size in sorted(found)]
+    listed = [f"{prefix}/{name}" for name in sorted(_storable(names, raw / folder))]
+    return [(file, listed_size(raw, file, f"the folder {raw / folder}")) for file in listed]
 
 
 def folders(raw: Path, folder: str, title: str) -> list[str]:
@@ -161,19 +186,22 @@ def lines(path: Path) -> list[tuple[str, str]]:
         raise DatasetError(f"{path} does not exist: get the list again, or correct the path") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not text in UTF-8 ({error}): save it as such") from error
-    return [(f"{path}, line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    # Not splitlines: it ends a line at U+2028 and the like, which a file's name may hold.
+    listed = enumerate(text.split("\n"), 1)
+    return [(f"{path}, line {number}", line.removesuffix("\r")) for number, line in listed if line.strip()]
 
 
 def path_and_label(path: Path) -> list[tuple[str, str, int]]:
     """Returns ("file, line n", relative path, label) of a list of lines `relpath label`."""
     rows = []
     for where, line in lines(path):
-        match = re.fullmatch(r"\s*(\S.*?)\s+(\d+)\s*", line)
-        if match is None:
+        match = re.fullmatch(r"\s*(\S.*?)\s+(\S+)\s*", line)
+        label = number(match[2]) if match else None
+        if match is None or label is None:
             raise DatasetError(
                 f"{where}: {line.strip()!r} is not `path label`: is this the official list? Get it again"
             )
-        rows.append((where, match[1], int(match[2])))
+        rows.append((where, match[1], label))
     if not rows:
         raise DatasetError(f"{path} is empty: get the official list again")
     return rows
@@ -186,12 +214,27 @@ def comma_numbers(path: Path) -> list[int]:
         for column, cell in enumerate(line.split(","), 1):
             if not cell.strip():
                 continue
-            if not cell.strip().isdigit():
+            found = number(cell.strip())
+            if found is None:
                 raise DatasetError(f"{where}, entry {column}: {cell.strip()!r} is no number: get the list again")
-            numbers.append(int(cell))
+            numbers.append(found)
     if not numbers:
         raise DatasetError(f"{path} is empty: get the official list again")
     return numbers
+
+
+def as_listed(raw: Path, file: str) -> str:
+    """Returns the path of a picture that a list names; one that Windows wrote, with \\ between folders, in our form."""
+    return file.replace("\\", "/") if "\\" in file and not os.path.lexists(raw / file) else file
+
+
+def _near(path: Path) -> str:
+    """Returns the words that name a file of the same folder whose name differs in upper and lower case alone."""
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(path.parent)):
+            if name.casefold() == path.name.casefold():
+                return f" ({name} is: write it as on the disk)"
+    return ""
 
 
 def listed_size(raw: Path, file: str, where: str) -> int:
@@ -202,9 +245,12 @@ def listed_size(raw: Path, file: str, where: str) -> int:
     if not is_utf8(file):
         raise DatasetError(f"{where}: the picture's name {file!r} is not UTF-8: rename the file, here and on the disk")
     try:
-        return os.stat(raw / file).st_size
-    except OSError as error:
+        found = os.stat(raw / file)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DatasetError(
-            f"{where}: the picture {raw / file} is not there: the copy is incomplete, or the folder is not the one the "
-            f"list belongs to"
+            f"{where}: the picture {raw / file} is not there{_near(raw / file)}: the copy is incomplete, or the folder "
+            f"is not the one the list belongs to"
         ) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise DatasetError(f"{where}: {raw / file} is no file but a folder or a device: remove it, or correct the list")
+    return found.st_size

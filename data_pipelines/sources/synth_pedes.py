@@ -84,7 +84,7 @@ def scan(raw: Path) -> Scan:
     for name, column in columns.items():
         rows[name] = column
         del column[:]
-    rows = rows[np.argsort(rows["id"], kind="stable")]
+    rows = _distinct(rows[np.argsort(rows["id"], kind="stable")])
     people = np.unique(rows["id"]).tolist()
     return Scan(
         people=[person_name(NAMESPACE, pid) for pid in people],
@@ -95,11 +95,24 @@ def scan(raw: Path) -> Scan:
 
 
 def _sentences(entry: dict[str, Any], where: str) -> tuple[str, ...]:
-    sentences = entry.get("captions") or entry.get("prompt_caption") or []
-    sentences = [sentences] if isinstance(sentences, str) else sentences
-    if not sentences or not all(isinstance(text, str) for text in sentences):
-        raise DatasetError(f"{where} has neither captions nor prompt_caption: get the official list again")
-    return tuple(sentences)
+    """Returns the captions that have a word, or else such prompt captions."""
+    for key in ("captions", "prompt_caption"):
+        sentences = entry.get(key) or []
+        sentences = sentences if isinstance(sentences, list) else [sentences]
+        reading.check_sentences(sentences, where)
+        if said := tuple(text for text in sentences if reading.says_something(text)):
+            return said
+    raise DatasetError(f"{where} has neither captions nor prompt_caption: get the official list again")
+
+
+def _distinct(rows: np.ndarray) -> np.ndarray:
+    """Returns the rows, in their order, without entries that repeat another one of the same person."""
+    content = rows["crc32"].astype(np.uint64) << np.uint64(32) | rows["length"].astype(np.uint64)
+    order = np.lexsort((content, rows["id"]))
+    repeated = (np.diff(rows["id"][order]) == 0) & (content[order][1:] == content[order][:-1])
+    if repeated.any():
+        logging.warning("%s: %d rows repeat another one and count once", TITLE, repeated.sum())
+    return np.delete(rows, order[1:][repeated])
 
 
 @functools.lru_cache(maxsize=1)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+from absl import logging
 
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
@@ -37,7 +38,7 @@ from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import attribute_sentences
 from data_pipelines.instructions.clothes_crops import Kind
 from data_pipelines.instructions.sentences import wanted_sentence
-from data_pipelines.people.names import person_name
+from data_pipelines.people.names import JUNK, person_name
 from data_pipelines.sources import Scan, Source, checks, reading
 from data_pipelines.sources.datalist import UNKNOWN_CAMERA
 from data_pipelines.sources.reading import Picture, is_utf8
@@ -84,9 +85,10 @@ def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | Non
         raise DatasetError(f"cannot read the table {table} ({error.strerror}): correct the path") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{table} is not text in UTF-8 ({error}): save it as such") from error
-    rows = parse(text, str(table), json_lines=table.suffix == ".jsonl")
+    listed = parse(text, str(table), json_lines=table.suffix == ".jsonl")
+    rows = [row for row in listed if row.identity != str(JUNK)]
     _check_task(rows, task, table, crops)
-    people = {row.identity: _full_name(row.identity, namespace) for row in rows}
+    people = _full_names(rows, namespace)
     outfits = _numbers({(people[row.identity], row.clothes) for row in rows if row.clothes}, table)
     slots: dict[str, list[str]] = {}
     for slot, value in sorted({pair for row in rows for pair in row.attributes}):
@@ -109,9 +111,20 @@ def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | Non
             wanted = templates.get((person, row.instruction_image), "")
             wanted_outfit = outfits.get((person, wanted), schema.UNKNOWN)
             item = item._replace(attributes=(), instruction_clothes=wanted_outfit)
-        splits.setdefault(row.split, []).extend(checks.records_of(item, task, row.split))
-    ordered = {split: splits[split] for split in SPLITS if split in splits}
+        splits.setdefault(row.split, []).append(item)
+    ordered = {
+        split: [
+            record
+            for item in checks.distinct(splits[split], f"{table}, split {split}")
+            for record in checks.records_of(item, task, split)
+        ]
+        for split in SPLITS
+        if split in splits
+    }
     source: dict[str, object] = {"layout": "table", "table": table.name, "slots": slots}
+    if len(rows) < len(listed):
+        logging.info("%s: %d rows of no person (identity %d) left out", table, len(listed) - len(rows), JUNK)
+        source["dropped_junk"] = len(listed) - len(rows)
     if made := sum(_is_made(row, task) for row in rows):
         source["sentences"] = f"of {made} rows made from attributes by templates, seeded by file name"
     return checks.scan_of(ordered, str(table), task, source)
@@ -121,8 +134,31 @@ def _is_made(row: Row, task: str) -> bool:
     return task == "li" and not row.captions
 
 
-def _full_name(identity: str, namespace: str) -> str:
-    return identity if "/" in identity else person_name(namespace, identity)
+def _full_names(rows: Sequence[Row], namespace: str) -> dict[str, str]:
+    """Returns {identity as the table writes it: the person's full name}.
+
+    Raises DatasetError for a full name without namespace or person, and for one number written in two ways.
+    """
+    names: dict[str, str] = {}
+    first: dict[str, Row] = {}
+    for row in rows:
+        if row.identity in names:
+            continue
+        own, slash, pid = row.identity.partition("/")
+        if slash and not all(part.strip() for part in row.identity.split("/")):
+            raise DatasetError(
+                f"{row.where}, column 'identity': {row.identity!r} is no full name: write namespace/person, or a name "
+                f"without /"
+            )
+        name = person_name(own, pid) if slash else person_name(namespace, row.identity)
+        other = first.setdefault(name, row)
+        if other.identity != row.identity and "/" not in other.identity + row.identity:
+            raise DatasetError(
+                f"{row.where}, column 'identity': {row.identity!r} is the number of {other.identity!r} "
+                f"({other.where}): write one person alike, and tell two people apart by more than zeros"
+            )
+        names[row.identity] = name
+    return names
 
 
 def _numbers(pairs: set[tuple[str, str]], table: Path) -> dict[tuple[str, str], int]:
@@ -134,8 +170,8 @@ def _numbers(pairs: set[tuple[str, str]], table: Path) -> dict[tuple[str, str], 
     numbers: dict[tuple[str, str], int] = {}
     taken: dict[tuple[str, int], str] = {}
     for person, label in sorted(pairs):
-        number = int(label) if label.isascii() and label.isdecimal() and len(label) < 10 else zlib.crc32(label.encode())
-        number &= schema.MAX_CLOTHES
+        own = reading.number(label)
+        number = zlib.crc32(label.encode()) & schema.MAX_CLOTHES if own is None or own > schema.MAX_CLOTHES else own
         other = taken.setdefault((person, number), label)
         if other != label:
             raise DatasetError(
@@ -181,21 +217,22 @@ def _picture(
     own = dict(row.attributes)
     values = tuple(slots[slot].index(own[slot]) if slot in own else schema.UNKNOWN for slot in slots)
     clothes = outfits.get((person, row.clothes), schema.UNKNOWN)
+    image, template = reading.as_listed(raw, row.image), reading.as_listed(raw, row.instruction_image)
     template_size = 0
-    if row.instruction_image:
-        template_size = reading.listed_size(raw, row.instruction_image, f"{row.where}, column 'instruction_image'")
+    if template:
+        template_size = reading.listed_size(raw, template, f"{row.where}, column 'instruction_image'")
     return Picture(
-        file=row.image,
+        file=image,
         person=person,
         camera=UNKNOWN_CAMERA.get(row.split, -2) if row.camera is None else row.camera,
-        size=reading.listed_size(raw, row.image, f"{row.where}, column 'image'"),
+        size=reading.listed_size(raw, image, f"{row.where}, column 'image'"),
         clothes=clothes,
         modality=row.modality,
         sentences=_made(row) if _is_made(row, task) else row.captions,
         attributes=values,
         instruction_attributes=values,
         instruction_clothes=clothes if tasks.task(task).composed else schema.UNKNOWN,
-        template=row.instruction_image,
+        template=template,
         template_size=template_size,
     )
 
@@ -260,7 +297,7 @@ def _json_cells(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f"{name}, line {number}"
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(f"{where}: not JSON ({error}): one object a line") from error
         if not isinstance(values, dict):
             raise DatasetError(f"{where}: {line.strip()[:40]!r} is no JSON object: one object a line")
@@ -297,7 +334,8 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         return cell(column) or wrong(column, "it is empty")
 
     camera = cell("camera")
-    if camera and not (camera.isdecimal() and camera.isascii() and int(camera) <= schema.MAX_CAMERA):
+    number = reading.number(camera)
+    if camera and (number is None or number > schema.MAX_CAMERA):
         wrong(
             "camera", f"{camera!r} must be a whole number from 0 to {schema.MAX_CAMERA}, or empty where it is not known"
         )
@@ -315,7 +353,7 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         where=where,
         image=needed("image"),
         identity=needed("identity"),
-        camera=int(camera) if camera else None,
+        camera=number,
         split=cell("split"),
         clothes=cell("clothes"),
         modality=_MODALITIES[cell("modality").lower()],
@@ -336,6 +374,8 @@ def _attributes(value: Any, cell: Any, wrong: Any) -> tuple[tuple[str, str], ...
                 wrong("attributes", f"{part.strip()!r} must be slot=value")
             pairs.append((slot.strip(), named.strip()))
     for slot, named in pairs:
+        if not is_utf8(slot + named):
+            wrong("attributes", f"{slot!r}={named!r} holds half a character, which cannot be stored")
         if not slot or not named:
             wrong("attributes", f"{slot}={named}: a slot and its value must not be empty")
         if [other for other, _ in pairs].count(slot) > 1:

@@ -45,10 +45,7 @@ def train_on(config: ConfigDict, names: Sequence[str]) -> None:
     """Adds training sets. Raises ConfigError for a data set that is not in the table."""
     with config.unlocked():
         for name in names:
-            task = _known(TRAIN, name)
-            config.data.train[name] = keys.train_unit(name, task)
-            if task == "t2i":
-                config.data.train[name].images_per_identity = 1
+            config.data.train[name] = keys.train_unit(name, _known(TRAIN, name))
 
 
 def test_on(config: ConfigDict, names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from irm_jax.evaluation.ranking.relations import (
     Columns,
     Relation,
     camera_numbers,
+    copy_of_query,
     outfits_known,
     same_camera,
     same_file,
@@ -85,6 +86,12 @@ class Protocol:
             return positive, positive & ~positive
         junk = self.junk(query, gallery)
         return positive & ~junk, junk
+
+    def without_copies(self, copies: int) -> Protocol:
+        """The same rule where `copies` gallery images are a query's own file and a camera is unknown: they are junk."""
+        junk = self.junk | copy_of_query if self.junk else copy_of_query
+        words = f"{copies} gallery images are a query's own file, camera unknown"
+        return dataclasses.replace(self, junk=junk, note="; ".join(filter(None, [self.note, words])))
 
     def against_union(self, *, query_is_image: bool) -> Protocol:
         """The same rule against the union of all galleries (task-free).

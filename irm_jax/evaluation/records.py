@@ -23,8 +23,8 @@ class Records:
     dataset: the test set. source: the namespace of the image. distractor: in the gallery as a distractor only.
     order: rank of the record by person name, camera and file name. attributes: slots that the image shows.
     instruction_clothes, instruction_attributes: outfit and slots that the instruction names. instruction_outfit:
-    slots of the outfit that the instruction asks for, named or not. instruction_key, content: fingerprints of the
-    instruction and of the image file.
+    slots of the outfit that the instruction asks for, named or not. instruction_key: number of the instruction, over
+    all test sets. content: fingerprint of the image file.
     """
 
     identity: Int32[np.ndarray, " n"]

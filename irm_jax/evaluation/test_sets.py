@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Int32
 
 from data_pipelines import tasks
@@ -16,12 +16,13 @@ from data_pipelines.dataset.record_format import FIELDS
 from data_pipelines.dataset.schema import Index
 from data_pipelines.errors import DatasetError
 from data_pipelines.images import decode
+from data_pipelines.people.names import DISTRACTORS
 from irm_jax.evaluation.case import Case, prepare
 from irm_jax.evaluation.embed import Instruction
 from irm_jax.evaluation.protocols import Protocol, ProtocolError, protocol_of
+from irm_jax.evaluation.ranking.pairs import RelatedPairs
+from irm_jax.evaluation.ranking.relations import copy_of_query
 from irm_jax.evaluation.records import UNKNOWN, Records
-
-CAMERAS_PER_NAMESPACE = 1 << 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,28 +111,30 @@ class PeopleSpace:
     """Numbers people and cameras over all test sets: both belong to the source of the images, not to the task.
 
     A data set that borrows images names their namespaces in its manifest (`cameras_of`): people of these namespaces
-    keep the camera numbers of their own namespace.
+    keep the cameras of their own namespace. Market-1501's distractors have one name, but each shows somebody else, so
+    each is a person of its own.
     """
 
     def __init__(self) -> None:
         self._people: dict[str, int] = {}
+        self._distractors = 0
         self._namespaces: dict[str, int] = {}
+        self._cameras: dict[tuple[int, int], int] = {}
 
     def records(self, dataset: Dataset, index: Index, number: int) -> Records:
-        """The records of a split of test set `number`, without `instruction_outfit`."""
-        names = dataset.manifest.people
+        """The records of a split of test set `number`, without `instruction_outfit` and `instruction_key`."""
+        names = dataset.people
         people = np.array([self._people.setdefault(name, len(self._people)) for name in names], np.int32)
         space = self._namespace(dataset.manifest.namespace)
         borrowed = dataset.manifest.source.get("cameras_of", ())
         owners = [name.partition("/")[0] for name in names]
         spaces = np.array([self._namespace(owner) if owner in borrowed else space for owner in owners], np.int32)
         known = index.camera >= 0
-        camera = np.where(known, index.camera + spaces[index.identity] * CAMERAS_PER_NAMESPACE, UNKNOWN)
         order = np.empty(len(index), np.int64)
         order[np.lexsort((index.file, index.camera, index.identity))] = np.arange(len(index))
         return Records.of(
-            identity=people[index.identity],
-            camera=camera,
+            identity=self._identities(people[index.identity], np.array(names) == DISTRACTORS, index),
+            camera=self._camera(spaces[index.identity], index.camera),
             camera_number=np.where(known, index.camera, UNKNOWN),
             clothes=index.clothes,
             modality=index.modality,
@@ -141,9 +144,26 @@ class PeopleSpace:
             attributes=index.attributes,
             instruction_attributes=index.instruction_attributes,
             instruction_clothes=index.instruction_clothes,
-            instruction_key=index.instruction_key,
             content=index.content,
         )
+
+    def _identities(
+        self, identity: Int32[np.ndarray, " N"], nobody: Bool[np.ndarray, " P"], index: Index
+    ) -> Int32[np.ndarray, " N"]:
+        """The people of the records, distractors as people of their own, numbered downwards from the largest number."""
+        rows = np.flatnonzero(nobody[index.identity])
+        identity[rows] = np.iinfo(np.int32).max - self._distractors - np.arange(len(rows), dtype=np.int32)
+        self._distractors += len(rows)
+        return identity
+
+    def _camera(self, space: Int32[np.ndarray, " N"], camera: Int32[np.ndarray, " N"]) -> Int32[np.ndarray, " N"]:
+        """The cameras of the records, numbered over all namespaces; -1 for unknown ones."""
+        pairs, which = np.unique(np.stack([space, camera], axis=1), axis=0, return_inverse=True)
+        numbers = [
+            UNKNOWN if own < 0 else self._cameras.setdefault((namespace, own), len(self._cameras))
+            for namespace, own in pairs.tolist()
+        ]
+        return np.array(numbers, np.int32)[which.ravel()]
 
     def _namespace(self, name: str) -> int:
         return self._namespaces.setdefault(name, len(self._namespaces))
@@ -155,6 +175,7 @@ class Loader:
     def __init__(self) -> None:
         self.space = PeopleSpace()
         self.sets: list[TestSet] = []
+        self._instructions: dict[str | bytes, int] = {}  # sentence, or bytes of an instruction image -> its number
 
     def load(
         self,
@@ -182,6 +203,10 @@ class Loader:
             dataclasses.replace(part, records=records.take(np.arange(cut.start, cut.stop)))
             for part, cut in zip(parts, cuts, strict=True)
         ]
+        if entry.task.has_query_image and (copies := _copies(queries.records, records)):
+            words = "%s: the file of a query is %d times in the gallery and a camera is unknown: these images are junk"
+            logging.warning(words, entry.name, copies)
+            protocols = tuple(protocol.without_copies(copies) for protocol in protocols)
         number = len(self.sets)
         test = TestSet(entry.name, entry.task, protocols, entry.task_free, number, queries, tuple(parts), records)
         try:
@@ -195,15 +220,21 @@ class Loader:
     def _split(self, task: tasks.TaskSpec, dataset: Dataset, split: str, *, side: str) -> SplitData:
         index = dataset.index(split)
         records = self.space.records(dataset, index, len(self.sets))
-        instructions, own = _own_instructions(dataset, split, index, task, side)
-        if task.sentence is not None:  # all rows of the set, query and gallery, have one instruction
-            key = np.full(len(index), zlib.crc32(task.sentence.encode()), np.uint32)
-            records = records.replace(instruction_key=key)
+        values, own = _own_instructions(dataset, split, index, task, side)
+        numbers = [self._instructions.setdefault(value, len(self._instructions)) for value in values]
+        records = records.replace(instruction_key=np.array(numbers, np.uint32)[own])
+        instructions = [value if isinstance(value, str) else decode(value) for value in values]
         return SplitData(dataset, split, index, records, instructions, own)
 
 
 def _as_distractors(part: SplitData) -> SplitData:
     return dataclasses.replace(part, records=part.records.replace(distractor=np.ones(len(part), bool)))
+
+
+def _copies(query: Records, gallery: Records) -> int:
+    """How many pairs of a query and a gallery image are one file (by content), a camera of the two being unknown."""
+    rule, sizes = Protocol("copy", positive=copy_of_query), (len(query), len(gallery))
+    return int(RelatedPairs(rule, query, gallery, sizes).counts.positives.sum())
 
 
 def with_instruction_outfits(query: Records, gallery: Records) -> tuple[Records, Records]:
@@ -236,8 +267,12 @@ def with_instruction_outfits(query: Records, gallery: Records) -> tuple[Records,
 
 def _own_instructions(
     dataset: Dataset, split: str, index: Index, task: tasks.TaskSpec, side: str
-) -> tuple[list[Instruction], Int32[np.ndarray, " N"]]:
-    """The distinct instructions, and each record's: the task's sentence, or the first sentence or instruction image."""
+) -> tuple[list[str | bytes], Int32[np.ndarray, " N"]]:
+    """The distinct instructions, and each record's: the task's sentence, or the first sentence or instruction image.
+
+    They are compared themselves: the index has a checksum of them, and in a set of 70,000 captions two of one checksum
+    are likely.
+    """
     if task.sentence is not None:
         return [task.sentence], np.zeros(len(index), np.int32)
     if task.kind == "caption" and side == "gallery":
@@ -251,12 +286,9 @@ def _own_instructions(
             f"{task.name} needs; rebuild the data set with instructions"
         )
     reader = dataset.reader(split, tuple(f for f in FIELDS if f in (field, "file")))
-    _, first, own = np.unique(index.instruction_key, return_index=True, return_inverse=True)
-    instructions: list[Instruction] = []
-    for record in first:
-        value = reader[int(record)][field][0]
-        instructions.append(decode(value) if field == "instruction_images" else str(value))
-    return instructions, own.astype(np.int32)
+    place: dict[str | bytes, int] = {}
+    own = [place.setdefault(reader[record][field][0], len(place)) for record in range(len(index))]
+    return list(place), np.array(own, np.int32)
 
 
 def possibly_same(
@@ -271,6 +303,6 @@ def possibly_same(
     others = {name for pair in overlaps if queries.name in pair for name in pair} - {queries.name}
     masks = []
     for part in (part for other in sets for part in other.parts):
-        unlinked = ~np.isin(part.dataset.manifest.people, queries.manifest.people)
+        unlinked = ~np.isin(part.dataset.people, queries.people)
         masks.append(unlinked[part.index.identity] & (part.dataset.name in others))
     return np.concatenate(masks)

@@ -1,5 +1,6 @@
 """Similarity of two rows' instructions (rho), and the running mean by which instruction features are centred."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -55,7 +56,7 @@ def update_mean(
 
 def similarity(
     feature: Inexact[Array, "B E"],
-    key: Int[Array, " B"],
+    key: Int[Array, " B *words"],
     kind: Int[Array, " B"],
     mean: Inexact[Array, "kinds E"],
     mode: Literal["centered", "raw"] = "centered",
@@ -64,7 +65,7 @@ def similarity(
 
     Args:
         feature: instruction features.
-        key: equal keys of one kind are one instruction.
+        key: equal keys, of one or more words, are one instruction if the kind is equal too.
         kind: index into `mean`; instructions of different kinds are never one.
         mean: of each kind, see `current_mean`.
         mode: "centered" takes cosines of features minus the mean of their kind, "raw" (the paper) of the features.
@@ -87,7 +88,8 @@ def similarity(
         rows = rows - jnp.take(mean.astype(dtype), kind, axis=0, mode="clip")
     unit = unit_rows(rows)
     cosine = jnp.einsum("ae,be->ab", unit, unit, precision=jax.lax.Precision.HIGHEST)
-    equal = (key[:, None] == key[None, :]) & (kind[:, None] == kind[None, :])
+    words = [kind, *jnp.moveaxis(key.reshape(len(key), -1), 1, 0)]
+    equal = functools.reduce(jnp.logical_and, [word[:, None] == word[None, :] for word in words])
     representative = jnp.argmax(equal, axis=1)  # the first row of the same instruction
     cosine = jnp.take(cosine, representative, axis=1, mode="clip")
     return jnp.where(equal, jnp.ones((), dtype), jnp.clip(cosine, -1.0, 1.0))

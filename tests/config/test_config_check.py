@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from data_pipelines import tasks
 from irm_jax.config import data_sets, keys, load, run_files, train_unit
 from irm_jax.config.check import check
 from irm_jax.errors import ConfigError
@@ -271,3 +272,9 @@ def test_a_saved_configuration_is_completed_with_what_was_added_since():
     del saved["logs"], saved["train"]["hooks"], saved["data"]["train"]["market1501"]["hue"]
     saved["train"]["epochs"] = saved["gone"] = 3
     assert keys.completed(saved).to_dict() == config.to_dict()
+
+
+def test_a_caption_is_drawn_once_per_person_unless_one_says_otherwise() -> None:
+    assert {task: keys.train_unit("x", task).images_per_identity for task in tasks.TASKS} == {
+        "trad": 4, "cc": 4, "ctcc": 4, "vi": 4, "t2i": 1, "li": 4,
+    }  # fmt: skip

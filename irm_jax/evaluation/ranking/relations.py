@@ -78,6 +78,10 @@ same_outfit = dataclasses.replace(same("clothes"), text="same outfit")  # of one
 same_modality = same("modality")
 same_source = same("source")
 same_file = dataclasses.replace(same("content"), text="same file")
+copy_of_query = same_file & Relation(
+    "unknown camera", lambda q, g: (q["camera"] < 0) | (g["camera"] < 0), frozenset(["camera"])
+)
+"""The query's own picture in the gallery, under whatever name. Where both cameras are known, they decide."""
 outfits_known = Relation(
     "both outfits known", lambda q, g: (q["clothes"] >= 0) & (g["clothes"] >= 0), frozenset(["clothes"])
 )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import types
+import zlib
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from data_pipelines import tasks
 from data_pipelines.batches import make, show
 from data_pipelines.batches.augment import NO_AUGMENT, Augment
 from data_pipelines.batches.layout import Unit, plan_batch
-from data_pipelines.batches.make import BatchOptions
+from data_pipelines.batches.make import BatchOptions, instruction_key
 from data_pipelines.batches.prefetch import ReadAhead, Stream
 from data_pipelines.batches.training_data import TrainingData
 from data_pipelines.dataset import schema
@@ -188,11 +189,11 @@ def _check_instruction(group, at, layout, record) -> None:
     attributes = record["attributes"] or (record["clothes"],)
     np.testing.assert_array_equal(group["attributes"][at], schema.pad_attributes(tuple(attributes)))
     if instruction < 0:
-        assert key == instruction
+        assert (key == instruction).all()
         assert instruction == -1 - PLAN.neutral or instruction == -1 - layout.constant
         return
     assert layout.entry <= instruction < layout.entry + layout.entries
-    assert key >= 0
+    assert (key >= 0).all()
     entry = group["table"][at[0], instruction]
     if layout.kind == "visual":
         np.testing.assert_array_equal(entry, decode(record["instruction_images"][0]))
@@ -208,7 +209,7 @@ def test_equal_keys_are_equal_instructions(reference):
             fields = batch[group]
             for names in (("instruction", "instruction_key"), ("composed_instruction", "composed_key")):
                 for at in np.ndindex(fields[names[0]].shape):
-                    slot, key = int(fields[names[0]][at]), int(fields[names[1]][at])
+                    slot, key = int(fields[names[0]][at]), tuple(fields[names[1]][at].tolist())
                     content = slot if slot < 0 else fields["table"][at[0], slot].tobytes()
                     assert contents.setdefault(key, content) == content
         assert len(set(contents.values())) == len(contents)
@@ -381,3 +382,20 @@ def test_a_caption_of_unknown_words_is_an_error_that_names_its_record(data, tmp_
         made.stream(0, 1, range(1), ReadAhead()) as batches_of,
     ):
         next(batches_of)
+
+
+def test_instructions_of_one_checksum_have_two_keys():
+    """These ids once gave one key of 31 bits (crc32), and the rows that read them were of one instruction."""
+
+    def crc(ids: np.ndarray) -> int:
+        return zlib.crc32(ids.tobytes()) & 0x7FFFFFFF
+
+    seen: dict[int, np.ndarray] = {}
+    for ids in np.random.default_rng(0).integers(0, 300, (200_000, 4)).astype(np.int32):
+        other = seen.setdefault(crc(ids), ids)
+        if (other != ids).any():
+            break
+    assert crc(other) == crc(ids)
+    keys = [instruction_key(row.tobytes()) for row in (other, ids)]
+    assert (keys[0] != keys[1]).any()
+    assert [(key.dtype, key.shape, key.min() >= 0) for key in keys] == [(np.int32, (2,), True)] * 2

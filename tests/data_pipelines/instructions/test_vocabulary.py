@@ -70,3 +70,15 @@ def test_the_command_makes_what_a_training_asks_for(tiny_data, tmp_path, capsys,
     assert "does not suit" in caplog.text
     assert vocabulary.main([*arguments[:3], str(tmp_path / "no"), "--datasets", "tiny_trad"]) == 2
     assert "no training sentences" in caplog.text
+
+
+def test_sentences_that_differ_behind_the_last_position_are_counted(caplog):
+    words = Tokenizer(max_length=5)  # three pieces
+    said = ["a red hat", "a red hat and shoes", "A red hat, and a bag", "a blue hat", "a red hat"]
+    assert vocabulary.cut_to_equal(words, said) == (3, "a red hat")
+    assert vocabulary.cut_to_equal(Tokenizer(), said) == (0, "")
+    # Beyond 50 words the text is cut whatever the tokenizer's length; "A" and "a" are one word.
+    long = " ".join(["red"] * 50)
+    assert vocabulary.cut_to_equal(Tokenizer(max_length=99), [f"{long} hat", f"{long} bag", f"{long} HAT"])[0] == 2
+    vocabulary.warn_of_cut(words, said, "mine, split query")
+    assert "mine, split query: 3 different sentences are equal to the model" in caplog.text

@@ -47,3 +47,12 @@ def test_captions_alone_have_no_head():
     plan = plan_batch([Unit("c", "t2i", images_per_identity=1)], 1, 1, tokenizer=NoWords())
     space = IdentitySpace(plan, {"c": people(["a", "b"], ["b"])})
     assert (space.num_head, space.names, space.members.shape) == (0, ("b",), (1, 0))
+
+
+def test_a_number_is_one_person_however_many_zeros_a_build_wrote():
+    """Tables of earlier builds kept a number as it was written; a data set beside it has four digits."""
+    datasets = {"old": people(["m/50", "m/a"], ["m/50", "m/a"]), "new": people(["m/0050"], ["m/0050"])}
+    units = [Unit("old", "trad"), Unit("new", "trad")]
+    space = IdentitySpace(plan_batch(units, 16, 1, tokenizer=NoWords()), datasets)
+    assert space.names == ("m/50", "m/a")
+    assert (space.of("old").tolist(), space.of("new").tolist()) == ([0, 1], [0])

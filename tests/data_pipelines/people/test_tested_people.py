@@ -107,3 +107,15 @@ def test_the_refusal_names_the_options_that_help(tmp_path: Path) -> None:
     text = tested_people.refusal(tested_people.leaks([train], {"b": (test, ["query"])}))
     assert text.startswith("2 person(s) of the test sets would be trained on, for example x/1 of b (q.jpg)")
     assert text.endswith("as before but without them (a: --leave_out b --overwrite)")
+
+
+def test_numbers_without_their_zeros_are_the_same_people(market: Path, tmp_path: Path) -> None:
+    """pandas writes 0001 as 1: under Market-1501's namespace this is Market-1501's test person 0001."""
+    rows = ["a.jpg,1,0,train", "b.jpg,2,0,train", "c.jpg,-1,0,train"]
+    command = [*table_command(tmp_path / "raw", tmp_path / "out", rows), "--namespace", "market1501"]
+    assert build.main(command) == 0
+    mine, tested = open_dataset(tmp_path / "out", "mine"), open_dataset(market, "market1501")
+    assert mine.manifest.people == ["market1501/0001", "market1501/0002"]  # -1 is no person
+    assert mine.manifest.source["dropped_junk"] == 1
+    (leak,) = tested_people.leaks([mine], {"market1501": (tested, ["query", "gallery"])})
+    assert (leak.evidence, leak.person_a, leak.person_b) == ("name", "market1501/0001", "market1501/0001")

@@ -83,7 +83,8 @@ def test_a_number_as_instruction_is_no_person(tmp_path: Path) -> None:
     [
         ("a.jpg i 4 99999999999", "line 1: clothes 99999999999 must be from 0 to 2147483647"),
         ("a.jpg i 4 -2", "line 1: clothes -2 must be from 0"),
-        ("a.jpg i 4 0 5000", r"line 1: camera 5000 must be from 0 to 4095 \(-1, -2: not known\)"),
+        ("a.jpg i 4 0 9999999999", r"line 1: camera 9999999999 must be from 0 to 2147483647 \(-1, -2: not known\)"),
+        ("a.jpg i -2 0", "line 1: person -2 must be from 0"),
         ("a.jpg i 4 0 -3", "line 1: camera -3 must be from 0"),
         (f"a.jpg i {'9' * 5000} 0", "line 1, column 3: '9999.*must be a whole number"),
     ],

@@ -176,7 +176,7 @@ def test_wrong_file_is_named(name: str, file: str, message: str, tmp_path: Path)
             "line 1, column 4: 'red' must be",
         ),
         ("real1_li", {"datalist/train_attr.txt": "COCAS/a/1.jpg k9 4 2\n"}, "line 1, column 2: 'k9' is no key"),
-        ("real1_li", {"datalist/runner_real1_v1_gpt.json": '{"k1": 3}'}, "key 'k1': the value must be a sentence"),
+        ("real1_li", {"datalist/runner_real1_v1_gpt.json": '{"k1": 3}'}, "key 'k1': 3 must be a sentence"),
         # The same camera in query and gallery: the error names the rule that leaves nothing.
         (
             "real2_li",

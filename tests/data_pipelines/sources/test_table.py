@@ -104,7 +104,8 @@ HEADER = "image,identity,camera,split\n"
             "t.csv, line 5, column 'camera': 'x' must be a whole number",
         ),
         (HEADER + "a.jpg,1,-1,train\n", "line 2, column 'camera': '-1' must be"),
-        (HEADER + "a.jpg,1,4096,train\n", "line 2, column 'camera': '4096' must be a whole number from 0 to 4095"),
+        (HEADER + "a.jpg,1,2147483648,train\n", "'2147483648' must be a whole number from 0 to 2147483647"),
+        (HEADER + f"a.jpg,1,{'9' * 5000},train\n", "9' must be a whole number from 0 to 2147483647"),
         (HEADER + "a.jpg,,0,train\n", "t.csv, line 2, column 'identity': it is empty"),
         (HEADER + "a.jpg,1,0,val\n", "line 2, column 'split': 'val' is none of train, query, gallery, test"),
         (HEADER + 'a.jpg,"1,0,train\n', "t.csv, line 2: not CSV"),
@@ -202,7 +203,8 @@ def outfit(label: str) -> int:
 def test_outfits_of_one_person_differ_however_the_person_is_written(tmp_path: Path) -> None:
     official_trees.draw(tmp_path, ["a.jpg"])
     rows = [("ann", "red"), ("mine/ann", "blue"), ("mine/ann", "red"), ("ann", "7")]
-    lines = [f"a.jpg,{person},,train,{label}" for person, label in rows]
+    official_trees.draw(tmp_path, [f"{number}.jpg" for number in range(4)])
+    lines = [f"{number}.jpg,{person},,train,{label}" for number, (person, label) in enumerate(rows)]
     (tmp_path / "t.csv").write_text("image,identity,camera,split,clothes\n" + "\n".join(lines))
     items = table.source("x", "trad", "mine", str(tmp_path / "t.csv")).scan(tmp_path).splits["train"]
     assert {item.person for item in items} == {"mine/ann"}
