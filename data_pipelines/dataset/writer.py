@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import pickle
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from absl import logging
 
-from data_pipelines import storage, tasks
+from data_pipelines import child_processes, storage, tasks
+from data_pipelines.child_processes import ChildEnded
 from data_pipelines.dataset import build_folder, schema
 from data_pipelines.dataset.folder import building_folder, check_names, sha256, writing
 from data_pipelines.dataset.shard_writer import ShardJob, is_finished, write_shard
@@ -116,7 +113,7 @@ class BuildOptions:
 
     Attributes:
       workers: processes (None: all cores that this process may use; 1: this process alone).
-      pool: an executor of `worker_pool` to use instead, which saves its start when several data sets are built.
+      pool: of `worker_pool`, to use instead, which saves its start when several data sets are built.
       on_bad_image: "error" refuses the build and names each picture of the shard that does not decode; "skip" leaves
         them out, counted in the log and listed in the manifest.
       overwrite: replaces a finished data set of the same version but other content, which is an error otherwise.
@@ -125,7 +122,7 @@ class BuildOptions:
     """
 
     workers: int | None = None
-    pool: futures.Executor | None = None
+    pool: child_processes.Pool | None = None
     on_bad_image: OnBadImage = "error"
     overwrite: bool = False
     progress: bool = True
@@ -187,27 +184,13 @@ def write_dataset(
     return manifest
 
 
-def worker_pool(workers: int | None = None) -> futures.ProcessPoolExecutor:
-    """Returns an executor whose processes build shards, a context manager; None: one per core this process may use."""
-    # Not fork: the caller may run JAX's or OpenCV's threads, which a forked child inherits half-dead.
-    context = multiprocessing.get_context("forkserver")
-    return futures.ProcessPoolExecutor(workers or _cores(), mp_context=context, initializer=_die_with_parent)
+def worker_pool(workers: int | None = None) -> child_processes.Pool:
+    """Returns processes that build shards, a context manager; None: one per core this process may use."""
+    return child_processes.Pool(workers or _cores(), "build process")
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _die_with_parent() -> None:
-    """Ends this worker when the process that started it is killed; it would wait for work forever."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _describe(item: Any) -> str:
@@ -221,7 +204,7 @@ def _describe(item: Any) -> str:
 
 
 def _run(jobs: Sequence[ShardJob], options: BuildOptions, progress: _Progress) -> None:
-    """Writes the shards; few jobs are in flight at once, so that descriptors are not all copied to the workers."""
+    """Writes the shards; each worker has one job at a time, so that descriptors are not all copied to the workers."""
     if not jobs:  # a build that stopped after its last shard
         return
     workers = min(options.workers or _cores(), len(jobs))
@@ -230,42 +213,21 @@ def _run(jobs: Sequence[ShardJob], options: BuildOptions, progress: _Progress) -
             progress.add(write_shard(job))
         return
     try:
-        pickle.dumps(jobs[0].load)
+        child_processes.packed(jobs[0].load).close()
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise DatasetError(
             f"load cannot be sent to worker processes ({error}): use a module's function, or functools.partial of one, "
             f"or workers=1"
         ) from error
     with contextlib.ExitStack() as stack:
-        executor = options.pool or stack.enter_context(worker_pool(workers))
+        pool = options.pool or stack.enter_context(worker_pool(workers))
         try:
-            for records in _in_parallel(jobs, executor, in_flight=2 * workers):
+            for records in pool.map(write_shard, jobs):
                 progress.add(records)
-        except BrokenProcessPool as error:
+        except ChildEnded as error:
             raise BuildError(
-                "a worker process was killed (out of memory?): run the build again with fewer workers; finished shards "
-                "are kept"
+                f"{error}: run the build again, with fewer workers if it happens again; finished shards are kept"
             ) from error
-
-
-def _in_parallel(jobs: Sequence[ShardJob], executor: futures.Executor, in_flight: int) -> Iterator[int]:
-    waiting = iter(jobs)
-    running: set[futures.Future[int]] = set()
-    try:
-        while True:
-            for job in waiting:
-                running.add(executor.submit(write_shard, job))
-                if len(running) == in_flight:
-                    break
-            if not running:
-                return
-            done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-    finally:  # after an error: the shards under way are finished, so that the next run keeps them
-        for future in running:
-            future.cancel()
-        futures.wait(running)
 
 
 class _Progress:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
+from data_pipelines.batches.prefetch import ReaderLost
 from irm_jax.checkpoint import Checkpointer
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import processes
@@ -35,7 +37,7 @@ def fit(run: Run, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> T
         ConfigError: for data that must not be trained on.
         CheckpointError: for a checkpoint of another run, and where no checkpoint can be written.
         NonFiniteLoss: at the first metric that is not finite.
-        Stopped: after SIGTERM or Ctrl-C, with the state saved.
+        Stopped: after SIGTERM, Ctrl-C or the loss of a reader process, with the state saved.
     """
     run.check_training()
     c = run.config.checkpoint
@@ -56,7 +58,7 @@ def fit(run: Run, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> T
                     batch = next(stream)
                     state, metrics = take_step(state, batch)
                     training.hooks.on_step(step, state, metrics)
-            except Interrupted:  # the signal ended the processes that read data
+            except Interrupted:
                 training.stop(state)
         training.hooks.on_end(state)
     return state
@@ -77,12 +79,12 @@ class _Batches:
         return training.resources.enter_context(training.run.stream(self._done, left, **options))
 
     def __next__(self) -> dict[str, dict[str, jax.Array]]:
-        """Raises Interrupted if a signal ended the reader processes of a run that has one process."""
+        """Raises Interrupted if a reader process is lost and this process is alone."""
         try:
             _, batch = self._training.timer.wait_for(self._stream.__next__)
-        except RuntimeError:
-            if not self._training.signal.requested:
-                raise
+        except ReaderLost as error:  # what was read is right: the state is worth saving
+            logging.error("%s", error)
+            self._training.signal.request("the loss of a reader process")
             if processes.alone():
                 raise Interrupted from None
             self._stream = self._open(workers=0)  # until all processes have agreed to stop

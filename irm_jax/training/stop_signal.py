@@ -1,4 +1,4 @@
-"""How SIGTERM and Ctrl-C end a run: after the running step, with its state saved."""
+"""How SIGTERM, Ctrl-C and a lost reader process end a run: after the running step, with its state saved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StopSignal:
 
     Attributes:
         requested: whether a signal came.
-        name: the name of the signal, '' without one.
+        name: what asked for the end, as the name of a signal; '' without a request.
     """
 
     def __init__(self) -> None:
@@ -46,6 +46,10 @@ class StopSignal:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    def request(self, name: str) -> None:
+        """Asks for the end of the run for another reason than a signal, which the message calls `name`."""
+        self.requested, self.name = True, self.name or name
 
     def release(self) -> None:
         """Gives the signals back to those who handled them before."""
@@ -68,7 +72,7 @@ class StopSignal:
         del frame
         if self.requested:
             raise KeyboardInterrupt
-        self.requested, self.name = True, signal.Signals(number).name
+        self.request(signal.Signals(number).name)
         if self._at_once:
             logging.warning("%s: leaving the evaluation to save", self.name)
             raise Interrupted

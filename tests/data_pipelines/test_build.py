@@ -84,7 +84,7 @@ def test_processes_write_the_same_bytes(tmp_path: Path, uninterrupted: dict[str,
                 tmp_path, pool=pool, version="2.0.0", load=functools.partial(toy_shards.load_damaged, damaged=(7,))
             )
         with pytest.raises(DatasetError, match="load cannot be sent to worker processes"):
-            toy_shards.build(tmp_path, pool=pool, version="3.0.0", load=lambda i: toy_shards.load(i))
+            toy_shards.build(tmp_path, pool=pool, version="3.0.0", load=functools.partial(hash, threading.Lock()))
 
 
 def refuse(i: int) -> schema.Record:
@@ -165,7 +165,7 @@ def test_build_that_stopped_after_its_last_shard_goes_on(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with futures.ThreadPoolExecutor(1) as pool:
+    with worker_pool(1) as pool:
         with monkeypatch.context() as patch:
             patch.setattr(build_folder, "complete", stop)
             with pytest.raises(KeyboardInterrupt):

@@ -1,16 +1,19 @@
 """The training loop as a whole: exact resumption, changed plans, other meshes, signals, losses that blow up."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.batches.prefetch import ReadAhead, Stream
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
@@ -22,7 +25,7 @@ from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import rules
 from irm_jax.run import Run, build
 from irm_jax.training import hooks, loop, state
-from irm_jax.training.stop_signal import Stopped
+from irm_jax.training.stop_signal import Interrupted, Stopped, StopSignal
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 
@@ -163,6 +166,38 @@ def test_sigterm_saves_and_the_same_command_finishes(config, trained_run, tmp_pa
     train(config, tmp_path, evaluate=True)
     assert_same(saved_state(config, trained_run, 4), saved_state(config, tmp_path, 4))
     assert (tmp_path / "report.html").exists()
+
+
+def make_rows(number):
+    return number, {"text": {"row": np.full((8, 2**18), number, np.uint8)}}
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_lost_reader_asks_for_the_end_and_loses_no_batch(alone, monkeypatch, caplog):
+    def stream(start, count, workers=1):
+        return Stream(make_rows, start, start + count, ReadAhead(workers, threads=0, prefetch=1))
+
+    config = types.SimpleNamespace(optimizer=types.SimpleNamespace(accumulate=1))
+    mesh = mesh_lib.make_mesh({"data": 8, "fsdp": 1, "model": 1})
+    run = types.SimpleNamespace(mesh=mesh, config=config, stream=stream)
+    wait_for = types.SimpleNamespace(wait_for=lambda function: function())
+    monkeypatch.setattr(loop.processes, "alone", lambda: alone)
+    with contextlib.ExitStack() as resources:
+        training = types.SimpleNamespace(
+            run=run, start=3, steps=9, resources=resources, timer=wait_for, signal=StopSignal()
+        )
+        batches = loop._Batches(training)
+        assert int(next(batches)["text"]["row"][0, 0]) == 3
+        (reader,) = batches._stream._iterator._readers
+        os.kill(reader.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, reader.pid, os.WEXITED | os.WNOWAIT)
+        if alone:  # what is trained is saved at once
+            with pytest.raises(Interrupted):
+                next(batches)
+        else:  # until all processes have agreed to stop
+            assert [int(next(batches)["text"]["row"][0, 0]) for _ in range(2)] == [4, 5]
+    assert training.signal.name == "the loss of a reader process"
+    assert f"(pid {reader.pid}) was ended by SIGKILL" in caplog.text
 
 
 def test_an_evaluation_during_training_changes_nothing_and_is_kept(config, trained_run, halfway):
