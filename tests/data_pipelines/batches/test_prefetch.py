@@ -99,7 +99,8 @@ def test_a_reader_that_dies_ends_the_stream_with_a_message(number, tmp_path):
         pids = [reader.pid for reader in made._iterator._readers]
         os.kill(pids[0], number)
         if number == signal.SIGSTOP:
-            assert f"pid {pids[0]}, stopped: kill -CONT {pids[0]}" in str(made._iterator._readers[0])
+            told = f"(pid {pids[0]}, stopped: kill -CONT {pids[0]})"
+            wait_for(lambda: told in str(made._iterator._readers[0]))
             os.kill(pids[0], signal.SIGCONT)
             assert int(next(made)[-1]) == 3
             os.kill(pids[0], signal.SIGSTOP)  # and closing ends it all the same
