@@ -27,7 +27,7 @@ from data_pipelines.errors import RetryError, UserError
 from data_pipelines.object_lock import LockedError
 
 __all__ = [
-    "LockedError", "StorageError", "WriteError", "folder_in_one_step", "jsonable", "lock", "parse_json", "replacing",
+    "LockedError", "StorageLost", "WriteError", "folder_in_one_step", "jsonable", "lock", "parse_json", "replacing",
     "scratch_path", "sweep", "write_atomically", "write_json",
 ]  # fmt: skip
 
@@ -49,7 +49,7 @@ class WriteError(UserError, OSError):
         return str(self.args[-1])
 
 
-class StorageError(RetryError, OSError):
+class StorageLost(RetryError, OSError):
     """Reports storage that does not answer now; another start may succeed. The message names the file."""
 
     def __str__(self) -> str:
@@ -102,14 +102,14 @@ def scratch_path(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Replaces a local file by what the block writes to the path that it is given, in one step.
 
-    The temporary file lies in the same folder; it is flushed to the disk, renamed, and the folder is flushed, so that
-    the new name survives a power failure. After an error it is removed.
+    Its folder is made if missing. The temporary file lies in the same folder; it is flushed to the disk, renamed, and
+    the folder is flushed, so that the new name survives a power failure. After an error it is removed.
 
     Raises:
       WriteError: the file cannot be written.
-      StorageError: the disk or the network's file system does not answer.
+      StorageLost: the disk or the network's file system does not answer.
     """
-    scratch = scratch_path(path)
+    scratch = _prepared(path)
     with _explained(path, scratch):
         try:
             yield scratch
@@ -128,10 +128,10 @@ def folder_in_one_step(path: Path) -> Iterator[Path]:
 
     Its files are flushed before. After an error nothing is left. Raises as `replacing`, also if the folder is there.
     """
-    scratch = scratch_path(path)
+    scratch = _prepared(path)
     with _explained(path, scratch):
         try:
-            scratch.mkdir(parents=True)
+            scratch.mkdir()
             yield scratch
             for root, _, names in os.walk(scratch):
                 for name in names:
@@ -144,6 +144,13 @@ def folder_in_one_step(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
+
+
+def _prepared(path: Path) -> Path:
+    """Returns `scratch_path`, its folder made if missing."""
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return scratch_path(path)
 
 
 def _flush(path: Path) -> None:
@@ -176,7 +183,7 @@ def _explained(path: Path | epath.Path, scratch: Path | None = None) -> Iterator
         raise write_failure(path, error) from error  # clients of object storage have errors of their own
 
 
-def write_failure(path: str | os.PathLike[str], error: Exception) -> WriteError | StorageError:
+def write_failure(path: str | os.PathLike[str], error: Exception) -> WriteError | StorageLost:
     """Returns the error to raise for a failure to write `path`, with its cause and its cure."""
     number = error.errno if isinstance(error, OSError) else None
     cause = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
@@ -191,7 +198,7 @@ def write_failure(path: str | os.PathLike[str], error: Exception) -> WriteError 
         return WriteError(number, f"{where} cannot be written ({cause}): make it writable, or choose another folder")
     elif number not in _TRANSIENT and not isinstance(error, ConnectionError | TimeoutError):
         return WriteError(number, f"{where} cannot be written ({cause}): choose another name or folder")
-    return StorageError(number, f"{where} cannot be written now ({cause}): the storage does not answer. Start again")
+    return StorageLost(number, f"{where} cannot be written now ({cause}): the storage does not answer. Start again")
 
 
 def write_atomically(path: Path | epath.Path, data: bytes | str) -> None:
@@ -200,12 +207,12 @@ def write_atomically(path: Path | epath.Path, data: bytes | str) -> None:
     Local files are written as by `replacing`; on object storage one put does it.
 
     Args:
-      path: the file, in a folder that exists.
+      path: the file; its folder is made if missing.
       data: its content; text is written as UTF-8.
 
     Raises:
       WriteError: the file cannot be written.
-      StorageError: the storage does not answer.
+      StorageLost: the storage does not answer.
     """
     # Half a character of a pair, from JSON's \ud83d, has no UTF-8.
     content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
@@ -220,6 +227,18 @@ def write_atomically(path: Path | epath.Path, data: bytes | str) -> None:
 def write_json(path: Path | epath.Path, value: Any) -> None:
     """Writes a JSON file with an indent of one space, in one step."""
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def check_writable(path: Path | epath.Path) -> None:
+    """Raises WriteError if a local file cannot be written: before the work of which it is to hold the result."""
+    if storage.is_remote(path):
+        return
+    with _explained(path):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        scratch = _prepared(Path(path))
+        scratch.touch()
+        scratch.unlink()
 
 
 def sweep(folder: Path | epath.Path) -> None:

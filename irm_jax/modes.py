@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines import files as writing
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint
 from irm_jax import run as runs
@@ -21,6 +22,7 @@ from irm_jax.embedder import Embedder, Picture
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record
+from irm_jax.logs.workdir import locked
 from irm_jax.parallel import processes
 from irm_jax.training.hooks import Hook
 from irm_jax.training.loop import fit
@@ -41,22 +43,25 @@ def train(config: ConfigDict, workdir: epath.Path, hooks: Sequence[Hook] | None 
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> None:
-    """Evaluates a checkpoint of `workdir` under the configuration and writes the report there.
+    """Evaluates a checkpoint of `workdir` under the configuration and writes an evaluation there (`folders`).
 
     Without a checkpoint, the converted weights that `config.init.model` names are evaluated, as step 0.
     """
     _join_processes()
     runs.enable_compilation_cache(config)
-    if config.init.model and not checkpoint.saved_steps(workdir / runs.CHECKPOINTS):
-        step, run = 0, runs.untrained(config)
-        model = run.initial_model()
-    else:
-        step, run = runs.from_checkpoint(config, workdir, _chosen_step(config))
-        model = run.saved_model(workdir, step)
-    result = run.evaluate(model)
-    record = run_record.run_record(config.to_dict(), config.seed)
-    write_evaluation(workdir, config, model, result, record, step=step)
-    logging.info("evaluated step %d: report at %s", step, workdir / "report.html")
+    untrained = config.init.model and not checkpoint.saved_steps(workdir / runs.CHECKPOINTS)
+    if not untrained:  # before the lock, which makes the folder
+        checkpoint.read_metadata(workdir / runs.CHECKPOINTS, _chosen_step(config))
+    with locked(workdir):
+        if untrained:
+            step, run = 0, runs.untrained(config)
+            model = run.initial_model()
+        else:
+            step, run = runs.from_checkpoint(config, workdir, _chosen_step(config))
+            model = run.saved_model(workdir, step)
+        result = run.evaluate(model)
+        record = run_record.run_record(config.to_dict(), config.seed)
+        write_evaluation(workdir, config, model, result, record, step=step)
 
 
 def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
@@ -85,14 +90,15 @@ def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
             else "config.embed.text_to_image searches by a sentence: give it as config.embed.instruction"
         )
     embedder = Embedder(workdir, step=_chosen_step(config))
-    embeddings = embedder.project_images(files) if search else embedder(files, [instruction] * len(files))
-    query = {"query": embedder.project_sentences([ask])[0]} if search else {}
     target = workdir / config.embed.output
-    target.parent.mkdir(parents=True, exist_ok=True)
-    names = np.array([str(p.relative_to(folder)) for p in files])
-    content = io.BytesIO()
-    np.savez_compressed(content, files=names, embeddings=embeddings, instruction=np.array(str(ask)), **query)
-    target.write_bytes(content.getvalue())
+    with locked(workdir):
+        writing.check_writable(target)
+        embeddings = embedder.project_images(files) if search else embedder(files, [instruction] * len(files))
+        query = {"query": embedder.project_sentences([ask])[0]} if search else {}
+        names = np.array([str(p.relative_to(folder)) for p in files])
+        content = io.BytesIO()
+        np.savez_compressed(content, files=names, embeddings=embeddings, instruction=np.array(str(ask)), **query)
+        writing.write_atomically(target, content.getvalue())
     logging.info("%d embeddings of %d floats in %s", *embeddings.shape, target)
 
 

@@ -368,6 +368,10 @@ def enable_compilation_cache(config: ConfigDict) -> None:
     """Keeps compiled programs in the configured folder. JAX's own JAX_COMPILATION_CACHE_DIR, where set, decides."""
     if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = epath.Path(config.compilation_cache).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logging.warning("config.compilation_cache: %s; compiled programs are not kept", error)
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

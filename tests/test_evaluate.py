@@ -16,7 +16,9 @@ from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, modes, run
 from irm_jax.config import check
 from irm_jax.embedder import Embedder, ImageError
+from irm_jax.evaluation import compare, folders
 from irm_jax.evaluation.features import EmbedOptions, Variant, embed_split
+from irm_jax.evaluation.figures import read_results
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 
@@ -57,20 +59,27 @@ def people(make_run_config):
 def test_evaluating_a_checkpoint_gives_the_figures_of_the_end_of_training(config, trained_run, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(trained_run, workdir)
-    before = json.loads((workdir / "results.json").read_text())
-    (workdir / "results.json").unlink()
-    (workdir / "report.html").unlink()
+    first = folders.newest(workdir)
+    before = json.loads((first / "results.json").read_text())
+    (workdir / "evaluations" / f"tmp-{2**22 + 1}-step-4").mkdir()  # left by one that was killed
     modes.evaluate(config, workdir)
-    after = json.loads((workdir / "results.json").read_text())
+    second = folders.newest(workdir)
+    after = json.loads((second / "results.json").read_text())
     assert after["run"]["step"] == before["run"]["step"] == 4
     assert {row["test_set"] for row in after["figures"]} >= {"procedural_trad", "procedural_ctcc"}
     assert after["figures"] == before["figures"]
-    assert (workdir / "report.html").stat().st_size > 10_000
+    assert len((second / "report.html").read_text()) > 10_000
     config.evaluation.checkpoint = "2"
     modes.evaluate(config, workdir)
-    earlier = json.loads((workdir / "results.json").read_text())
+    third = folders.newest(workdir)
+    earlier = json.loads((third / "results.json").read_text())
     assert earlier["run"]["step"] == 2
     assert earlier["figures"] != before["figures"]
+    # Nothing is overwritten, and nothing else is there.
+    assert json.loads((first / "results.json").read_text()) == before
+    kept = {path.name for path in (workdir / "evaluations").iterdir()}
+    assert kept == {first.name, second.name, third.name, "latest"}
+    assert compare.compare_runs(first, second, samples=10) == compare.compare_runs(first, first, samples=10)
 
 
 def test_no_such_checkpoint(config, trained_run, tmp_path):
@@ -98,15 +107,16 @@ def test_evaluating_needs_no_training_data(config, trained_run, procedural_dir, 
     config.data.dir, config.data.build_missing = str(tmp_path / "data"), False
     workdir = tmp_path / "run"
     shutil.copytree(trained_run / run.CHECKPOINTS, workdir / run.CHECKPOINTS)
-    stale = workdir / "per_query" / "task_free" / "procedural_trad.npz"
-    stale.parent.mkdir(parents=True)
-    stale.write_bytes(b"of an earlier evaluation")
+    left = workdir / "per_query" / ".procedural_trad.npz.4711"  # of code before evaluations had folders
+    left.parent.mkdir()
+    left.write_bytes(b"half")
     modes.evaluate(config, workdir)
-    results = json.loads((workdir / "results.json").read_text())
+    folder = folders.newest(workdir)
+    results = json.loads((folder / "results.json").read_text())
     assert results["leaks"] is None
-    assert results["figures"] == json.loads((trained_run / "results.json").read_text())["figures"]
-    assert not stale.exists()
-    assert (workdir / "per_query" / "procedural_trad_same_outfit.npz").exists()
+    assert results["figures"] == [figure.to_json() for figure in read_results(trained_run).figures]
+    assert not left.exists()
+    assert (folder / "per_query" / "procedural_trad_same_outfit.npz").exists()
 
 
 def test_the_embedder_gives_the_evaluators_embeddings(model, embedder, people):

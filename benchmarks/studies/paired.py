@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.studies import chart
 from data_pipelines import tasks
 from irm_jax.evaluation.figures import SETTINGS, counterpart, headlines, read_results
+from irm_jax.evaluation.folders import is_evaluated
 
 Found = dict[tuple[str, int], dict[str, float]]
 """Figures of finished runs, by (variant, seed)."""
@@ -98,7 +99,7 @@ def collect(study: Path, variants: Sequence[str], seeds: int, known: Runs) -> Ru
     for variant in variants:
         for seed in range(seeds):
             folder = study / variant / str(seed)
-            if (folder / "results.json").is_file():
+            if is_evaluated(folder):
                 found[variant, seed] = _finished(folder, variant, seed)
             elif (variant, seed) in known:
                 found[variant, seed] = known[variant, seed]

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.studies import paired
+from irm_jax.evaluation.folders import is_evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def run(folder: Path, options: Sequence[str], data_dir: str) -> bool:
             print(f"{folder}: another process is at it", flush=True)
             return False
         check_command(folder, options)
-        if (folder / "results.json").is_file():
+        if is_evaluated(folder):
             return True
         command = [
             sys.executable, "-m", "irm_jax.main", "--config", "configs/quickstart.py", "--workdir", str(folder),
@@ -98,7 +99,7 @@ def run(folder: Path, options: Sequence[str], data_dir: str) -> bool:
         with open(folder / "log.txt", "a") as log:
             # The run holds the lock as well: if this process is killed alone, no other starts beside it.
             status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,)).returncode
-        done = status == 0 and (folder / "results.json").is_file()
+        done = status == 0 and is_evaluated(folder)
         if not done:
             print(f"{folder}: not finished (status {status}), see log.txt there", flush=True)
         return done

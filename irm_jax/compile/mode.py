@@ -23,6 +23,7 @@ from irm_jax.compile.targets import Compiled
 from irm_jax.config import check
 from irm_jax.errors import UserError
 from irm_jax.evaluation.report import compile_table
+from irm_jax.logs.workdir import locked
 from irm_jax.parallel import mesh as mesh_lib
 
 PAGE = "compile.html"
@@ -78,10 +79,10 @@ def compile_run(config: ConfigDict, workdir: epath.Path, topology: Topology) -> 
             entries[step] = compile_step(step, config, mesh, topology, groups)
     described = describe(config, mesh, topology)
     print(page.text(entries, described))
-    workdir.mkdir(parents=True, exist_ok=True)
     table = {step: dataclasses.asdict(entry) for step, entry in entries.items()}
-    files.write_atomically(workdir / compile_table.FILE, json.dumps(table, indent=1, allow_nan=False) + "\n")
-    files.write_atomically(workdir / PAGE, page.html(entries, described))
+    with locked(workdir):
+        files.write_atomically(workdir / compile_table.FILE, json.dumps(table, indent=1, allow_nan=False) + "\n")
+        files.write_atomically(workdir / PAGE, page.html(entries, described))
     logging.info("the table is in %s and %s", workdir / compile_table.FILE, workdir / PAGE)
     refuse(entries, config, mesh)
     return entries

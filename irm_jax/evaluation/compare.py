@@ -8,7 +8,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +20,13 @@ from etils import epath
 from jaxtyping import Float, Float64
 
 from data_pipelines import storage
+from data_pipelines.files import SCRATCH_PREFIX, parse_json, write_atomically
 from irm_jax.errors import UserError
-from irm_jax.evaluation import earlier_results
-from irm_jax.evaluation.figures import FILE, Figure, label
+from irm_jax.evaluation import earlier_results, folders
+from irm_jax.evaluation.figures import Figure, label
+from irm_jax.evaluation.folders import PER_QUERY, RESULTS
 from irm_jax.evaluation.ranking.metrics import Ranking
 
-FOLDER = "per_query"
 RESAMPLED_AT_ONCE = 1 << 22
 METRICS = ("mAP", "rank1")
 ARRAYS = ("ap", "inp", "rank1", "first_positive_rank", "num_positives", "drop_cause", "top_ids", "top_scores")
@@ -60,13 +64,13 @@ class Comparison:
 
 
 def save_per_query(
-    workdir: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     figure: Figure,
     ranking: Ranking,
     query_id: Sequence[int] | np.ndarray,
     gallery_content: Sequence[int] | np.ndarray,
 ) -> epath.Path:
-    """Writes the results per query of a figure's ranking into `workdir/per_query`, and returns the file's path.
+    """Writes the results per query of a figure's ranking into `folder/per_query`, and returns the file's path.
 
     Args:
       query_id: [Q], numbers or strings, each once: what pairs the queries of two runs (the record index, say).
@@ -81,8 +85,7 @@ def save_per_query(
         raise ValueError(f"query_id must name each of the {len(ranking.ap)} queries once; got shape {ids.shape}")
     row = figure.to_json()
     name = re.sub(r"[^\w+-]+", "_", label(figure)).strip("_")
-    path = epath.Path(workdir) / FOLDER / f"{name}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = epath.Path(folder) / PER_QUERY / f"{name}.npz"
     content = io.BytesIO()
     images = np.sort(np.asarray(gallery_content).astype("<u8"))
     np.savez_compressed(
@@ -91,28 +94,17 @@ def save_per_query(
         gallery_content=np.array(hashlib.blake2b(images.tobytes(), digest_size=8).hexdigest()),
         **{name: getattr(ranking, name) for name in ARRAYS},
     )  # fmt: skip
-    # On object storage a file is there whole or not at all.
-    unfinished = path if storage.is_remote(path) else path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content.getvalue())
-    if unfinished != path:
-        unfinished.replace(path)
+    write_atomically(path, content.getvalue())
     return path
-
-
-def remove_other_results(workdir: str | os.PathLike[str], written: Collection[epath.Path]) -> None:
-    """Removes per-query files of earlier evaluations, which `--mode compare` would take for this one's."""
-    for path in _files(epath.Path(workdir) / FOLDER):
-        if path not in written:
-            path.unlink()
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
     """Every .npz file below a folder (object storage has no recursive glob)."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.suffix == ".npz":
-            yield path
-        elif path.is_dir():
+        if path.is_dir():
             yield from _files(path)
+        elif path.suffix == ".npz" and not path.name.startswith((".", SCRATCH_PREFIX)):  # of one that was killed
+            yield path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,37 +117,65 @@ class _File:
 
 
 def _read_run(directory: str | os.PathLike[str]) -> dict[tuple[Any, ...], _File]:
-    """The figures of a run by `Figure.key`. Raises CompareError if it has no per-query files."""
+    """The figures of a run's newest evaluation by `Figure.key`. Raises CompareError if it has no per-query files."""
     storage.require_library(directory)
-    workdir = epath.Path(directory).expanduser()
-    folder = workdir / FOLDER
+    workdir = folders.newest(directory)
+    folder = workdir / PER_QUERY
     found = {}
     names: dict[str, str] | None = None
     for path in _files(folder):
-        if path.name.startswith("."):  # of an evaluation that did not end
-            continue
-        with path.open("rb") as file, np.load(file) as saved:
-            arrays = {name: saved[name] for name in saved if not name.startswith("top_")}
+        arrays = _read_arrays(path)
         if "figure" in arrays:
-            row = json.loads(str(arrays["figure"]))
+            figure = _figure_of(path, str(arrays["figure"]))
         else:  # version 1: the file's name says what was ranked
             names = _earlier_names(workdir) if names is None else names
             name = path.relative_to(folder).as_posix().removesuffix(".npz")
-            row = {**earlier_results.row_of(name, names), "task": ""}
-        figure = Figure.from_json(row)
+            figure = Figure.from_json({**earlier_results.row_of(name, names), "task": ""})
         found[figure.key] = _File(path, label(figure), arrays)
     if not found:
         raise CompareError(f"no per-query results in {folder}: run `--mode evaluate` with this workdir first")
     return found
 
 
+def _read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
+    """The arrays of a file but for its best images. Raises CompareError if it is damaged."""
+    try:
+        if not (storage.is_remote(path) or Path(path).is_file()):
+            raise ValueError("no regular file")
+        with path.open("rb") as file, np.load(file) as saved:
+            arrays = {name: saved[name] for name in saved if not name.startswith("top_")}
+        queries = {name: arrays[name].shape for name in ("query_id", "ap", "first_positive_rank", "num_positives")}
+        if len(set(queries.values())) != 1 or len(queries["ap"]) != 1:
+            raise ValueError(f"arrays of different lengths, {queries}")
+        if arrays["ap"].dtype.kind != "f" or arrays["num_positives"].dtype.kind not in "iu":
+            raise ValueError("ap or num_positives is no number")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+        raise _damaged(path, error) from error
+    return arrays
+
+
+def _figure_of(path: epath.Path, text: str) -> Figure:
+    try:
+        return Figure.from_json(parse_json(text))
+    except earlier_results.ResultsError as error:
+        raise CompareError(f"{path}: {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: epath.Path, error: BaseException) -> CompareError:
+    return CompareError(f"{path} is damaged ({error}): evaluate that run again (--mode evaluate)")
+
+
 def _earlier_names(workdir: epath.Path) -> dict[str, str]:
     """Protocol name of version 1 -> test set, from the configuration beside the results; {} without one."""
-    path = workdir / FILE
+    path = workdir / RESULTS
     if not path.exists():
         return {}
-    run = json.loads(path.read_text(encoding="utf-8")).get("run", {})
-    return earlier_results.set_names(run.get("config") or {})
+    try:
+        return earlier_results.set_names(parse_json(path.read_bytes()).get("run", {}).get("config") or {})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(path, error) from error
 
 
 def compare_runs(

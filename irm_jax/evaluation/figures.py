@@ -7,18 +7,16 @@ metrics of that ranking. Its label is printed from these fields and never parsed
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
-from irm_jax.evaluation import earlier_results
+from data_pipelines.files import parse_json
+from irm_jax.evaluation import earlier_results, folders
 from irm_jax.evaluation.earlier_results import ResultsError
+from irm_jax.evaluation.folders import RESULTS as FILE
 
 VERSION = 2
-FILE = "results.json"
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 TAU_TABLES = ("mAP_tau", "mAP_tau_common", "tau_positives_kept", "mAP_tau_dropped")
 """Fields that hold one value per tau, by its text ("0.5"). The last counts queries, the others are fractions."""
@@ -187,12 +185,19 @@ class Results:
 
 
 def read_results(workdir: str | os.PathLike[str]) -> Results:
-    """Reads `workdir/results.json`, of this version or an earlier one. Raises ResultsError naming the file."""
-    path = epath.Path(workdir) / FILE
+    """Reads results.json of a run's newest evaluation, or of the evaluation whose folder is given.
+
+    Raises ResultsError naming the file if it is missing or damaged, or of a later version.
+    """
+    path = folders.newest(workdir) / FILE
     try:
-        return Results.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        return Results.from_json(parse_json(path.read_bytes()))
+    except ResultsError as error:
         raise ResultsError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise ResultsError(f"no evaluation in {workdir}: evaluate it first (--mode evaluate)") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ResultsError(f"{path} cannot be read ({error}): evaluate again (--mode evaluate)") from error
 
 
 def select(figures: Iterable[Figure], **where: Any) -> list[Figure]:

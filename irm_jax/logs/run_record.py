@@ -56,9 +56,7 @@ def append_run_record(workdir: str | os.PathLike[str], record: Mapping[str, Any]
     """Appends to run.json, newest last; in process 0 only. Raises RunRecordError if the file there is damaged."""
     if jax.process_index() != 0:
         return
-    folder = epath.Path(workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RUN_FILE
+    path = epath.Path(workdir) / RUN_FILE
     write_atomically(path, json.dumps([*_starts(path), jsonable(record)], indent=2) + "\n")
 
 

@@ -300,11 +300,11 @@ class Report(Hook):
         if found is None:
             return
         training.signal.release()  # the state is saved and evaluated: a signal may end the process now
-        write_evaluation(
+        written = write_evaluation(
             training.workdir, training.run.config, training.embedding_model, found, training.record,
             step=int(state.step),
         )  # fmt: skip
-        logging.info("done: report at %s", training.workdir / "report.html")
+        logging.info("done: report at %s", written / "report.html")
 
 
 class Logging(Hook):

@@ -12,6 +12,7 @@ from etils import epath
 
 from data_pipelines.batches.prefetch import ReaderLost
 from irm_jax.checkpoint import Checkpointer
+from irm_jax.logs.workdir import locked
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import processes
 from irm_jax.training import resume
@@ -35,6 +36,7 @@ def fit(run: Run, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> T
 
     Raises:
         ConfigError: for data that must not be trained on.
+        LockedError: while another command works in the folder.
         CheckpointError: for a checkpoint of another run, and where no checkpoint can be written.
         NonFiniteLoss: at the first metric that is not finite.
         Stopped: after SIGTERM, Ctrl-C or the loss of a reader process, with the state saved.
@@ -42,6 +44,7 @@ def fit(run: Run, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> T
     run.check_training()
     c = run.config.checkpoint
     with (
+        locked(workdir),
         Checkpointer(
             workdir / CHECKPOINTS, keep=c.keep, best_metric=c.best_metric, best_mode="max", async_=c.asynchronous
         ) as checkpoints,

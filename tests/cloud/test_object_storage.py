@@ -95,14 +95,9 @@ def test_report_and_comparison(bucket: Bucket, tmp_path: Path) -> None:
     where = (tmp_path, epath.Path("gs://bucket/runs/a"))
     for workdir in where:
         write.write_report(workdir, results, data)
-        for protocol, ap in (("market", [0.5, 1.0]), ("of_before", [0.0, 0.0]), ("identity", [0.25, 0.75])):
+        for protocol, ap in (("market", [0.5, 1.0]), ("identity", [0.25, 0.75])):
             figure = Figure(test_set="p", task="trad", protocol=protocol)
             compare.save_per_query(workdir, figure, ranking(ap), [7, 8], range(4))
-        earlier = epath.Path(workdir) / "per_query" / "task_free" / "p.npz"
-        earlier.parent.mkdir(parents=True, exist_ok=True)
-        earlier.write_bytes(b"of an earlier version")
-        kept = {epath.Path(workdir) / "per_query" / name for name in ("p_market.npz", "p_identity.npz")}
-        compare.remove_other_results(workdir, kept)
     local = {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert {name.removeprefix("bucket/runs/a/"): data for name, data in bucket.files.items()} == local
     assert set(local) == {"report.html", "results.json", "per_query/p_market.npz", "per_query/p_identity.npz"}

@@ -9,6 +9,7 @@ import pytest
 from data_pipelines.batches.training_data import make_tokenizer
 from data_pipelines.tasks import TASKS
 from irm_jax import run
+from irm_jax.evaluation import folders
 from irm_jax.evaluation.figures import METRICS, counterpart, headlines, label, select
 from irm_jax.evaluation.report.results import benchmark_checks
 from irm_jax.evaluation.report.write import write_evaluation
@@ -158,16 +159,17 @@ def test_task_free_rankings_leave_out_the_query_itself(evaluated):
 def test_the_report_is_written(evaluated, tmp_path):
     config, evaluation, embedder = evaluated
     metadata = run_record.run_record(config.to_dict(), config.seed)
-    write_evaluation(tmp_path, config, embedder, evaluation, metadata, step=4)
-    page = (tmp_path / "report.html").read_text()
+    folder = write_evaluation(tmp_path, config, embedder, evaluation, metadata, step=4)
+    assert folders.newest(tmp_path) == folder
+    page = (folder / "report.html").read_text()
     assert len(page) > 100_000
     for words in ("gallery under its own instructions", "put there on purpose", "Attention", "Oracle"):
         assert words in page
-    saved = json.loads((tmp_path / "results.json").read_text())
+    saved = json.loads((folder / "results.json").read_text())
     assert saved["version"] == 2
     assert saved["figures"] == evaluation.results.to_json()["figures"]
     assert saved["run"]["step"] == 4
-    assert len(list((tmp_path / "per_query").iterdir())) == len(evaluation.outcomes)
+    assert len(list((folder / "per_query").iterdir())) == len(evaluation.outcomes)
 
 
 def test_checks_of_a_real_evaluation(figures):

@@ -19,6 +19,7 @@ from quick_compilation import few_optimizations
 
 from irm_jax import checkpoint, modes
 from irm_jax.errors import RetryError, UserError
+from irm_jax.evaluation.figures import read_results
 from irm_jax.parallel import processes
 from irm_jax.parallel.processes import ProcessesError, place_from_environment
 from irm_jax.training import loop
@@ -202,11 +203,11 @@ def assert_same_losses(workdir, straight, steps):
 
 def assert_same_evaluation(config, workdir):
     """The evaluation of several processes, which is in the workdir, against that of one."""
-    together = json.loads((workdir / "results.json").read_text())
+    together = read_results(workdir).figures
     modes.evaluate(config, workdir)
-    alone = json.loads((workdir / "results.json").read_text())
-    assert all(row["queries"] for row in together["figures"] if row["system"] == "model")
-    assert together["figures"] == alone["figures"] != []
+    alone = read_results(workdir).figures
+    assert all(figure.queries for figure in together if figure.system == "model")
+    assert together == alone != ()
 
 
 def test_sigterm_to_one_of_two_and_a_restart_change_nothing(one_process, launch, config, tmp_path):

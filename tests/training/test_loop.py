@@ -21,6 +21,7 @@ from data_pipelines.people import tested_people
 from irm_jax import checkpoint, modes
 from irm_jax.config import keys
 from irm_jax.errors import ConfigError
+from irm_jax.evaluation import folders
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import rules
 from irm_jax.run import Run, build
@@ -162,10 +163,10 @@ def test_sigterm_saves_and_the_same_command_finishes(config, trained_run, tmp_pa
             train(config, tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
     assert checkpoint.saved_steps(tmp_path / loop.CHECKPOINTS) == [2]
-    assert not (tmp_path / "report.html").exists()
+    assert not (tmp_path / "evaluations").exists()
     train(config, tmp_path, evaluate=True)
     assert_same(saved_state(config, trained_run, 4), saved_state(config, tmp_path, 4))
-    assert (tmp_path / "report.html").exists()
+    assert (folders.newest(tmp_path) / "report.html").exists()
 
 
 def make_rows(number):

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from etils import epath
 from markupsafe import Markup
+
+from data_pipelines.files import parse_json
+from irm_jax.errors import UserError
 
 FILE = "compile.json"
 HEAD = (
@@ -17,6 +21,23 @@ PREDICTION = (
     "network would take at full rate. FLOPs are of all chips, counted in the program (products only, recomputed ones "
     "too); collectives are bytes per chip, times the trips of the loops around them."
 )
+
+
+class CompileTableError(UserError):
+    """Reports a compile.json that cannot be read; the message names the file and the cure."""
+
+
+def read(workdir: epath.Path) -> dict[str, Any] | None:
+    """Returns the table in the folder of a run, None if there is none. Raises CompileTableError if it is damaged."""
+    path = workdir / FILE
+    if not path.exists():
+        return None
+    try:
+        table = parse_json(path.read_bytes())
+        rows(table)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CompileTableError(f"{path} is damaged ({error}): delete it, or run --mode compile again") from error
+    return dict(table)
 
 
 def rows(table: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -117,6 +117,7 @@ class ReportData:
     deliberate_leaks: pairs of data sets between which a benchmark puts leaks on purpose.
     data_terms: data set -> the terms under which the file shows its pictures.
     notes: sentences at the top of the page.
+    compiled: the table of `--mode compile`, if the folder of the run holds one.
     """
 
     run: Mapping[str, Any]
@@ -127,6 +128,7 @@ class ReportData:
     deliberate_leaks: Sequence[tuple[str, str]] = ()
     data_terms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    compiled: Mapping[str, Any] | None = None
     title: str = "Instruction-guided person re-identification"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Writes what an evaluation leaves in the workdir: `report.html`, one self-contained page, `results.json`, every figure
+"""Writes the folder of an evaluation (`folders`): `report.html`, one self-contained page, `results.json`, every figure
 of that page, and `per_query/`. Process 0 writes."""
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 
 from data_pipelines import procedural
 from data_pipelines.batches import training_data
-from data_pipelines.errors import DatasetError, UserError
+from data_pipelines.errors import DatasetError
 from data_pipelines.files import jsonable, write_atomically
 from data_pipelines.people.leaks import Leak, find_leaks
 from data_pipelines.tasks import TASKS
-from irm_jax.evaluation import figures
-from irm_jax.evaluation.compare import remove_other_results, save_per_query
+from irm_jax.evaluation import figures, folders
+from irm_jax.evaluation.compare import save_per_query
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation
 from irm_jax.evaluation.figures import Results
@@ -35,7 +35,7 @@ from irm_jax.evaluation.report.results import RankList, ReportData, Section, ben
 from irm_jax.logs import writers
 from irm_jax.parallel import processes
 
-__all__ = ["ReportError", "write_evaluation", "write_report"]
+__all__ = ["write_evaluation", "write_report"]
 
 PAGE = "report.html"
 CURVE_POINTS = 200
@@ -46,10 +46,6 @@ TERMS = {
 """Namespace -> the terms under which a report shows its pictures; other data sets' terms are in their manifests."""
 
 
-class ReportError(UserError, OSError):
-    """A file of the report cannot be written. The message names the file, the cause and the cure."""
-
-
 def write_evaluation(
     workdir: epath.Path,
     config: ConfigDict,
@@ -58,8 +54,10 @@ def write_evaluation(
     metadata: Mapping[str, Any],
     *,
     step: int,
-) -> None:
-    """Writes report.html, results.json and per_query/ into `workdir`. Every process must call it.
+) -> epath.Path:
+    """Writes a new evaluation of `workdir`, whose lock process 0 holds, and returns its folder (`folders.newest`).
+
+    Every process must call it. Raises WriteError if a file cannot be written; then nothing of it stays.
 
     metadata: `run_record()` of this start. step: the training step of the evaluated parameters.
     """
@@ -68,22 +66,25 @@ def write_evaluation(
     sections = sections_of(
         evaluation, embedder, queries=config.report.queries, rollouts=config.report.rollouts, seed=config.seed
     )
+    written = workdir / folders.EVALUATIONS
     try:
         if processes.is_main():
-            _write_per_query(workdir, evaluation)
-            write_report(workdir, results, _report_data(workdir, config, evaluation, results, sections))
+            data = _report_data(workdir, config, evaluation, results, sections)
+            with folders.new(workdir, config.to_dict(), step) as (folder, written):
+                _write_per_query(folder, evaluation)
+                write_report(folder, results, data)
+            logging.info("step %d is evaluated: %s", step, written / PAGE)
     finally:
         processes.barrier("report")  # a process that ends early would end the others
+    return written
 
 
-def _write_per_query(workdir: epath.Path, evaluation: Evaluation) -> None:
-    written = set()
+def _write_per_query(folder: epath.Path, evaluation: Evaluation) -> None:
     for outcome in evaluation.outcomes:
         # Record number and content: queries of other data are never taken for the same ones.
         queries = zip(outcome.record.tolist(), outcome.query.content.tolist(), strict=True)
         ids = np.array([f"{record}:{content:016x}" for record, content in queries])
-        written.add(save_per_query(workdir, outcome.figure, outcome.ranking, ids, outcome.gallery.content))
-    remove_other_results(workdir, written)
+        save_per_query(folder, outcome.figure, outcome.ranking, ids, outcome.gallery.content)
 
 
 def _report_data(
@@ -104,6 +105,7 @@ def _report_data(
         leaks=_leaks(config, names),
         data_terms={name: _terms(name, manifests[name].source) for name in sorted(manifests)},
         deliberate_leaks=[procedural.OVERLAP_TRAP],
+        compiled=compile_table.read(workdir),
     )
 
 
@@ -119,18 +121,18 @@ def _terms(namespace: str, source: Mapping[str, Any]) -> str:
     return TERMS.get(namespace) or str(source.get("terms", "see the data set's own licence"))
 
 
-def write_report(workdir: str | os.PathLike[str], results: Results, data: ReportData) -> epath.Path:
-    """Writes `results.json` and `report.html` into `workdir` (made if missing) and returns the path of the page.
+def write_report(directory: str | os.PathLike[str], results: Results, data: ReportData) -> epath.Path:
+    """Writes `report.html` and last `results.json` into a folder (made if missing) and returns the path of the page.
 
     The JSON file holds the figures as rows, the open-set figures, what else `results.rest` holds, and of `data` "run",
-    "benchmark_checks", "leaks", "training_curves" and "rank_lists"; "compile" if the folder holds a compile.json. Each
-    file is complete or absent: it is renamed into place when whole.
+    "benchmark_checks", "leaks", "training_curves" and "rank_lists"; "compile" if there is such a table. Each file is
+    complete or absent: it is renamed into place when whole.
 
     Raises:
       ValueError, TypeError: an entry is wrong, see `checked_results`; nothing is written.
-      ReportError: a file cannot be written.
+      WriteError: a file cannot be written.
     """
-    folder, curves = epath.Path(workdir), training_curves(data.history)
+    folder, curves = epath.Path(directory), training_curves(data.history)
     rest = {
         **results.rest,
         "run": {**data.run, **results.rest.get("run", {})},
@@ -141,24 +143,13 @@ def write_report(workdir: str | os.PathLike[str], results: Results, data: Report
         },
         "rank_lists": [_section_figures(section) for section in data.sections],
     }
-    if (table := folder / compile_table.FILE).exists():
-        rest["compile"] = json.loads(table.read_text(encoding="utf-8"))
+    if data.compiled is not None:
+        rest["compile"] = data.compiled
     checked = checked_results(dataclasses.replace(results, rest=rest))
     page = render(checked, data, curves)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / PAGE
-    _write(folder / figures.FILE, json.dumps(checked.to_json(), indent=1, allow_nan=False) + "\n")
-    _write(path, page)
-    logging.info("report of %d figures (%.1f MB): %s", len(checked.figures), len(page) / 1e6, path)
-    return path
-
-
-def _write(path: epath.Path, text: str) -> None:
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        reason = f"the report cannot be written ({error.strerror}): free space there or make it writable"
-        raise ReportError(error.errno, reason, str(path)) from error
+    write_atomically(folder / PAGE, page)
+    write_atomically(folder / figures.FILE, json.dumps(checked.to_json(), indent=1, allow_nan=False) + "\n")
+    return folder / PAGE
 
 
 def leak_rows(leaks: Sequence[Leak], deliberate: Sequence[tuple[str, str]] = ()) -> list[dict[str, Any]]:

@@ -1,16 +1,18 @@
 """What the report writes: files that are whole or absent, `results.json` of version 2, curves and leaks."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 
 import pytest
+from etils import epath
 from page_reader import Page
 from report_example import fake_data, fake_results, metrics
 
 from irm_jax.errors import UserError
 from irm_jax.evaluation.figures import VERSION, Figure, Results, read_results
-from irm_jax.evaluation.report import write
+from irm_jax.evaluation.report import compile_table, write
 from irm_jax.evaluation.report.results import ReportData
 
 
@@ -36,7 +38,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): free space.*results.json"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): free space"):
         write.write_report(tmp_path, fake_results(), ReportData(fake_data(0).run))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "results.json"]
     assert (tmp_path / "report.html").read_text() == "old page"
@@ -72,9 +74,17 @@ def test_the_table_of_compile_mode_joins_the_report_of_its_folder(tmp_path: Path
         "bound": "memory", "compile_s": 16.0,
     }  # fmt: skip
     (tmp_path / "compile.json").write_text(json.dumps({"train": entry}))
-    path = write.write_report(tmp_path, fake_results(), fake_data())
+    compiled = compile_table.read(epath.Path(tmp_path))
+    path = write.write_report(tmp_path, fake_results(), dataclasses.replace(fake_data(), compiled=compiled))
     page = Page(path.read_text())
     assert page.open == []
     for expected in ("Compiled ahead of time", "v5e:16x16", "3 GiB", "all-reduce 5 MiB", "30 ms", "–"):
         assert expected in " ".join(page.text)
     assert json.loads((tmp_path / "results.json").read_text())["compile"] == {"train": entry}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"train": {}}', "[" * 100_000])
+def test_a_damaged_table_of_compile_mode_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "compile.json").write_text(content)
+    with pytest.raises(UserError, match=r"compile\.json is damaged .*delete it"):
+        compile_table.read(epath.Path(tmp_path))

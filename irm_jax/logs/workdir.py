@@ -1,0 +1,38 @@
+"""The folder of a run: one command at a time writes into it, and removes what a killed one left behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from etils import epath
+
+from data_pipelines import files
+from irm_jax.errors import RetryError, UserError
+from irm_jax.parallel import processes
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Holds the lock of a run's folder, in process 0 for all; every process must call it, once they have joined.
+
+    Raises:
+      LockedError: another command works in the folder; the message names it.
+      WriteError: the folder cannot be written.
+    """
+    failure: UserError | RetryError | None = None
+    with contextlib.ExitStack() as held:
+        if processes.is_main():
+            try:
+                held.enter_context(files.lock(workdir))
+                for name in ("", "evaluations", "per_query", "per_query/task_free"):
+                    files.sweep(workdir / name)
+            except (UserError, RetryError) as error:
+                failure = error
+        again = processes.any_process(isinstance(failure, RetryError))
+        never = processes.any_process(isinstance(failure, UserError))
+        if failure is not None:
+            raise failure
+        if again or never:
+            raise (RetryError if again else UserError)(f"process 0 cannot work in {workdir}: see its message")
+        yield

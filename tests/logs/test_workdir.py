@@ -1,0 +1,44 @@
+"""The lock of a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from data_pipelines.errors import RetryError, UserError
+from data_pipelines.files import LockedError, WriteError
+from irm_jax.logs import workdir
+from irm_jax.logs.workdir import locked
+from irm_jax.parallel import processes
+
+
+def enter(folder: Path) -> None:
+    with locked(epath.Path(folder)):
+        pass
+
+
+def test_one_command_at_a_time_and_leftovers_are_removed(tmp_path: Path) -> None:
+    left = [tmp_path / "tmp-7-run.json", tmp_path / "evaluations" / "tmp-7-step-3", tmp_path / "per_query" / ".a.npz.7"]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    with locked(epath.Path(tmp_path)):
+        assert not any(path.exists() for path in left)
+        with pytest.raises(LockedError, match=r"another process \(process \d+ on"):
+            enter(tmp_path)
+    enter(tmp_path)
+    with pytest.raises(WriteError):
+        enter(tmp_path / "evaluations" / ".." / ".lock" / "run")
+
+
+@pytest.mark.parametrize("kind", [RetryError, UserError])
+def test_the_other_processes_end_with_the_status_of_process_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RetryError] | type[UserError]
+) -> None:
+    monkeypatch.setattr(processes, "is_main", lambda: False)
+    answers = iter([kind is RetryError, kind is UserError])
+    monkeypatch.setattr(workdir.processes, "any_process", lambda value: next(answers))
+    with pytest.raises(kind, match="process 0 cannot work in"):
+        enter(tmp_path)
