@@ -287,9 +287,13 @@ def test_twenty_steps_on_four_devices_resume_with_equal_numbers(name, micro_conf
     for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(straight), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other, err_msg=rules.path_string(path))
         assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
-    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(straight.opt_state))
     here = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(straight.opt_state))
-    assert here < 0.75 * whole
+    if name == "adafactor":  # vectors in place of moments: little, and not cut
+        whole = sum(leaf.nbytes for leaf in jax.tree.leaves(straight.params))
+        assert here < 0.2 * whole
+    else:
+        whole = sum(leaf.nbytes for leaf in jax.tree.leaves(straight.opt_state))
+        assert here < 0.75 * whole
     lines = (tmp_path / "straight/metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert len(losses) == 20
