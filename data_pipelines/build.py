@@ -22,6 +22,7 @@ from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions, write_dataset
 from data_pipelines.errors import DatasetError, RetryError, UserError
+from data_pipelines.images import MAX_PIXELS
 from data_pipelines.instructions import clothes_crops
 from data_pipelines.people import tested_people
 from data_pipelines.sources import Scan, Source, checks, datalist, reading, table
@@ -227,6 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     parser.add_argument("--strict", action="store_true", help="refuse a raw folder with other counts than published")
     parser.add_argument("--on_bad_image", choices=("error", "skip"), default="error", help="a picture that is damaged")
+    parser.add_argument(
+        "--max_pixels", type=int, default=MAX_PIXELS, help=f"most pixels of a picture by its header ({MAX_PIXELS:,})"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a finished data set of the same version")
     parser.add_argument(
         "--leave_out",

@@ -25,3 +25,10 @@ class BuildError(RetryError):
 
 class DatasetError(UserError, ValueError):
     """Reports a data set that cannot be built or read as it is; the message names the cause and the cure."""
+
+
+class ImageError(UserError, ValueError):
+    """Reports a picture that cannot be read: no picture, damaged, cut short, too large. Builds can skip such pictures.
+
+    The message says what is wrong with it and what to do; who knows its file or record puts that in front.
+    """

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from data_pipelines.images import decode
+from data_pipelines.images import Picture, pixels_of
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, run
 from irm_jax.config import keys
-from irm_jax.errors import UserError
+from irm_jax.errors import ImageError
 from irm_jax.evaluation.embed import Instruction, of_length_one
 from irm_jax.models.irm import IRM
 from irm_jax.parallel import mesh as mesh_lib
 
-Picture = str | Path | bytes | np.ndarray
-"""An image or instruction image: a path, encoded bytes, or u8[H, W, 3] in RGB."""
-
-
-class ImageError(UserError, ValueError):
-    """An image cannot be read; the message names it."""
+__all__ = ["Embedder", "ImageError"]
 
 
 class Embedder:
@@ -49,6 +43,7 @@ class Embedder:
         _, saved = checkpoint.read_metadata(workdir / run.CHECKPOINTS, step)
         config = keys.completed(saved["config"])
         config.evaluation.batch_size = batch_size
+        self._max_pixels = config.data.max_pixels
         mesh = mesh_lib.make_mesh({"data": -1, "fsdp": 1, "model": 1}, jax.local_devices())
         self.step, restored = run.from_checkpoint(config, workdir, step, mesh=mesh)
         self._model = restored.saved_model(workdir, self.step)
@@ -79,7 +74,7 @@ class Embedder:
             raise ValueError(f"{len(images)} images but {len(instructions)} instructions; give one each")
         if not len(images):
             return np.zeros((0, self._model.model.config.embedding_width), np.float32)
-        return self._model.embed(lambda i: _pixels(images[i]), _asks(instructions))
+        return self._model.embed(lambda i: self._pixels(images[i]), self._asks(instructions))
 
     def project_sentences(self, sentences: Sequence[str]) -> np.ndarray:
         """Embeds n descriptions of people as queries of a text-to-image search -> f32[n, P], rows of length 1.
@@ -97,29 +92,19 @@ class Embedder:
         """
         if not len(images):
             return np.zeros((0, self._model.model.config.projection_width), np.float32)
-        return self._model.project(lambda i: _pixels(images[i]), len(images))
+        return self._model.project(lambda i: self._pixels(images[i]), len(images))
 
+    def _pixels(self, picture: Picture) -> np.ndarray:
+        """Decodes an image at full size, as evaluation does -> u8[H, W, 3] RGB. Raises ImageError naming it."""
+        return pixels_of(picture, self._max_pixels)
 
-def _asks(instructions: Sequence[Picture]) -> list[Instruction]:
-    """The instructions with images decoded, each distinct path, bytes object or array once."""
-    decoded: dict[Any, Instruction] = {}
-    asks = []
-    for given in instructions:
-        key = id(given) if isinstance(given, np.ndarray) else given
-        if key not in decoded:
-            decoded[key] = given if isinstance(given, str) else _pixels(given)
-        asks.append(decoded[key])
-    return asks
-
-
-def _pixels(picture: Picture) -> np.ndarray:
-    """Decodes an image -> u8[H, W, 3] RGB. Raises ImageError naming it."""
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-            raise ImageError(f"an image array must be u8[H, W, 3], not {picture.dtype}{list(picture.shape)}")
-        return picture
-    try:
-        return decode(picture if isinstance(picture, bytes) else Path(picture).expanduser().read_bytes())
-    except (ValueError, OSError) as error:
-        name = "the given bytes" if isinstance(picture, bytes) else str(picture)
-        raise ImageError(f"{name} is no readable image: {error}") from error
+    def _asks(self, instructions: Sequence[Picture]) -> list[Instruction]:
+        """The instructions with images decoded, each distinct path, bytes object or array once."""
+        decoded: dict[Any, Instruction] = {}
+        asks = []
+        for given in instructions:
+            key = id(given) if isinstance(given, np.ndarray) else given
+            if key not in decoded:
+                decoded[key] = given if isinstance(given, str) else self._pixels(given)
+            asks.append(decoded[key])
+        return asks

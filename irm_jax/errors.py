@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from data_pipelines.errors import RetryError, UserError
+from data_pipelines.errors import ImageError, RetryError, UserError
 
-__all__ = ["ConfigError", "RetryError", "UserError"]
+__all__ = ["ConfigError", "ImageError", "RetryError", "UserError"]
 
 
 class ConfigError(UserError, ValueError):

@@ -14,11 +14,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import files as writing
+from data_pipelines.images import SUFFIXES, Picture
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint
 from irm_jax import run as runs
 from irm_jax.compile import programs
-from irm_jax.embedder import Embedder, Picture
+from irm_jax.embedder import Embedder
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record
@@ -26,8 +27,6 @@ from irm_jax.logs.workdir import locked
 from irm_jax.parallel import processes
 from irm_jax.training.hooks import Hook
 from irm_jax.training.loop import fit
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def train(config: ConfigDict, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> None:
@@ -74,14 +73,14 @@ def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
     cannot be read.
     """
     folder = Path(config.embed.images).expanduser()
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if config.embed.images else []
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if config.embed.images else []
     if not files:
         raise ConfigError(
             f"no images in config.embed.images = {config.embed.images!r}; name a folder with "
-            f"{', '.join(IMAGE_SUFFIXES)} files"
+            f"{', '.join(SUFFIXES)} files"
         )
     ask = config.embed.instruction or NEUTRAL_SENTENCE
-    instruction: Picture = Path(ask) if Path(ask).suffix.lower() in IMAGE_SUFFIXES else ask
+    instruction: Picture = Path(ask) if Path(ask).suffix.lower() in SUFFIXES else ask
     search = config.embed.text_to_image
     if search and not (config.embed.instruction and isinstance(instruction, str)):
         raise ConfigError(

@@ -12,7 +12,7 @@ import numpy as np
 from data_pipelines.batches.make import Reader
 from data_pipelines.batches.prefetch import ReadAhead, Stream
 from data_pipelines.errors import DatasetError
-from data_pipelines.images import Size, decode_record, resize
+from data_pipelines.images import MAX_PIXELS, Size, decode_record, resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,26 +23,32 @@ class StoredImages:
       reader: gives the fields `image` or `instruction_images`, and `file`.
       where: data set and split, for messages.
       field: "image", or "instruction_image" for the record's first.
+      max_pixels: see `images.decode`.
     """
 
     reader: Reader
     where: str = "evaluation images"
     field: Literal["image", "instruction_image"] = "image"
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.field not in ("image", "instruction_image"):
             raise ValueError(f"field {self.field!r} must be 'image' or 'instruction_image'")
 
     def load(self, record: int, size: Size) -> np.ndarray:
-        """Returns a record's picture u8[*size, 3]. Raises DatasetError if it is missing or does not decode."""
+        """Returns a record's picture u8[*size, 3], decoded at full size and resized, as `irm_jax.Embedder` does.
+
+        Raises DatasetError if it is missing or does not decode.
+        """
         fields = self.reader[record]
+        at = f"record {record}, file {fields['file']}"
         if self.field == "image":
-            data, where = fields["image"], self.where
+            data, where = fields["image"], f"{self.where}, {at}"
         elif fields["instruction_images"]:
-            data, where = fields["instruction_images"][0], f"{self.where}, instruction image 0"
+            data, where = fields["instruction_images"][0], f"{self.where}, instruction image 0, {at}"
         else:
-            raise DatasetError(f"{self.where}, record {record}, file {fields['file']} has no instruction image")
-        return resize(decode_record(data, size, where, record, fields["file"]), size)
+            raise DatasetError(f"{self.where}, {at} has no instruction image")
+        return resize(decode_record(data, where, max_pixels=self.max_pixels), size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from data_pipelines.batches import sampling
 from data_pipelines.batches.augment import DRAWS, Augment, augment_into, parameters
 from data_pipelines.batches.layout import BatchPlan, UnitLayout
 from data_pipelines.dataset import schema
-from data_pipelines.images import Size, decode_record, resize
+from data_pipelines.images import MAX_PIXELS, Size, decode_record, resize
 from data_pipelines.instructions import unknown_words
 from data_pipelines.instructions.tokenizer import Tokenizer
 
@@ -127,6 +127,7 @@ class UnitSource:
     labels: Labels
     reader: Reader
     augment: Augment
+    max_pixels: int = MAX_PIXELS
 
 
 def reader_fields(layout: UnitLayout) -> tuple[str, ...]:
@@ -204,10 +205,16 @@ class _BlockRows:
         }
         for row, record in enumerate(self.drawn.record.tolist()):
             fields = self.records[record]
-            image = decode_record(fields["image"], size, self.where, record, fields["file"])
+            image = self._decoded(fields["image"], size, record)
             for view, uniform in draws.items():
                 out = self.arrays[view][self.layout.row + row]
                 augment_into(out, image, parameters(uniform[row], self.source.augment, size))
+
+    def _decoded(self, data: bytes, size: Size, record: int, choice: int | None = None) -> np.ndarray:
+        """Decodes a record's picture, or its instruction image number `choice`, for use at `size`."""
+        which = "" if choice is None else f", instruction image {choice}"
+        where = f"{self.where}{which}, record {record}, file {self.records[record]['file']}"
+        return decode_record(data, where, size, self.source.max_pixels)
 
     def write_instruction_images(self, size: Size) -> list[np.ndarray]:
         """Writes the table of a visual unit; returns one key per entry."""
@@ -217,8 +224,7 @@ class _BlockRows:
             fields = self.records[record]
             data = fields["instruction_images"][choice]
             if (record, choice) not in resized:
-                where = f"{self.where}, instruction image {choice}"
-                resized[record, choice] = resize(decode_record(data, size, where, record, fields["file"]), size)
+                resized[record, choice] = resize(self._decoded(data, size, record, choice), size)
             self.arrays["table"][self.layout.entry + entry] = resized[record, choice]
             keys.append(instruction_key(data))
         return keys

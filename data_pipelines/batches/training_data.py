@@ -84,6 +84,7 @@ class TrainingData:
                 labels[layout.unit.dataset],
                 datasets[layout.unit.dataset].reader("train", reader_fields(layout)),
                 options.augment_of(layout.unit.dataset),
+                datasets[layout.unit.dataset].max_pixels,
             )
             for layout, own in zip(plan.units, people, strict=True)
         ]
@@ -202,6 +203,7 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, Dataset
         opened = {name: open_copy(folder, name, config.data.cache) for name in wanted}
     else:
         opened = {name: open_dataset(folder, name) for name in wanted}
+    opened = {name: dataclasses.replace(found, max_pixels=config.data.max_pixels) for name, found in opened.items()}
     source = benchmark.source() if drawn else {}
     for name in drawn:
         built = opened[name].manifest.source

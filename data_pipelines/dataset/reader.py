@@ -27,6 +27,7 @@ from data_pipelines import storage
 from data_pipelines.dataset import index, record_format, schema
 from data_pipelines.dataset.folder import MANIFEST, load_manifest, version_key
 from data_pipelines.errors import DatasetError
+from data_pipelines.images import MAX_PIXELS
 from data_pipelines.people.names import same_name
 
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access: no read-ahead, no threads of its own
@@ -99,10 +100,16 @@ class ShardReader:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A built data set: its folder and manifest."""
+    """A built data set.
+
+    Attributes:
+      folder, manifest: of the version that was opened.
+      max_pixels: most pixels that one of its pictures may have (`images.decode`).
+    """
 
     folder: epath.Path
     manifest: schema.Manifest
+    max_pixels: int = MAX_PIXELS
 
     @property
     def name(self) -> str:

@@ -20,9 +20,9 @@ from array_record.python import array_record_module
 from data_pipelines.dataset import index, record_format, schema
 from data_pipelines.dataset.folder import PEOPLE, file_sha256, shard_name, writing
 from data_pipelines.dataset.index import IndexBuilder
-from data_pipelines.errors import DatasetError
+from data_pipelines.errors import DatasetError, ImageError
 from data_pipelines.files import scratch_path, write_json
-from data_pipelines.images import complete_size
+from data_pipelines.images import decode
 
 # Pictures do not shrink by a general compressor, and a stored chunk is written four times as fast.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -39,7 +39,8 @@ class ShardJob:
       first: number in the split of the shard's first record.
       items: descriptors of its records.
       load: makes the Record of a descriptor.
-      skip_bad: whether pictures that do not decode are left out.
+      skip_bad: whether pictures that cannot be read are left out.
+      max_pixels: most pixels of a picture, see `images.decode`.
     """
 
     work: str
@@ -52,6 +53,7 @@ class ShardJob:
     items: Sequence[Any]
     load: Callable[[Any], schema.Record]
     skip_bad: bool
+    max_pixels: int
 
     @property
     def path(self) -> Path:
@@ -113,17 +115,19 @@ def _fill(job: ShardJob, path: Path, columns: IndexBuilder, bad: list[dict[str, 
     with writing(path):
         writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
     for number, item in enumerate(job.items, job.first):
+        file = getattr(item, "file", repr(item))
         try:
             record = job.load(item)
+            file = record.file
             identity = identities.get(record.person)
             if identity is None:
                 raise DatasetError(f"person {record.person!r} is not among the people given to write_dataset")
-            reason = _bad_picture(record)
-            if reason:
-                bad.append({"file": record.file, "reason": reason})
-                continue
+            _check_pictures(record, job.max_pixels)
             data = record_format.serialize(record, identity)
             columns.add(record, identity, hashlib.sha256(record.image).digest())
+        except ImageError as error:
+            bad.append({"file": file, "reason": str(error)})
+            continue
         except Exception as error:
             error.add_note(f"while building {job.name}, split {job.split}, record {number}: {item!r}")
             raise
@@ -148,14 +152,13 @@ def _publish(job: ShardJob, temporary: Path, columns: IndexBuilder, skipped: lis
     write_json(job.summary_file, summary)
 
 
-def _bad_picture(record: schema.Record) -> str:
-    """Returns why the record's picture or an instruction picture does not decode, "" if all do."""
+def _check_pictures(record: schema.Record, max_pixels: int) -> None:
+    """Decodes the record's pictures once, so that training never meets a partial one. Raises ImageError."""
     for what, data in [("", record.image), *[("instruction image: ", image) for image in record.instruction_images]]:
         try:
-            complete_size(data)
-        except ValueError as error:
-            return f"{what}{error}"
-    return ""
+            decode(data, max_pixels=max_pixels)
+        except ImageError as error:
+            raise ImageError(f"{what}{error}") from error
 
 
 def bad_images(name: str, bad: dict[str, list[dict[str, str]]]) -> DatasetError:

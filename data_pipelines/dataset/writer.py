@@ -20,6 +20,7 @@ from data_pipelines.dataset import build_folder, schema
 from data_pipelines.dataset.folder import building_folder, check_names, sha256, writing
 from data_pipelines.dataset.shard_writer import ShardJob, is_finished, write_shard
 from data_pipelines.errors import BuildError, DatasetError
+from data_pipelines.images import MAX_PIXELS, MOST_MAX_PIXELS
 
 T = TypeVar("T")
 OnBadImage = Literal["error", "skip"]
@@ -86,7 +87,7 @@ class DatasetSpec(Generic[T]):
             "source": self.source,
         }
 
-    def jobs(self, work: Path, people_sha256: str, skip_bad: bool) -> list[ShardJob]:
+    def jobs(self, work: Path, people_sha256: str, options: BuildOptions) -> list[ShardJob]:
         """Returns the shards to write, split by split."""
         size = self.records_per_shard
         return [
@@ -100,7 +101,8 @@ class DatasetSpec(Generic[T]):
                 first=first,
                 items=items[first : first + size],
                 load=self.load,
-                skip_bad=skip_bad,
+                skip_bad=options.on_bad_image == "skip",
+                max_pixels=options.max_pixels,
             )
             for split, items in self.splits.items()
             for shard, first in enumerate(range(0, len(items), size))
@@ -114,8 +116,9 @@ class BuildOptions:
     Attributes:
       workers: processes (None: all cores that this process may use; 1: this process alone).
       pool: of `worker_pool`, to use instead, which saves its start when several data sets are built.
-      on_bad_image: "error" refuses the build and names each picture of the shard that does not decode; "skip" leaves
+      on_bad_image: "error" refuses the build and names each picture of the shard that cannot be read; "skip" leaves
         them out, counted in the log and listed in the manifest.
+      max_pixels: most pixels of a picture by its header; a larger one is bad, too.
       overwrite: replaces a finished data set of the same version but other content, which is an error otherwise.
       progress: logs a line every few seconds.
       wait: where another process builds this version, waits for it and takes its result instead of refusing.
@@ -124,6 +127,7 @@ class BuildOptions:
     workers: int | None = None
     pool: child_processes.Pool | None = None
     on_bad_image: OnBadImage = "error"
+    max_pixels: int = MAX_PIXELS
     overwrite: bool = False
     progress: bool = True
     wait: bool = False
@@ -131,6 +135,8 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.on_bad_image not in ("error", "skip"):
             raise DatasetError(f"on_bad_image is {self.on_bad_image!r}; it must be 'error' or 'skip'")
+        if not 1 <= self.max_pixels <= MOST_MAX_PIXELS:
+            raise DatasetError(f"max_pixels is {self.max_pixels}; it must lie between 1 and {MOST_MAX_PIXELS}")
 
 
 def write_dataset(
@@ -171,7 +177,7 @@ def write_dataset(
             return manifest
         with writing(work):
             build_folder.prepare(work, request, people)
-        jobs = spec.jobs(work, sha256(people), options.on_bad_image == "skip")
+        jobs = spec.jobs(work, sha256(people), options)
         missing = [job for job in jobs if not is_finished(job)]
         if len(missing) < len(jobs):
             logging.info("%s: resuming, %d of %d shards are finished", spec.name, len(jobs) - len(missing), len(jobs))

@@ -21,7 +21,8 @@ from typing import Literal
 
 import cv2
 
-from data_pipelines.images import decode
+from data_pipelines.errors import ImageError
+from data_pipelines.images import MOST_MAX_PIXELS, decode
 
 Kind = Literal["own", "outfit"]
 UPPER_CLOTHES_BOX = (0.16, 0.52, 0.12, 0.88)
@@ -41,11 +42,11 @@ def describe(kind: Kind) -> dict[str, object]:
 
 
 def upper_clothes(picture: bytes) -> bytes:
-    """Returns the upper clothes of an encoded picture as JPEG. Raises ValueError if it does not decode."""
+    """Returns the upper clothes of an encoded picture as JPEG. Raises ImageError if it does not decode."""
     try:
-        pixels = decode(picture)  # as pictures of records are: EXIF orientation is ignored
-    except ValueError as error:
-        raise ValueError(f"the picture to cut clothes from does not decode: {error}") from error
+        pixels = decode(picture, max_pixels=MOST_MAX_PIXELS)  # the writer of shards applies its own limit
+    except ImageError as error:
+        raise ImageError(f"the picture to cut clothes from does not decode: {error}") from error
     height, width = pixels.shape[:2]
     top, bottom, left, right = UPPER_CLOTHES_BOX
     rows = slice(int(top * height), max(int(bottom * height), int(top * height) + 1))

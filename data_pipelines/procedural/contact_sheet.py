@@ -14,10 +14,10 @@ import textwrap
 
 import cv2
 import numpy as np
-import simplejpeg
 
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
+from data_pipelines.images import decode
 from data_pipelines.procedural.benchmark import Benchmark
 
 _INK, _PAPER = (20, 20, 20), 255
@@ -33,13 +33,13 @@ def _written(text: str, height: int, width: int) -> np.ndarray:
 
 
 def _picture(record: schema.Record) -> np.ndarray:
-    return simplejpeg.decode_jpeg(record.image)
+    return decode(record.image)
 
 
 def _instruction(record: schema.Record, task: str, height: int) -> np.ndarray:
     """Returns the record's instruction as a picture of the given height: a template, or its sentences."""
     if record.instruction_images:
-        template = simplejpeg.decode_jpeg(record.instruction_images[0])
+        template = decode(record.instruction_images[0])
         page = np.full((height, height * 5 // 6, 3), _PAPER, np.uint8)
         side = page.shape[1]
         page[:side] = cv2.resize(template, (side, side), interpolation=cv2.INTER_AREA)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines.dataset import schema
-from data_pipelines.errors import DatasetError
+from data_pipelines.errors import DatasetError, ImageError
+from data_pipelines.images import read_file
 from data_pipelines.instructions import clothes_crops
 
 
@@ -47,9 +48,12 @@ def load(raw: Path, item: Any) -> schema.Record:
 
 
 def read(path: Path) -> bytes:
-    """Returns the bytes of a picture. Raises DatasetError if it can no longer be read."""
+    """Returns the bytes of a picture.
+
+    Raises DatasetError if it can no longer be read, ImageError if it is no regular file.
+    """
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise DatasetError(
             f"{path} was there when the folder was listed, and cannot be read now ({error.strerror}): put it back, and "
@@ -60,7 +64,7 @@ def read(path: Path) -> bytes:
 def record(item: Picture, image: bytes, template: bytes = b"") -> schema.Record:
     """Returns the Record of a Picture, given the bytes of the picture and of its instruction image."""
     if item.crop:
-        with contextlib.suppress(ValueError):  # the writer names a damaged picture, or leaves the record out
+        with contextlib.suppress(ImageError):  # the writer names a damaged picture, or leaves the record out
             template = clothes_crops.upper_clothes(template)
     return schema.Record(
         image=image,

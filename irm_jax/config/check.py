@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines import options, storage, tasks
+from data_pipelines import images, options, storage, tasks
 from data_pipelines.batches import layout
 from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax.config import layer_rates
@@ -117,6 +117,10 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
             yield f"config.mesh.{axis} = {size}; it must be a number of devices, or -1 for the rest"
     if d.leaks not in ("refuse", "warn"):
         yield f"config.data.leaks = {d.leaks!r}; it must be refuse or warn"
+    if not str(d.dir).strip():
+        yield "config.data.dir is empty; name the folder of the built data sets (default: data)"
+    if not 1 <= d.max_pixels <= images.MOST_MAX_PIXELS:
+        yield f"config.data.max_pixels = {d.max_pixels}; it must lie between 1 and {images.MOST_MAX_PIXELS}"
     yield from _refused("config.data.dir", lambda: storage.require_library(d.dir))
     yield from _refused("config.data.vocab", lambda: Tokenizer(vocab=d.vocab))
     yield from _refused("config.data.procedural", lambda: options.benchmark_of(config))

@@ -79,6 +79,7 @@ def _add_data(config: ConfigDict) -> None:
     config.data.cache = ""  # local folder that gets a copy of a data.dir on object storage ('' = read it there)
     config.data.build_missing = True  # build procedural data sets that data.dir lacks
     config.data.leaks = "refuse"  # if people of a training set are tested in another data set: refuse | warn
+    config.data.max_pixels = 50_000_000  # of a picture, by its header; a larger one is refused before it is decoded
     config.data.accept_changes = False  # resume although the data or the batch's layout changed since the checkpoint
     config.data.train = ConfigDict()  # name -> train_unit(...)
     config.data.batch_size = 96  # rows of a batch over all instruction kinds and devices

@@ -143,7 +143,8 @@ def color_histogram(split: SplitData, *, threads: int) -> Float32[np.ndarray, "N
     reader = split.dataset.reader(split.split, ("image", "file"))
     out = np.empty((len(reader), HISTOGRAM_BINS**3), np.float32)
     where = f"data set {split.dataset.name}, split {split.split}"
-    images, ahead = StoredImages(reader, where), ReadAhead(threads=threads)
+    images = StoredImages(reader, where, max_pixels=split.dataset.max_pixels)
+    ahead = ReadAhead(threads=threads)
     with image_batches(images, np.arange(len(reader)), HISTOGRAM_SIZE, 256, ahead) as batches:
         for ids, decoded in batches:
             for record, image in zip(ids, decoded, strict=True):

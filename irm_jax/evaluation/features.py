@@ -162,7 +162,7 @@ def embed_split(
     """Embeds all records of a split under every variant (one of them OWN for flips); each image is decoded and encoded
     once.
 
-    Raises ImageError naming data set, split, record and file for a picture that does not decode.
+    Raises DatasetError naming data set, split, record and file for a picture that does not decode.
     """
     return _SplitEmbedding(embedder, split, variants, options).run()
 
@@ -207,7 +207,7 @@ class _SplitEmbedding:
         rows = embedder.local_rows()
         reader = self.split.dataset.reader(self.split.split, ("image", "file"))
         where = f"data set {self.split.dataset.name}, split {self.split.split}"
-        images_of = StoredImages(reader, where)
+        images_of = StoredImages(reader, where, max_pixels=self.split.dataset.max_pixels)
         ahead = ReadAhead(self.options.workers, self.options.threads)
         wanted = padded.reshape(-1, size)[:, rows].ravel()
         with image_batches(images_of, wanted, embedder.model.config.image_size, len(rows), ahead) as batches:

@@ -15,7 +15,7 @@ from data_pipelines.dataset.reader import Dataset
 from data_pipelines.dataset.record_format import FIELDS
 from data_pipelines.dataset.schema import Index
 from data_pipelines.errors import DatasetError
-from data_pipelines.images import decode
+from data_pipelines.images import decode_record
 from data_pipelines.people.names import DISTRACTORS
 from irm_jax.evaluation.case import Case, prepare
 from irm_jax.evaluation.embed import Instruction
@@ -223,8 +223,17 @@ class Loader:
         values, own = _own_instructions(dataset, split, index, task, side)
         numbers = [self._instructions.setdefault(value, len(self._instructions)) for value in values]
         records = records.replace(instruction_key=np.array(numbers, np.uint32)[own])
-        instructions = [value if isinstance(value, str) else decode(value) for value in values]
+        first = np.unique(own, return_index=True)[1]
+        instructions = [
+            value if isinstance(value, str) else _decoded(dataset, split, index, int(record), value)
+            for value, record in zip(values, first, strict=True)
+        ]
         return SplitData(dataset, split, index, records, instructions, own)
+
+
+def _decoded(dataset: Dataset, split: str, index: Index, record: int, image: bytes) -> np.ndarray:
+    where = f"data set {dataset.name}, split {split}, instruction image 0, record {record}, file {index.file[record]}"
+    return decode_record(image, where, max_pixels=dataset.max_pixels)
 
 
 def _as_distractors(part: SplitData) -> SplitData:

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from markupsafe import Markup, escape
 
+from data_pipelines.images import MOST_MAX_PIXELS, pixels_of
+
 Picture = bytes | np.ndarray
 """JPEG or PNG bytes, or u8[H,W,3] RGB."""
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2", "12 4")
@@ -223,21 +225,9 @@ def dot_chart(title: str, rows: Sequence[Dots], names: Sequence[str]) -> Markup:
     return _figure(title, f"{title}. {'; '.join(described)}", (WIDTH, bottom + 26), "".join(parts), legend(samples))
 
 
-def decode(picture: Picture) -> np.ndarray:
-    """Returns u8[H,W,3] RGB. Raises ValueError for bytes that are no picture and arrays of another shape or dtype."""
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"a picture of the report is {picture.dtype}{list(picture.shape)}; u8[H,W,3] is needed")
-        return picture
-    decoded = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR) if picture else None
-    if decoded is None:
-        raise ValueError(f"a picture of the report ({len(picture)} bytes) is neither JPEG nor PNG")
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-
-
 def thumbnail(picture: Picture, max_height: int = 192, quality: int = 85) -> tuple[str, int, int]:
     """Returns (data URI of a JPEG, width, height); pictures higher than `max_height` pixels are reduced to it."""
-    image = decode(picture)
+    image = pixels_of(picture, MOST_MAX_PIXELS)  # the evaluation has applied the configured limit
     if image.shape[0] > max_height:
         width = max(1, round(image.shape[1] * max_height / image.shape[0]))
         image = cv2.resize(image, (width, max_height), interpolation=cv2.INTER_AREA)
@@ -256,7 +246,7 @@ def overlay(picture: Picture, heat: np.ndarray, height: int = 256) -> np.ndarray
 
     Raises ValueError if `heat` is no map or holds NaN or infinity.
     """
-    image = decode(picture)
+    image = pixels_of(picture, MOST_MAX_PIXELS)
     width = max(1, round(image.shape[1] * height / image.shape[0]))
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     values = np.asarray(heat, np.float64)

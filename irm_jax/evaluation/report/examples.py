@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines.images import decode, resize
+from data_pipelines.images import decode_record, resize
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Outcome
 from irm_jax.evaluation.report.results import RankedImage, RankList, Rollout, Section
@@ -81,7 +81,8 @@ def _rollouts(embedder: EmbeddingModel, test: TestSet, queries: Sequence[int]) -
     config, model, variables = embedder.model.config, embedder.model, embedder.variables
     if not queries or not encoders.image_encoder(config.image_encoder).sows_attention:
         return []
-    pictures = [decode(_picture(test.query, q)) for q in queries]
+    limit = test.query.dataset.max_pixels
+    pictures = [decode_record(_picture(test.query, q), f"{test.name}, query {q}", max_pixels=limit) for q in queries]
     images = np.stack([resize(picture, config.image_size) for picture in pictures])
     instructions = [test.query.instruction(q) for q in queries]
     ids = [f"{test.name} query {q}" for q in queries]

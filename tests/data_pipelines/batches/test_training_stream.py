@@ -279,7 +279,8 @@ class Altered:
     """A data set whose records pass through change(record number, fields) -> fields."""
 
     def __init__(self, dataset, change) -> None:
-        self.manifest, self._dataset, self._change = dataset.manifest, dataset, change
+        self.manifest, self.max_pixels = dataset.manifest, dataset.max_pixels
+        self._dataset, self._change = dataset, change
 
     def index(self, split, columns):
         return self._dataset.index(split, columns)

@@ -49,18 +49,20 @@ def test_upper_clothes_is_the_stated_box() -> None:
         clothes_crops.upper_clothes(b"x")
 
 
-def test_crop_of_a_turned_picture_is_of_the_pixels_that_records_show() -> None:
+def test_crop_of_a_turned_picture_is_upright_as_records_are() -> None:
+    """Fails on ff46883, which ignored EXIF's orientation in both."""
     pixels = np.zeros((100, 50, 3), np.uint8)
     pixels[:50] = (0, 0, 255)
     jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
     # EXIF of one entry, tag 0x0112 (orientation) = 6: to be shown turned by 90 degrees.
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     turned = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
-    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (50, 100, 3)
-    assert clothes_crops.upper_clothes(turned) == clothes_crops.upper_clothes(jpeg)
-    crop = cv2.imdecode(np.frombuffer(clothes_crops.upper_clothes(jpeg), np.uint8), cv2.IMREAD_COLOR)
-    assert crop.shape == (36, 38, 3)
-    assert (np.abs(crop[2:30].astype(int) - (0, 0, 255)) < 8).all()
+    shown = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR)
+    assert shown.shape == (50, 100, 3)
+    assert (np.abs(shown[:, 52:].astype(int) - (0, 0, 255)) < 8).all()
+    crop = cv2.imdecode(np.frombuffer(clothes_crops.upper_clothes(turned), np.uint8), cv2.IMREAD_COLOR)
+    assert crop.shape == (18, 76, 3)
+    assert (np.abs(crop[:, 40:].astype(int) - (0, 0, 255)) < 8).all()
 
 
 def test_same_outfit_partners() -> None:
