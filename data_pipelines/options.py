@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from data_pipelines import procedural, tasks
 from data_pipelines.batches.augment import Augment
 from data_pipelines.batches.layout import Unit
+from data_pipelines.own import plan
 
 
 def units_of(config: ConfigDict) -> list[Unit]:
@@ -32,6 +33,12 @@ def benchmark_of(config: ConfigDict) -> procedural.Benchmark:
     return procedural.Benchmark(
         **options | {key: tuple(options[key]) for key in ("image_size", "template_size", "extras")}
     )
+
+
+def own_of(config: ConfigDict) -> plan.Options:
+    """Returns how `config.data.table` is read. Raises DatasetError for options out of range."""
+    own = config.data.own
+    return plan.Options(config.data.table, own.pictures, tuple(own.tasks), own.test_share, own.split_seed)
 
 
 def augment_of(config: ConfigDict, unit: str) -> Augment:

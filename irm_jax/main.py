@@ -78,8 +78,10 @@ def _run(mode: str, arguments: Sequence[str]) -> None:
     config: ConfigDict | None = _CONFIG.value
     if config is None:
         raise UserError("--config is missing: name a run file, such as --config quickstart")
-    from irm_jax.config import check
+    from irm_jax.config import check, check_keys, own_data
 
+    check_keys.check_keys(config)
+    own_data.complete(config)
     check.check(config)
     workdir = command_line.folder(_WORKDIR.value or f"runs/{_config_name()}", "--workdir")
     if mode == "compile":

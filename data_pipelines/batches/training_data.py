@@ -30,6 +30,8 @@ from data_pipelines.errors import DatasetError
 from data_pipelines.images import Size
 from data_pipelines.instructions import unknown_words
 from data_pipelines.instructions.tokenizer import Tokenizer
+from data_pipelines.own import build as own_build
+from data_pipelines.own import plan as own_plan
 from data_pipelines.people.identity_space import IdentitySpace, TrainPeople
 
 _ENDLESS = 2**31 - 1
@@ -193,6 +195,8 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, Dataset
     folder = epath.Path(config.data.dir).expanduser()
     wanted = list(dict.fromkeys(names))
     drawn = [name for name in wanted if name.startswith(f"{procedural.NAMESPACE}_")]
+    if config.data.table:
+        own_build.build(own_plan.make(options.own_of(config)), folder, BuildOptions(wait=True))
     found = dataset_names(folder) if folder.is_dir() else []
     benchmark = options.benchmark_of(config)
     if config.data.build_missing and set(drawn) - set(found):

@@ -1,31 +1,32 @@
-"""A data set of one's own from one table: CSV with a header, or JSON lines (`.jsonl`); see README for an example.
+"""A data set of one's own from one table, in any of the forms of table_files; docs/own_data.md has examples.
 
     image              file, relative to the folder of pictures, or absolute
     identity           any text; with a / it is a person's full name, as market1501/0002, shared with that data set
-    camera             whole number from 0; empty where it is not known
-    split              train, query, gallery or test
+    camera             (optional) any name; empty (or -1) where it is not known
+    split              (optional) train, query, gallery or test; without it people are divided, see division
     clothes            (optional) any text: which of the person's outfits is worn
     modality           (optional) visible or infrared; empty is visible
     caption            (optional) sentences, separated by | (JSON: text or list of texts)
     instruction_image  (optional) file of a picture, as image
+    instruction_clothes  (optional) of a query: the outfit that its instruction asks for
     attributes         (optional) `slot=value; slot=value` (JSON: that text or an object)
+    time               (optional) kept, like any other column
 
 Tasks need: cc clothes; vi pictures of both modalities; ctcc an instruction_image (or cut-out clothes, see
 clothes_crops); li a caption or attributes; t2i a caption in train and query, where a query row with several captions
 becomes one record per caption. Attributes say what is worn. Those of a query of ctcc or li say what it asks for, and
-its wanted outfit is the one with the same template in train or gallery. Several tables, or one table under several
-tasks, share people by a common namespace, and a person's outfits by their labels. Attribute slots are numbered by the
-values of one table, and compare only within it.
+its wanted outfit is its instruction_clothes, or else the one with the same template in train or gallery. Several
+tables, or one table under several tasks, share people by a common namespace, and a person's outfits by their labels.
+Attribute slots are numbered by the values of one table, and compare only within it.
 """
 
 from __future__ import annotations
 
-import csv
+import dataclasses
+import difflib
 import functools
-import io
-import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -38,14 +39,13 @@ from data_pipelines.errors import DatasetError
 from data_pipelines.instructions import attribute_sentences
 from data_pipelines.instructions.clothes_crops import Kind
 from data_pipelines.instructions.sentences import wanted_sentence
+from data_pipelines.people import near_duplicates
 from data_pipelines.people.names import JUNK, person_name
-from data_pipelines.sources import Scan, Source, checks, reading
+from data_pipelines.sources import Scan, Source, checks, division, reading, table_files
 from data_pipelines.sources.datalist import UNKNOWN_CAMERA
 from data_pipelines.sources.reading import Picture, is_utf8
+from data_pipelines.sources.table_files import COLUMNS, MORE_COLUMNS, SPLITS, Cells
 
-REQUIRED = ("image", "identity", "camera", "split")
-COLUMNS = (*REQUIRED, "clothes", "modality", "caption", "instruction_image", "attributes")
-SPLITS = ("train", "query", "gallery", "test")
 _MODALITIES = {"": schema.VISIBLE, "visible": schema.VISIBLE, "infrared": schema.INFRARED}
 _PARAPHRASES = {"train": 3}
 
@@ -63,10 +63,11 @@ class Row(NamedTuple):
     captions: tuple[str, ...] = ()
     instruction_image: str = ""
     attributes: tuple[tuple[str, str], ...] = ()
+    instruction_clothes: str = ""
 
 
 def source(name: str, task: str, namespace: str, table: str, crops: Kind | None = None) -> Source:
-    """Returns the source of a table (CSV, or JSON lines if its name ends with .jsonl); `crops`: see clothes_crops."""
+    """Returns the source of a table, list or folder (see table_files); `crops`: see clothes_crops."""
     return Source(
         name=name,
         task=task,
@@ -79,17 +80,44 @@ def source(name: str, task: str, namespace: str, table: str, crops: Kind | None 
 
 def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | None = None) -> Scan:
     """Reads the table; records are in the order of its lines. `raw` is the folder that its paths begin in."""
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DatasetError(f"cannot read the table {table} ({error.strerror}): correct the path") from error
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{table} is not text in UTF-8 ({error}): save it as such") from error
-    listed = parse(text, str(table), json_lines=table.suffix == ".jsonl")
-    rows = [row for row in listed if row.identity != str(JUNK)]
-    _check_task(rows, task, table, crops)
+    rows, rule = with_splits(rows_of(table_files.read(table)), raw, namespace)
+    _check_task([row for row in rows if row.identity != str(JUNK)], task, table, crops)
+    found = scan_rows(rows, raw, task=task, namespace=namespace, table=table)
+    return dataclasses.replace(found, source={**found.source, "division": rule}) if rule else found
+
+
+def with_splits(
+    rows: Sequence[Row], raw: Path, namespace: str, seed: int = 0, share: float = 0.25
+) -> tuple[list[Row], str]:
+    """Returns the rows with their splits, and how they were divided: as the table says (""), or see `division`."""
+    bare = [row for row in rows if not row.split]
+    if 0 < len(bare) < len(rows):
+        raise DatasetError(f"{bare[0].where}, column 'split': it is empty; fill it in every row, or in none")
+    return (list(rows), "") if not bare else divided(rows, raw, namespace, seed, share)
+
+
+def divided(rows: Sequence[Row], raw: Path, namespace: str, seed: int, share: float) -> tuple[list[Row], str]:
+    """Returns the rows with the splits that `division` gives them, and its rule; people of split `test` stay tested."""
+    junk = [row._replace(split=division.TRAIN) for row in rows if row.identity == str(JUNK)]  # left out by scan_rows
+    rows = [row for row in rows if row.identity != str(JUNK)]
     people = _full_names(rows, namespace)
-    outfits = _numbers({(people[row.identity], row.clothes) for row in rows if row.clothes}, table)
+    shown = [division.Shown(people[row.identity], row.camera, row.modality) for row in rows]
+    files = [raw / reading.as_listed(raw, row.image) for row in rows]
+    near = near_duplicates.pairs(near_duplicates.thumbnails(files))
+    tested = {people[row.identity] for row in rows if row.split == "test"} or None
+    found = division.divide(shown, near, seed, share, tested)
+    kept = [row._replace(split=split) for row, split in zip(rows, found.splits, strict=True) if split]
+    return kept + junk, found.rule
+
+
+def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, table: Path) -> Scan:
+    """Makes the Scan of rows that have splits."""
+    listed, rows = rows, [row for row in rows if row.identity != str(JUNK)]
+    people = _full_names(rows, namespace)
+    labels = {
+        (people[row.identity], label) for row in rows for label in (row.clothes, row.instruction_clothes) if label
+    }
+    outfits = _numbers(labels, table)
     slots: dict[str, list[str]] = {}
     for slot, value in sorted({pair for row in rows for pair in row.attributes}):
         slots.setdefault(slot, []).append(value)
@@ -108,7 +136,7 @@ def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | Non
         person = people[row.identity]
         item = _picture(raw, row, task, person, outfits, slots)
         if row.split == "query" and tasks.task(task).composed:  # it asks for its template's outfit, which is not worn
-            wanted = templates.get((person, row.instruction_image), "")
+            wanted = row.instruction_clothes or templates.get((person, row.instruction_image), "")
             wanted_outfit = outfits.get((person, wanted), schema.UNKNOWN)
             item = item._replace(attributes=(), instruction_clothes=wanted_outfit)
         splits.setdefault(row.split, []).append(item)
@@ -170,8 +198,7 @@ def _numbers(pairs: set[tuple[str, str]], table: Path) -> dict[tuple[str, str], 
     numbers: dict[tuple[str, str], int] = {}
     taken: dict[tuple[str, int], str] = {}
     for person, label in sorted(pairs):
-        own = reading.number(label)
-        number = zlib.crc32(label.encode()) & schema.MAX_CLOTHES if own is None or own > schema.MAX_CLOTHES else own
+        number = _label_number(label)
         other = taken.setdefault((person, number), label)
         if other != label:
             raise DatasetError(
@@ -254,66 +281,27 @@ def _made(row: Row) -> tuple[str, ...]:
 
 def parse(text: str, name: str, *, json_lines: bool) -> list[Row]:
     """Returns the rows of a table. Raises DatasetError naming file, line and column of the first thing wrong."""
-    cells = _json_cells(text, name) if json_lines else _csv_cells(text, name)
-    rows = [_row(where, values) for where, values in cells]
-    if not rows:
+    cells = list(table_files.json_cells(text, name) if json_lines else table_files.csv_cells(text, name))
+    if not cells:
         raise DatasetError(f"{name} has no rows: give one line a picture")
-    return rows
+    return rows_of(cells)
 
 
-def _csv_cells(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    while True:
-        first = reader.line_num + 1  # a quoted cell may go over several lines
-        where = f"{name}, line {first}"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise DatasetError(
-                f"{where}: not CSV ({error}): quote a cell that holds commas, quotes or line ends"
-            ) from error
-        if cells is None:
-            break
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not header:
-            header = [cell.strip() for cell in cells]
-            _check_columns(where, header, REQUIRED)
-            continue
-        if len(cells) != len(header):
-            raise DatasetError(
-                f"{where}: {len(cells)} columns, but the header has {len(header)}: quote cells with commas"
-            )
-        yield where, dict(zip(header, cells, strict=True))
-    if not header:
-        raise DatasetError(f"{name} is empty: it needs a header with the columns {', '.join(REQUIRED)}")
-
-
-def _json_cells(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{name}, line {number}"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DatasetError(f"{where}: not JSON ({error}): one object a line") from error
-        if not isinstance(values, dict):
-            raise DatasetError(f"{where}: {line.strip()[:40]!r} is no JSON object: one object a line")
-        _check_columns(where, list(values), [key for key in REQUIRED if key != "camera"])
-        yield where, values
-
-
-def _check_columns(where: str, names: list[str], required: Any) -> None:
-    for name in names:
-        if name not in COLUMNS:
-            raise DatasetError(f"{where}: unknown column {name!r}; the columns are {', '.join(COLUMNS)}")
-        if names.count(name) > 1:
-            raise DatasetError(f"{where}: column {name!r} stands there twice")
-    missing = [name for name in required if name not in names]
-    if missing:
-        raise DatasetError(f"{where}: column {missing[0]!r} is missing (needed: {', '.join(required)})")
+def rows_of(cells: Sequence[Cells]) -> list[Row]:
+    """Returns the rows of the cells of a table, in their order. Raises DatasetError naming line and column."""
+    known = (*COLUMNS, *MORE_COLUMNS)
+    others = sorted({name for _, values in cells[:1000] for name in values if name} - {*known})
+    for name in others:
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.8)
+        if near:
+            logging.warning("%s: column %r is kept, not read; did you mean %r?", cells[0][0], name, near[0])
+    labels: dict[int, str] = {}
+    for where, values in cells:
+        label = table_files.text_of(values.get("camera")) or ""
+        number = camera_number(label)
+        if number is not None and labels.setdefault(number, label) != label and reading.number(label) is None:
+            raise DatasetError(f"{where}, column 'camera': {label!r} and {labels[number]!r} get one number: rename one")
+    return [_row(where, values) for where, values in cells]
 
 
 def _row(where: str, values: dict[str, Any]) -> Row:
@@ -321,25 +309,17 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         raise DatasetError(f"{where}, column {column!r}: {reason}")
 
     def cell(column: str) -> str:
-        value = values.get(column)
-        if value is None:
-            return ""
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            wrong(column, f"{value!r} must be text")
-        if not is_utf8(str(value)):
-            wrong(column, f"{value!r} holds half a character, which cannot be stored")
-        return str(value).strip()
+        text = table_files.text_of(values.get(column))
+        if text is None:
+            wrong(column, f"{values[column]!r} must be text")
+        if not is_utf8(text):
+            wrong(column, f"{text!r} holds half a character, which cannot be stored")
+        return text
 
     def needed(column: str) -> str:
         return cell(column) or wrong(column, "it is empty")
 
-    camera = cell("camera")
-    number = reading.number(camera)
-    if camera and (number is None or number > schema.MAX_CAMERA):
-        wrong(
-            "camera", f"{camera!r} must be a whole number from 0 to {schema.MAX_CAMERA}, or empty where it is not known"
-        )
-    if cell("split") not in SPLITS:
+    if "split" in values and cell("split") not in SPLITS:
         wrong("split", f"{cell('split')!r} is none of {', '.join(SPLITS)}")
     if cell("modality").lower() not in _MODALITIES:
         wrong("modality", f"{cell('modality')!r} is neither visible nor infrared")
@@ -353,14 +333,30 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         where=where,
         image=needed("image"),
         identity=needed("identity"),
-        camera=number,
+        camera=camera_number(cell("camera")),
         split=cell("split"),
         clothes=cell("clothes"),
         modality=_MODALITIES[cell("modality").lower()],
         captions=tuple(text.strip() for text in captions if text.strip()),
         instruction_image=cell("instruction_image"),
         attributes=_attributes(values.get("attributes"), cell, wrong),
+        instruction_clothes=cell("instruction_clothes"),
     )
+
+
+def camera_number(label: str) -> int | None:
+    """Returns a camera's number, None for an unknown one ("", and -1 or -2 as lists have it).
+
+    It depends on the label alone, so that tables agree on it: the label's value, or else a checksum of it.
+    """
+    if label in ("", "-1", "-2"):
+        return None
+    return _label_number(label)
+
+
+def _label_number(label: str) -> int:
+    own = reading.number(label)
+    return zlib.crc32(label.encode()) & schema.MAX_CAMERA if own is None or own > schema.MAX_CAMERA else own
 
 
 def _attributes(value: Any, cell: Any, wrong: Any) -> tuple[tuple[str, str], ...]:

@@ -76,6 +76,12 @@ def _add_data(config: ConfigDict) -> None:
     """Adds the keys of the training data."""
     config.data = ConfigDict()
     config.data.dir = "data"  # folder of the built shards; may be on object storage (gs://BUCKET/SHARDS)
+    config.data.table = ""  # own pictures: a CSV, TSV, JSON lines or Parquet file, a list or a folder (configs/own.py)
+    config.data.own = ConfigDict()  # how data.table is read
+    config.data.own.pictures = ""  # folder in which the table's paths begin ('' = the table's)
+    config.data.own.tasks = ()  # tasks to train and test (() = all that the columns allow)
+    config.data.own.test_share = 0.25  # of the people, who are tested where the table has no column split
+    config.data.own.split_seed = 0  # of that division
     config.data.cache = ""  # local folder that gets a copy of a data.dir on object storage ('' = read it there)
     config.data.build_missing = True  # build procedural data sets that data.dir lacks
     config.data.leaks = "refuse"  # if people of a training set are tested in another data set: refuse | warn

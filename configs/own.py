@@ -1,0 +1,24 @@
+"""Own pictures: --config own --config.data.table=crops.csv builds, trains, evaluates, reports; nothing else is needed.
+
+docs/own_data.md describes the table (or list, or folder), which tasks it allows and how people are divided. A small
+model from scratch, as in configs/market1501.py.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from irm_jax.config import from_scratch, keys
+
+
+def get_config() -> ConfigDict:
+    config = from_scratch(keys.get_config())
+    config.data.build_missing = False
+    config.data.batch_size = 128
+    config.data.repeat_people = True  # a batch may have more places than a small table has people
+    config.data.augment.erase_probability = 0.5
+    config.model.identity_multiple = 256
+    config.optimizer.warmup_steps = 100
+    config.train.steps = 2000
+    config.checkpoint.every = 500
+    return config

@@ -1,0 +1,148 @@
+"""Which tasks a table allows, from which rows, and what is built of it."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from official_trees import draw
+
+from data_pipelines.dataset.reader import open_dataset
+from data_pipelines.dataset.writer import BuildOptions
+from data_pipelines.errors import DatasetError
+from data_pipelines.own import build, plan
+
+
+def write_table(folder: Path, *columns: str, people: int = 8, **changes: Any) -> plan.Options:
+    """Six pictures of each person: three cameras, two outfits, one of two modalities."""
+    values = {
+        "camera": lambda p, k: ("door", "hall", "street")[k // 2], "clothes": lambda p, k: f"outfit {k % 2}",
+        "caption": lambda p, k: f"person {p} in outfit {k % 2}",
+        "modality": lambda p, k: ("visible", "infrared")[k % 2],
+        "attributes": lambda p, k: f"upper colour={('red', 'blue')[k % 2]}",
+        "instruction_image": lambda p, k: f"t/{k % 2}.png",
+        "time": lambda p, k: f"12:0{k}", "shift": lambda p, k: p % 3,
+    }  # fmt: skip
+    rows = [
+        {"image": f"a/{p}_{k}.jpg", "identity": f"person {p}"} | {name: values[name](p, k) for name in columns}
+        for p in range(people) for k in range(6)
+    ]  # fmt: skip
+    draw(folder, [row["image"] for row in rows] + ["t/0.png", "t/1.png"])
+    with open(folder / "My Crops.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return plan.Options(str(folder / "My Crops.csv"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ((), "trad; not cc: no column clothes; not ctcc: no column instruction_image; not vi: no column modality; "
+             "not t2i: no column caption; not li: no column attributes"),
+        (("camera", "clothes", "caption"), "trad, cc (clothes), t2i (caption); not ctcc: no column instruction_image; "
+                                           "not vi: no column modality; not li: no column attributes"),
+        (("camera", "clothes", "caption", "modality", "attributes", "instruction_image"),
+         "trad, cc (clothes), ctcc (instruction_image), vi (modality), t2i (caption), li (attributes)"),
+    ],
+)  # fmt: skip
+def test_tasks_follow_from_the_columns(columns: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    assert plan.make(write_table(tmp_path, *columns)).said == said
+
+
+def test_data_sets_and_rules(tmp_path: Path) -> None:
+    options = write_table(tmp_path, "camera", "clothes", "caption", "attributes", "instruction_image", "modality")
+    found = plan.make(options)
+    assert {one.task: (one.data_set, one.protocols) for one in found.tasks} == {
+        "trad": ("my_crops", ("market",)),
+        "cc": ("my_crops", ("ltcc_cc", "market")),
+        "ctcc": ("my_crops_ctcc", ("requested_outfit", "market")),
+        "vi": ("my_crops_vi", ("other_modality", "market")),
+        "t2i": ("my_crops_t2i", ("identity",)),
+        "li": ("my_crops_li", ("requested_outfit", "market")),
+    }
+    assert {len(scan.splits["train"]) for scan in found.scans.values()} == {36}
+    assert len(found.scans["my_crops_t2i"].splits["query"]) == 12
+
+
+def test_a_query_asks_for_an_outfit_that_it_does_not_wear(tmp_path: Path) -> None:
+    found = plan.make(write_table(tmp_path, "camera", "clothes", "attributes", "instruction_image"))
+    for name in ("my_crops_ctcc", "my_crops_li"):
+        splits = found.scans[name].splits
+        worn = {(item.person, item.clothes) for item in splits["gallery"]}
+        for query in splits["query"]:
+            assert query.instruction_clothes not in (-1, query.clothes)
+            assert (query.person, query.instruction_clothes) in worn
+            wanted = query.person, query.instruction_clothes
+            asked = next(item for item in splits["gallery"] if (item.person, item.clothes) == wanted)
+            assert query.instruction_attributes == asked.instruction_attributes
+            if name.endswith("ctcc"):
+                assert query.template == asked.template
+            else:
+                assert ("red" in query.sentences[0]) == ("red" in asked.sentences[0])
+
+
+def test_captions_of_all_test_pictures_are_queries(tmp_path: Path) -> None:
+    found = plan.make(write_table(tmp_path, "camera", "caption", people=4))
+    splits = found.scans["my_crops_t2i"].splits
+    assert {split: len(items) for split, items in splits.items()} == {"train": 18, "query": 6, "gallery": 6}
+
+
+def test_a_split_of_the_table_stands(tmp_path: Path) -> None:
+    draw(tmp_path, [f"{n}.jpg" for n in range(6)])
+    head = "image,identity,camera,split\n"
+    lines = ["0.jpg,a,0,train", "1.jpg,b,0,train", "2.jpg,c,0,query", "3.jpg,c,1,gallery"]
+    (tmp_path / "t.csv").write_text(head + "\n".join(lines))
+    found = plan.make(plan.Options(str(tmp_path / "t.csv")))
+    assert found.division == ""
+    assert [row.split for row in found.rows] == ["train", "train", "query", "gallery"]
+    # `test` alone says who is tested; which pictures ask is decided here.
+    (tmp_path / "u.csv").write_text(head + "\n".join(lines).replace("query", "test").replace("gallery", "test"))
+    found = plan.make(plan.Options(str(tmp_path / "u.csv")))
+    assert sorted(row.split for row in found.rows) == ["gallery", "query", "train", "train"]
+    (tmp_path / "v.csv").write_text(head + "\n".join([*lines, "4.jpg,d,0,"]))
+    with pytest.raises(DatasetError, match=r"v.csv, line 6, column 'split'"):
+        plan.make(plan.Options(str(tmp_path / "v.csv")))
+
+
+def test_what_serves_nothing_is_refused_with_its_reasons(tmp_path: Path) -> None:
+    draw(tmp_path, ["a.jpg", "b.jpg"])
+    (tmp_path / "t.csv").write_text("image,identity\na.jpg,1\nb.jpg,2\n")
+    with pytest.raises(DatasetError, match="nothing can be trained and tested: trad: no test person can be found"):
+        plan.make(plan.Options(str(tmp_path / "t.csv")))
+    with pytest.raises(DatasetError, match="there is no table"):
+        plan.make(plan.Options(str(tmp_path / "none.csv")))
+    with pytest.raises(DatasetError, match="unknown task 'tradd'"):
+        plan.Options("t.csv", tasks=("tradd",))
+    with pytest.raises(DatasetError, match=r"a test share of 1.0 leaves one side without people"):
+        plan.Options("t.csv", test_share=1.0)
+
+
+def test_one_camera_is_no_camera(tmp_path: Path) -> None:
+    draw(tmp_path, [f"{n}.jpg" for n in range(12)])
+    rows = "".join(f"{n}.jpg,{n // 3},0\n" for n in range(12))
+    (tmp_path / "t.csv").write_text("image,identity,camera\n" + rows)
+    found = plan.make(plan.Options(str(tmp_path / "t.csv")))
+    assert "all pictures are of one camera" in found.notes[0]
+    assert {item.camera for item in found.scans["t"].splits["query"]} == {-1}
+
+
+def test_the_build_and_what_stands_beside_it(tmp_path: Path) -> None:
+    options = write_table(tmp_path / "raw", "camera", "clothes", "caption", "time", "shift", people=4)
+    found = plan.make(options)
+    build.build(found, tmp_path / "out", BuildOptions(workers=1, progress=False))
+    dataset = open_dataset(tmp_path / "out", "my_crops")
+    assert dataset.manifest.people == [f"my_crops/person {p}" for p in range(4)]
+    assert open_dataset(tmp_path / "out", "my_crops_t2i").manifest.namespace == "my_crops"
+    kept = pq.read_table(tmp_path / "out" / build.ROWS)
+    assert kept.column_names == ["image", "identity", "camera", "clothes", "caption", "time", "shift", "split"]
+    assert kept["shift"].to_pylist() == [str(p % 3) for p in range(4) for _ in range(6)]
+    assert set(kept["split"].to_pylist()) == {"train", "query", "gallery"}
+    folder = build.make_vocabulary(found, tmp_path / "words")
+    assert folder is None or "outfit" in (tmp_path / "words" / "vocab.txt").read_text().splitlines()
+    # Another picture under the same name is another folder.
+    draw(tmp_path / "raw", ["other.png"])
+    (tmp_path / "raw" / "other.png").rename(tmp_path / "raw" / "a" / "0_0.jpg")
+    plan.forget()
+    assert plan.make(options).digest != found.digest
