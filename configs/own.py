@@ -13,6 +13,7 @@ from irm_jax.config import from_scratch, keys
 
 def get_config() -> ConfigDict:
     config = from_scratch(keys.get_config())
+    config.data.table = "crops.csv"  # yours: --config.data.table=FILE
     config.data.build_missing = False
     config.data.batch_size = 128
     config.data.repeat_people = True  # a batch may have more places than a small table has people

@@ -110,7 +110,7 @@ def _init_problems(config: ConfigDict) -> Iterator[str]:
 
 def _data_problems(config: ConfigDict) -> Iterator[str]:
     d = config.data
-    if not d.train:
+    if not d.train and not d.table:  # a table makes entries of its own (config.own_data)
         yield "config.data.train is empty: name at least one data set, as configs/procedural.py does"
     for axis, size in config.mesh.items():
         if size < 1 and size != -1:
@@ -239,7 +239,7 @@ def _caption_problems(config: ConfigDict) -> Iterator[str]:
 
 def _test_set_problems(config: ConfigDict) -> Iterator[str]:
     sets = config.evaluation.sets
-    if not sets:
+    if not sets and not config.data.table:
         yield "config.evaluation.sets is empty: name at least one test set, as configs/procedural.py does"
     for name, entry in sets.items():
         here = f"config.evaluation.sets.{name}"
