@@ -7,6 +7,8 @@ plain number is complete, see `saving`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -16,7 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from irm_jax.checkpoint import averages, comparing
+from data_pipelines.files import parse_json
+from irm_jax.checkpoint import averages, comparing, hashes
 from irm_jax.checkpoint.errors import CheckpointError, StorageLost, first_line, is_storage_lost, quieten_orbax
 
 StepChoice = int | Literal["latest", "best"] | None
@@ -25,6 +28,8 @@ Tree = TypeVar("Tree")
 STATE, METADATA = "state", "metadata"
 FORMAT = 2
 """Of the record. What is added to its metadata needs no new format."""
+HASHES, RECORD_HASH = "hashes", "record_hash"
+"""Keys of a record: its step has hashes of its arrays (`hashes`), and the hash of the record without this key."""
 
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
@@ -83,14 +88,21 @@ def restore_for_evaluation(
 
 
 def load_arrays(directory: str | os.PathLike[str]) -> Any:
-    """Returns the tree that `save_arrays` wrote, as NumPy arrays on this host. Raises CheckpointError."""
+    """Returns the tree that `save_arrays` wrote, as NumPy arrays on this host.
+
+    Raises CheckpointError, also if a file is not what was saved; earlier versions saved no hashes to tell by.
+    """
     quieten_orbax()
     folder = as_folder(directory)
     try:
+        if hashes.has(folder) and (problem := hashes.damaged(folder)):
+            raise CheckpointError(f"{problem}: write it again")
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
             arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=arguments))
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"{folder} cannot be read, files are missing or damaged: {first_line(error)}; write it again"
@@ -105,7 +117,9 @@ def restore(
     Raises CheckpointError if paths, shapes or dtypes differ from the checkpoint's, or if it cannot be read.
     """
     chosen = choose_step(folder, step)
-    metadata = read_record(folder, chosen)["metadata"]
+    record = read_record(folder, chosen)
+    _check_hashes(folder, chosen, record)
+    metadata = record["metadata"]
     target = jax.tree.map(lambda leaf: _target(leaf, partial), abstract)
     expected = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
     saved = _saved_shapes(folder, chosen)
@@ -130,6 +144,18 @@ def restore(
     if partial:
         restored = jax.tree.unflatten(structure, [restored.get(_path(path), field) for path, field in fields])
     return restored, metadata
+
+
+def _check_hashes(folder: epath.Path, step: int, record: Mapping[str, Any]) -> None:
+    """Raises CheckpointError naming the first file of a step's arrays that is not what was saved."""
+    if not record.get(HASHES):  # saved by an earlier version
+        return
+    try:
+        problem = hashes.damaged(folder / str(step) / STATE)
+    except Exception as error:
+        raise _unreadable(folder, step, error) from error
+    if problem:
+        raise CheckpointError(f"step {step} in {folder} is damaged, {problem}: {_cure(folder, step)}")
 
 
 def _target(leaf: Any, default_device: bool) -> jax.ShapeDtypeStruct:
@@ -161,9 +187,16 @@ def record_file(folder: epath.Path, step: int) -> epath.Path:
 
 def read_record(folder: epath.Path, step: int) -> dict[str, Any]:
     """Reads the record of a step: format, step, best_metric, best_mode, metadata. Raises CheckpointError."""
-    path = folder / str(step) / METADATA
+    path = record_file(folder, step)
     try:
-        record = dict(ocp.JsonCheckpointHandler().restore(path))
+        record = parse_json(path.read_bytes())
+        if not isinstance(record, dict):
+            raise ValueError(f"{path} holds no record")
+        if record.get("format") == FORMAT and record.get(RECORD_HASH, record_hash(record)) != record_hash(record):
+            raise ValueError(f"{path} is not what was saved")
+        missing = {"step", "best_metric", "best_mode", "metadata"} - record.keys()
+        if record.get("format") == FORMAT and (missing or not isinstance(record["metadata"], dict)):
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing)) or 'metadata'}")
     except (OSError, ValueError) as error:
         raise _unreadable(folder, step, error) from error
     if record.get("format") != FORMAT:
@@ -171,6 +204,12 @@ def read_record(folder: epath.Path, step: int) -> dict[str, Any]:
             f"{path} has format {record.get('format')}, this code reads {FORMAT}: use the irm_jax that wrote it"
         )
     return record
+
+
+def record_hash(record: Mapping[str, Any]) -> str:
+    """The SHA-256 of a record without its own hash, in hexadecimal digits."""
+    rest = {key: value for key, value in record.items() if key != RECORD_HASH}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def choose_step(folder: epath.Path, step: StepChoice) -> int:
@@ -215,11 +254,15 @@ def best_of(scores: Mapping[int, float | None], mode: str) -> int | None:
 def _unreadable(folder: epath.Path, step: int, error: Exception) -> CheckpointError | StorageLost:
     if is_storage_lost(error):
         return StorageLost(f"step {step} in {folder} cannot be read now: {first_line(error)}. Start again")
-    others = [other for other in saved_steps(folder) if other != step]
-    cure = f"use another step ({others}) or delete that one" if others else "there is no other, so start afresh"
     return CheckpointError(
-        f"step {step} in {folder} cannot be read, files are missing or damaged: {cure}. Cause: {first_line(error)}"
+        f"step {step} in {folder} cannot be read, files are missing or damaged: {_cure(folder, step)}. "
+        f"Cause: {first_line(error)}"
     )
+
+
+def _cure(folder: epath.Path, step: int) -> str:
+    others = [other for other in saved_steps(folder) if other != step]
+    return f"use another step ({others}) or delete that one" if others else "there is no other, so start afresh"
 
 
 def as_folder(directory: str | os.PathLike[str]) -> epath.Path:

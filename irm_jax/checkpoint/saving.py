@@ -1,8 +1,9 @@
 """Saving checkpoints: the training state and a metadata JSON together, one folder per step.
 
-Orbax writes a step under a temporary name and renames it once everything is on disk, so a folder called by a plain
-number is complete, and a killed or failed save leaves only a temporary folder, which the next `Checkpointer` removes.
-An old step is renamed into `.deleted` for the same reason; its files go at the next `save`, `wait` or `close`.
+Orbax writes a step under a temporary name and renames it once everything, with the hashes of its files, is on disk. So
+a folder called by a plain number is complete, and a killed or failed save leaves only a temporary folder, which the
+next `Checkpointer` removes. An old step is renamed into `.deleted` for the same reason; its files go at the next
+`save`, `wait` or `close`.
 
 Kept are the `keep` newest steps, and beside them the best by `best_metric` (the newer of equals). A step saved without
 that metric, or with a NaN, competes by age only. A step is deleted only after a newer one is complete.
@@ -33,6 +34,7 @@ from irm_jax.checkpoint.errors import (
     is_storage_lost,
     quieten_orbax,
 )
+from irm_jax.checkpoint.hashes import HashedHandler, HashedSave
 from irm_jax.checkpoint.reading import METADATA, STATE, StepChoice
 from irm_jax.parallel import processes
 
@@ -72,7 +74,8 @@ class Checkpointer:
             single_host_load_and_broadcast=True,
         )
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            handlers = {STATE: HashedHandler(), METADATA: ocp.JsonCheckpointHandler()}
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
             self._empty_trash()
         except Exception as error:
             raise self._explained("opening", error) from error
@@ -95,7 +98,9 @@ class Checkpointer:
             "best_metric": self.best_metric,
             "best_mode": self.best_mode,
             "metadata": jsonable(metadata),
+            reading.HASHES: True,
         }
+        record[reading.RECORD_HASH] = reading.record_hash(record)
         self.wait()
         steps = self._manager.all_steps()
         if step in steps:
@@ -108,7 +113,7 @@ class Checkpointer:
         self._require_space(step, state)
         self._scores[step] = reading.score_of(record, self.best_metric)  # the policy is asked within the next call
         with self._failures(f"saving step {step}"):
-            items = {STATE: ocp.args.StandardSave(state), METADATA: ocp.args.JsonSave(record)}
+            items = {STATE: HashedSave(state), METADATA: ocp.args.JsonSave(record)}
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         if not self._asynchronous:
             self._empty_trash()
@@ -119,6 +124,7 @@ class Checkpointer:
         self.wait()
         record = reading.read_record(self.directory, step)
         record["metadata"]["metrics"] = jsonable(metrics)
+        record[reading.RECORD_HASH] = reading.record_hash(record)
         if jax.process_index() == 0:
             with self._failures(f"writing the metrics of step {step}"):
                 write_atomically(reading.record_file(self.directory, step), json.dumps(record))
@@ -256,8 +262,8 @@ def save_arrays(directory: str | os.PathLike[str], tree: Any) -> None:
     quieten_orbax()
     folder = reading.as_folder(directory)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-            writer.save(folder, args=ocp.args.PyTreeSave(tree), force=True)
+        with ocp.Checkpointer(HashedHandler()) as writer:
+            writer.save(folder, args=HashedSave(tree), force=True)
     except Exception as error:
         raise CheckpointError(f"writing {folder} failed: {first_line(error)}; is there space?") from error
 

@@ -168,6 +168,11 @@ def any_process(value: bool) -> bool:
     return value if alone() else bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
 
 
+def smallest(value: int) -> int:
+    """The smallest `value` of all processes; the same answer in all. Waits for all of them."""
+    return value if alone() else int(np.min(multihost_utils.process_allgather(np.asarray(value))))
+
+
 class StopConsensus:
     """Lets all processes stop after the same step when any of them wants to, without waiting for each other.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -79,7 +81,7 @@ def test_restore_for_evaluation_reads_only_what_is_asked(saved: Path, tmp_path: 
 
 
 def test_restore_for_evaluation_does_not_open_the_optimizer_state(tmp_path: Path, states: list[State]) -> None:
-    """Damages the stored moments: the parameters are still read, the whole state is not."""
+    """Damages the stored moments, hashed again: the parameters are still read, the whole state is not."""
     moments = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
     big = dataclasses.replace(states[1], opt_state={"moments": jnp.asarray(moments)})
     with Checkpointer(tmp_path) as checkpointer:
@@ -88,6 +90,11 @@ def test_restore_for_evaluation_does_not_open_the_optimizer_state(tmp_path: Path
     damaged = bytearray(largest.read_bytes())
     damaged[len(damaged) // 4 : len(damaged) // 2] = bytes(len(damaged) // 2 - len(damaged) // 4)
     largest.write_bytes(bytes(damaged))
+    state = tmp_path / "1" / "state"
+    table = json.loads((state / "sha256.json").read_text())
+    table["files"][str(largest.relative_to(state))] = hashlib.sha256(damaged).hexdigest()
+    table["sha256"] = hashlib.sha256(json.dumps(table["files"], sort_keys=True).encode()).hexdigest()
+    (state / "sha256.json").write_text(json.dumps(table))
     bare = jax.eval_shape(lambda: {"params": build(0).params, "batch_stats": build(0).batch_stats})
     restored, _ = restore_for_evaluation(tmp_path, bare)
     assert_same(restored, {"params": states[1].params, "batch_stats": states[1].batch_stats})
