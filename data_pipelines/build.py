@@ -8,6 +8,11 @@ killed build goes on where it stopped when it is run again.
 
 from __future__ import annotations
 
+from data_pipelines import commands
+
+if __name__ == "__main__":
+    commands.end_silently_at_ctrl_c()
+
 import argparse
 import dataclasses
 import sys
@@ -271,11 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, RetryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        print("error: stopped. The same command goes on: finished shards are kept", file=sys.stderr)
-        return RetryError.exit_status
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

@@ -258,7 +258,7 @@ class Pool:
     def map(self, function: Callable[[Any], T], arguments: Iterable[Any]) -> Iterator[T]:
         """Yields `function(argument)` of all arguments as they are ready.
 
-        After an error the calls under way are waited for, so that what they write is kept; a second Ctrl-C ends that.
+        After an error the calls under way are waited for, so that what they write is kept. Ctrl-C ends the processes.
 
         Raises ChildEnded if a process ended, what `function` raises, and what pickling raises.
         """
@@ -277,12 +277,16 @@ class Pool:
                     if not done:
                         raise value
                     yield value
-        finally:
+        except Exception:
             while busy:
                 for child in wait(busy):
                     busy.remove(child)
                     with contextlib.suppress(ChildEnded):
                         child.receive()
+            raise
+        finally:
+            for child in busy:  # interrupted: its answer belongs to nobody
+                child.end()
 
 
 def _call_all(channel: Channel) -> None:

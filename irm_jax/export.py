@@ -31,6 +31,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
+from data_pipelines import commands
 from irm_jax.config.command_line import folder
 from irm_jax.embedder import Embedder
 from irm_jax.errors import UserError
@@ -157,4 +158,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

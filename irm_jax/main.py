@@ -6,9 +6,11 @@ start, as after a signal, whose state is saved (launchers do that); 2 something 
 
 from __future__ import annotations
 
+from data_pipelines import commands
 from irm_jax import allocator
 
 if __name__ == "__main__":
+    commands.end_silently_at_ctrl_c()
     allocator.restart_with_tunables()  # before the imports that follow, which take their time
 
 import sys
@@ -42,7 +44,7 @@ parse = partial(command_line.parse, usage=__doc__)
 def command() -> None:
     """Runs the console script `irm_jax`."""
     allocator.restart_with_tunables()
-    app.run(main, flags_parser=parse)
+    sys.exit(commands.run(lambda: app.run(main, flags_parser=parse)))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -105,4 +107,4 @@ def _config_name() -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    sys.exit(commands.run(lambda: app.run(main, flags_parser=parse)))

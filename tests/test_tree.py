@@ -4,6 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OWN = {
+    "soak": "random kills of commands, and what they leave",
     "fixtures": "files that earlier versions wrote",
     "parity": "the models beside PyTorch implementations",
     "cloud": "object storage, for every package that reads or writes there",

@@ -5,6 +5,7 @@ python -m data_pipelines.batches.show --config configs/quickstart.py --step 0 --
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from data_pipelines import commands
 from data_pipelines.batches import training_data
 from data_pipelines.batches.layout import BatchPlan, UnitLayout
 from data_pipelines.batches.make import Batch
@@ -185,4 +187,4 @@ if __name__ == "__main__":
     )
     _OUT = flags.DEFINE_string("out", "batch.png", "Picture to write.")
     flags.mark_flag_as_required("config")
-    app.run(main)
+    sys.exit(commands.run(lambda: app.run(main, flags_parser=commands.parse_flags)))

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from data_pipelines import storage
+from data_pipelines import commands, storage
 from data_pipelines.dataset.reader import Dataset, dataset_names, open_dataset
 from data_pipelines.errors import DatasetError
 from data_pipelines.files import write_atomically
@@ -151,4 +151,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from data_pipelines import commands
 from data_pipelines.dataset.reader import Dataset, dataset_names, open_dataset
 from data_pipelines.errors import DatasetError
 from data_pipelines.people.names import known_person, same_name
@@ -234,4 +235,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 import textwrap
 
 import cv2
 import numpy as np
 
-from data_pipelines import tasks
+from data_pipelines import commands, tasks
 from data_pipelines.dataset import schema
+from data_pipelines.errors import DatasetError
 from data_pipelines.images import decode
 from data_pipelines.procedural.benchmark import Benchmark
 
@@ -88,9 +90,9 @@ def main() -> None:
             path = options.out / f"procedural_{task}{'_train' if train else ''}.png"
             sheet = draw_sheet(benchmark, task, options.people, train)
             if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-                raise OSError(f"cannot write {path}: is the folder writable, and the disk not full?")
+                raise DatasetError(f"cannot write {path}: is the folder writable, and the disk not full?")
             print(path)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.run(main))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import pathlib
 import string
+import sys
 
-from data_pipelines import tasks
+from data_pipelines import commands, tasks
 from data_pipelines.files import write_atomically
 from data_pipelines.instructions import sentences, tokenizer
 from data_pipelines.procedural import outfits, people
@@ -58,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.run(main))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from data_pipelines import commands
+
+if __name__ == "__main__":
+    commands.end_silently_at_ctrl_c()
+
 import argparse
 import re
 import sys
@@ -125,4 +130,4 @@ def _grouped(rows: Iterable[tuple[str, str]]) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(commands.run(main))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from official_trees import TREES, draw, write
 
-from data_pipelines import build, sources
+from data_pipelines import sources
 from data_pipelines.errors import DatasetError
 from data_pipelines.sources import datalist, json_stream, reading, table
 
@@ -239,18 +239,3 @@ def test_a_list_says_one_thing_of_a_picture(tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text(f"{HEADER}\na.jpg,7,0,train\na.jpg,{other},train\n")
         with pytest.raises(DatasetError, match=r"t.csv, split train: a.jpg stands there twice, with (person|camera)"):
             table.source("x", "trad", "x", str(tmp_path / "t.csv")).scan(tmp_path)
-
-
-def test_an_interrupted_build_says_so_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raw = TREES["market1501_attributes"].make(tmp_path / "raw")
-
-    def interrupt(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(build, "write_dataset", interrupt)
-    assert build.main(["--dataset", "market1501", "--raw", str(raw), "--out", str(tmp_path / "out")]) == 1
-    error = capsys.readouterr().err.splitlines()
-    assert error[-1].startswith("error: stopped")
-    assert not any(line.startswith("Traceback") for line in error)

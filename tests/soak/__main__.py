@@ -4,7 +4,7 @@
 
 Training with two reader processes, building with two processes, evaluating, embedding and converting are killed: the
 command itself, a reader or builder, or the whole process group (SIGTERM, SIGINT as a terminal's Ctrl-C, SIGKILL); a
-third of the kills come at an exact write, rename or removal (soak_hook/sitecustomize.py), the others at any time. After
+third of the kills come at an exact write, rename or removal (hook/sitecustomize.py), the others at any time. After
 each, no process of the command may be left, nor shared memory, no file of results may be half-written, and the message
 and the exit status must fit; in the end parameters and results must be bit-equal to the undisturbed run's, and the same
 files must be there. Prints a summary; exits with 1 at the first difference, and keeps the folder.
@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUILDER = """
 import functools, sys
 from data_pipelines import build, procedural
@@ -187,7 +187,7 @@ class Command:
         below = os.path.commonpath(places_of_work) + "/"
         environment = {
             **os.environ, "SOAK_RUN": self.mark, "SOAK_FAULT": f"{below}|{number}|{name}|{base / 'mark'}{self.mark}",
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests/soak_hook"), str(ROOT)]), "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests/soak/hook"), str(ROOT)]), "JAX_PLATFORMS": "cpu",
             "TF_CPP_MIN_LOG_LEVEL": "3", "XLA_FLAGS": "", "GLIBC_TUNABLES": "glibc.malloc.arena_max=8",
         }  # fmt: skip
         if count is not None:

@@ -1,4 +1,4 @@
-"""Loaded at the start of every Python process that soak.py starts: kills it at an exact write, rename or removal.
+"""Loaded at the start of every Python process that the soak starts: kills it at an exact write, rename or removal.
 
 SOAK_FAULT="FOLDER|NUMBER|SIGNAL|MARK": the NUMBER-th time that a process opens a file below FOLDER for writing, or
 renames, removes or makes something there, it makes the file MARK and sends SIGNAL to itself, or to its group where it

@@ -1,0 +1,41 @@
+"""How a command ends: one message for what its user can cause, no traceback, and a status that launchers act on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from data_pipelines.errors import RetryError, UserError
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit status.
+
+    0 done; 1 worth another start: a RetryError, or Ctrl-C; 2 something that its user has to change: a UserError.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return main() or 0
+    except (UserError, RetryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C. What is finished is kept: run the same command again to continue", file=sys.stderr)
+        return RetryError.exit_status
+
+
+def end_silently_at_ctrl_c() -> None:
+    """Lets Ctrl-C end the program at once, while it imports its parts: there would be a traceback of them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """The arguments that are no flags, for `absl.app.run(main, flags_parser=parse_flags)`; a mistake is status 2."""
+    try:
+        return list(flags.FLAGS(argv))
+    except flags.Error as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(UserError.exit_status)
