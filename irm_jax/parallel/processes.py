@@ -6,6 +6,9 @@ Every host of a pod or cluster runs the same command. Which process this one is,
 2. otherwise a cluster that JAX detects: Slurm, Cloud TPU, Open MPI, Kubernetes with its package;
 3. otherwise nothing: the process is alone. With JAX_NUM_PROCESSES=1 it is alone wherever it runs.
 
+Where the others have not come within JAX_INITIALIZATION_TIMEOUT seconds (300), a process ends with a message and status
+1, which launchers try again.
+
 A process that dies stops sending heartbeats; after HEARTBEAT_TIMEOUT seconds JAX ends the others too (SIGABRT, with a
 message), so that the launcher can start all of them again. Process 0 is the coordinator and writes everything but the
 arrays of checkpoints.
@@ -17,6 +20,8 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -32,6 +37,7 @@ from jax.sharding import PartitionSpec as P
 from irm_jax.errors import RetryError, UserError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+TIMEOUT = "JAX_INITIALIZATION_TIMEOUT"
 HEARTBEAT_TIMEOUT = 20
 """Seconds without a heartbeat after which a process counts as dead. JAX's default of 100 keeps the others waiting."""
 SHUTDOWN_TIMEOUT = 15
@@ -106,20 +112,55 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
         arguments = {}
     # JAX's handler of SIGTERM would replace ours; StopConsensus does its work.
     jax.config.update("jax_enable_preemption_service", False)
+    seconds = _timeout(environ)
+    where = f"process {here.index} of {here.count}, coordinator {here.coordinator}" if here else "the cluster"
+    lost = (
+        f"the processes did not find each other ({where}): {{}}. Do all of them run, can they reach the coordinator, "
+    )
+    lost += f"and is its port free? They wait {seconds} s for each other; {TIMEOUT} sets that"
     try:
-        jax.distributed.initialize(
-            **arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT
-        )
+        with _ended_after(seconds, lost.format("not all have come")):
+            jax.distributed.initialize(
+                **arguments, initialization_timeout=seconds + _SLACK, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+                shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+            )  # fmt: skip
     except RuntimeError as error:
-        where = f"process {here.index} of {here.count}, coordinator {here.coordinator}" if here else "the cluster"
-        raise ProcessesLost(
-            f"the processes did not find each other ({where}): {str(error).splitlines()[0]}. Do all of them run, can "
-            f"they reach the coordinator, and is its port free?"
-        ) from error
+        raise ProcessesLost(lost.format(str(error).splitlines()[0])) from error
     logging.info(
         "process %d of %d; it holds %d of %d devices",
         jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count(),
     )  # fmt: skip
+
+
+_SLACK = 60
+"""Seconds by which JAX waits longer than we do: its own end is an abort, without a word of what to do."""
+
+
+def _timeout(environ: Mapping[str, str]) -> int:
+    text = environ.get(TIMEOUT) or "300"
+    if not text.isdecimal() or int(text) < 1:
+        raise ProcessesError(f"{TIMEOUT} = {text!r} is not a number of seconds")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: int, message: str) -> Iterator[None]:
+    """Ends this process with the message and status 1 if the body takes longer: it waits within JAX, which no
+    exception reaches, and nothing is open yet."""
+
+    def end() -> None:
+        logging.error("%s", message)
+        logging.flush()
+        sys.stderr.flush()
+        os._exit(RetryError.exit_status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _cluster() -> Any | None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,26 @@ def test_processes_that_do_not_answer_are_worth_another_start(monkeypatch):
     with pytest.raises(RetryError, match=r"process 1 of 2, coordinator 10.0.0.2:8476.*nobody is there. Do"):
         processes.start(three)
     assert not issubclass(processes.ProcessesLost, UserError)  # whose status 2 no launcher tries again
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_the_others_leave_alone_ends_with_a_message_in_time(index):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    three = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}
+    done = subprocess.run(
+        [sys.executable, "-c", "from irm_jax.parallel import processes; processes.start()"], cwd=ROOT, text=True,
+        env={**os.environ, **three, "JAX_INITIALIZATION_TIMEOUT": "1"}, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert f"process {index} of 2, coordinator {address}): not all have come. Do all of them run" in done.stderr
+
+
+def test_the_time_to_wait_for_others_is_a_number_of_seconds():
+    three = {**ADDRESS, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    for text in ("soon", "0", "-1"):
+        with pytest.raises(ProcessesError, match=f"JAX_INITIALIZATION_TIMEOUT = '{text}' is not a number of seconds"):
+            processes.start({**three, "JAX_INITIALIZATION_TIMEOUT": text})
 
 
 def test_a_cluster_of_one_process_is_left_alone(monkeypatch):
