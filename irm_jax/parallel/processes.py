@@ -116,8 +116,8 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
     where = f"process {here.index} of {here.count}, coordinator {here.coordinator}" if here else "the cluster"
     lost = (
         f"the processes did not find each other ({where}): {{}}. Do all of them run, can they reach the coordinator, "
+        f"and is its port free? They wait {seconds} s for each other; {TIMEOUT} sets that"
     )
-    lost += f"and is its port free? They wait {seconds} s for each other; {TIMEOUT} sets that"
     try:
         with _ended_after(seconds, lost.format("not all have come")):
             jax.distributed.initialize(
