@@ -5,6 +5,7 @@ from concurrent import futures
 
 import pytest
 
+from data_pipelines import files
 from data_pipelines.batches import training_data
 from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
