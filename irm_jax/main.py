@@ -56,9 +56,12 @@ def main(argv: Sequence[str]) -> None:
             _compare(argv[1:])
         else:
             _run(_MODE.value, argv[1:])
-    except (UserError, RetryError) as error:
+    except UserError as error:
         logging.error("%s", error)
-        sys.exit(commands.status_of(error))
+        sys.exit(2)
+    except RetryError as error:
+        logging.error("%s", error)
+        sys.exit(1)
 
 
 def _compare(runs: Sequence[str]) -> None:

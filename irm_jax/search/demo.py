@@ -1,0 +1,121 @@
+"""`search demo`: drawn people, an index of them and three queries that show what search does."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import io
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines import files
+from data_pipelines.procedural import outfits
+from data_pipelines.procedural.benchmark import Benchmark, Shot
+from irm_jax.search import engines, ingest
+from irm_jax.search.crops import read_crops
+from irm_jax.search.index import Answer, Index
+from irm_jax.search.store import SearchError
+
+SEED, TASK = 7, "t2i"
+"""Of the drawn people; another seed than that of the training sets."""
+PICTURES = 4
+"""Per person."""
+CAMERAS = ("gate", "hall", "yard", "shop", "car park", "stairs", "roof", "office")
+START = datetime.datetime(2026, 1, 1, 8)
+RUN = "runs/quickstart"
+QUERY = "query.jpg"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A prepared query. wanted: column and value that a right hit has."""
+
+    sentence: str | None
+    image: str | None
+    instruction: str | None
+    wanted: tuple[str, str]
+
+    def words(self) -> str:
+        return self.sentence or f"the person of {self.image}, {self.instruction}"
+
+
+EXAMPLES = (
+    Example("a person in a red shirt", None, None, ("upper", "red")),
+    Example("a person with a backpack", None, None, ("bag", "backpack")),
+    Example(None, QUERY, "wearing a white shirt", ("upper", "white")),
+)
+
+
+def prepare(folder: Path, people: int, model: str | None) -> Index:
+    """Draws people, builds the index (what is there already is kept), answers the examples; returns the index.
+
+    Raises SearchError if there is no model.
+    """
+    workdir = _model(model)
+    pictures = folder / "people"
+    draw(pictures, people)
+    uri = str(folder / "index")
+    print(f"index: {uri}")
+    table = pictures / "people.csv"
+    kinds = engines.open_store(uri).about.columns if engines.exists(uri) else None
+    print(ingest.build(uri, workdir, read_crops(pictures, table, kinds)).describe())
+    index = Index(uri, model=workdir)
+    for example in EXAMPLES:
+        answer = ask(index, folder, example)
+        column, value = example.wanted
+        right = sum(hit.columns.get(column) == value for hit in answer)
+        print(f"{example.words()}: {right} of the first {len(answer)} have {column} = {value}")
+    return index
+
+
+def ask(index: Index, folder: Path, example: Example, top: int = 10) -> Answer:
+    """Answers one of the examples."""
+    image = folder / "people" / example.image if example.image else None
+    return index.query(image, example.instruction, example.sentence, top=top)
+
+
+def examples(folder: Path) -> list[tuple[str | None, str | None, str | None]]:
+    """The examples as the page takes them: sentence, picture, instruction."""
+    place = folder / "people"
+    return [(one.sentence, str(place / one.image) if one.image else None, one.instruction) for one in EXAMPLES]
+
+
+def draw(folder: Path, people: int) -> None:
+    """Draws `people` people, PICTURES each, with a table of where they are and what they wear; whole ones are kept."""
+    table = folder / "people.csv"
+    if table.exists() and table.read_text().count("\n") == people * PICTURES + 1:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    benchmark = Benchmark(seed=SEED, train_people=2, test_people=people)
+    shots = benchmark.shots(TASK)
+    chosen: dict[str, list[Shot]] = {}
+    for shot in shots["gallery"]:
+        own = chosen.setdefault(shot.person, [])
+        if len(own) < PICTURES:
+            own.append(shot)
+    print(f"drawing {people} people: {folder}")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "person", "camera", "time", "upper", "pattern", "lower", "bag"])
+    rng = np.random.default_rng(SEED)
+    for number, shot in enumerate(shot for own in chosen.values() for shot in own):
+        files.write_atomically(folder / shot.file, benchmark.load(shot).image)
+        time = START + datetime.timedelta(seconds=int(rng.integers(3600)) + 600 * number // PICTURES)
+        worn = [slot.values[value] for slot, value in zip(outfits.BASE_SLOTS, shot.row.outfit, strict=False)]
+        writer.writerow([shot.file, shot.person.rpartition("/")[2], CAMERAS[shot.scene.camera], time, *worn])
+    asked = next(s for s in shots["query"] if outfits.UPPER.values[s.row.outfit[0]] not in ("white", "red"))
+    files.write_atomically(folder / QUERY, benchmark.load(asked).image)
+    files.write_atomically(table, text.getvalue())
+
+
+def _model(given: str | None) -> str:
+    """The run that embeds. Raises SearchError naming the command that trains one."""
+    workdir = Path(given or RUN)
+    if not (workdir / "checkpoints").is_dir():
+        raise SearchError(
+            f"no model in {workdir}: train one, python -m irm_jax.main --config quickstart (about five minutes), or "
+            "name a run with --model"
+        )
+    return str(workdir)

@@ -1,0 +1,70 @@
+"""From which score on a person is taken to be in the gallery: the open-set figures of the model's evaluation.
+
+The evaluation takes half of the people out of each gallery and finds the score that at most a share of their queries
+reaches (irm_jax/evaluation/open_set.py). A threshold holds for the kind of query that it was measured with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from data_pipelines.tasks import TASKS
+from irm_jax.evaluation.earlier_results import ResultsError
+from irm_jax.evaluation.figures import read_results
+
+FPR = "0.01"
+"""The false-positive rate whose threshold is stored, as results.json writes it."""
+PICTURE, ONE_STAGE = "picture", "one stage"
+"""Kinds of query beside the tasks: a picture alone, and an instruction without the second stage. The evaluation
+measures neither: its galleries are embedded under their own instructions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """A score, how many queries of absent people it lets pass, and where both were measured."""
+
+    value: float
+    false_positive_rate: float
+    test_set: str
+    absent: int
+
+    def describe(self) -> str:
+        """One sentence."""
+        return (
+            f"Threshold {self.value:.3f}: above it were at most {self.false_positive_rate:.0%} of {self.absent} "
+            f"queries of people who were not in the gallery ({self.test_set})."
+        )
+
+
+def read_thresholds(workdir: str) -> dict[str, Any]:
+    """The thresholds of a run's results.json by task; empty without an evaluation."""
+    found: dict[str, Any] = {}
+    try:
+        for figure in read_results(workdir).open_set:
+            made = Threshold(float(figure.threshold[FPR]), float(FPR), figure.test_set, figure.absent)
+            found.setdefault(figure.task, dataclasses.asdict(made))  # the first test set of a task
+    except (ResultsError, OSError, KeyError) as error:
+        logging.warning("no thresholds: the run %s has no evaluation that can be read (%s)", workdir, error)
+    return found
+
+
+def kind_of(instruction: str | np.ndarray, second_stage: bool) -> str:
+    """The kind of a query by picture and instruction: the task whose evaluation judges such pairs."""
+    if not second_stage:
+        return ONE_STAGE
+    if not isinstance(instruction, str):
+        return next(task.name for task in TASKS.values() if task.kind == "visual")
+    constant = {task.sentence: task.name for task in TASKS.values() if task.sentence}
+    return constant.get(instruction.strip(), "li")
+
+
+def threshold_for(thresholds: dict[str, Any], kind: str) -> Threshold | None:
+    """The threshold of a kind of query (`kind_of`, PICTURE, or "t2i" for a sentence); None if none was measured."""
+    try:
+        return Threshold(**thresholds[kind]) if kind in thresholds else None
+    except TypeError:
+        return None

@@ -1,0 +1,252 @@
+"""An index from pictures to hits, with the smallest model: what is found, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from search_pictures import picture
+
+import irm_jax.search
+from irm_jax.errors import RetryError
+from irm_jax.evaluation.figures import read_results
+from irm_jax.search import __main__ as command
+from irm_jax.search import crops, engines, ingest, store
+from irm_jax.search.crops import read_crops
+from irm_jax.search.index import Index
+from irm_jax.search.model import SearchModel
+from irm_jax.search.rebuild import rebuild
+from irm_jax.search.store import SearchError
+
+
+@pytest.fixture(scope="module")
+def index(crops_dir: Path, run_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    """The index of `crops_dir`; not to be changed."""
+    from quick_compilation import few_optimizations
+
+    uri = str(tmp_path_factory.mktemp("search") / "index")
+    with few_optimizations():
+        ingest.build(uri, run_dir, read_crops(crops_dir, crops_dir / "crops.csv"), quiet=True)
+        yield irm_jax.search.open(uri)
+
+
+@pytest.fixture
+def copy(index: Index, tmp_path: Path) -> Index:
+    """The same index with the same model, to be changed."""
+    shutil.copytree(index.store.uri, tmp_path / "copy")
+    made = Index(str(tmp_path / "copy"))
+    made._model = index.model
+    return made
+
+
+def test_a_picture_finds_itself_with_its_columns(index: Index, crops_dir: Path) -> None:
+    answer = index.query(crops_dir / "07.png", top=30)
+    assert len(answer) == answer.searched == 30
+    assert answer[0].path == str(crops_dir / "07.png")
+    assert answer[0].score == pytest.approx(1, abs=2e-3)
+    assert answer[0].columns["camera"] == "hall"
+    assert answer[0].columns["floor"] == 2
+    assert str(answer[0].columns["time"]) == "2026-01-08 08:00:00"
+    assert all(one.score >= two.score for one, two in itertools.pairwise(answer))
+
+
+def test_scores_are_those_of_the_model(index: Index, crops_dir: Path) -> None:
+    """Each stage against the model's own embeddings of the files."""
+    model = index.model
+    files = sorted(crops_dir.glob("*.png"))
+    pixels = [crops.decode(file.read_bytes(), "") for file in files]
+    neutral, caption = model.embed_pictures(pixels)
+    asked = picture(99)
+
+    def check(answer: object, expected: np.ndarray, atol: float) -> None:
+        found = {hit.path: hit.score for hit in answer}  # type: ignore[attr-defined]
+        np.testing.assert_allclose([found[str(file)] for file in files], expected, atol=atol)
+
+    vector = model.embed_under([asked], "wearing a red shirt")[0]
+    check(index.query(asked, "wearing a red shirt", top=30, rescore=0), neutral @ vector, 2e-3)
+    under = model.embed_under(pixels, "wearing a red shirt")
+    check(index.query(asked, "wearing a red shirt", top=30), under @ vector, 1e-4)
+    clothes = model.embed_under([asked], picture(5))[0]
+    check(index.query(asked, picture(5), top=30), model.embed_under(pixels, picture(5)) @ clothes, 1e-4)
+    check(index.query(sentence="a red shirt", top=30), caption @ model.embed_sentence("a red shirt"), 2e-3)
+
+
+def test_a_sentence_is_judged_by_the_matching_head(index: Index) -> None:
+    assert index.model.judges
+    answer = index.query(sentence="a red shirt", top=30, rescore=10)
+    judged = [hit.match for hit in answer]
+    assert judged[:10] == sorted(judged[:10], reverse=True)
+    assert judged[10:] == [None] * 20
+    cosine = [hit.id for hit in index.query(sentence="a red shirt", top=30, rescore=0)]
+    assert {hit.id for hit in answer[:10]} == set(cosine[:10])
+    assert [hit.id for hit in answer[10:]] == cosine[10:]
+
+
+def test_a_filter_is_applied_before_ranking(index: Index, crops_dir: Path) -> None:
+    every = index.query(crops_dir / "00.png", top=30)
+    gate = index.query(crops_dir / "00.png", where="camera = 'gate' AND floor > 1", top=4)
+    wanted = [hit.id for hit in every if hit.columns["camera"] == "gate" and hit.columns["floor"] > 1]
+    assert [hit.id for hit in gate] == wanted[:4]
+    assert gate.searched == len(wanted)
+    none = index.query(crops_dir / "00.png", where="floor = 77")
+    assert list(none) == []
+    assert "No entry passes the filter." in none.notes()
+    assert index.query(crops_dir / "00.png", where="floor = 3 and camera = 'it''s'", top=1)[0].columns["floor"] == 3
+
+
+def test_more_like_a_hit(index: Index, crops_dir: Path) -> None:
+    first = index.query(crops_dir / "03.png", top=1)[0]
+    similar = index.similar(first.id, top=29)
+    assert first.id not in {hit.id for hit in similar}
+    assert len(similar) == 29
+    with pytest.raises(SearchError, match="not in"):
+        index.similar("f" * 32)
+
+
+def test_thresholds_are_those_of_the_evaluation(index: Index, run_dir: str, crops_dir: Path) -> None:
+    measured = {row.task: row for row in read_results(run_dir).open_set}
+    answer = index.query(crops_dir / "00.png", "do not change clothes")
+    assert answer.threshold is not None
+    assert answer.threshold.value == measured["trad"].threshold["0.01"]
+    assert [hit.above for hit in answer] == [hit.score > answer.threshold.value for hit in answer]
+    alone = index.query(crops_dir / "00.png")
+    assert {hit.above for hit in alone} == {None}
+    assert any("No threshold is known" in note for note in alone.notes())
+
+
+def test_unknown_words_are_named(index: Index) -> None:
+    answer = index.query(sentence="a zzyzx red shirt")
+    assert answer.unknown_words == ("zzyzx",)
+    assert any("zzyzx" in note for note in answer.notes())
+    with pytest.raises(SearchError, match="knows no word"):
+        index.query(sentence="穿红衣服的女人")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, "give a picture, or a sentence"),
+        ({"image": picture(0), "sentence": "a red shirt"}, "not both"),
+        ({"sentence": "a red shirt", "instruction": "wearing a hat"}, "goes with a picture"),
+        ({"sentence": "  "}, "is empty"),
+        ({"image": b"hello"}, "no readable image"),
+        ({"image": "missing.jpg"}, r"missing\.jpg is no readable image"),
+        ({"image": picture(0)[:, :, 0]}, r"must be u8\[H, W, 3\]"),
+        ({"image": picture(0), "top": 0}, "top = 0"),
+        ({"image": picture(0), "where": "camera"}, "cannot be read at"),
+    ],
+)
+def test_queries_that_are_none(index: Index, given: dict, reason: str) -> None:
+    with pytest.raises(SearchError if "where" not in given else ValueError, match=reason):
+        index.query(**given)
+
+
+def test_a_picture_is_embedded_once(copy: Index, crops_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(crops_dir, tmp_path / "more")
+    for number in (40, 41):
+        cv2.imwrite(str(tmp_path / "more" / f"{number}.png"), picture(number))
+    shutil.copy(tmp_path / "more" / "40.png", tmp_path / "more" / "42.png")
+    (tmp_path / "more" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (tmp_path / "more" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    result = ingest.add(copy.store, copy.model, read_crops(tmp_path / "more"), quiet=True)
+    assert (result.new, result.known, len(result.bad)) == (2, 31, 2)
+    assert all(name in text for name, text in zip(("broken.jpg", "gone.jpg"), result.bad, strict=True))
+    assert copy.store.count() == len(store.ids_of(copy.store)) == 32
+    with pytest.raises(crops.BadImage, match="broken"):
+        ingest.add(copy.store, copy.model, read_crops(tmp_path / "more"), skip_bad=False, quiet=True)
+    copy.refresh()
+    assert copy.query(tmp_path / "more" / "41.png", top=1)[0].path == str(tmp_path / "more" / "41.png")
+
+
+def test_a_reader_sees_its_version_until_it_looks_again(copy: Index, crops_dir: Path, tmp_path: Path) -> None:
+    assert copy.query(crops_dir / "00.png", top=40).searched == 30
+    other = engines.open_store(copy.store.uri)
+    cv2.imwrite(str(tmp_path / "new.png"), picture(50))
+    ingest.add(other, copy.model, read_crops(tmp_path), quiet=True)
+    assert copy.query(crops_dir / "00.png", top=40).searched == 30
+    assert copy.refresh()
+    assert not copy.refresh()
+    assert copy.query(crops_dir / "00.png", top=40).searched == 31
+
+
+def test_removed_bytes_are_gone_after_compaction(copy: Index, crops_dir: Path, capsys: pytest.CaptureFixture) -> None:
+    """A reader whose version was compacted away answers from the newest one."""
+    secret = (crops_dir / "07.png").read_bytes()
+    assert copy.query(crops_dir / "07.png", top=1)[0].path.endswith("07.png")
+
+    def on_disk() -> bool:
+        return any(secret in path.read_bytes() for path in Path(copy.store.uri).rglob("*") if path.is_file())
+
+    assert on_disk()
+    assert command.main(["remove", copy.store.uri, "--where", "path LIKE '%/07.png'"]) == 0
+    assert on_disk()  # an earlier version has them, so this test looks where they are
+    assert command.main(["compact", copy.store.uri]) == 0
+    assert "1 entries removed" in capsys.readouterr().out
+    assert not on_disk()
+    answer = copy.query(crops_dir / "07.png", "wearing a red shirt", top=30)
+    assert copy.refresh()
+    assert not any(hit.path.endswith("07.png") for hit in copy.query(crops_dir / "07.png", top=30))
+    assert len(answer) == 30  # of the version in memory; its removed picture is not judged again
+
+
+def test_two_writers(copy: Index, crops_dir: Path) -> None:
+    with copy.store.lock(), pytest.raises(RetryError, match="another process"):
+        ingest.add(engines.open_store(copy.store.uri), copy.model, read_crops(crops_dir), quiet=True)
+
+
+def test_another_model_is_refused_and_rebuild_takes_it(copy: Index, run_dir: str, crops_dir: Path) -> None:
+    other = SearchModel(run_dir, step=2)
+    assert other.fingerprint != copy.about.fingerprint
+    with pytest.raises(SearchError, match=rf"(?s){copy.about.fingerprint}.*{other.fingerprint}.*rebuild"):
+        ingest.add(copy.store, other, read_crops(crops_dir), quiet=True)
+    columns = [copy.query(crops_dir / "05.png", top=1)[0].columns]
+    assert rebuild(copy.store, run_dir, 2, quiet=True) == 30
+    again = Index(copy.store.uri)
+    again._model = other
+    assert again.about.fingerprint == other.fingerprint
+    hit = again.query(crops_dir / "05.png", top=1)[0]
+    assert [hit.columns] == columns
+    assert hit.score == pytest.approx(1, abs=2e-3)
+
+
+def test_commands(copy: Index, crops_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    uri = copy.store.uri
+    page = tmp_path / "hits.html"
+    words = ["query", uri, "--image", str(crops_dir / "04.png"), "--top", "3"]
+    assert command.main([*words, "--html", str(page), "--where", "floor = 4"]) == 0
+    assert "6 entries searched" in capsys.readouterr().out
+    assert page.read_text().count("data:image/png;base64,") == 3
+    assert command.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hits"][0]["path"] == str(crops_dir / "04.png")
+    assert command.main(["info", uri]) == 0
+    assert copy.about.fingerprint in capsys.readouterr().out
+    assert command.main([*words, "--where", "camera = 'a"]) == 2
+    assert command.main(["query", str(tmp_path / "none"), "--sentence", "x"]) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert len([line for line in errors.splitlines() if line.startswith("error: ")]) == 2
+
+
+@pytest.mark.parametrize("name", ["gallery.lance/_versions", "gallery.lance/data"])
+def test_a_damaged_index_is_one_message(copy: Index, name: str, capsys: pytest.CaptureFixture) -> None:
+    for path in Path(copy.store.uri, name).iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    assert command.main(["query", copy.store.uri, "--sentence", "a red shirt"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_nothing_of_an_index_is_believed() -> None:
+    about = store.About("run", 1, "f", {"neutral": 4, "caption": 2}, dict(store.FIXED))
+    assert store.About.from_json(about.to_json(), "x") == about
+    for text in ("", "null", "[]", '{"model": 1}', '{"format": 9}', about.to_json().replace("text", "pickle"),
+                 about.to_json().replace("4", '"4"'), "[" * 100_000):  # fmt: skip
+        with pytest.raises(SearchError):
+            store.About.from_json(text, "x")
+    with pytest.raises(SearchError, match="format 2"):
+        store.About.from_json(about.to_json().replace('"format": 1', '"format": 2'), "x")
