@@ -141,6 +141,9 @@ def folder_in_one_step(path: Path) -> Iterator[Path]:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
             os.rename(scratch, path)
             _flush(path.parent)
+        except (WriteError, StorageLost) as error:  # of a file in it, under its name of before the rename
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise type(error)(error.errno, str(error).replace(str(scratch), str(path))) from error
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise

@@ -48,7 +48,10 @@ def read_vocabulary(vocab: str | pathlib.Path) -> list[str]:
     path = epath.Path(BUILTIN_VOCABULARY if str(vocab) == "builtin" else epath.Path(vocab) / VOCABULARY)
     if not path.is_file():
         raise VocabularyError(f"no vocabulary at {path}: pass 'builtin' or a directory that holds vocab.txt")
-    entries = path.read_text(encoding="utf-8").split("\n")
+    try:
+        entries = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise VocabularyError(f"{path} is no text in UTF-8 that can be read ({error}): get it again") from error
     if entries[-1] == "":
         entries.pop()
     entries = [entry.rstrip("\r") for entry in entries]

@@ -30,7 +30,11 @@ def saved_model(metadata: Mapping[str, Any], arrays: Shapes) -> IRMConfig:
     """
     if "model" in metadata:
         return model_config.from_json(metadata["model"])
-    resolved = presets.from_saved_table(metadata["config"]["model"])
+    try:
+        table = metadata["config"]["model"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError("the checkpoint's record does not say of which model it is: use another step") from error
+    resolved = presets.from_saved_table(table)
     sizes = {}
     if (heads := arrays.get("params/head_person")) is not None:
         sizes["num_identities"] = heads.shape[1]

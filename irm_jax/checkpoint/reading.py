@@ -236,7 +236,8 @@ def choose_step(folder: epath.Path, step: StepChoice) -> int:
 
 def score_of(record: Mapping[str, Any], metric: str | None) -> float | None:
     """The value of a metric in a record; None if it was saved without it. Raises CheckpointError if it is no number."""
-    value = None if metric is None else (record["metadata"].get("metrics") or {}).get(metric)
+    metrics = record["metadata"].get("metrics") or {}
+    value = metrics.get(metric) if metric is not None and isinstance(metrics, dict) else None
     if value is not None and not isinstance(value, (int, float)):
         raise CheckpointError(
             f"the metric {metric!r} at step {record['step']} is no number: choose another best_metric"

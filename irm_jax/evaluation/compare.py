@@ -144,11 +144,14 @@ def _read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
             raise ValueError("no regular file")
         with path.open("rb") as file, np.load(file) as saved:
             arrays = {name: saved[name] for name in saved if not name.startswith("top_")}
-        queries = {name: arrays[name].shape for name in ("query_id", "ap", "first_positive_rank", "num_positives")}
-        if len(set(queries.values())) != 1 or len(queries["ap"]) != 1:
-            raise ValueError(f"arrays of different lengths, {queries}")
-        if arrays["ap"].dtype.kind != "f" or arrays["num_positives"].dtype.kind not in "iu":
-            raise ValueError("ap or num_positives is no number")
+        numbers = ("ap", "first_positive_rank", "num_positives", *(name for name in ("rank1",) if name in arrays))
+        shapes = {name: arrays[name].shape for name in ("query_id", *numbers)}
+        if len(set(shapes.values())) != 1 or len(shapes["ap"]) != 1:
+            raise ValueError(f"arrays of different lengths, {shapes}")
+        if any(arrays[name].dtype.kind not in "iufb" for name in numbers):
+            raise ValueError(f"one of {', '.join(numbers)} holds no numbers")
+        if any(arrays[name].ndim for name in ("figure", "gallery", "gallery_content") if name in arrays):
+            raise ValueError("figure, gallery or gallery_content is no single value")
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         raise _damaged(path, error) from error
     return arrays

@@ -80,7 +80,10 @@ def newest(directory: str | os.PathLike[str]) -> epath.Path:
             if (match := _NAME.fullmatch(name.name)) and (name / RESULTS).exists()
         )
         return folder / found[-1][1] if found else workdir
-    name = path.read_bytes().decode(errors="replace").strip()
+    try:
+        name = path.read_bytes().decode(errors="replace").strip()
+    except OSError as error:
+        raise NoEvaluation(f"{path} cannot be read ({error.strerror}): delete it, and evaluate again") from error
     if "/" in name or not name or not (folder / name / RESULTS).exists():
         raise NoEvaluation(
             f"{path} names {name[:100]!r}, which is no evaluation in {folder}: evaluate again (--mode evaluate), or "

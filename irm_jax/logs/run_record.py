@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from data_pipelines.files import jsonable, write_atomically
+from data_pipelines.files import jsonable, parse_json, write_atomically
 from irm_jax.errors import UserError
 
 RUN_FILE = "run.json"
@@ -64,8 +64,8 @@ def _starts(path: epath.Path) -> list[Any]:
     if not path.exists():
         return []
     try:
-        starts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
+        starts = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:  # a folder, not UTF-8, or not JSON
         raise RunRecordError(f"{path} is damaged ({error}): move it away, then start again") from error
     if not isinstance(starts, list):
         raise RunRecordError(f"{path} is no list of the run's starts: move it away, then start again")

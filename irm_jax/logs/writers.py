@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines import storage
-from data_pipelines.files import jsonable, write_atomically
+from data_pipelines.files import jsonable, parse_json, write_atomically
 from irm_jax.errors import UserError
 from irm_jax.logs.files import EventFile, open_for_append
 from irm_jax.logs.timing import DATA_WAIT, IMAGES_PER_SECOND
@@ -284,14 +284,18 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = epath.Path(workdir) / METRICS_FILE
     if not path.exists():
         return []
-    *lines, unfinished = path.read_bytes().split(b"\n")
+    try:
+        *lines, unfinished = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise MetricLogError(f"{path} cannot be read ({error.strerror or error}): move it away") from error
     del unfinished  # b"" after a complete last line
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            record["step"]
-        except (ValueError, TypeError, KeyError) as error:
+            record = parse_json(line)
+            if not isinstance(record, dict) or type(record["step"]) is not int:
+                raise ValueError("no object with a number of a step")
+        except (ValueError, KeyError) as error:
             raise MetricLogError(
                 f"{path}, line {number}, is not a metric record: repair or delete that line"
             ) from error

@@ -112,6 +112,9 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         half(tmp_path / "e", FileNotFoundError(errno.ENOENT, "No such file", "x/source"))
     with pytest.raises(files.WriteError, match=r"e cannot be written \(No space"):
         half(tmp_path / "e", OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(files.WriteError, match=r"/e/f cannot be written \(No space") as caught:
+        half(tmp_path / "e", files.write_failure(files.scratch_path(tmp_path / "e") / "f", OSError(28, "No space")))
+    assert "tmp-" not in str(caught.value).replace(str(tmp_path), "")
     with pytest.raises(files.WriteError, match="File exists"), files.folder_in_one_step(tmp_path / "a"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -189,6 +191,35 @@ def test_runs_that_cannot_be_compared(tmp_path):
     save(tmp_path / "names", result, [f"q{i}" for i in range(200)])
     with pytest.raises(ValueError, match="query_id is int64 in"):
         compare.compare_runs(tmp_path / "a", tmp_path / "names")
+
+
+def damaged_files(whole):
+    """What a file of per-query results may hold in place of them."""
+    with np.load(io.BytesIO(whole)) as saved:
+        arrays = {name: saved[name] for name in saved}
+    for change in ({"ap": None}, {"ap": np.zeros(3)}, {"rank1": np.zeros((2, 2))}, {"num_positives": np.full(200, "x")},
+                   {"gallery_content": np.zeros(3)}, {"figure": np.array("{")}, {"figure": np.array("[" * 99999)},
+                   {"figure": np.array("[]")}, {"query_id": np.zeros((200, 2))}):  # fmt: skip
+        file = io.BytesIO()
+        np.savez(file, **{name: array for name, array in {**arrays, **change}.items() if array is not None})
+        yield file.getvalue()
+    yield from (b"", whole[:200], whole[:-40], b"PK\x03\x04", b"\x80\x04.")
+    place = whole.index(b"num_positives.npy") + 60
+    yield whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+
+
+def test_damaged_files_are_named(tmp_path):
+    """Fails on ff46883 with a traceback."""
+    path = save(tmp_path / "a", a_ranking(1, 0.5), np.arange(200))
+    whole = path.read_bytes()
+    for content in damaged_files(whole):
+        path.write_bytes(content)
+        with pytest.raises(compare.CompareError, match=r"street_market\.npz is damaged .*evaluate that run again"):
+            compare.compare_runs(tmp_path / "a", tmp_path / "a", samples=3)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(compare.CompareError, match="no regular file"):
+        compare.compare_runs(tmp_path / "a", tmp_path / "a", samples=3)
 
 
 def test_bootstrap_interval_matches_the_normal_one():

@@ -35,7 +35,7 @@ def test_other_processes_write_no_record(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"[{", b'{"seed": 0}', b"\xff"])
+@pytest.mark.parametrize("content", [b"[{", b'{"seed": 0}', b"\xff", b"[" * 100_000])
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(RunRecordError, match=r"run\.json is (damaged|no list).*move it away, then start again"):

@@ -111,7 +111,11 @@ def test_a_fresh_start_keeps_the_old_file_aside(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "nowhere") == []
 
 
-@pytest.mark.parametrize("broken", [b"{}", b"[]", b"not json", b"", b'{"step": "\xff"}'])
+@pytest.mark.parametrize("broken", [
+        b"{}", b"[]", b"not json", b"", b'{"step": "\xff"}', b'{"step": "x"}', b'{"step": null}', b"[" * 100_000,
+        b"1" * 5000,
+    ],
+)  # fmt: skip
 def test_a_broken_line_is_named(tmp_path: Path, broken: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + broken + b'\n{"step": 3}\n')
     with pytest.raises(MetricLogError, match=r"metrics\.jsonl, line 2, is not a metric record"):

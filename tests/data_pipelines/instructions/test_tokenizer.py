@@ -100,6 +100,9 @@ def test_bad_input_is_refused(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\nred\n")
     with pytest.raises(ValueError, match="'red' twice"):
         Tokenizer(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes("[PAD]\nrött\n".encode("latin-1"))
+    with pytest.raises(tokenizer.VocabularyError, match=r"vocab\.txt is no text in UTF-8"):
+        Tokenizer(tmp_path)
     with pytest.raises(ValueError, match="max_length"):
         Tokenizer(max_length=2)
     with pytest.raises(TypeError, match="list"):
