@@ -16,11 +16,8 @@ from data_pipelines.errors import DatasetError
 from data_pipelines.files import write_atomically
 from data_pipelines.instructions import vocabulary
 from data_pipelines.instructions.tokenizer import VOCABULARY, Tokenizer
-from data_pipelines.own.plan import Plan
+from data_pipelines.own.plan import ROWS, Plan, place
 from data_pipelines.sources import Source, reading, table_files
-
-ROWS = "rows.parquet"
-"""All columns of the table as text, with `split` as it was used: for filters and reports."""
 
 
 def build(plan: Plan, out: str | os.PathLike[str], options: BuildOptions | None = None) -> None:
@@ -41,9 +38,11 @@ def _write_rows(path: Path, plan: Plan) -> None:
     split = {row.where: row.split for row in plan.rows}
     names = list(dict.fromkeys(name for _, values in plan.cells for name in values if name))
     columns = {name: [_text(values.get(name)) for _, values in plan.cells] for name in names}
+    columns["row"] = [place(plan.options, where) for where, _ in plan.cells]
     columns["split"] = [split.get(where, "") for where, _ in plan.cells]
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()}), sink)
+    pq.write_table(table.replace_schema_metadata({"division": plan.division}), sink)
     write_atomically(path, sink.getvalue().to_pybytes())
 
 

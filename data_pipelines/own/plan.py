@@ -13,7 +13,6 @@ that the same person wears in the gallery, with that picture's template or sente
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import re
 from collections import defaultdict
@@ -21,13 +20,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from data_pipelines import tasks
 from data_pipelines.dataset import schema
 from data_pipelines.errors import DatasetError
-from data_pipelines.sources import Scan, table, table_files
+from data_pipelines.sources import Scan, reading, table, table_files
 from data_pipelines.sources.division import GALLERY, QUERY, TRAIN
 from data_pipelines.sources.table import Row
+
+ROWS = "rows.parquet"
+"""All columns of the table as text, with the place of each row and its `split` as used: for filters and reports."""
+_VERSION = 1
+"""Raised when the same table would give other data sets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,7 @@ class Plan:
       tasks: those that can be trained and tested. refused: task -> why not.
       scans: data set -> its Scan; task_of: the task that its rows were read for.
       notes: what else the user should know.
+      digest: a hash of the table, the sizes of its pictures and the options.
     """
 
     options: Options
@@ -97,18 +103,13 @@ class Plan:
     refused: Mapping[str, str]
     scans: Mapping[str, Scan]
     task_of: Mapping[str, str]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    digest: str
 
-    @functools.cached_property
-    def digest(self) -> str:
-        """A hash of everything that is built: other rows, pictures or options give another one."""
-        digest = hashlib.sha256()
-        for name, scan in sorted(self.scans.items()):
-            for split, items in scan.splits.items():
-                digest.update(f"{name} {split} {len(items)}\n".encode())
-                for item in items:
-                    digest.update(repr(item).encode())
-        return digest.hexdigest()[:8]
+    @property
+    def folder(self) -> str:
+        """The name of the folder in `data.dir` that holds its data sets."""
+        return f"{self.options.stem}-{self.digest}"
 
     @property
     def said(self) -> str:
@@ -118,35 +119,71 @@ class Plan:
         return "; ".join(filter(None, [can or "nothing", cannot]))
 
 
-def make(options: Options) -> Plan:
+_PLANS: dict[tuple[Options, int], Plan] = {}
+"""The last plan that was made, by its options and the table's time of change."""
+
+
+def make(options: Options, data_dir: str | None = None) -> Plan:
     """Reads the table and decides. Raises DatasetError if no task can be trained and tested.
 
-    The last plans are kept, by the table's time of change.
+    `data_dir`: holds the folders of earlier plans; people who are divided there already are not divided anew, for
+    which all pictures would be read.
     """
     path = Path(options.table).expanduser()
     if not path.exists():
         raise DatasetError(f"there is no table {options.table}: correct the path (config.data.table)")
-    return _make(options, path.stat().st_mtime_ns)
+    key = options, path.stat().st_mtime_ns
+    if key not in _PLANS:
+        plan = _make(options, path, data_dir)
+        forget()
+        _PLANS[key] = plan
+    return _PLANS[key]
 
 
 def forget() -> None:
-    """Forgets the plans that `make` keeps: pictures may have changed under the same table."""
-    _make.cache_clear()
+    """Forgets the plan that `make` keeps: pictures may have changed under the same table."""
+    _PLANS.clear()
 
 
-@functools.lru_cache(maxsize=2)
-def _make(options: Options, changed: int) -> Plan:
-    del changed
-    path = Path(options.table).expanduser()
+def _digest(options: Options, cells: Sequence[table_files.Cells], rows: Sequence[Row]) -> str:
+    digest = hashlib.sha256(repr((_VERSION, options.tasks, options.test_share, options.split_seed)).encode())
+    for _, values in cells:
+        digest.update(repr(sorted(values.items(), key=lambda item: item[0])).encode("utf-8", "backslashreplace"))
+    for file in sorted({file for row in rows for file in (row.image, row.instruction_image) if file}):
+        path = options.raw / reading.as_listed(options.raw, file)
+        digest.update(f"{path.stat().st_size if path.is_file() else -1} ".encode())
+    return digest.hexdigest()[:8]
+
+
+def _divided(options: Options, rows: list[Row], folder: Path | None) -> tuple[list[Row], str]:
+    """Returns the rows with their splits, and the rule, as an earlier plan wrote them or else as `table` divides."""
+    splits = {row.split for row in rows}
+    if splits not in ({""}, {TRAIN, "test"}):
+        return table.with_splits(rows, options.raw, options.stem)
+    if folder is not None and (folder / ROWS).is_file():
+        written = pq.read_table(folder / ROWS, columns=["row", "split"])
+        rule = (written.schema.metadata or {}).get(b"division", b"").decode()
+        split = dict(zip(written["row"].to_pylist(), written["split"].to_pylist(), strict=True))
+        splits_of = [split.get(place(options, row.where), "") for row in rows]
+        return [row._replace(split=own) for row, own in zip(rows, splits_of, strict=True) if own], rule
+    return table.divided(rows, options.raw, options.stem, options.split_seed, options.test_share)
+
+
+def place(options: Options, where: str) -> str:
+    """Returns the place of a row without the table's path, which may be written otherwise the next time."""
+    return where.removeprefix(str(Path(options.table).expanduser())).lstrip(", ")
+
+
+def _make(options: Options, path: Path, data_dir: str | None) -> Plan:
     cells = table_files.read(path)
     rows = table.rows_of(cells)
     notes: list[str] = []
     if len({row.camera for row in rows}) == 1 and rows[0].camera is not None:
         notes.append("all pictures are of one camera, so cameras count as unknown: no picture is junk for its camera")
         rows = [row._replace(camera=None) for row in rows]
-    splits = {row.split for row in rows}
-    divide = table.divided if splits == {TRAIN, "test"} else table.with_splits
-    divided, rule = divide(rows, options.raw, options.stem, options.split_seed, options.test_share)
+    digest = _digest(options, cells, rows)
+    folder = Path(data_dir).expanduser() / f"{options.stem}-{digest}" if data_dir else None
+    divided, rule = _divided(options, rows, folder)
     notes += [rule] if rule else []
     found, refused, scans, task_of = [], {}, {}, {}
     for name in tasks.TASKS:
@@ -166,7 +203,7 @@ def _make(options: Options, changed: int) -> Plan:
         raise DatasetError(
             f"{options.table}: nothing can be trained and tested: {'; '.join(f'{t}: {w}' for t, w in refused.items())}"
         )
-    return Plan(options, divided, cells, rule, tuple(found), refused, scans, task_of, tuple(notes))
+    return Plan(options, divided, cells, rule, tuple(found), refused, scans, task_of, tuple(notes), digest)
 
 
 class _CannotError(Exception):

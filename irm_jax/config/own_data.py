@@ -33,11 +33,11 @@ def complete(config: ConfigDict) -> None:
             "the run file has some: use configs/own.py, or leave data.table out"
         )
     build.require_local(config.data.dir)
-    found = plan.make(options.own_of(config))
+    found = plan.make(options.own_of(config), config.data.dir)
     logging.info("%s: %s", config.data.table, found.said)
     for note in found.notes:
         logging.info("%s: %s", config.data.table, note)
-    config.data.dir = f"{config.data.dir}/{found.options.stem}-{found.digest}"
+    config.data.dir = f"{config.data.dir}/{found.folder}"
     with config.unlocked():
         for one in found.tasks:
             name = f"{found.options.stem}_{one.task}"

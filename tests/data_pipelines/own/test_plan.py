@@ -12,6 +12,7 @@ from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from data_pipelines.own import build, plan
+from data_pipelines.people import near_duplicates
 
 
 def write_table(folder: Path, *columns: str, people: int = 8, **changes: Any) -> plan.Options:
@@ -128,19 +129,26 @@ def test_one_camera_is_no_camera(tmp_path: Path) -> None:
     assert {item.camera for item in found.scans["t"].splits["query"]} == {-1}
 
 
-def test_the_build_and_what_stands_beside_it(tmp_path: Path) -> None:
+def test_the_build_and_what_stands_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = write_table(tmp_path / "raw", "camera", "clothes", "caption", "time", "shift", people=4)
     found = plan.make(options)
     build.build(found, tmp_path / "out", BuildOptions(workers=1, progress=False))
     dataset = open_dataset(tmp_path / "out", "my_crops")
     assert dataset.manifest.people == [f"my_crops/person {p}" for p in range(4)]
     assert open_dataset(tmp_path / "out", "my_crops_t2i").manifest.namespace == "my_crops"
-    kept = pq.read_table(tmp_path / "out" / build.ROWS)
-    assert kept.column_names == ["image", "identity", "camera", "clothes", "caption", "time", "shift", "split"]
+    kept = pq.read_table(tmp_path / "out" / plan.ROWS)
+    assert kept.column_names == ["image", "identity", "camera", "clothes", "caption", "time", "shift", "row", "split"]
     assert kept["shift"].to_pylist() == [str(p % 3) for p in range(4) for _ in range(6)]
     assert set(kept["split"].to_pylist()) == {"train", "query", "gallery"}
     folder = build.make_vocabulary(found, tmp_path / "words")
     assert folder is None or "outfit" in (tmp_path / "words" / "vocab.txt").read_text().splitlines()
+    # What was divided once is read back: no picture is opened.
+    monkeypatch.setattr(near_duplicates, "thumbnails", None)
+    plan.forget()
+    (tmp_path / "out").rename(tmp_path / found.folder)
+    again = plan.make(options, str(tmp_path))
+    assert (again.rows, again.division, again.folder) == (found.rows, found.division, found.folder)
+    monkeypatch.undo()
     # Another picture under the same name is another folder.
     draw(tmp_path / "raw", ["other.png"])
     (tmp_path / "raw" / "other.png").rename(tmp_path / "raw" / "a" / "0_0.jpg")
