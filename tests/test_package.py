@@ -72,7 +72,10 @@ def test_a_built_wheel_needs_no_checkout(tmp_path: Path) -> None:
         assert sources <= names
     run = {f"irm_jax/run_files/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     assert run <= names
-    assert {"data_pipelines/instructions/vocab/procedural.txt", "irm_jax/evaluation/report/report.html.j2"} <= names
+    assert {
+        "data_pipelines/instructions/vocab/procedural.txt",
+        "irm_jax/evaluation/report/templates/report.html.j2",
+    } <= names
     (entry_points,) = site.glob("*.dist-info/entry_points.txt")
     assert "irm_jax = irm_jax.main:command" in entry_points.read_text("utf-8")
     code = (

@@ -292,11 +292,21 @@ def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
         yield f"{where}: {error}"
 
 
+def _report_problems(config: ConfigDict) -> Iterator[str]:
+    for entry in config.report.best_known:
+        found = re.fullmatch(r"([^=]+)=(0?\.\d+|1(?:\.0*)?|0)(?:\s+(.*))?", entry)
+        if not found or found[1] not in config.evaluation.sets:
+            yield (
+                f"config.report.best_known: {entry!r} must be TEST_SET=mAP SOURCE, with mAP between 0 and 1 and one of "
+                f"the test sets {', '.join(config.evaluation.sets)}"
+            )
+
+
 def check_values(config: ConfigDict) -> None:
     """Raises ConfigError for the first value that is out of range or contradicts another."""
     checks = (
         _range_problems, _model_problems, _data_problems, _init_problems, _run_problems, _bank_problems,
-        _caption_problems,
+        _caption_problems, _report_problems,
     )  # fmt: skip
     for problems in checks:
         for problem in problems(config):

@@ -91,6 +91,13 @@ CASES = {
         r"unknown protocol 'market1501\+distractors': name the plain one; a test set that has `distractors`",
     ),
     "no test set": (lambda c: setattr(c.evaluation, "sets", ConfigDict()), r"evaluation.sets is empty"),
+    "best known figure": (
+        lambda c: c.report.update({"best_known": ("procedural_cc=73 a paper",)}),
+        r"best_known: 'procedural_cc=73 a paper' must be TEST_SET=mAP SOURCE",
+    ),
+    "best known figure of no test set": (
+        lambda c: c.report.update({"best_known": ("mine=.73 a paper",)}), r"'mine=.73 a paper' must be",
+    ),
     "best metric": (
         lambda c: c.checkpoint.update({"best_metric": "mAP"}),
         r"best_metric = 'mAP'; it must be mean_mAP, a test set \(procedural_.*\) or TEST_SET/PROTOCOL",

@@ -1,4 +1,4 @@
-"""Draws the report's charts as SVG (without a plotting library) and encodes its pictures as base64 JPEG.
+"""Draws the report's charts as SVG, without a plotting library.
 
 Charts take their colours from CSS classes (`s0`, `s1`, ...: one hue per task), so they follow the page's light or dark
 scheme. Every series also has its own dash and mark: colour is never the only difference.
@@ -6,20 +6,14 @@ scheme. Every series also has its own dash and mark: colour is never the only di
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Self
 
-import cv2
 import numpy as np
 from markupsafe import Markup, escape
 
-from data_pipelines.images import MOST_MAX_PIXELS, pixels_of
-
-Picture = bytes | np.ndarray
-"""JPEG or PNG bytes, or u8[H,W,3] RGB."""
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2", "12 4")
 MARKS = ("circle", "square", "triangle", "diamond", "plus", "cross", "bar", "down")
 WIDTH = 400  # viewBox units; text of 12 units then stays legible on a phone
@@ -223,38 +217,3 @@ def dot_chart(title: str, rows: Sequence[Dots], names: Sequence[str]) -> Markup:
         described.append(f"{row.label}: " + ", ".join(f"{names[k]} {row.values[k]:.1%}" for k in finite))
     samples = [(mark(MARKS[k % len(MARKS)], 15, 7, 5, "control" if k else "model"), n) for k, n in enumerate(names)]
     return _figure(title, f"{title}. {'; '.join(described)}", (WIDTH, bottom + 26), "".join(parts), legend(samples))
-
-
-def thumbnail(picture: Picture, max_height: int = 192, quality: int = 85) -> tuple[str, int, int]:
-    """Returns (data URI of a JPEG, width, height); pictures higher than `max_height` pixels are reduced to it."""
-    image = pixels_of(picture, MOST_MAX_PIXELS)  # the evaluation has applied the configured limit
-    if image.shape[0] > max_height:
-        width = max(1, round(image.shape[1] * max_height / image.shape[0]))
-        image = cv2.resize(image, (width, max_height), interpolation=cv2.INTER_AREA)
-    ok, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not ok:
-        raise ValueError(f"a picture of the report, {image.shape[1]}x{image.shape[0]}, could not be written as JPEG")
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode(), image.shape[1], image.shape[0]
-
-
-# Black over violet and orange to pale yellow: brightness rises throughout, so the map also reads without colour.
-HEAT_STOPS = np.array([[8, 6, 40], [92, 18, 110], [190, 54, 84], [245, 130, 30], [252, 250, 170]], np.float64)
-
-
-def overlay(picture: Picture, heat: np.ndarray, height: int = 256) -> np.ndarray:
-    """Returns u8[height,W,3]: the picture under `heat` f32[gh,gw], whose maximum is the brightest.
-
-    Raises ValueError if `heat` is no map or holds NaN or infinity.
-    """
-    image = pixels_of(picture, MOST_MAX_PIXELS)
-    width = max(1, round(image.shape[1] * height / image.shape[0]))
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    values = np.asarray(heat, np.float64)
-    if values.ndim != 2 or not np.isfinite(values).all():
-        raise ValueError(f"attention heat is {list(values.shape)} with NaN or infinity in it, or not a [gh,gw] map")
-    spread = values.max() - values.min()
-    values = (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
-    values = np.clip(cv2.resize(values, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
-    colour = np.stack([np.interp(values, np.linspace(0, 1, len(HEAT_STOPS)), HEAT_STOPS[:, c]) for c in range(3)], -1)
-    alpha = 0.35 + 0.4 * values[..., None]
-    return np.round(image * (1 - alpha) + colour * alpha).astype(np.uint8)

@@ -1,7 +1,8 @@
-"""Renders the report's page: charts of selected figures, pictures, and the template `report.html.j2`."""
+"""Renders the report's page: charts of selected figures, pictures, and the template `templates/report.html.j2`."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -9,23 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from data_pipelines.tasks import TASKS
 from irm_jax.evaluation.figures import METRICS, SETTINGS, Results
 from irm_jax.evaluation.report import compile_table
-from irm_jax.evaluation.report.charts import (
-    DASHES,
-    Dots,
-    Picture,
-    Series,
-    dot_chart,
-    line_chart,
-    overlay,
-    thumbnail,
-)
+from irm_jax.evaluation.report.charts import DASHES, Dots, Series, dot_chart, line_chart
+from irm_jax.evaluation.report.pictures import Album, overlay
 from irm_jax.evaluation.report.results import ReportData, Rollout
-from irm_jax.evaluation.report.selections import Selections, SetRows, flatten
+from irm_jax.evaluation.report.selections import Row, Selections, SetRows, flatten
 
 CONTROL_TITLES = {
     "random": "Random (expected)",
@@ -117,17 +111,33 @@ def _roc(selections: Selections) -> list[Markup]:
     styles = _styles(selections.test_sets["task_specific"])
     lines = [
         Series(row.test_set, row.roc["fpr"], row.roc["tpr"], styles.get(row.test_set, TASKS[row.task].id))
-        for row in selections.results.open_set
+        for row in sorted(selections.results.open_set, key=lambda row: TASKS[row.task].id)
     ]
     return [line_chart("ROC of the best score: TPR over FPR", lines, x_label="FPR", percent=True)] if lines else []
 
 
-def _image(picture: Picture, alt: str, max_height: int = 192) -> Markup:
-    uri, width, height = thumbnail(picture, max_height)
-    return Markup('<img src="{}" width="{}" height="{}" alt="{}" loading="lazy">').format(uri, width, height, alt)
+@functools.cache
+def _templates() -> jinja2.Environment:
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"percent": percent, "figure": figure_text, "quantity": quantity}
+    templates.globals["tasks"] = TASKS
+    return templates
 
 
-def _rollout_pictures(rollout: Rollout) -> list[dict[str, Any]]:
+def fill(template: str, **values: Any) -> str:
+    """Returns a page made of a template and its values, which may show pictures by `show(picture, alt)`."""
+    album = Album()
+    pictures = {"album": album, "show": album.show, "rollout_pictures": functools.partial(_rollout_pictures, album)}
+    return _templates().get_template(template).render(pictures | values).strip() + "\n"
+
+
+def _rollout_pictures(album: Album, rollout: Rollout) -> list[dict[str, Any]]:
     pairs = (
         (rollout.image, rollout.image_heat, "person image"),
         (rollout.instruction_image, rollout.instruction_heat, "instruction image"),
@@ -135,36 +145,51 @@ def _rollout_pictures(rollout: Rollout) -> list[dict[str, Any]]:
     pictures = []
     for picture, heat, what in pairs:
         if picture is not None:
-            pictures.append({"label": what, "image": _image(picture, f"{what} of query {rollout.query_id}", 256)})
+            pictures.append({"label": what, "image": album.show(picture, f"{what} of query {rollout.query_id}")})
             if heat is not None:
                 alt = f"attention over the {what} of query {rollout.query_id}; bright is much"
-                pictures.append({"label": f"attention, {what}", "image": _image(overlay(picture, heat), alt, 256)})
+                pictures.append({"label": f"attention, {what}", "image": album.show(overlay(picture, heat), alt)})
     return pictures
+
+
+def _answer(selections: Selections) -> str:
+    """Returns the evaluation in a sentence: how many test sets lie above the controls, and by how much on average."""
+    rows = [test_set.plain[0] for test_set in selections.test_sets["task_specific"] if test_set.plain]
+    known = [row for row in rows if row.figure.mAP is not None]
+    if not known:
+        return "No query of any test set has a positive, so there is no figure."
+    of = f"{len(known)} test sets" if len(known) > 1 else "one test set"
+    words = f"Mean mAP over {of}: {percent(_mean(known))}%"
+    for system in ("random", "color_histogram"):
+        pairs = [(row, control) for row in known if (control := selections.find(row.figure, system=system))]
+        pairs = [(row, control) for row, control in pairs if control.figure.mAP is not None]
+        if pairs:
+            above = sum((row.figure.mAP or 0) > (control.figure.mAP or 0) for row, control in pairs)
+            name = {"random": "a random order", "color_histogram": "a colour histogram"}[system]
+            mean = percent(_mean([control for _, control in pairs]))
+            words += f"; above {name} in {above} of {len(pairs)} (it has {mean}% on average)"
+    return f"{words}. Each figure is of the test set's first rule; figures are percentages unless they count something."
+
+
+def _mean(rows: Sequence[Row]) -> float:
+    return float(np.mean([row.figure.mAP or 0.0 for row in rows]))
 
 
 def render(results: Results, data: ReportData, curves: dict[str, list[Series]]) -> str:
     """Returns the page; `results` is the finished content of results.json."""
     selections = Selections(results)
     run = results.rest["run"]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "figure": figure_text, "quantity": quantity}
     charts = {
         metric: line_chart(metric.replace("_", " "), lines, x_label="step", percent=_is_share(metric, lines))
         for metric, lines in curves.items()
     }
-    page = environment.get_template("report.html.j2").render(
+    return fill(
+        "report.html.j2",
         data=data,
         results=results,
         selections=selections,
         run=run,
         leaks=results.rest["leaks"],
-        tasks=TASKS,
         metrics=METRICS,
         setting_titles=SETTING_TITLES,
         overview=[chart for setting in SETTINGS if (chart := _overview(selections, setting))],
@@ -175,9 +200,9 @@ def render(results: Results, data: ReportData, curves: dict[str, list[Series]]) 
         other_charts=[chart for metric, chart in charts.items() if not is_main(metric)],
         run_fields=list(flatten({key: value for key, value in run.items() if key != "config"})),
         config=json.dumps(run["config"], indent=2),
-        image=_image,
         compile_table=compile_table.html,
-        rollout_pictures=_rollout_pictures,
+        answer=_answer(selections),
+        data_terms=data.data_terms,
+        most_choices=max((len((*s.examples, *s.best, *s.worst)) for s in data.sections), default=0),
         failed=[check for check in data.checks if not check.passed],
     )
-    return page.strip() + "\n"

@@ -31,7 +31,15 @@ from irm_jax.evaluation.report import compile_table
 from irm_jax.evaluation.report.charts import Series
 from irm_jax.evaluation.report.examples import sections_of
 from irm_jax.evaluation.report.page import is_main, render
-from irm_jax.evaluation.report.results import RankList, ReportData, Section, benchmark_checks, checked_results
+from irm_jax.evaluation.report.results import (
+    Published,
+    RankList,
+    ReportData,
+    Section,
+    benchmark_checks,
+    checked_results,
+)
+from irm_jax.evaluation.test_sets import TestSet
 from irm_jax.logs import writers
 from irm_jax.parallel import processes
 
@@ -44,6 +52,13 @@ TERMS = {
     "market1501": "Market-1501: research use only, not to be redistributed; this file shows pictures of real people",
 }
 """Namespace -> the terms under which a report shows its pictures; other data sets' terms are in their manifests."""
+
+PUBLISHED = {
+    ("market1501", "market"): Published(0.939, "SOLIDER Swin-B, CVPR 2023"),
+    ("msmt17", "market"): Published(0.771, "SOLIDER Swin-B, CVPR 2023"),
+}
+"""(data set, rule) -> the best figure of one model without re-ranking that we read at its source
+(github.com/tinyvision/SOLIDER); `config.report.best_known` has others."""
 
 
 def write_evaluation(
@@ -106,7 +121,17 @@ def _report_data(
         data_terms={name: _terms(name, manifests[name].source) for name in sorted(manifests)},
         deliberate_leaks=[procedural.OVERLAP_TRAP],
         compiled=compile_table.read(workdir),
+        best_known={test.name: found for test in evaluation.sets if (found := _best_known(config, test))},
     )
+
+
+def _best_known(config: ConfigDict, test: TestSet) -> Published | None:
+    """Returns what `config.report.best_known` names for a test set, else what PUBLISHED has for its first rule."""
+    given = dict(entry.split("=", 1) for entry in config.report.best_known)
+    if test.name in given:
+        value, _, source = given[test.name].partition(" ")
+        return Published(float(value), source.strip())
+    return PUBLISHED.get((test.gallery.dataset.name, test.protocols[0].name))
 
 
 def _leaks(config: ConfigDict, names: Sequence[str]) -> list[Leak] | None:

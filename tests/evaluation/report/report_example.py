@@ -10,7 +10,15 @@ from data_pipelines.people.leaks import Leak
 from data_pipelines.tasks import TASKS
 from irm_jax.evaluation import open_set
 from irm_jax.evaluation.figures import SETTINGS, SWAPPED, Figure, OpenSetFigure, Results
-from irm_jax.evaluation.report.results import BenchmarkCheck, RankedImage, RankList, ReportData, Rollout, Section
+from irm_jax.evaluation.report.results import (
+    BenchmarkCheck,
+    Published,
+    RankedImage,
+    RankList,
+    ReportData,
+    Rollout,
+    Section,
+)  # fmt: skip
 
 TAUS = ("0.5", "0.7", "0.9")
 
@@ -208,7 +216,15 @@ def fake_data(examples: int = 2) -> ReportData:
             "histogram on cc", 1.08, 1.3, True, unit="ratio", explanation="mAP of the colour histogram over random"
         ),
         BenchmarkCheck("instruction only on ctcc", 0.1873, 0.35, True),
-        BenchmarkCheck("oracle", 0.981, 0.99, False, "at least", explanation="labels alone must solve it"),
+        BenchmarkCheck(
+            "oracle",
+            0.981,
+            0.99,
+            False,
+            "at least",
+            explanation="labels alone must solve it",
+            meaning="the ceiling lies below 100%",
+        ),
     ]
     t2i, trad = "procedural_t2i", "procedural_trad"
     leaks = [
@@ -229,4 +245,6 @@ def fake_data(examples: int = 2) -> ReportData:
     }
     terms = {"procedural": "Drawn by this project; shows no real person; free to pass on."}
     trap = [(t2i, trad)]
-    return ReportData(run, history, sections, checks, leaks, trap, terms, ["Made-up figures of a test."])
+    best = {trad: Published(0.912, "A paper, 2026")}
+    notes = ["Made-up figures of a test."]
+    return ReportData(run, history, sections, checks, leaks, trap, terms, notes, best_known=best)

@@ -33,8 +33,9 @@ def test_page_is_well_formed(written: tuple[Page, str, dict]) -> None:
     assert len(ids) == len(set(ids))
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     assert all(link.startswith("#") and link[1:] in ids for link in links)
-    images = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert all(attrs["alt"].strip() for attrs in images)
+    shown = [attrs["href"] for tag, attrs in page.tags if tag == "use"]
+    assert {href[1:] for href in shown} == {attrs["id"] for tag, attrs in page.tags if tag == "image"}
+    assert len(set(shown)) < len(shown)  # a picture that is shown twice is embedded once
     assert all(attrs["aria-label"].strip() for tag, attrs in page.tags if attrs.get("role") in ("img", "region"))
 
 
@@ -42,9 +43,11 @@ def test_nothing_comes_from_outside(written: tuple[Page, str, dict]) -> None:
     page, text, _ = written
     assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]+", "", text), re.I)
     assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
-    sources = [attrs[key] for _, attrs in page.tags for key in ("src", "srcset", "xlink:href") if key in attrs]
+    sources = [attrs[key] for tag, attrs in page.tags for key in ("src", "srcset", "xlink:href") if key in attrs]
+    sources += [attrs["href"] for tag, attrs in page.tags if tag == "image"]
+    assert {attrs["href"][0] for tag, attrs in page.tags if "href" in attrs and tag != "image"} == {"#"}
     assert sources
-    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert "url(" not in text
     assert "@import" not in text
 
@@ -112,7 +115,6 @@ def test_rankings_checks_leaks_and_run(written: tuple[Page, str, dict]) -> None:
     shown = [len(page.having(relation)) for relation in ("positive", "negative", "junk")]
     stored = [json.dumps(results["rank_lists"]).count(f'"relation": "{r}"') for r in ("positive", "negative", "junk")]
     assert shown == [count + 6 for count in stored]  # each task also has a key of the three frames
-    assert len(page.having("glyph")) == 6 * 4 * 10
     words = " ".join(page.text)
     for expected in (
         "✕ fail",
@@ -146,9 +148,45 @@ def test_rankings_checks_leaks_and_run(written: tuple[Page, str, dict]) -> None:
         "bound": "at least",
         "unit": "fraction",
         "explanation": "labels alone must solve it",
+        "meaning": "the ceiling lies below 100%",
     }
     rows = [(row["people"], row["harmful"], row["deliberate"]) for row in results["leaks"]]
     assert rows == [(2, True, False), (16, True, True), (1, False, False)]
+
+
+def test_the_answer_comes_first_and_tables_are_folded(written: tuple[Page, str, dict]) -> None:
+    page, text, _ = written
+    sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert sections == ["answer", *(f"section-{k}" for k in range(1, 7)), "curves", "failed", "tables", "run", "use"]
+    answer = text[text.index('id="answer"') : text.index('id="section-1"')]
+    assert "Mean mAP over 6 test sets: 56.8%; above a random order in 6 of 6" in answer
+    cards = re.findall(r'<div class="card">(.*?)</dl>', answer, re.DOTALL)
+    found = [dict(re.findall(r"<dt>(random|histogram)</dt><dd>([\d.]+)%", card)) for card in cards]
+    assert found == [{"random": "1.6", "histogram": "4.2"}] * 6
+    assert re.findall(r"best known <small>([^<]*)</small></dt><dd>([\d.]+)%", answer) == [("A paper, 2026", "91.2")]
+    unfolded = re.sub(r"(?s)<style>.*?</style>", "", text)
+    while "<details>" in unfolded:  # the innermost ones first
+        unfolded = re.sub(r"<details>(?:(?!<details>).)*?</details>", "", unfolded, flags=re.DOTALL)
+    assert unfolded.count("<table") == 1  # the terms of the data
+
+
+def test_one_rank_list_of_each_set_is_chosen(written: tuple[Page, str, dict]) -> None:
+    page, text, _ = written
+    radios = [attrs for tag, attrs in page.tags if tag == "input"]
+    assert len(radios) == 6 * 4
+    assert sum("checked" in attrs for attrs in radios) == len({attrs["name"] for attrs in radios}) == 6
+    assert {attrs["id"] for attrs in radios} == {attrs["for"] for tag, attrs in page.tags if tag == "label"}
+    rules = re.findall(r"input:nth-of-type\((\d)\):checked\)>\.chosen>:nth-child\(\1\)", text)
+    assert rules == ["1", "2", "3", "4"]
+
+
+def test_what_failed_is_explained_in_its_own_section(written: tuple[Page, str, dict]) -> None:
+    _, text, _ = written
+    failures = re.sub(r"<[^>]*>", "", text[text.index('id="failed"') : text.index('id="tables"')])
+    assert "98.1%, but at least 99.0% is needed: labels alone must solve it." in failures
+    assert "the ceiling lies below 100%" in failures
+    assert "figures of that test set are too high" in failures
+    assert "histogram on cc" not in failures
 
 
 def test_charts(written: tuple[Page, str, dict]) -> None:
