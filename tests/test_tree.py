@@ -1,5 +1,6 @@
 """The tree of tests is the tree of the code."""
 
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -19,3 +20,9 @@ def test_every_folder_of_tests_is_a_folder_of_the_code() -> None:
     tested = [path for path in folders if path.parts[0] not in OWN and "__pycache__" not in path.parts]
     assert len(tested) > 10
     assert [str(path) for path in tested if not any((root / path).is_dir() for root in roots)] == []
+
+
+def test_no_two_files_have_one_name() -> None:
+    """pytest imports them by their names."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
