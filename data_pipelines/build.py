@@ -54,6 +54,7 @@ class SourceOptions:
       sentences: the datalists' JSON file of sentences.
       clothes_crops: instruction pictures cut out of the set's own pictures.
       leave_out: built data sets whose test people do not become training people here.
+      skip_missing: rows of a table whose picture is not there are left out.
     """
 
     raw: str | None = None
@@ -67,6 +68,7 @@ class SourceOptions:
     sentences: str | None = None
     clothes_crops: clothes_crops.Kind | None = None
     leave_out: tuple[str, ...] = ()
+    skip_missing: bool = False
 
 
 def count_report(
@@ -191,7 +193,8 @@ def _own(dataset: str, options: SourceOptions) -> Source:
         _refuse(options, dataset, *_LISTS, "sentences")
         if options.table is None:
             raise DatasetError("--dataset table needs --table FILE, a .csv or .jsonl file")
-        return table.source(options.name, options.task, people, options.table, options.clothes_crops)
+        skip = options.skip_missing
+        return table.source(options.name, options.task, people, options.table, options.clothes_crops, skip)
     _refuse(options, dataset, "table")
     lists = {name.removesuffix("_list"): getattr(options, name) for name in _LISTS if getattr(options, name)}
     if not lists or ("query" in lists) != ("gallery" in lists):
@@ -227,12 +230,17 @@ def _parser() -> argparse.ArgumentParser:
         description="Builds a data set into shards; a killed build goes on when run again.",
         epilog="Your own pictures: --dataset table --table people.csv --task trad --name mine --out DIR (README).",
     )
-    parser.add_argument("--dataset", required=True, choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("--dataset", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument(
+        "--check", metavar="TABLE", help="look at a table of own pictures, and build nothing (docs/own_data.md)"
+    )
     parser.add_argument("--raw", help="folder of the raw data set in its official layout (procedural needs none)")
-    parser.add_argument("--out", required=True, help="folder the data set goes to: OUT/NAME/VERSION")
+    parser.add_argument("--out", help="folder the data set goes to: OUT/NAME/VERSION")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     parser.add_argument("--strict", action="store_true", help="refuse a raw folder with other counts than published")
-    parser.add_argument("--on_bad_image", choices=("error", "skip"), default="error", help="a picture that is damaged")
+    parser.add_argument(
+        "--on_bad_image", choices=("error", "skip"), default="error", help="a damaged picture, or a table's missing one"
+    )
     parser.add_argument(
         "--max_pixels", type=int, default=MAX_PIXELS, help=f"most pixels of a picture by its header ({MAX_PIXELS:,})"
     )
@@ -265,17 +273,38 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check(args: Mapping[str, Any]) -> int:
+    """Prints what a table holds; returns the exit status, 2 where a build would fail."""
+    from data_pipelines.own import check, plan  # only here: a raw data set needs neither
+
+    tasks_asked = (args["task"],) if args["task"] else ()
+    report = check.check(plan.Options(args["check"], args["raw"] or "", tasks_asked))
+    print("\n".join(report.lines))
+    return 0 if report.ready else UserError.exit_status
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = vars(_parser().parse_args(argv))
+    parser = _parser()
+    args = vars(parser.parse_args(argv))
+    if not args["check"] and not (args["dataset"] and args["out"]):
+        parser.error("the following arguments are required: --dataset, --out (or --check TABLE)")
     logging.set_verbosity(logging.INFO)
-    args["leave_out"] = tuple(args["leave_out"])
-    source_options = SourceOptions(**{field.name: args.pop(field.name) for field in dataclasses.fields(SourceOptions)})
-    dataset, out, strict = args.pop("dataset"), args.pop("out"), args.pop("strict")
     try:
-        build(dataset, out, source_options, BuildOptions(**args), strict)
+        if args["check"]:
+            return _check(args)
+        del args["check"]
+        return _build(args)
     except (UserError, RetryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+
+
+def _build(args: dict[str, Any]) -> int:
+    args["leave_out"] = tuple(args["leave_out"])
+    args["skip_missing"] = args["dataset"] == TABLE and args["on_bad_image"] == "skip"
+    source_options = SourceOptions(**{field.name: args.pop(field.name) for field in dataclasses.fields(SourceOptions)})
+    dataset, out, strict = args.pop("dataset"), args.pop("out"), args.pop("strict")
+    build(dataset, out, source_options, BuildOptions(**args), strict)
     return 0
 
 

@@ -330,13 +330,14 @@ def _end(process: subprocess.Popen[bytes], end: socket.socket) -> None:
         process.wait(_END_SECONDS)
 
 
-def end_with_parent(parent: int, of_its_main_thread: bool) -> None:
+def end_with_parent(parent: int, of_its_main_thread: bool = False, last: Callable[[], object] | None = None) -> None:
     """Makes this process end when its parent does, however that ends; called first in a child.
 
     Args:
       parent: the number of the parent.
       of_its_main_thread: whether that thread started this process. The kernel's signal comes when the thread ends that
         did; of another thread, which may end earlier, the parent's number is polled instead.
+      last: is called before, where the number is polled.
     """
     if of_its_main_thread and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -344,6 +345,8 @@ def end_with_parent(parent: int, of_its_main_thread: bool) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_PARENT_POLL_SECONDS)
+        if last is not None:
+            last()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags
 
 from data_pipelines.errors import RetryError, UserError
+
+MISTAKE = "IRM_JAX_MISTAKE"
+"""Environment variable: a file that a command makes before it ends with status 2."""
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -21,14 +27,27 @@ def run(main: Callable[[], int | None]) -> int:
         return main() or 0
     except (UserError, RetryError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+        return status_of(error)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C. What is finished is kept: run the same command again to continue", file=sys.stderr)
         return RetryError.exit_status
+    finally:
+        end_silently_at_ctrl_c()  # while the interpreter ends
+
+
+def status_of(error: UserError | RetryError) -> int:
+    """Returns the exit status for an error, and makes the file IRM_JAX_MISTAKE, where that is set, for a UserError.
+
+    Of several processes the first to end takes the others along, whose statuses may hide its own from a launcher.
+    """
+    if isinstance(error, UserError) and (file := os.environ.get(MISTAKE)):
+        with contextlib.suppress(OSError):
+            Path(file).touch()
+    return error.exit_status
 
 
 def end_silently_at_ctrl_c() -> None:
-    """Lets Ctrl-C end the program at once, while it imports its parts: there would be a traceback of them."""
+    """Lets Ctrl-C end the program at once, while it imports its parts, where it would print a traceback of them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

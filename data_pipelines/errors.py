@@ -20,7 +20,7 @@ class RetryError(Exception):
 
 
 class BuildError(RetryError):
-    """Reports a build that the same command finishes later: another process is building it, or a worker was killed."""
+    """Reports a build that the same command finishes later: a worker process was killed."""
 
 
 class DatasetError(UserError, ValueError):

@@ -38,7 +38,9 @@ def benchmark_of(config: ConfigDict) -> procedural.Benchmark:
 def own_of(config: ConfigDict) -> plan.Options:
     """Returns how `config.data.table` is read. Raises DatasetError for options out of range."""
     own = config.data.own
-    return plan.Options(config.data.table, own.pictures, tuple(own.tasks), own.test_share, own.split_seed)
+    return plan.Options(
+        config.data.table, own.pictures, tuple(own.tasks), own.test_share, own.split_seed, own.on_bad_image == "skip"
+    )
 
 
 def augment_of(config: ConfigDict, unit: str) -> Augment:

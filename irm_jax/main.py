@@ -56,12 +56,9 @@ def main(argv: Sequence[str]) -> None:
             _compare(argv[1:])
         else:
             _run(_MODE.value, argv[1:])
-    except UserError as error:
+    except (UserError, RetryError) as error:
         logging.error("%s", error)
-        sys.exit(2)
-    except RetryError as error:
-        logging.error("%s", error)
-        sys.exit(1)
+        sys.exit(commands.status_of(error))
 
 
 def _compare(runs: Sequence[str]) -> None:

@@ -30,7 +30,8 @@
 #   PYTHON          interpreter (default .venv/bin/python)
 #   MAX_FAILURES    ends without a new checkpoint in between after which this gives up (default 3)
 # A process that dies takes the others with it, and the run is started again in the same job. Mistakes in the
-# configuration (status 2) are not tried again. `scancel --full --signal=TERM JOB`: the run saves and ends for good.
+# configuration (status 2, or the file IRM_JAX_MISTAKE) are not tried again. `scancel --full --signal=TERM JOB`: the run
+# saves and ends for good.
 set -euo pipefail
 
 if (($# < 2)) || [[ -z ${SLURM_JOB_ID:-} ]]; then
@@ -51,6 +52,10 @@ command -v "$python" >/dev/null || { echo "launch/slurm.sh: no $python; install 
 # shellcheck source=launch/newest_checkpoint.sh
 source launch/newest_checkpoint.sh
 
+# A process makes this file before it ends with status 2: srun passes on the highest status alone, and the others, which
+# lose a process, end with higher ones.
+export IRM_JAX_MISTAKE=$PWD/.slurm-$SLURM_JOB_ID.mistake
+trap 'rm -f "$IRM_JAX_MISTAKE"' EXIT
 # What the processes need to find each other; irm_jax/parallel/processes.py reads it.
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export JAX_NUM_PROCESSES=$SLURM_NTASKS
@@ -91,6 +96,7 @@ while true; do
     while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
     wait "$child" && status=0 || status=$?
     child=''
+    if [[ -e $IRM_JAX_MISTAKE ]]; then status=2; fi
     if ((status == 0 || status == 2)) || [[ $stopping == end ]]; then exit "$status"; fi
     if [[ $stopping == requeue ]]; then
         echo "launch/slurm.sh: saved before the time limit; queueing the job again" >&2

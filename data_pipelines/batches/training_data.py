@@ -196,7 +196,10 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, Dataset
     wanted = list(dict.fromkeys(names))
     drawn = [name for name in wanted if name.startswith(f"{procedural.NAMESPACE}_")]
     if config.data.table:
-        own_build.build(own_plan.make(options.own_of(config)), folder, BuildOptions(wait=True))
+        on_bad_image = config.data.own.on_bad_image
+        own_build.build(
+            own_plan.make(options.own_of(config)), folder, BuildOptions(wait=True, on_bad_image=on_bad_image)
+        )
     found = dataset_names(folder) if folder.is_dir() else []
     benchmark = options.benchmark_of(config)
     if config.data.build_missing and set(drawn) - set(found):

@@ -1,6 +1,8 @@
 """The folder of a build under way: locked, resumed or cleared, completed, and moved into place in one rename.
 
-.{version}.building/lock         held by the process that builds; a kill frees it
+.lock                            held by the process that builds; a kill frees it
+.{version}.building/working      held by each process while it writes a shard
+.{version}.building/scratch/     shards that are being written
 .{version}.building/plan.json    the request of the build; shards are kept only for the same request
 .{version}.building/people.json  person names, for the workers
 .{version}.building/data/        becomes the version folder
@@ -10,74 +12,52 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from data_pipelines import files
 from data_pipelines.dataset import index, record_format, schema
-from data_pipelines.dataset.folder import MANIFEST, PEOPLE, REQUEST, load_manifest, sha256, writing
-from data_pipelines.dataset.shard_writer import ShardJob, bad_images
-from data_pipelines.errors import BuildError, DatasetError
-from data_pipelines.files import SCRATCH_PREFIX, write_json
+from data_pipelines.dataset.folder import (
+    MANIFEST,
+    PEOPLE,
+    REQUEST,
+    content_hash,
+    file_sha256,
+    load_manifest,
+    save_manifest,
+    writing,
+)
+from data_pipelines.dataset.shard_writer import SCRATCH, WORKING, ShardJob, bad_images
+from data_pipelines.errors import DatasetError
+from data_pipelines.files import write_json
+
+WRITER_VERSION = "writer_version"
+"""Key of a request: version of the code, by which a half-built folder of another version starts over."""
 
 
 @contextlib.contextmanager
 def locked(work: Path, wait: bool = False) -> Iterator[None]:
-    """Creates and locks the building folder. Raises BuildError while another process holds it, unless `wait`."""
-    file = None
-    while file is None:
+    """Holds the lock of the data set's folder, with the building folder made in it.
+
+    Of a killed build no process is left: each ends with its parent, and this waits for it.
+
+    Raises:
+      LockedError: another process builds into the folder, and `wait` is off.
+    """
+    with files.lock(work.parent, wait=wait):
         with writing(work):
-            file = _hold(work, wait)
-    with file:  # closing it frees the lock
+            work.mkdir(exist_ok=True)
+            with open(work / WORKING, "w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _hold(work: Path, wait: bool) -> TextIO | None:
-    """Returns the locked file; None if the build that held the folder removed it just now."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        file = open(work / "lock", "w")  # noqa: SIM115 (the lock lives as long as the file is open)
-    except FileNotFoundError:
-        return None
-    except FileExistsError:  # from mkdir: removed meanwhile, or no folder
-        if work.is_file():
-            raise
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        if not wait:
-            file.close()
-            raise BuildError(f"another process is building {work}: wait until it ends, or end it") from error
-        logging.info("waiting for the process that builds %s", work)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(file.fileno()), os.stat(work / "lock")):
-            return file
-    file.close()
-    return None
-
-
-def remove(work: Path) -> None:
-    """Removes the locked folder. The lock goes last: after it another process may hold a new folder of this name."""
-    with writing(work):
-        for path in work.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != "lock":
-                path.unlink()
-        (work / "lock").unlink()
-    with contextlib.suppress(OSError):
-        work.rmdir()
 
 
 def finished(final: Path, request: dict[str, Any], on_bad_image: str, overwrite: bool) -> schema.Manifest | None:
@@ -90,6 +70,8 @@ def finished(final: Path, request: dict[str, Any], on_bad_image: str, overwrite:
         return None
     is_built = (final / MANIFEST).is_file()
     changed = _changed_keys(final / REQUEST, request) if is_built else [MANIFEST]
+    if changed == [WRITER_VERSION]:  # its shards are the same; what was added to the index has a substitute
+        changed = []
     if changed:
         if overwrite:
             return None
@@ -107,8 +89,10 @@ def finished(final: Path, request: dict[str, Any], on_bad_image: str, overwrite:
 
 def _changed_keys(path: Path, request: dict[str, Any]) -> list[str]:
     try:
-        old = json.loads(path.read_bytes())
+        old = files.parse_json(path.read_bytes())
     except (FileNotFoundError, ValueError):
+        return [path.name]
+    if not isinstance(old, dict):
         return [path.name]
     return sorted(key for key in {*old, *request} if old.get(key) != request.get(key))
 
@@ -121,10 +105,10 @@ def prepare(work: Path, request: dict[str, Any], people: Sequence[str]) -> None:
             logging.warning("%s is left from another build (different: %s): starting over", work, ", ".join(changed))
         for folder in (work / "parts", work / "data"):
             shutil.rmtree(folder, ignore_errors=True)
-    for folder in (work / "parts", work / "data"):
+    shutil.rmtree(work / SCRATCH, ignore_errors=True)
+    for folder in (work / "parts", work / "data", work / SCRATCH):
         folder.mkdir(exist_ok=True)
-        for path in folder.glob(f"{SCRATCH_PREFIX}*"):
-            path.unlink()
+        files.sweep(folder)
     write_json(work / PEOPLE, list(people))
     write_json(work / REQUEST, request)
 
@@ -140,7 +124,8 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], requ
             raise DatasetError(f"{request['name']}: no picture of split {split!r} decodes; is the raw folder complete?")
         if skipped:
             logging.warning("%s: %d of %d pictures of %s left out", request["name"], len(skipped), pictures, split)
-        rows = index.join(folder / index.file_name(split), [job.index_file for job in own])
+        index_file = folder / index.file_name(split)
+        rows = index.join(index_file, [job.index_file for job in own])
         splits[split] = {
             "records": len(rows),
             "identities": len(np.unique(rows.identity)),
@@ -149,8 +134,10 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], requ
                 {"file": job.path.name, **{key: summary[key] for key in ("records", "bytes", "sha256")}}
                 for job, summary in zip(own, summaries, strict=True)
             ],
+            "index": {"bytes": index_file.stat().st_size, "sha256": file_sha256(index_file)},
             "skipped": skipped,
         }
+        _note_deep_pictures(request["name"], split, summaries)
     _write_tfds_metadata(folder, request, splits)
     write_json(folder / REQUEST, request)
     manifest = schema.Manifest(
@@ -162,14 +149,23 @@ def complete(folder: Path, jobs: Sequence[ShardJob], people: Sequence[str], requ
         people=list(people),
         splits=splits,
         source=request["source"],
-        # Shards number people; who they are decides which people of several data sets are one.
-        content_hash=sha256(
-            [f"{shard['file']} {shard['sha256']}" for split in sorted(splits) for shard in splits[split]["shards"]]
-            + [f"{PEOPLE} {sha256(people)}"]
-        ),
+        content_hash=content_hash(splits, people),
     )
-    write_json(folder / MANIFEST, dataclasses.asdict(manifest))
+    save_manifest(folder, manifest)
     return manifest
+
+
+def _note_deep_pictures(name: str, split: str, summaries: Sequence[Mapping[str, Any]]) -> None:
+    infrared, visible = (sum(summary[key] for summary in summaries) for key in ("deep_infrared", "deep_visible"))
+    if infrared:
+        words = "%s/%s: %d infrared pictures have more than 8 bits; each is scaled by its own range"
+        logging.info(words, name, split, infrared)
+    if visible:
+        words = (
+            "%s/%s: %d pictures that are not marked infrared have more than 8 bits; grey ones are scaled by their own "
+            "range, which changes their brightness: mark them (modality), or convert them to 8 bits"
+        )
+        logging.warning(words, name, split, visible)
 
 
 def _write_tfds_metadata(folder: Path, request: dict[str, Any], splits: Mapping[str, dict[str, Any]]) -> None:
@@ -203,4 +199,4 @@ def move_into_place(work: Path, final: Path) -> None:
     directory = os.open(final.parent, os.O_RDONLY)
     os.fsync(directory)
     os.close(directory)
-    remove(work)
+    shutil.rmtree(work)

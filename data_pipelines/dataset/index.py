@@ -53,8 +53,8 @@ class IndexBuilder:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, record: schema.Record, identity: int, content: bytes) -> None:
-        """Adds the next record of the shard; `content` is the sha256 of its image bytes."""
+    def add(self, record: schema.Record, identity: int, stored: bytes) -> None:
+        """Adds the next record of the shard; `stored`: what the shard holds of it."""
         values = {
             field.column.name: field.column.value(getattr(record, field.attribute))
             for field in schema.FIELDS
@@ -62,7 +62,8 @@ class IndexBuilder:
         }
         values["identity"] = identity
         values[schema.INSTRUCTION_KEY.name] = schema.INSTRUCTION_KEY.value(record)
-        values[schema.CONTENT.name] = int.from_bytes(content[:8], "big")
+        values[schema.CONTENT.name] = schema.short_hash(record.image)
+        values[schema.RECORD_HASH.name] = schema.short_hash(stored)
         values[schema.SHARD.name], values[schema.OFFSET.name] = self._shard, len(self._rows)
         self._rows.append(tuple(values[name] for name in schema.COLUMNS))
 
@@ -124,8 +125,8 @@ def _table(index: schema.Index) -> pa.Table:
     return pa.table([column(stated) for stated in schema.COLUMNS.values()], schema=_SCHEMA)
 
 
-def load(path: Path | epath.Path, names: Sequence[str] = tuple(schema.COLUMNS)) -> schema.Index:
-    """Reads the given columns of an index file, Parquet or .npz by its suffix.
+def load(path: Path | epath.Path, names: Sequence[str] | None = None) -> schema.Index:
+    """Reads the given columns of an index file (None: all that it has), Parquet or .npz by its suffix.
 
     Raises:
       DatasetError: the file is missing, damaged or lacks a column; the message says to build the data set again.
@@ -151,21 +152,33 @@ def _reading(path: Path | epath.Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def load_split(folder: Path | epath.Path, split: str, names: Sequence[str] = tuple(schema.COLUMNS)) -> schema.Index:
-    """Reads columns of a split's index in a data set's folder; raises as `load`."""
+def split_file(folder: Path | epath.Path, split: str) -> Path | epath.Path:
+    """Returns the index file of a split in a data set's folder."""
     path = folder / file_name(split)
     older = path.with_suffix(".npz")
-    return load(older if not path.exists() and older.exists() else path, names)
+    return older if not path.exists() and older.exists() else path
 
 
-def _read_table(file: BinaryIO, names: Sequence[str]) -> pa.Table:
+def load_hashes(path: Path | epath.Path) -> tuple[str, np.ndarray]:
+    """Returns the name and values of the column that records are compared with: record_hash; of older files, content.
+
+    Raises as `load`.
+    """
+    with _reading(path) as file:
+        older = path.suffix == ".npz" or schema.RECORD_HASH.name not in pq.read_schema(file).names
+    column = schema.CONTENT.name if older else schema.RECORD_HASH.name
+    return column, getattr(load(path, (column,)), column)
+
+
+def _read_table(file: BinaryIO, names: Sequence[str] | None) -> pa.Table:
     with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-        return parquet.read(columns=list(names), use_threads=False)
+        known = [name for name in schema.COLUMNS if name in parquet.schema_arrow.names]
+        return parquet.read(columns=known if names is None else list(names), use_threads=False)
 
 
-def _read_parquet(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _read_parquet(file: BinaryIO, names: Sequence[str] | None) -> dict[str, np.ndarray]:
     table = _read_table(file, names)
-    return {name: _array(table[name], schema.COLUMNS[name]) for name in names}
+    return {name: _array(table[name], schema.COLUMNS[name]) for name in names or table.column_names}
 
 
 def _array(values: pa.ChunkedArray, column: schema.Column) -> np.ndarray:
@@ -177,8 +190,10 @@ def _array(values: pa.ChunkedArray, column: schema.Column) -> np.ndarray:
     return np.array(values.to_numpy())  # a copy, which may be written to
 
 
-def _read_npz(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _read_npz(file: BinaryIO, names: Sequence[str] | None) -> dict[str, np.ndarray]:
     with np.load(file, allow_pickle=False) as archive:
+        if names is None:
+            names = [name for name in schema.COLUMNS if _NPZ_NAMES.get(name, name) in archive]
         columns = {name: archive[_NPZ_NAMES.get(name, name)] for name in names}
     if "file" in columns:  # this takes a third of the time of np.strings.decode
         columns["file"] = np.array([name.decode() for name in columns["file"].tolist()], np.str_)

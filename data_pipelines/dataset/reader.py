@@ -25,7 +25,7 @@ from etils import epath
 
 from data_pipelines import storage
 from data_pipelines.dataset import index, record_format, schema
-from data_pipelines.dataset.folder import MANIFEST, load_manifest, version_key
+from data_pipelines.dataset.folder import MANIFEST, file_sha256, load_manifest, version_key
 from data_pipelines.errors import DatasetError
 from data_pipelines.images import MAX_PIXELS
 from data_pipelines.people.names import same_name
@@ -34,15 +34,52 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # random access: 
 _MAX_OPEN = 256  # shards that a reader keeps open, well below the usual limit of 1,024 files per process
 
 
+class RecordHashes:
+    """The hashes of a split's records by which a replaced or damaged shard is noticed; see `schema.RECORD_HASH`.
+
+    They are read from the index when a record is first checked, once per process.
+    """
+
+    def __init__(self, index_file: Path | epath.Path) -> None:
+        self._file = index_file
+        self._column = ""
+        self._values: np.ndarray | None = None
+        self._lock = threading.Lock()
+
+    def check(self, record: int, stored: bytes) -> None:
+        """Raises ValueError if a record, as the shard holds it, is another one than was written."""
+        with self._lock:
+            if self._values is None:
+                self._column, self._values = index.load_hashes(self._file)
+        if self._column == schema.CONTENT.name:
+            what, data = "picture", record_format.parse(stored, ("image",))["image"]
+        else:
+            what, data = "record", stored
+        if schema.short_hash(data) != self._values[record]:
+            raise ValueError(f"the {what} is another one than was written: the file was replaced or changed")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_file": self._file, "_column": "", "_values": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+
 class ShardReader:
     """Random access to the records of one split: `reader[i]` -> dict of raw fields (see `record_format.parse`).
 
     Record i is row i of the split's Index. `fields` limits what is parsed: ("image",) reads faster than all. Shards are
-    opened on first use, so a reader pickles small and works in any process; several threads may read at once.
+    opened on first use, so a reader pickles small and works in any process; several threads may read at once. Every
+    record is compared with its hash, where `hashes` are given.
     """
 
     def __init__(
-        self, folder: str, shards: Sequence[dict[str, Any]], fields: Sequence[str] = record_format.FIELDS
+        self,
+        folder: str,
+        shards: Sequence[dict[str, Any]],
+        fields: Sequence[str] = record_format.FIELDS,
+        hashes: RecordHashes | None = None,
     ) -> None:
         unknown = sorted(set(fields) - set(record_format.FIELDS))
         if unknown:
@@ -53,7 +90,7 @@ class ShardReader:
                 f"records are read from local folders and gs://, not from {folder}: set config.data.cache to a local "
                 "folder, which gets a copy"
             )
-        self._folder = folder
+        self._folder, self._hashes = folder, hashes
         self._files = [shard["file"] for shard in shards]
         self._starts = [0, *itertools.accumulate(shard["records"] for shard in shards)]
         self._open: dict[int, Any] = {}
@@ -63,18 +100,23 @@ class ShardReader:
         return self._starts[-1]
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Raises IndexError beyond the end, DatasetError if the shard is damaged."""
+        """Raises IndexError beyond the end, DatasetError naming shard and record if the shard is damaged."""
         if not 0 <= i < self._starts[-1]:
             raise IndexError(f"record {i} of {self._starts[-1]}")
         shard = bisect.bisect_right(self._starts, i) - 1
         offset = int(i) - self._starts[shard]
         try:
             reader = self._open.get(shard) or self._opened(shard)
-            return record_format.parse(reader.read([offset])[0], self.fields)
+            stored = reader.read([offset])[0]
+            if self._hashes is not None:
+                self._hashes.check(int(i), stored)
+            return record_format.parse(stored, self.fields)
+        except DatasetError:
+            raise
         except (RuntimeError, ValueError, IndexError) as error:
             raise DatasetError(
-                f"shard {os.path.join(self._folder, self._files[shard])} is damaged ({error}): delete the folder "
-                f"{self._folder} and build the data set again"
+                f"shard {os.path.join(self._folder, self._files[shard])} is damaged at its record {offset} (record {i} "
+                f"of the split): {error}. Delete the folder {self._folder} and build the data set again"
             ) from error
 
     def _opened(self, shard: int) -> Any:
@@ -110,6 +152,7 @@ class Dataset:
     folder: epath.Path
     manifest: schema.Manifest
     max_pixels: int = MAX_PIXELS
+    _hashes: dict[str, RecordHashes] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -124,18 +167,19 @@ class Dataset:
     def splits(self) -> tuple[str, ...]:
         return tuple(self.manifest.splits)
 
-    def index(self, split: str, columns: Sequence[str] = tuple(schema.COLUMNS)) -> schema.Index:
+    def index(self, split: str, columns: Sequence[str] | None = None) -> schema.Index:
         """Returns small fields of every record of the split.
 
         Args:
           split: a split's name.
-          columns: those to read, all by default; file names are most of an index.
+          columns: those to read (None: all that the folder has); file names are most of an index.
 
         Raises:
           DatasetError: an unknown split, or a missing or damaged index.
         """
-        records = self._split(split)["records"]
-        rows = index.load_split(self.folder, split, columns)
+        records, path = self._split(split)["records"], index.split_file(self.folder, split)
+        self._check_index(split, path)
+        rows = index.load(path, columns)
         if len(rows) != records:
             raise DatasetError(
                 f"the index of {self.name}/{split} has {len(rows)} rows, the manifest {records} records: delete the "
@@ -149,7 +193,19 @@ class Dataset:
 
     def reader(self, split: str, fields: Sequence[str] = record_format.FIELDS) -> ShardReader:
         """Returns random access to the given fields of a split's records. Raises DatasetError for unknown names."""
-        return ShardReader(str(self.folder), self._split(split)["shards"], fields)
+        shards = self._split(split)["shards"]
+        hashes = self._hashes.setdefault(split, RecordHashes(index.split_file(self.folder, split)))
+        return ShardReader(str(self.folder), shards, fields, hashes)
+
+    def _check_index(self, split: str, path: Path | epath.Path) -> None:
+        """Compares an index with its hash in the manifest; on object storage the checksums of its pages must do."""
+        written = self._split(split).get("index")
+        if written is None or storage.is_remote(path) or not path.exists() or file_sha256(path) == written["sha256"]:
+            return
+        raise DatasetError(
+            f"{path} is damaged (it was replaced or changed after it was written): delete the folder {self.folder} and "
+            "build the data set again"
+        )
 
     def _split(self, split: str) -> dict[str, Any]:
         if split not in self.manifest.splits:

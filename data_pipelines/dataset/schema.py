@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 import numpy as np
 
 SCHEMA_VERSION = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PLAIN_NAME = re.compile(r"[\w.-]+")
 MAX_CAMERA = MAX_CLOTHES = 2**31 - 1
 VISIBLE, INFRARED = 0, 1
 ATTRIBUTE_SLOTS = 8
@@ -149,13 +153,20 @@ def instruction_key(record: Record) -> int:
     return 0
 
 
+def short_hash(data: bytes) -> int:
+    """Returns the first 8 bytes of the sha256 of some bytes, as a number."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
 INSTRUCTION_KEY = Column("instruction_key", np.uint32, instruction_key)
 CONTENT = Column("content", np.uint64)
+RECORD_HASH = Column("record_hash", np.uint64)
 SHARD = Column("shard", np.int32)
 OFFSET = Column("offset", np.int32)
 
 COLUMNS: dict[str, Column] = {
-    column.name: column for column in (*(f.column for f in FIELDS if f.column), INSTRUCTION_KEY, CONTENT, SHARD, OFFSET)
+    column.name: column
+    for column in (*(f.column for f in FIELDS if f.column), INSTRUCTION_KEY, CONTENT, SHARD, OFFSET, RECORD_HASH)
 }
 """The columns of the index by name: first of single fields, then of whole records."""
 
@@ -171,7 +182,8 @@ class Index:
     | attributes, instruction_attributes | i16[N, ATTRIBUTE_SLOTS] | as in Record, padded with -1 |
     | sentence_count, instruction_image_count | i16[N] | how many the record holds |
     | instruction_key | u32[N] | checksum of the instruction, 0 without one (see `instruction_key`) |
-    | content | u64[N] | first 8 bytes of the sha256 of the image bytes |
+    | content | u64[N] | hash of the image bytes, see `short_hash` |
+    | record_hash | u64[N] | hash of the stored record; older folders have no such column |
     | file | str[N] | as in Record |
     | shard, offset | i32[N] | number of the shard, position in it |
     """
@@ -216,7 +228,7 @@ class Manifest:
       schema_version: SCHEMA_VERSION of the code that wrote it.
       people: person names of all splits, sorted.
       splits: split -> {"records", "identities", "cameras", "shards": [{"file", "records", "bytes", "sha256"}],
-        "skipped": [{"file", "reason"}]}.
+        "index": {"bytes", "sha256"}, "skipped": [{"file", "reason"}]}; older folders have no "index".
       source: where images and instructions come from; `cameras_of` lists namespaces whose people have the cameras of
         that namespace, because their pictures are borrowed from it.
       content_hash: over the shards' hashes and `people` (of older builds over the shards alone).
@@ -231,3 +243,35 @@ class Manifest:
     splits: dict[str, dict[str, Any]]
     source: dict[str, Any]
     content_hash: str
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Manifest:
+        """Returns the manifest of JSON values. Raises ValueError, TypeError or KeyError for another form."""
+        types = {field.name: field.type for field in dataclasses.fields(cls)}
+        if set(values) != set(types):
+            raise ValueError(f"missing or unknown keys {sorted(set(types) ^ set(values))}")
+        for name, kind in {"str": str, "int": int}.items():
+            wrong = [key for key, stated in types.items() if stated == name and not isinstance(values[key], kind)]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is {values[wrong[0]]!r}")
+        if not isinstance(values["people"], list) or not all(isinstance(name, str) for name in values["people"]):
+            raise ValueError("people is no list of names")
+        if not isinstance(values["splits"], dict) or not isinstance(values["source"], dict):
+            raise ValueError("splits or source is no table")
+        for split, value in values["splits"].items():
+            counts = [value["records"], value["identities"], value["cameras"]]
+            for shard in value["shards"]:
+                counts += [shard["records"], shard["bytes"]]
+                if not _SHA256.fullmatch(shard["sha256"]) or not _PLAIN_NAME.fullmatch(shard["file"]):
+                    raise ValueError(f"a shard of {split} is {shard}")
+            for count in counts:
+                if type(count) is not int or count < 0:
+                    raise ValueError(f"a count of {split} is {count!r}")
+            if sum(shard["records"] for shard in value["shards"]) != value["records"]:
+                raise ValueError(f"the shards of {split} have other than {value['records']} records")
+            for item in value["skipped"]:
+                if not isinstance(item["file"], str) or not isinstance(item["reason"], str):
+                    raise ValueError(f"a skipped picture of {split} is {item}")
+            if "index" in value and not _SHA256.fullmatch(value["index"]["sha256"]):
+                raise ValueError(f"the index of {split} is {value['index']}")
+        return cls(**values)

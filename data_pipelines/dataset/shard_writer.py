@@ -7,8 +7,8 @@ has the recorded hash; they are written last. A worker holds one record at a tim
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -21,11 +21,15 @@ from data_pipelines.dataset import index, record_format, schema
 from data_pipelines.dataset.folder import PEOPLE, file_sha256, shard_name, writing
 from data_pipelines.dataset.index import IndexBuilder
 from data_pipelines.errors import DatasetError, ImageError
-from data_pipelines.files import scratch_path, write_json
-from data_pipelines.images import decode
+from data_pipelines.files import write_json
+from data_pipelines.images import decode, is_deep
 
 # Pictures do not shrink by a general compressor, and a stored chunk is written four times as fast.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+SCRATCH = "scratch"
+"""Folder of shards that are being written, outside the one that becomes the data set: TFDS reads every name there."""
+WORKING = "working"
+"""File that a process holds shared while it writes a shard: the next build waits for the processes of a killed one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,7 @@ class ShardJob:
         return self.index_file.with_suffix(".json")
 
     def summary(self) -> dict[str, Any]:
-        """Returns {"records", "bytes", "sha256", "skipped"} of a finished shard."""
+        """Returns {"records", "bytes", "sha256", "skipped", "deep_visible", "deep_infrared"} of a finished shard."""
         return json.loads(self.summary_file.read_bytes())
 
 
@@ -94,23 +98,33 @@ def write_shard(job: ShardJob) -> int:
     Raises DatasetError if a picture does not decode (all of the shard's are named) unless the job skips them; whatever
     `load` raises comes through, with a note that names the record.
     """
+    with open(Path(job.work, WORKING)) as working:
+        fcntl.flock(working, fcntl.LOCK_SH)
+        return _write(job)
+
+
+def _write(job: ShardJob) -> int:
     columns = IndexBuilder(job.shard)
     bad: list[dict[str, str]] = []
-    temporary = scratch_path(job.path)
+    temporary = Path(job.work, SCRATCH, f"{os.getpid()}-{job.path.name}")
     try:
-        _fill(job, temporary, columns, bad)
+        deep = _fill(job, temporary, columns, bad)
         if bad and not job.skip_bad:
             raise bad_images(job.name, {job.split: bad})
         with writing(temporary):
-            _publish(job, temporary, columns, bad)
+            _publish(job, temporary, columns, {"skipped": bad, **deep})
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return len(columns)
 
 
-def _fill(job: ShardJob, path: Path, columns: IndexBuilder, bad: list[dict[str, str]]) -> None:
-    """Writes the job's records to `path`; adds their rows to `columns`, and what does not decode to `bad`."""
+def _fill(job: ShardJob, path: Path, columns: IndexBuilder, bad: list[dict[str, str]]) -> dict[str, int]:
+    """Writes the job's records to `path`; adds their rows to `columns`, and pictures that cannot be read to `bad`.
+
+    Returns how many pictures have more than 8 bits, by modality.
+    """
+    deep = {"deep_visible": 0, "deep_infrared": 0}
     identities = _identities(job.work, job.people_sha256)
     with writing(path):
         writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
@@ -124,20 +138,22 @@ def _fill(job: ShardJob, path: Path, columns: IndexBuilder, bad: list[dict[str, 
                 raise DatasetError(f"person {record.person!r} is not among the people given to write_dataset")
             _check_pictures(record, job.max_pixels)
             data = record_format.serialize(record, identity)
-            columns.add(record, identity, hashlib.sha256(record.image).digest())
+            columns.add(record, identity, data)
         except ImageError as error:
             bad.append({"file": file, "reason": str(error)})
             continue
         except Exception as error:
             error.add_note(f"while building {job.name}, split {job.split}, record {number}: {item!r}")
             raise
+        deep["deep_infrared" if record.modality == schema.INFRARED else "deep_visible"] += is_deep(record.image)
         with writing(path):
             writer.write(data)
     with writing(path):
         writer.close()
+    return deep
 
 
-def _publish(job: ShardJob, temporary: Path, columns: IndexBuilder, skipped: list[dict[str, str]]) -> None:
+def _publish(job: ShardJob, temporary: Path, columns: IndexBuilder, found: dict[str, Any]) -> None:
     reader = array_record_module.ArrayRecordReader(str(temporary))
     written = reader.num_records()
     reader.close()
@@ -146,7 +162,7 @@ def _publish(job: ShardJob, temporary: Path, columns: IndexBuilder, skipped: lis
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     sha256 = file_sha256(temporary)
-    summary = {"records": written, "bytes": temporary.stat().st_size, "sha256": sha256, "skipped": skipped}
+    summary = {"records": written, "bytes": temporary.stat().st_size, "sha256": sha256, **found}
     os.replace(temporary, job.path)
     index.save(job.index_file, columns.index())
     write_json(job.summary_file, summary)

@@ -7,6 +7,8 @@ import dataclasses
 import json
 import os
 import pickle
+import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ T = TypeVar("T")
 OnBadImage = Literal["error", "skip"]
 
 # Part of every request: raise it when the same input would give other bytes, so that half-built folders start over.
-_WRITER_VERSION = 1
+_WRITER_VERSION = 2  # since 2 an index has hashes of the records
 _PROGRESS_SECONDS = 5.0
 
 
@@ -75,7 +77,7 @@ class DatasetSpec(Generic[T]):
     def request(self, people: Sequence[str]) -> dict[str, Any]:
         """Returns the content of plan.json, which identifies the build; `people`: sorted, without repeats."""
         return {
-            "writer_version": _WRITER_VERSION,
+            build_folder.WRITER_VERSION: _WRITER_VERSION,
             "schema_version": schema.SCHEMA_VERSION,
             "name": self.name,
             "version": self.version,
@@ -157,7 +159,8 @@ def write_dataset(
     Raises:
       DatasetError: the message names the cause and the cure. Errors of `spec.load` come through with a note that names
         the record.
-      BuildError: another process builds this version (without `options.wait`), or a worker process was killed.
+      LockedError: another process builds a version of it (without `options.wait`).
+      BuildError: a worker process was killed.
     """
     options = options or BuildOptions()
     if storage.is_remote(out_dir):
@@ -173,7 +176,7 @@ def write_dataset(
     with build_folder.locked(work, options.wait):
         manifest = build_folder.finished(final, request, options.on_bad_image, options.overwrite)
         if manifest is not None:
-            build_folder.remove(work)
+            shutil.rmtree(work)
             return manifest
         with writing(work):
             build_folder.prepare(work, request, people)
@@ -199,9 +202,22 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _is_stated(value: Any) -> bool:
+    """Tells whether a value's repr states the value, not the address of some part of it."""
+    if isinstance(value, dict):
+        return all(map(_is_stated, [*value, *value.values()]))
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return all(map(_is_stated, value))
+    if dataclasses.is_dataclass(value):
+        return all(_is_stated(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr)
+    # As object's own repr, and those of functions and the like, begin and end.
+    return isinstance(value, (str, bytes)) or not re.search(r"<.* at 0x[0-9a-f]+>", repr(value))
+
+
 def _describe(item: Any) -> str:
     text = repr(item)
-    if " at 0x" in text:
+    # A file may be named "look at 0x7.jpg": only then it takes a look at the value's parts.
+    if " at 0x" in text and not _is_stated(item):
         raise DatasetError(
             f"descriptor {text} shows its address, not its value, so a killed build could not tell which shards it may "
             f"keep; use a tuple, a string or a dataclass"

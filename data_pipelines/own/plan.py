@@ -44,6 +44,7 @@ class Options:
       pictures: the folder in which its paths begin ("": the table's).
       tasks: those wanted; (): all that it allows.
       test_share, split_seed: of the people who are tested, where the table has no column `split`.
+      skip_bad: rows whose picture is missing are left out, and damaged pictures left out of the data sets.
     """
 
     table: str
@@ -51,6 +52,7 @@ class Options:
     tasks: tuple[str, ...] = ()
     test_share: float = 0.25
     split_seed: int = 0
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.tasks if name not in tasks.TASKS]:
@@ -178,6 +180,15 @@ def _make(options: Options, path: Path, data_dir: str | None) -> Plan:
     cells = table_files.read(path)
     rows = table.rows_of(cells)
     notes: list[str] = []
+    if options.skip_bad:
+        listed, rows = rows, table.present(rows, options.raw)
+        notes += (
+            [f"{len(listed) - len(rows)} rows without a picture file are left out"] if len(rows) < len(listed) else []
+        )
+    if not rows:
+        raise DatasetError(
+            f"{options.table}: none of its pictures is in {options.raw}: correct config.data.own.pictures"
+        )
     if len({row.camera for row in rows}) == 1 and rows[0].camera is not None:
         notes.append("all pictures are of one camera, so cameras count as unknown: no picture is junk for its camera")
         rows = [row._replace(camera=None) for row in rows]

@@ -13,11 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_pipelines.images import decode
+from data_pipelines.images import Pixels, decode, read_file
 
 MOST_BITS = 4
 MOST_GREY = 4.0
-_THUMB = (32, 16)
+THUMB = (32, 16)
 _BANDS = 4
 _NEIGHBOURS = 32
 """Pictures of one band that each is compared with; a plain background puts thousands into one."""
@@ -27,16 +27,20 @@ _THREADS = 8
 def thumbnails(files: Sequence[Path]) -> np.ndarray:
     """Returns u8[N, 32, 16], grey; zeros for a file that cannot be read, which is near nothing."""
     with futures.ThreadPoolExecutor(_THREADS) as pool:
-        return np.stack([*pool.map(_thumbnail, files)]) if files else np.zeros((0, *_THUMB), np.uint8)
+        return np.stack([*pool.map(_thumbnail, files)]) if files else np.zeros((0, *THUMB), np.uint8)
 
 
 def _thumbnail(file: Path) -> np.ndarray:
     try:
-        picture = decode(file.read_bytes(), _THUMB)
+        return of_pixels(decode(read_file(file), THUMB))
     except (OSError, ValueError):
-        return np.zeros(_THUMB, np.uint8)
+        return np.zeros(THUMB, np.uint8)
+
+
+def of_pixels(picture: Pixels) -> np.ndarray:
+    """Returns the thumbnail of a decoded picture, u8[32, 16]."""
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    return cv2.resize(grey, _THUMB[::-1], interpolation=cv2.INTER_AREA)
+    return cv2.resize(grey, THUMB[::-1], interpolation=cv2.INTER_AREA)
 
 
 def pairs(thumbs: np.ndarray) -> list[tuple[int, int]]:

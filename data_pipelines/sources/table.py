@@ -66,24 +66,46 @@ class Row(NamedTuple):
     instruction_clothes: str = ""
 
 
-def source(name: str, task: str, namespace: str, table: str, crops: Kind | None = None) -> Source:
-    """Returns the source of a table, list or folder (see table_files); `crops`: see clothes_crops."""
+def source(
+    name: str, task: str, namespace: str, table: str, crops: Kind | None = None, skip_missing: bool = False
+) -> Source:
+    """Returns the source of a table, list or folder (see table_files).
+
+    `crops`: see clothes_crops; `skip_missing`: rows whose picture is not there are left out.
+    """
     return Source(
         name=name,
         task=task,
         namespace=namespace,
         expected={},
-        scan=functools.partial(scan, task=task, namespace=namespace, table=Path(table), crops=crops),
+        scan=functools.partial(
+            scan, task=task, namespace=namespace, table=Path(table), crops=crops, skip_missing=skip_missing
+        ),
         load=reading.load,
     )
 
 
-def scan(raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | None = None) -> Scan:
+def scan(
+    raw: Path, *, task: str, namespace: str, table: Path, crops: Kind | None = None, skip_missing: bool = False
+) -> Scan:
     """Reads the table; records are in the order of its lines. `raw` is the folder that its paths begin in."""
-    rows, rule = with_splits(rows_of(table_files.read(table)), raw, namespace)
+    listed = rows_of(table_files.read(table))
+    rows, rule = with_splits(present(listed, raw) if skip_missing else listed, raw, namespace)
     _check_task([row for row in rows if row.identity != str(JUNK)], task, table, crops)
     found = scan_rows(rows, raw, task=task, namespace=namespace, table=table)
     return dataclasses.replace(found, source={**found.source, "division": rule}) if rule else found
+
+
+def present(rows: Sequence[Row], raw: Path) -> list[Row]:
+    """Returns the rows whose pictures are there, and logs how many are not."""
+    kept = [
+        row
+        for row in rows
+        if all((raw / reading.as_listed(raw, file)).is_file() for file in (row.image, row.instruction_image) if file)
+    ]
+    if len(kept) < len(rows):
+        logging.warning("%d of %d rows are left out: their picture files are missing", len(rows) - len(kept), len(rows))
+    return kept
 
 
 def with_splits(

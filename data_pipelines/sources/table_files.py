@@ -24,6 +24,7 @@ from typing import Any
 from absl import logging
 
 from data_pipelines.errors import DatasetError
+from data_pipelines.images import SUFFIXES
 from data_pipelines.sources import reading
 
 Cells = tuple[str, dict[str, Any]]
@@ -36,7 +37,6 @@ MORE_COLUMNS = ("instruction_clothes", "time")
 """The columns that are read; others are kept beside the data set."""
 _KNOWN = {*COLUMNS, *MORE_COLUMNS}
 SPLITS = ("train", "query", "gallery", "test")
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _DELIMITERS = ",;\t|"
 _LIST = re.compile(r"(?:^|[_\-.])(train|query|gallery|test)(?:[_\-.]|$)")
 _WHOLE = re.compile(r"(-?\d+)\.0+")
@@ -220,7 +220,7 @@ def _folder(folder: Path) -> Iterator[Cells]:
     roots = [(path.name, path) for path in people] if by_split else [("", folder)]
     for split, root in roots:
         for person in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            for file in sorted(path for path in person.rglob("*") if path.suffix.lower() in PICTURES):
+            for file in sorted(path for path in person.rglob("*") if path.suffix.lower() in SUFFIXES):
                 name = file.relative_to(folder).as_posix()
                 row = {"image": name, "identity": person.name}
                 yield f"{folder}, {name}", {**row, "split": split} if split else row

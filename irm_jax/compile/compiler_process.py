@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
 import jax
 
+from data_pipelines import child_processes
 from irm_jax import run as runs
 from irm_jax.compile import programs, targets
 from irm_jax.compile.scheduled import ERROR, JOB, Job
@@ -27,4 +29,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    scratch, parent = Path(sys.argv[1]), int(sys.argv[2])
+    # Killed, the parent cannot remove what is dumped here.
+    child_processes.end_with_parent(parent, last=lambda: shutil.rmtree(scratch, ignore_errors=True))
+    main(scratch)

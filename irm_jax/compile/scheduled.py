@@ -8,6 +8,7 @@ half an hour more. The compiler cannot be told to stop, but it dumps its stages:
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import re
 import subprocess
@@ -64,7 +65,7 @@ class Compilation:
         (self.folder / JOB).write_bytes(pickle.dumps(job))
         with open(self.folder / LOG, "w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *COMPILER, str(self.folder)], stdout=log, stderr=subprocess.STDOUT
+                [sys.executable, *COMPILER, str(self.folder), str(os.getpid())], stdout=log, stderr=subprocess.STDOUT
             )
 
     def __enter__(self) -> Compilation:

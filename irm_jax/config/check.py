@@ -115,6 +115,8 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
     for axis, size in config.mesh.items():
         if size < 1 and size != -1:
             yield f"config.mesh.{axis} = {size}; it must be a number of devices, or -1 for the rest"
+    if d.own.on_bad_image not in ("error", "skip"):
+        yield f"config.data.own.on_bad_image = {d.own.on_bad_image!r}; it must be error or skip"
     if d.leaks not in ("refuse", "warn"):
         yield f"config.data.leaks = {d.leaks!r}; it must be refuse or warn"
     if not str(d.dir).strip():

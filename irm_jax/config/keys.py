@@ -80,6 +80,7 @@ def _add_data(config: ConfigDict) -> None:
     config.data.own = ConfigDict()  # how data.table is read
     config.data.own.pictures = ""  # folder in which the table's paths begin ('' = the table's)
     config.data.own.tasks = ()  # tasks to train and test (() = all that the columns allow)
+    config.data.own.on_bad_image = "error"  # a missing or damaged picture: error | skip (leave its row out)
     config.data.own.test_share = 0.25  # of the people, who are tested where the table has no column split
     config.data.own.split_seed = 0  # of that division
     config.data.cache = ""  # local folder that gets a copy of a data.dir on object storage ('' = read it there)

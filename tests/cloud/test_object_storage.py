@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import threading
@@ -19,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event
 from data_pipelines import procedural, storage
 from data_pipelines.batches import stated_data, training_data
 from data_pipelines.dataset import reader
-from data_pipelines.dataset.folder import MANIFEST
+from data_pipelines.dataset.folder import MANIFEST, save_manifest
 from data_pipelines.dataset.reader import Dataset, ShardReader, open_copy, open_dataset
 from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
@@ -154,7 +155,9 @@ def test_a_copy_of_the_data_is_made_once_and_gives_the_same_records(
         training_data.open_datasets(config, ["procedural_trad"])
     # Data that were built again replace the copy.
     manifest = f"bucket/shards/procedural_trad/{there.folder.name}/manifest.json"
-    bucket.files[manifest] = bucket.files[manifest].replace(b'"task": "trad"', b'"task": "cc"')
+    again = dataclasses.replace(there.manifest, task="cc")
+    save_manifest(tmp_path, again)
+    bucket.files[manifest] = (tmp_path / MANIFEST).read_bytes()
     open_copy("gs://bucket/shards", "procedural_trad", tmp_path / "cache")
     assert shard.exists()
     assert json.loads((copied.folder / "manifest.json").read_bytes())["task"] == "cc"

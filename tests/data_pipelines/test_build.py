@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 import toy_shards
 
-from data_pipelines import build, procedural
-from data_pipelines.dataset import build_folder, schema, writer
+from data_pipelines import build, files, procedural
+from data_pipelines.dataset import build_folder, schema, shard_writer, writer
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import worker_pool
-from data_pipelines.errors import BuildError, DatasetError
+from data_pipelines.errors import DatasetError
+from data_pipelines.sources import reading
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def refuse(i: int) -> schema.Record:
 def test_finished_build_is_returned_as_it_is(tmp_path: Path) -> None:
     manifest = toy_shards.build(tmp_path)
     assert toy_shards.build(tmp_path, load=refuse) == manifest
-    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
+    assert sorted(path.name for path in (tmp_path / "toy").iterdir()) == [".lock", "1.0.0"]
 
 
 def test_same_pictures_of_other_people_are_other_content(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_other_content_under_the_same_version(tmp_path: Path) -> None:
     assert open_dataset(tmp_path, "toy").manifest.splits["query"]["records"] == 5
     toy_shards.build(tmp_path, splits=other, overwrite=True)
     assert open_dataset(tmp_path, "toy").manifest.splits["query"]["records"] == 3
-    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
+    assert sorted(path.name for path in (tmp_path / "toy").iterdir()) == [".lock", "1.0.0"]
 
 
 def fail_at_30(i: int) -> schema.Record:
@@ -185,11 +186,25 @@ def test_damaged_left_over_is_written_again(tmp_path: Path, uninterrupted: dict[
 
 def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
     work = leave_unfinished(tmp_path)
-    with open(work / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(BuildError, match="another process is building"):
-            toy_shards.build(tmp_path)
+    with files.lock(work.parent), pytest.raises(files.LockedError, match=rf"process {os.getpid()} .* working in .*toy"):
+        toy_shards.build(tmp_path)
     toy_shards.build(tmp_path)
+
+
+def test_a_build_waits_for_the_processes_of_a_killed_one(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
+    """A restart beside such a process found its file in data/ on ff46883, and TFDS a name that it cannot parse."""
+    work = leave_unfinished(tmp_path)
+    left = work / shard_writer.SCRATCH / "123-toy-train.array_record-00001-of-00005"
+    left.write_bytes(b"half a shard")
+    with futures.ThreadPoolExecutor(1) as pool:
+        with open(work / shard_writer.WORKING) as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            waiting = pool.submit(toy_shards.build, tmp_path)
+            with pytest.raises(futures.TimeoutError):
+                waiting.result(timeout=0.3)
+            assert left.exists()
+        waiting.result()
+    assert toy_shards.contents(tmp_path) == uninterrupted
 
 
 def test_builds_at_once_that_wait_build_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,12 +220,12 @@ def test_builds_at_once_that_wait_build_once(tmp_path: Path, monkeypatch: pytest
         found = list(pool.map(build_at_once, range(4)))
     assert found == [open_dataset(tmp_path, "toy").manifest] * 4
     assert len(starts) == 1
-    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1.0.0"]
+    assert sorted(path.name for path in (tmp_path / "toy").iterdir()) == [".lock", "1.0.0"]
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DatasetError, match=r"cannot write .*file/toy/\.1\.0\.0\.building .*build into another folder"):
+    with pytest.raises(files.WriteError, match=r"file/toy/\.lock cannot be written .*choose another name or folder"):
         toy_shards.build(tmp_path / "file")
 
 
@@ -265,7 +280,9 @@ def test_shard_and_split_of_bad_pictures_only(tmp_path: Path) -> None:
         ({"source": {"size": (1, 2)}}, "source must be plain JSON"),
         ({"source": {"path": Path("x")}}, "source must be plain JSON"),
         ({"splits": {"train": [object()]}}, "shows its address, not its value"),
+        ({"splits": {"train": [(1, [object()])]}}, "shows its address, not its value"),
         ({"records_per_shard": 0}, "records_per_shard is 0"),
+        ({"max_pixels": 0}, "max_pixels is 0; it must lie between 1 and"),
         ({"on_bad_image": "ignore"}, "on_bad_image is 'ignore'"),
     ],
 )
@@ -316,3 +333,11 @@ def test_procedural_command(
     printed = capsys.readouterr().out
     assert f"toy 1.0.0: {tmp_path / 'toy' / '1.0.0'}" in printed
     assert "train: 40 records in 5 shards" in printed
+
+
+def test_a_picture_may_be_named_like_an_address() -> None:
+    """Refused on ff46883 as a descriptor that shows its address."""
+    item = reading.Picture("look at 0x7.jpg", "people/a man at 0xa", 0, 100, sentences=("seen at 0x1",))
+    assert writer._describe(item) == repr(item)
+    with pytest.raises(DatasetError, match="shows its address"):
+        writer._describe(("look at 0x7.jpg", lambda: None))

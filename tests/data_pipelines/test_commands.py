@@ -24,10 +24,11 @@ STOPPED = "stopped by Ctrl-C. What is finished is kept: run the same command aga
         (KeyboardInterrupt(), 1, STOPPED),
     ],
 )
-def test_an_error_is_one_message_and_a_status(error, status, said, capsys):
+def test_an_error_is_one_message_and_a_status(error, status, said, capsys, tmp_path, monkeypatch):
     def main():
         raise error
 
+    monkeypatch.setenv("IRM_JAX_MISTAKE", str(tmp_path / "mistake"))
     before = signal.getsignal(signal.SIGINT)
     try:
         assert commands.run(main) == status
@@ -35,6 +36,7 @@ def test_an_error_is_one_message_and_a_status(error, status, said, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == said
+    assert (tmp_path / "mistake").exists() == (status == 2)
 
 
 def run(*arguments: str) -> tuple[int, str]:

@@ -76,8 +76,12 @@ def build(out: Path, **changes: Any) -> schema.Manifest:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Returns the content of every file under `out` by its path in it."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    """Returns the content of every file under `out` but the lock, by its path in it."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 `stand_in.install(folder)` puts them on a PATH. What they share lies in the folder WORLD: `calls.jsonl` (every call with
 its arguments and the variables that matter), `bucket/` (gs://bucket), `hosts/N/` (home folders of the slice's hosts),
 the states of the slice, and `actions` (what the N-th start of the training does on a host: "exit STATUS",
-"save STEP STATUS", "lost STATUS", or "wait", which saves step 9 and exits with 1 at SIGTERM, as a training does).
+"save STEP STATUS", "lost STATUS", "mistake STATUS", or "wait", which saves step 9 and exits with 1 at SIGTERM, as a
+training does).
 """
 
 import fcntl
@@ -110,6 +111,8 @@ def training(arguments: list[str]) -> int:
         step = pathlib.Path(folder, "checkpoints", numbers.pop(0))
         step.mkdir(parents=True, exist_ok=True)
         (step / "commit_success.txt").touch()
+    if action == "mistake":  # of one process; srun tells the higher status of those that it took along
+        pathlib.Path(os.environ["IRM_JAX_MISTAKE"]).touch()
     if action == "lost":  # the slice is taken away under the run
         state("node", "PREEMPTED"), state("queue", "SUSPENDED")
     return int(numbers[0])

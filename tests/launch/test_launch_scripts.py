@@ -288,10 +288,12 @@ def test_slurm_restarts_while_checkpoints_come_and_gives_up_without(world: World
     assert not world.calls("scontrol", containing="requeue")
 
 
-def test_slurm_does_not_repeat_a_mistake(world: World) -> None:
-    status, _ = world.run(slurm(world, *ONE), ["exit 2", "exit 0"])
+@pytest.mark.parametrize("action", ["exit 2", "mistake 134"])
+def test_slurm_does_not_repeat_a_mistake(world: World, action: str) -> None:
+    status, _ = world.run(slurm(world, *ONE), [action, "exit 0"])
     assert status == 2
     assert len(world.calls("srun")) == 1
+    assert not list(ROOT.glob(".slurm-*"))
 
 
 def test_slurm_saves_and_queues_again_before_the_time_limit(world: World) -> None:

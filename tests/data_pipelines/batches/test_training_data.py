@@ -1,12 +1,11 @@
 """From a configuration to open data sets: missing ones are built, ones of other options are an error."""
 
-import fcntl
 import functools
 from concurrent import futures
 
 import pytest
 
-from data_pipelines import procedural
+from data_pipelines import files
 from data_pipelines.batches import training_data
 from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
@@ -49,11 +48,8 @@ def test_missing_data_are_built_only_if_allowed(micro_config, tmp_path, monkeypa
     assert not (tmp_path / "new").exists()
     micro_config.data.build_missing = True
     micro_config.data.procedural.update({"train_people": 2, "test_people": 4, "extras": ("hat",)})
-    work = tmp_path / "new" / "procedural_trad" / f".{procedural.VERSION}.building"
-    work.mkdir(parents=True)
     with futures.ThreadPoolExecutor(1) as pool:
-        with open(work / "lock", "w") as lock:  # as another process of this host would hold it
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with files.lock(tmp_path / "new" / "procedural_trad"):  # as another process of this host would hold it
             waiting = pool.submit(training_data.open_datasets, micro_config, ["procedural_trad"])
             with pytest.raises(futures.TimeoutError):
                 waiting.result(timeout=0.3)

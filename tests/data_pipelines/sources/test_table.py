@@ -308,3 +308,27 @@ def test_the_example_of_the_readme_builds(tmp_path: Path, monkeypatch: pytest.Mo
     li, cc = (open_dataset("shards", name) for name in ("mine_li", "mine_cc"))
     assert li.manifest.people == cc.manifest.people == ["mine_li/ann", "mine_li/bob"]
     assert li.reader("train")[0]["sentences"] == ("the same person in a red coat", "she wears red")
+
+
+def test_rows_without_a_picture_are_left_out_where_bad_ones_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    official_trees.draw(tmp_path, ["a.jpg", "b.jpg"])
+    (tmp_path / "t.csv").write_text(HEADER + "a.jpg,1,0,train\nb.jpg,2,0,train\nnone.jpg,2,0,train\n")
+    assert build_table(tmp_path / "t.csv", tmp_path / "out", "trad") == 2
+    assert "t.csv, line 4, column 'image': the picture" in capsys.readouterr().err
+    assert build_table(tmp_path / "t.csv", tmp_path / "out", "trad", "--on_bad_image", "skip") == 0
+    assert len(open_dataset(tmp_path / "out", "mine_trad").index("train")) == 2
+
+
+def test_a_table_without_splits_is_divided(tmp_path: Path) -> None:
+    files = [f"{person}{camera}.jpg" for person in "abcd" for camera in range(3)]
+    official_trees.draw(tmp_path, files)
+    lines = [f"{file},{file[0]},cam {file[1]}" for file in files]
+    (tmp_path / "t.csv").write_text("image,identity,camera\n" + "\n".join(lines))
+    assert build_table(tmp_path / "t.csv", tmp_path / "out", "trad") == 0
+    dataset = open_dataset(tmp_path / "out", "mine_trad")
+    assert {split: len(dataset.index(split)) for split in dataset.splits} == {"train": 9, "query": 2, "gallery": 1}
+    assert "1 of 4 people are tested (share 0.25, seed 0)" in dataset.manifest.source["division"]
+    (camera,) = {int(c) for c in dataset.index("gallery").camera}
+    assert camera in [zlib.crc32(f"cam {c}".encode()) & 0x7FFFFFFF for c in range(3)]
