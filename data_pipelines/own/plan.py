@@ -211,9 +211,8 @@ def _make(options: Options, path: Path, data_dir: str | None) -> Plan:
         except _CannotError as error:
             refused[name] = str(error)
     if not found:
-        raise DatasetError(
-            f"{options.table}: nothing can be trained and tested: {'; '.join(f'{t}: {w}' for t, w in refused.items())}"
-        )
+        why = "; ".join(f"{task}: {reason}" for task, reason in refused.items() if not reason.startswith("no column"))
+        raise DatasetError(f"{options.table}: nothing can be trained and tested: {why or refused}")
     return Plan(options, divided, cells, rule, tuple(found), refused, scans, task_of, tuple(notes), digest)
 
 
@@ -232,6 +231,11 @@ def _need(rows: Sequence[Row], column: str, has: Callable[[Row], object]) -> Non
 
 def _plain(rows: list[Row], divided: bool, asked: bool) -> tuple[list[Row], str]:
     del divided, asked
+    if len({row.identity for row in rows}) == len({row.image for row in rows}):
+        raise _CannotError("every person has one picture (is identity a number of the picture?)")
+    for split in (QUERY, GALLERY):
+        if not _of(rows, split) and not any(row.split == "test" for row in rows):
+            raise _CannotError(f"no row has split {split}: add some, or leave the column split out")
     _two_people(rows)
     _answerable(rows, lambda query, image: True)
     return rows, ""
@@ -304,7 +308,7 @@ _RULES: dict[str, Callable[[list[Row], bool, bool], tuple[list[Row], str]]] = {
 def _two_people(rows: Sequence[Row]) -> None:
     people = {row.identity for row in _of(rows, TRAIN)}
     if len(people) < 2:
-        raise _CannotError(f"{len(people)} people to train on")
+        raise _CannotError(f"{len(people)} of the people are left to train on, two are needed")
 
 
 def _other_outfit(query: Row, image: Row) -> bool:

@@ -57,7 +57,8 @@ def read(path: Path) -> list[Cells]:
         else:
             cells = list(csv_cells(text, str(path)))
     if not cells:
-        raise DatasetError(f"{path} has no rows: give one line a picture")
+        form = "it needs a folder a person, PERSON/*.jpg, or lists" if path.is_dir() else "give one line a picture"
+        raise DatasetError(f"{path} has no rows: {form}")
     for column in ("identity", "camera", "clothes", "instruction_clothes"):
         _whole_numbers(cells, column, str(path))
     return cells
@@ -68,6 +69,8 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"cannot read the table {path} ({error.strerror}): correct the path") from error
+    if data.startswith(b"PK"):
+        raise DatasetError(f"{path} is a spreadsheet or an archive: save the table as CSV, or unpack it")
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         return data.decode(encoding)

@@ -75,7 +75,7 @@ def test_nothing_can_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     status, text = screen(tmp_path / "t.csv", capsys)
     assert status == 2
     assert "every person has one picture: is identity a number of the picture?" in text
-    assert "nothing can be trained and tested: trad: no test person can be found again" in text
+    assert "nothing can be trained and tested: trad: every person has one picture" in text
     assert build.main(["--check", str(tmp_path / "none.csv")]) == 2
     assert "there is no table" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:

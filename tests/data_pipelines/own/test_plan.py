@@ -110,8 +110,12 @@ def test_a_split_of_the_table_stands(tmp_path: Path) -> None:
 def test_what_serves_nothing_is_refused_with_its_reasons(tmp_path: Path) -> None:
     draw(tmp_path, ["a.jpg", "b.jpg"])
     (tmp_path / "t.csv").write_text("image,identity\na.jpg,1\nb.jpg,2\n")
-    with pytest.raises(DatasetError, match="nothing can be trained and tested: trad: no test person can be found"):
+    with pytest.raises(DatasetError, match="nothing can be trained and tested: trad: every person has one picture"):
         plan.make(plan.Options(str(tmp_path / "t.csv")))
+    draw(tmp_path, ["c.jpg"])
+    (tmp_path / "u.csv").write_text("image,identity,split\na.jpg,1,train\nb.jpg,1,train\nc.jpg,2,train\n")
+    with pytest.raises(DatasetError, match="no row has split query: add some, or leave the column split out"):
+        plan.make(plan.Options(str(tmp_path / "u.csv")))
     with pytest.raises(DatasetError, match="there is no table"):
         plan.make(plan.Options(str(tmp_path / "none.csv")))
     with pytest.raises(DatasetError, match="unknown task 'tradd'"):
