@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -73,10 +72,12 @@ def test_the_last_act_comes_when_the_parent_is_gone(tmp_path):
         "child_processes.end_with_parent(int(sys.argv[1]), last=pathlib.Path(sys.argv[2]).touch); time.sleep(600)"
     )
     parent = (
-        f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, str(os.getpid()), sys.argv[1]])"
+        "import os, subprocess, sys;"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid()), sys.argv[1]]);"
+        "print('started', flush=True); child.wait()"
     )
     process = subprocess.Popen([sys.executable, "-c", parent, str(tmp_path / "last")], stdout=subprocess.PIPE)
-    time.sleep(0.5)
+    assert process.stdout.readline() == b"started\n"
     process.kill()
     process.communicate(timeout=30)  # the pipe ends with the child
     assert (tmp_path / "last").exists()

@@ -21,7 +21,7 @@ from tests.soak.running import ROOT, TASKS, Command, run_file, shared_memory
 
 LEAVE_SECONDS = 5.0
 """In which every process of a command must be gone after the command."""
-END_SECONDS = 120.0
+END_SECONDS = 300.0
 """In which a command must have ended after a signal or the death of a child; far more than it needs."""
 
 
