@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 if all kills were clean."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--jobs", type=int, default=1, help="commands at once; more than one: the seed decides less")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="to work in, new; a temporary one by default")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma-separated: %(default)s")
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     soak = Soak(base, options.seed, options.tasks.split(","))
     try:
         soak.prepare()
-        soak.run(options.kills)
+        soak.run(options.kills, options.jobs)
     except Fault as fault:
         print(f"{soak.summary()}\nFAULT: {fault}\nkept: {base}", flush=True)
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -11,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ class Soak:
         self.base, self.random, self.names = base, random.Random(seed), list(names)
         self.kills: collections.Counter[str] = collections.Counter()
         self.ends: dict[str, list[float]] = collections.defaultdict(list)
-        self.chains, self.starts = 0, 0
+        self.chains, self.starts, self.numbers, self.ended = 0, 0, itertools.count(), False
         self.seconds: dict[str, float] = {}
         self.events: dict[str, int] = {}
         self.expected: dict[str, dict[str, Any]] = {}
@@ -78,17 +80,26 @@ class Soak:
         self.files[name] = names_of(folder)
         print(f"{name}: {self.seconds[name]:.1f} s, {self.events[name]} writes and renames undisturbed", flush=True)
 
-    def run(self, kills: int) -> None:
-        """Kills until there were so many; then the running chain is finished undisturbed."""
-        for name in self._names_in_turn():
-            if sum(self.kills.values()) >= kills:
-                return
-            folder = self.base / f"chain{self.chains}_{name}"
+    def run(self, kills: int, jobs: int) -> None:
+        """Kills until there were so many, in as many chains at once as `jobs`; the last ones end undisturbed."""
+        with futures.ThreadPoolExecutor(jobs) as pool:
+            running = [pool.submit(self._chains, kills) for _ in range(jobs)]
+            for future in futures.as_completed(running):
+                if future.exception() is not None:
+                    self.ended = True
+            for future in running:
+                future.result()
+
+    def _chains(self, kills: int) -> None:
+        while not self.ended and sum(self.kills.values()) < kills:
+            name = self.random.choices(self.names, [TASKS[name].weight for name in self.names])[0]
+            folder = self.base / f"chain{next(self.numbers)}_{name}"
             folder.mkdir()
             # As many kills as a user might meet, then the end.
-            left = min(self.random.randint(4, 14), kills - sum(self.kills.values()))
+            left = self.random.randint(4, 14)
             while True:
-                done, killed = self._start(name, folder, disturbed=left > 0)
+                wanted = left > 0 and not self.ended and sum(self.kills.values()) < kills
+                done, killed = self._start(name, folder, disturbed=wanted)
                 left -= killed
                 if done:
                     break
@@ -97,10 +108,6 @@ class Soak:
             shutil.rmtree(folder)
             folder.with_suffix(".log").unlink()
             print(f"{sum(self.kills.values())} kills; chain {self.chains} ({name}): as undisturbed", flush=True)
-
-    def _names_in_turn(self) -> Iterator[str]:
-        while True:
-            yield self.random.choices(self.names, [TASKS[name].weight for name in self.names])[0]
 
     def _start(self, name: str, folder: Path, disturbed: bool) -> tuple[bool, bool]:
         """One start of the command -> whether it came to its end, and whether it was killed."""
@@ -137,7 +144,7 @@ class Soak:
 
     def _kill_any_time(self, name: str, command: Command) -> tuple[str, bool]:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            command.process.wait(self.random.uniform(0, self.seconds[name]))
+            command.process.wait(self.random.uniform(0, 1.5 * self.seconds[name]))
             return "", False  # it was faster
         kind = self.random.choice(["main", "main", "child", "child", "SIGTERM", "SIGINT", "SIGKILL"])
         children = command.children()
