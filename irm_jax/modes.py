@@ -113,4 +113,4 @@ def _chosen_step(config: ConfigDict) -> Any:
     chosen = str(config.evaluation.checkpoint)
     if chosen == "latest":
         return None
-    return int(chosen) if chosen.isdigit() else chosen
+    return int(chosen) if chosen.isascii() and chosen.isdecimal() else chosen

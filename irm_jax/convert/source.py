@@ -79,7 +79,7 @@ class Source:
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
     """Orders layer 2 before layer 10."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
 def _weight_files(path: Path) -> list[Path]:

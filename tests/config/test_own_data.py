@@ -50,6 +50,24 @@ def test_what_is_set_stays(tmp_path: Path) -> None:
         own_data.complete(config)
 
 
+def test_the_settings_are_those_of_market1501(tmp_path: Path) -> None:
+    """A table of Market-1501 trains as configs/market1501.py does, but for names, length and a repeat of few people."""
+    config = load("own")
+    config.data.own.tasks = ("trad",)
+    config.data.table = write_table(tmp_path, "camera").table
+    own_data.complete(config)
+    mine, official = config.to_dict(), load("market1501").to_dict()
+    differ = {
+        f"{table}.{key}"
+        for table, keys in official.items() if isinstance(keys, dict)
+        for key, value in keys.items() if mine[table][key] != value
+    }  # fmt: skip
+    assert differ == {"data.dir", "data.table", "data.own", "data.train", "data.repeat_people", "evaluation.sets",
+                      "train.steps", "checkpoint.every"}  # fmt: skip
+    (unit,), (official_unit,) = mine["data"]["train"].values(), official["data"]["train"].values()
+    assert {key for key in unit if unit[key] != official_unit[key]} == {"data_set"}
+
+
 @pytest.mark.nightly
 def test_a_table_is_trained_and_evaluated_by_one_command(tmp_path: Path) -> None:
     options = write_table(tmp_path, "camera", "clothes", "caption")

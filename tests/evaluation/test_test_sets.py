@@ -253,6 +253,10 @@ def test_two_data_sets_of_one_task_stand_side_by_side(folder):
     evaluation = Evaluator(Eyes(), load_sets(folder, entries), PLAIN).run()
     assert [label(found) for found in evaluation.figures] == ["street_a/market", "street_b/market"]
     assert evaluation.figures[0].mAP == evaluation.figures[1].mAP > 0
+    rules = ("requested_outfit", "identity")  # of li: once a rule belonged to one set of own sentences
+    entries = [(name, "li", rules, "query", "gallery", ()) for name in ("shop_a", "shop_b")]
+    evaluation = Evaluator(Eyes(), load_sets(folder, entries), PLAIN).run()
+    assert [label(found) for found in evaluation.figures] == [f"{e[0]}/{rule}" for e in entries for rule in rules]
 
 
 @pytest.mark.parametrize("scoring", [("flip",), ("rerank",), ("flip", "rerank"), ()])

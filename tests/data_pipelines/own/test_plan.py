@@ -6,13 +6,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from official_trees import draw
+from official_trees import TREES, draw
 
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from data_pipelines.own import build, plan
 from data_pipelines.people import near_duplicates
+from data_pipelines.sources import market1501
 
 
 def write_table(folder: Path, *columns: str, people: int = 8, **changes: Any) -> plan.Options:
@@ -158,3 +159,21 @@ def test_the_build_and_what_stands_beside_it(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "raw" / "other.png").rename(tmp_path / "raw" / "a" / "0_0.jpg")
     plan.forget()
     assert plan.make(options).digest != found.digest
+
+
+def test_market1501_as_a_table_is_market1501(tmp_path: Path) -> None:
+    """People, pictures, sides and what is junk: the same, and so is the run but for names."""
+    raw = TREES["market1501_attributes"].make(tmp_path)
+    official = market1501.scan(raw).splits
+    lines = [
+        f"{item.file},{item.person.rpartition('/')[2].lstrip('0') or 0},c{item.camera + 1},{split}"
+        for split, items in official.items() for item in items
+    ]  # fmt: skip
+    (raw / "market1501.csv").write_text("image,identity,camera,split\n" + "\n".join(lines))
+    mine = plan.make(plan.Options(str(raw / "market1501.csv"), tasks=("trad",))).scans["market1501"].splits
+    cameras: dict[int, int] = {}
+    for split, items in official.items():
+        for own, item in zip(mine[split], items, strict=True):
+            assert cameras.setdefault(own.camera, item.camera) == item.camera
+            assert own._replace(camera=item.camera) == item
+    assert len(set(cameras.values())) == len(cameras)
