@@ -80,7 +80,8 @@ def _run(mode: str, arguments: Sequence[str]) -> None:
     from irm_jax.config import check, check_keys, own_data
 
     check_keys.check_keys(config)
-    own_data.complete(config)
+    if mode != "embed":  # which reads a checkpoint and the pictures of a folder
+        own_data.complete(config)
     check.check(config)
     workdir = command_line.folder(_WORKDIR.value or f"runs/{_config_name()}", "--workdir")
     if mode == "compile":

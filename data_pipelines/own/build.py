@@ -17,7 +17,9 @@ from data_pipelines.files import write_atomically
 from data_pipelines.instructions import vocabulary
 from data_pipelines.instructions.tokenizer import VOCABULARY, Tokenizer
 from data_pipelines.own.plan import ROWS, Plan, place
+from data_pipelines.people import near_duplicates
 from data_pipelines.sources import Source, reading, table_files
+from data_pipelines.sources.division import GALLERY, QUERY
 
 
 def build(plan: Plan, out: str | os.PathLike[str], options: BuildOptions | None = None) -> None:
@@ -31,7 +33,35 @@ def build(plan: Plan, out: str | os.PathLike[str], options: BuildOptions | None 
         write_dataset(out, source.spec(raw, scan), options)
     path = Path(out, ROWS)
     if not path.exists():
+        if words := look_alikes(plan):
+            logging.warning("%s: %s", plan.options.table, words)
         _write_rows(path, plan)
+
+
+def look_alikes(plan: Plan) -> str:
+    """Returns how many gallery pictures look like a query of their person, a camera being unknown; "" for none.
+
+    Such pairs are found without knowing the person. A division of this project leaves them out.
+    """
+    rows = [row for row in plan.rows if row.split in (QUERY, GALLERY)]
+    people = {row.identity for row in rows if row.camera is None}
+    rows = [row for row in rows if row.identity in people]
+    if not rows or plan.division:
+        return ""
+    files = [plan.options.raw / reading.as_listed(plan.options.raw, row.image) for row in rows]
+    found = [
+        (rows[i], rows[j])
+        for i, j in near_duplicates.pairs(near_duplicates.thumbnails(files))
+        if rows[i].identity == rows[j].identity
+        and {rows[i].split, rows[j].split} == {QUERY, GALLERY}
+        and None in (rows[i].camera, rows[j].camera)
+    ]
+    if not found:
+        return ""
+    return (
+        f"{len(found)} gallery pictures look like a query of the same person, camera unknown, for example "
+        f"{found[0][0].image} and {found[0][1].image}: figures are too good; give cameras, or leave them out"
+    )
 
 
 def _write_rows(path: Path, plan: Plan) -> None:

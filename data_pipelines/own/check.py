@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipelines.errors import DatasetError
 from data_pipelines.images import decode, read_file
-from data_pipelines.own import plan
+from data_pipelines.own import build, plan
 from data_pipelines.people import near_duplicates
 from data_pipelines.people.names import JUNK
 from data_pipelines.sources import reading, table, table_files
@@ -75,7 +75,7 @@ def check(options: plan.Options) -> Report:
         lines.append(refusal)
     if found:
         lines.append(f"can be trained and tested: {found.said}")
-        lines += [f"  {note}" for note in found.notes]
+        lines += [f"  {note}" for note in [*found.notes, build.look_alikes(found)] if note]
         lines += _cost(found, rate, sum(one.bytes for one in looked) / len(looked))
         lines.append(f"next: python -m irm_jax.main --config own --config.data.table={options.table}")
     return Report(tuple(lines), ready=found is not None)

@@ -382,8 +382,12 @@ def _label_number(label: str) -> int:
 
 
 def _attributes(value: Any, cell: Any, wrong: Any) -> tuple[tuple[str, str], ...]:
+    if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):  # a map of Parquet
+        value = dict(value)
     if isinstance(value, dict):
-        pairs = [(str(slot).strip(), str(named).strip()) for slot, named in value.items()]
+        known = [(slot, table_files.text_of(named)) for slot, named in value.items()]
+        pairs = [(str(slot).strip(), str(value[slot]) if named is None else named) for slot, named in known]
+        pairs = [(slot, named) for slot, named in pairs if value.get(slot) is not None]  # a struct of Parquet has all
     else:
         pairs = []
         for part in filter(str.strip, cell("attributes").split(";")):

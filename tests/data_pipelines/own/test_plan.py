@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pyarrow.parquet as pq
 import pytest
 from official_trees import TREES, draw
@@ -177,3 +178,16 @@ def test_market1501_as_a_table_is_market1501(tmp_path: Path) -> None:
             assert cameras.setdefault(own.camera, item.camera) == item.camera
             assert own._replace(camera=item.camera) == item
     assert len(set(cameras.values())) == len(cameras)
+
+
+def test_look_alikes_of_a_table_with_splits_are_counted(tmp_path: Path) -> None:
+    draw(tmp_path, [f"{n}.png" for n in range(6)])
+    picture = cv2.imread(str(tmp_path / "2.png"))
+    cv2.imwrite(str(tmp_path / "4.png"), cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
+    for cameras, said in ((",,", "1 gallery pictures look like a query of the same person"), ("0,1,1", "")):
+        own = cameras.split(",")
+        lines = ["0.png,a,0,train", "1.png,b,0,train", f"2.png,c,{own[0]},query", f"3.png,c,{own[1]},gallery"]
+        (tmp_path / "t.csv").write_text("\n".join(["image,identity,camera,split", *lines, f"4.png,c,{own[2]},gallery"]))
+        plan.forget()
+        found = plan.make(plan.Options(str(tmp_path / "t.csv")))
+        assert build.look_alikes(found).startswith(said) if said else build.look_alikes(found) == ""

@@ -123,3 +123,14 @@ def test_a_column_that_is_almost_known_is_asked_about(caplog: pytest.LogCaptureF
     values: dict[str, Any] = {"image": "a", "identity": "b", "captoin": "c"}
     table.rows_of([("t, line 2", values)])
     assert "column 'captoin' is kept, not read; did you mean 'caption'?" in caplog.text
+
+
+def test_attributes_of_parquet(tmp_path: Path) -> None:
+    structs = [{"hat": "red", "bag": None}, {"hat": None, "bag": "none"}]
+    files = {"image": ["a.jpg", "b.jpg"], "identity": ["1", "2"]}
+    pq.write_table(pa.table({**files, "attributes": structs}), tmp_path / "structs.parquet")
+    maps = pa.array([[("hat", "red")], [("bag", "none")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({**files, "attributes": maps}), tmp_path / "maps.parquet")
+    for name in ("structs", "maps"):
+        rows = table.rows_of(table_files.read(tmp_path / f"{name}.parquet"))
+        assert [row.attributes for row in rows] == [(("hat", "red"),), (("bag", "none"),)]
