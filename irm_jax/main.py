@@ -33,7 +33,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, report (default: runs/NAME).")
 _MODE = flags.DEFINE_enum(
     "mode", "train", MODES,
-    "train, evaluate a checkpoint, embed a folder, compare two runs, or compile for devices that are not here.",
+    "train, evaluate a checkpoint, embed a folder, compare runs, or compile for devices that are not here.",
 )  # fmt: skip
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For --mode compile: CHIP:SHAPE, such as v5e:16x16 or h100:8x4.")
 _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "For --mode compile: number of such TPU slices.")
@@ -62,12 +62,18 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _compare(runs: Sequence[str]) -> None:
-    if len(runs) != 2:
-        raise UserError(f"--mode compare needs two run folders, not {len(runs)}: --mode compare RUN_A RUN_B")
-    from irm_jax.evaluation.compare import compare_runs, comparison_table
+    if len(runs) < 2:
+        raise UserError(
+            f"--mode compare needs two run folders, not {len(runs)}: --mode compare RUN_A RUN_B [RUN_C ...]"
+        )
+    from irm_jax.evaluation import compare
 
     samples = _CONFIG.value.compare.samples if _CONFIG.value else 2000
-    print(comparison_table(compare_runs(*runs, samples=samples)))
+    rows = [row for other in runs[1:] for row in compare.compare_runs(runs[0], other, samples=samples)]
+    compare.comparison_table(rows).show()
+    folder = command_line.folder(_WORKDIR.value or "runs/compare", "--workdir")
+    compare.write_comparison(folder, rows)
+    print(f"the table is in {folder / compare.COMPARISON}.json, .csv, .md and .tex")
 
 
 def _run(mode: str, arguments: Sequence[str]) -> None:

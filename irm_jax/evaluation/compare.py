@@ -1,4 +1,4 @@
-"""Keeps the results per query beside every evaluation, and compares two runs on them (`--mode compare RUN_A RUN_B`)."""
+"""Keeps the results per query beside every evaluation, and compares runs on them (`--mode compare RUN_A RUN_B ...`)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from etils import epath
 from jaxtyping import Float, Float64
 
 from data_pipelines import storage
-from data_pipelines.files import SCRATCH_PREFIX, parse_json, write_atomically
+from data_pipelines.files import SCRATCH_PREFIX, lock, parse_json, sweep, write_atomically, write_json
 from irm_jax.errors import UserError
 from irm_jax.evaluation import earlier_results, folders
 from irm_jax.evaluation.figures import Figure, label
 from irm_jax.evaluation.folders import PER_QUERY, RESULTS
 from irm_jax.evaluation.ranking.metrics import Ranking
+from irm_jax.evaluation.tables import Table
 
 RESAMPLED_AT_ONCE = 1 << 22
+COMPARISON = "comparison"
 METRICS = ("mAP", "rank1")
 ARRAYS = ("ap", "inp", "rank1", "first_positive_rank", "num_positives", "drop_cause", "top_ids", "top_scores")
 FIELDS = ("test_set", "task", "protocol", "setting", "gallery", "gallery_instruction", "distractors", "scoring", "cut")
@@ -44,7 +46,7 @@ class Comparison:
 
     figure: its label. difference = b - a; low and high: its paired bootstrap 95% interval (queries are drawn with
     replacement, the same ones for both runs; percentiles). unpaired: queries that only one of the runs has, or that a
-    run dropped.
+    run dropped. run_a, run_b: the folders of the runs.
     """
 
     figure: str
@@ -56,6 +58,11 @@ class Comparison:
     difference: float
     low: float
     high: float
+    run_a: str = ""
+    run_b: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "clear": self.clear}
 
     @property
     def clear(self) -> bool:
@@ -206,6 +213,7 @@ def compare_runs(
             refused.append(str(error))
     if not rows:
         raise CompareError("; ".join(refused))
+    rows = [dataclasses.replace(row, run_a=os.fspath(dir_a), run_b=os.fspath(dir_b)) for row in rows]
     for message in refused:
         logging.warning("not compared: %s", message)
     if unchecked := [a.figure for a, b in pairs if not _same_gallery_known(a, b)]:
@@ -276,15 +284,26 @@ def bootstrap_interval(values: Float[np.ndarray, "n M"], *, samples: int, seed: 
     return np.percentile(means, [2.5, 97.5], axis=0)
 
 
-def comparison_table(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as text, one per line; a star marks an interval that leaves out 0."""
-    width = max(len("figure"), *(len(row.figure) for row in comparisons))
-    lines = [f"{'figure':{width}}  metric  queries       A       B   B - A   95% interval"]
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """One row per figure, metric and run that is compared with the first; a star marks an interval without 0."""
+    several = len({row.run_b for row in comparisons}) > 1
+    lines = []
     for row in comparisons:
-        interval = f"[{row.low:+.4f}, {row.high:+.4f}]{' *' if row.clear else ''}"
-        unpaired = f"  ({row.unpaired} queries not paired)" if row.unpaired else ""
-        lines.append(
-            f"{row.figure:{width}}  {row.metric:6}  {row.queries:7}  {row.a:6.4f}  {row.b:6.4f}  "
-            f"{row.difference:+.4f}  {interval}{unpaired}"
-        )
-    return "\n".join(lines)
+        names = (row.figure, row.metric, *([row.run_b] if several else []))
+        numbers = f"{row.a:.4f}", f"{row.b:.4f}", f"{row.difference:+.4f}"
+        interval = f"[{row.low:+.4f}, {row.high:+.4f}]{' *' if row.clear else '  '}"
+        lines.append((*names, str(row.queries), str(row.unpaired), *numbers, interval))
+    columns = (
+        "figure", "metric", *(["run B"] if several else []), "queries", "not paired", "A", "B", "B - A", "95% interval",
+    )  # fmt: skip
+    first = comparisons[0]
+    title = f"A: {first.run_a}" + ("" if several else f", B: {first.run_b}") + "; * interval without 0"
+    return Table(title, columns, lines, 3 if several else 2, [row.to_json() for row in comparisons])
+
+
+def write_comparison(folder: epath.Path, comparisons: Sequence[Comparison]) -> None:
+    """Writes comparison.json, .csv, .md and .tex into a folder. Raises WriteError, LockedError while it is in use."""
+    with lock(folder):
+        sweep(folder)
+        comparison_table(comparisons).write(folder, COMPARISON)
+        write_json(folder / f"{COMPARISON}.json", [row.to_json() for row in comparisons])

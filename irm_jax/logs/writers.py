@@ -18,7 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TextIO
 
 import numpy as np
+from absl import logging
 from etils import epath
+from rich import console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from data_pipelines import storage
 from data_pipelines.files import jsonable, parse_json, write_atomically
@@ -139,11 +145,46 @@ class WeightsAndBiases(MetricWriter):
         self._run.finish()
 
 
+class LiveLine:
+    """A bar and a text at the bottom of a terminal. What is printed or logged meanwhile appears above it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = console.Console(file=stream, highlight=False)
+        self._live: Live | None = None
+        self._handler: Any = logging.get_absl_handler().python_handler
+        self._messages: Any = None
+
+    def show(self, text: str, done: int, total: int) -> None:
+        """Draws the line with a bar of `done` out of `total`."""
+        if self._live is None:
+            self._start()
+        line = Table.grid(padding=(0, 1))
+        line.add_row(ProgressBar(total=max(total, 1), completed=done, width=20), Text(text, no_wrap=True, overflow="ellipsis"))
+        assert self._live is not None
+        self._live.update(line, refresh=True)
+
+    def close(self) -> None:
+        """Leaves the last line where it is."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+            if self._messages is not None:
+                self._handler.stream = self._messages
+
+    def _start(self) -> None:
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._live.start()
+        self._console.show_cursor(True)  # a kill would leave the terminal without it
+        # The log's handler keeps the stream that it was made with; now it prints above the line as well.
+        if self._handler.stream is sys.__stderr__ or self._handler.stream is self._console.file:
+            self._messages, self._handler.stream = self._handler.stream, sys.stderr
+
+
 class Console(MetricWriter):
     """The progress line: step, loss, images per second, share of time waiting for data, and the time left.
 
-    On a terminal it is redrawn in place at every step. Elsewhere it is a line of its own, at most one per
-    `every_seconds`, and one for the last step.
+    On a terminal it stays below the messages, with a bar, and is redrawn ten times a second at most. Elsewhere it is a
+    line of its own, at most one per `every_seconds`, and one for the last step.
     """
 
     every_step = True
@@ -158,17 +199,17 @@ class Console(MetricWriter):
     ) -> None:
         """`stream` defaults to stderr."""
         super().__init__(start)
-        self._stream, self._every, self._clock = stream or sys.stderr, every_seconds, clock
-        self._in_place = self._stream.isatty()
+        self._stream, self._clock = stream or sys.stderr, clock
+        self._live = LiveLine(self._stream) if self._stream.isatty() else None
+        self._every = every_seconds if self._live is None else 0.1
         # The pace of the last hundred steps: a slow start and compilation soon leave the estimate.
         self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=100)
         self._shown_at = -math.inf
-        self._open_line = False
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now, total = self._clock(), self.start.total_steps
         self._times.append((now, step))
-        if not self._in_place and now - self._shown_at < self._every and step < total:
+        if now - self._shown_at < self._every and step < total:
             return
         self._shown_at = now
         parts = [f"step {step:,}/{total:,}"]
@@ -179,15 +220,15 @@ class Console(MetricWriter):
         if DATA_WAIT in values:
             parts.append(f"waiting for data {values[DATA_WAIT]:.0%}")
         text = "  ".join([*parts, f"left {self._left(step, total)}"])
-        # On a terminal the cursor goes back to column 0, so that a log message overwrites the line.
-        self._stream.write(f"\x1b[K{text}\r" if self._in_place else f"{text}\n")
+        if self._live is not None:
+            self._live.show(text, step, total)
+            return
+        self._stream.write(f"{text}\n")
         self._stream.flush()
-        self._open_line = self._in_place
 
     def close(self) -> None:
-        if self._open_line:
-            self._stream.write("\n")
-            self._stream.flush()
+        if self._live is not None:
+            self._live.close()
 
     def _left(self, step: int, total: int) -> str:
         (start, first), (now, last) = self._times[0], self._times[-1]

@@ -101,7 +101,10 @@ def test_report_and_comparison(bucket: Bucket, tmp_path: Path) -> None:
             compare.save_per_query(workdir, figure, ranking(ap), [7, 8], range(4))
     local = {str(p.relative_to(tmp_path)): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert {name.removeprefix("bucket/runs/a/"): data for name, data in bucket.files.items()} == local
-    assert set(local) == {"report.html", "results.json", "per_query/p_market.npz", "per_query/p_identity.npz"}
+    assert set(local) == {
+        "report.html", "results.json", "results.csv", "results.md", "results.tex", "per_query/p_market.npz",
+        "per_query/p_identity.npz",
+    }  # fmt: skip
     rows = compare.compare_runs(tmp_path, "gs://bucket/runs/a", samples=10)
     assert [(row.figure, row.metric, row.a, row.b) for row in rows if row.metric == "mAP"] == [
         ("p/identity", "mAP", 0.5, 0.5), ("p/market", "mAP", 0.75, 0.75),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
@@ -9,6 +10,7 @@ import os
 
 import numpy as np
 import pytest
+from etils import epath
 
 from irm_jax.evaluation import compare
 from irm_jax.evaluation.case import prepare
@@ -82,9 +84,9 @@ def test_a_better_run_is_found_better_in_any_query_order(tmp_path):
     assert 0 < first.low < first.difference < first.high
     assert first.clear
     assert compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=500) == rows
-    table = compare.comparison_table(rows)
+    table = compare.comparison_table(rows).to_markdown()
     assert f"{first.b:.4f}" in table
-    assert table.count("*") == sum(row.clear for row in rows)
+    assert table.count(" *") == sum(row.clear for row in rows) + 1
 
 
 def test_files_of_earlier_versions_compare(tmp_path):
@@ -130,7 +132,7 @@ def test_dropped_and_missing_queries_are_not_paired(tmp_path):
     save(tmp_path / "b", a_ranking(1, 0.5, queries=150), np.arange(150))
     rows = compare.compare_runs(tmp_path / "a", tmp_path / "b", samples=20)
     assert (rows[0].queries, rows[0].unpaired) == (140, 60)
-    assert "60 queries not paired" in compare.comparison_table(rows)
+    assert "| 140 | 60 |" in compare.comparison_table(rows).to_markdown()
 
 
 def test_variants_and_figures_of_one_run_only(tmp_path, caplog):
@@ -191,6 +193,26 @@ def test_runs_that_cannot_be_compared(tmp_path):
     save(tmp_path / "names", result, [f"q{i}" for i in range(200)])
     with pytest.raises(ValueError, match="query_id is int64 in"):
         compare.compare_runs(tmp_path / "a", tmp_path / "names")
+
+
+def test_several_runs_are_compared_with_the_first_in_one_table(tmp_path, capsys):
+    for run, noise in (("a", 1.0), ("b", 0.7), ("c_1", 0.4)):
+        save(tmp_path / run, a_ranking(1, noise), np.arange(200))
+    rows = [row for run in ("b", "c_1") for row in compare.compare_runs(tmp_path / "a", tmp_path / run, samples=50)]
+    assert [(row.run_b, row.metric) for row in rows] == [
+        (str(tmp_path / run), metric) for run in ("b", "c_1") for metric in ("mAP", "rank1")
+    ]
+    table = compare.comparison_table(rows)
+    table.show()
+    assert f"{rows[2].difference:+.4f}" in capsys.readouterr().out
+    compare.write_comparison(epath.Path(tmp_path / "out"), rows)
+    found = {path.suffix: path.read_text() for path in (tmp_path / "out").iterdir() if path.name != ".lock"}
+    assert set(found) == {".json", ".csv", ".md", ".tex"}
+    assert [row["low"] for row in json.loads(found[".json"])] == [row.low for row in rows]
+    lines = list(csv.DictReader(io.StringIO(found[".csv"])))
+    assert [float(line["high"]) for line in lines] == [row.high for row in rows]
+    assert found[".md"].count("\n| ") == found[".tex"].count(r"\\") + 1 == 6
+    assert r"c\_1" in found[".tex"]
 
 
 def damaged_files(whole):

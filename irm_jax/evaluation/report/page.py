@@ -20,6 +20,7 @@ from irm_jax.evaluation.report.charts import DASHES, Dots, Series, dot_chart, li
 from irm_jax.evaluation.report.pictures import Album, overlay
 from irm_jax.evaluation.report.results import ReportData, Rollout
 from irm_jax.evaluation.report.selections import Row, Selections, SetRows, flatten
+from irm_jax.evaluation.tables import percent
 
 CONTROL_TITLES = {
     "random": "Random (expected)",
@@ -40,11 +41,6 @@ def is_main(metric: str) -> bool:
 def _is_share(metric: str, lines: Sequence[Series]) -> bool:
     shares = "accuracy" in metric or "share" in metric or metric.endswith("rate")
     return shares and all(0 <= y <= 1 for line in lines for y in line.y)
-
-
-def percent(value: float | None) -> str:
-    """Returns 73.4 for .734, and a dash for an undefined figure."""
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
 
 
 def quantity(value: float, unit: str) -> str:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from data_pipelines.errors import DatasetError
 from data_pipelines.files import jsonable, write_atomically
 from data_pipelines.people.leaks import Leak, find_leaks
 from data_pipelines.tasks import TASKS
-from irm_jax.evaluation import figures, folders
+from irm_jax.evaluation import figures, folders, tables
 from irm_jax.evaluation.compare import save_per_query
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation
@@ -88,10 +89,19 @@ def write_evaluation(
             with folders.new(workdir, config.to_dict(), step) as (folder, written):
                 _write_per_query(folder, evaluation)
                 write_report(folder, results, data)
-            logging.info("step %d is evaluated: %s", step, written / PAGE)
+            _show(results, workdir, written, step)
     finally:
         processes.barrier("report")  # a process that ends early would end the others
     return written
+
+
+def _show(results: Results, workdir: epath.Path, folder: epath.Path, step: int) -> None:
+    """Prints a table per task, and where the report and the checkpoint lie."""
+    for table in tables.task_tables(results):
+        table.show()
+    print(f"report      {folder / PAGE}\nfigures     {folder / figures.FILE}, .csv, .md, .tex")
+    if (saved := workdir / "checkpoints" / str(step)).exists():
+        print(f"checkpoint  {saved}", flush=True)
 
 
 def _write_per_query(folder: epath.Path, evaluation: Evaluation) -> None:
@@ -147,7 +157,8 @@ def _terms(namespace: str, source: Mapping[str, Any]) -> str:
 
 
 def write_report(directory: str | os.PathLike[str], results: Results, data: ReportData) -> epath.Path:
-    """Writes `report.html` and last `results.json` into a folder (made if missing) and returns the path of the page.
+    """Writes `report.html`, the figures as `results.csv`, `.md` and `.tex`, and last `results.json` into a folder (made
+    if missing) and returns the path of the page.
 
     The JSON file holds the figures as rows, the open-set figures, what else `results.rest` holds, and of `data` "run",
     "benchmark_checks", "leaks", "training_curves" and "rank_lists"; "compile" if there is such a table. Each file is
@@ -173,6 +184,7 @@ def write_report(directory: str | os.PathLike[str], results: Results, data: Repo
     checked = checked_results(dataclasses.replace(results, rest=rest))
     page = render(checked, data, curves)
     write_atomically(folder / PAGE, page)
+    tables.results_table(checked).write(folder, Path(figures.FILE).stem)
     write_atomically(folder / figures.FILE, json.dumps(checked.to_json(), indent=1, allow_nan=False) + "\n")
     return folder / PAGE
 
