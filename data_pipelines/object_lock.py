@@ -132,11 +132,10 @@ class _ObjectLock:
         try:
             self._store.pipe_file(f"{self._folder}/{self._name}", json.dumps(self._record).encode(), mode="create")
         except FileExistsError:
-            return False
+            pass  # maybe ours: a client tries again if an answer is lost
         except OSError as error:
-            if not any(text in str(error) for text in ("412", "PreconditionFailed", "conditionNotMet")):
+            if not any(text in str(error) for text in ("412", "PreconditionFailed", "pre-condition")):
                 raise
-            return False
         found = self._read(self._name)
         return found is not None and found.get("token") == self._record["token"]
 

@@ -17,8 +17,13 @@ from etils import epath
 
 from data_pipelines.files import write_atomically
 from irm_jax.evaluation import figures
-from irm_jax.evaluation.figures import CONTROLS, MODEL, SETTINGS, Results
+from irm_jax.evaluation.figures import CONTROLS, SETTINGS, Results
 
+SHORT = {
+    "random": "random", "color_histogram": "colour", "image_only": "image", "instruction_only": "instr.",
+    "perfect_identity": "person", "oracle": "oracle",
+}  # fmt: skip
+"""Titles of the controls in a narrow table."""
 WIDTH = 160
 """Columns of a table that goes to no terminal."""
 _TEX = str.maketrans({
@@ -82,13 +87,13 @@ class Table:
         if not console.is_terminal:
             console = rich.console.Console(file=file, highlight=False, width=WIDTH, no_color=True)
         table = rich.table.Table(
-            title=rich.text.Text(self.title), title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
-        )
+            title=rich.text.Text(self.title), title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )  # fmt: skip
         for place, title in enumerate(self.columns):
             words = place < self.words
-            width = None if words else max((len(row[place]) for row in self.rows), default=0)  # numbers stay whole
             justify: Literal["left", "right"] = "left" if words else "right"
-            table.add_column(rich.text.Text(title), justify=justify, overflow="fold", min_width=width)
+            table.add_column(rich.text.Text(title), justify=justify, overflow="fold", no_wrap=not words)
         for row in self.rows:
             table.add_row(*map(rich.text.Text, row))
         console.print(table)
@@ -135,18 +140,9 @@ def task_tables(results: Results) -> list[Table]:
     for figure in (row for setting in SETTINGS for row in figures.plain(found, setting)):
         control = (figures.counterpart(found, figure, system=name) for name in controls)
         beside = (percent(None if row is None else row.mAP) for row in control)
-        metrics = (percent(getattr(figure, name)) for name in ("mAP", "rank1", "mINP"))
-        setting = figure.setting.replace("_", "-")
-        cells = (
-            figure.test_set,
-            figure.protocol,
-            setting,
-            *metrics,
-            *(percent(None if row is None else row.mAP) for row in beside),
-        )
+        cells = (figures.label(figure), percent(figure.mAP), percent(figure.rank1), *beside)
         rows.setdefault(figure.task, []).append(cells)
-    columns = (
-        "test set", "protocol", "setting", "mAP", "rank-1", "mINP", *(name.replace("_", " ") for name in controls),
-    )  # fmt: skip
-    words = "mAP of controls on the right" if controls else "no controls"
-    return [Table(f"{task}: {MODEL}, percent; {words}", columns, lines, 3) for task, lines in rows.items()]
+    columns = ("", "mAP", "rank1", *(SHORT[name] for name in controls))
+    words = ", ".join(name.replace("_", " ") for name in controls)
+    title = f"percent; mAP of controls: {words}" if controls else "percent; without controls"
+    return [Table(f"{task}: {title}", columns, lines, 1) for task, lines in rows.items()]

@@ -159,7 +159,9 @@ class LiveLine:
         if self._live is None:
             self._start()
         line = Table.grid(padding=(0, 1))
-        line.add_row(ProgressBar(total=max(total, 1), completed=done, width=20), Text(text, no_wrap=True, overflow="ellipsis"))
+        line.add_row(
+            ProgressBar(total=max(total, 1), completed=done, width=20), Text(text, no_wrap=True, overflow="ellipsis")
+        )
         assert self._live is not None
         self._live.update(line, refresh=True)
 

@@ -48,6 +48,19 @@ def test_it_is_made_held_and_removed(bucket: Bucket) -> None:
         assert list(bucket.files) == [FIRST]
 
 
+def test_a_try_whose_answer_was_lost_holds_it(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of object storage try again by themselves, and are told that their own object is there."""
+    put = bucket.pipe_file
+
+    def twice(path: str, value: bytes, **options: object) -> None:
+        put(path, value, **options)
+        put(path, value, **options)
+
+    monkeypatch.setattr(bucket, "pipe_file", twice)
+    take()
+    assert bucket.files == {}
+
+
 def test_an_owner_that_renews_it_keeps_it(bucket: Bucket, elsewhere: None) -> None:
     with files.lock(FOLDER), pytest.raises(files.LockedError):
         take()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bucket import install
 from etils import epath
 
 from data_pipelines.files import WriteError
@@ -52,6 +53,18 @@ def test_one_whose_latest_was_not_written_is_found_by_its_time(tmp_path: Path) -
         (tmp_path / "evaluations" / name / "results.json").write_text("{}")
     (tmp_path / "evaluations" / "step-2_20260103T000000Z_00000000").mkdir()  # no evaluation
     assert folders.newest(tmp_path).name == "step-1_20260102T000000Z_00000000"
+
+
+def test_on_object_storage_the_results_are_the_last_but_latest(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = install(monkeypatch)
+    workdir = epath.Path("gs://bucket/runs/a")
+    with folders.new(workdir, CONFIG, 7) as (folder, target):
+        assert folder == target
+        (folder / "report.html").write_text("page")
+        assert folders.newest(workdir) == workdir
+        (folder / "results.json").write_text("{}")
+    assert [name.split("/")[-1] for name in bucket.written] == ["report.html", "results.json", "latest"]
+    assert folders.newest(workdir) == target
 
 
 @pytest.mark.parametrize("content", [b"step-3_20260101T000000Z_00000000", b"", b"\xff\xfe", b"../../other"])

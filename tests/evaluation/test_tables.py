@@ -40,7 +40,7 @@ def test_a_table_per_task_with_its_controls() -> None:
     found = tables.task_tables(Results(ROWS))
     assert [table.title.split(":")[0] for table in found] == ["cc", "trad"]
     assert found[0].columns[-1] == "random"
-    assert found[0].rows == [("my_set", "market", "task-specific", "51.2", "100.0", "–", "10.0")]
+    assert found[0].rows == [("my_set/market", "51.2", "100.0", "10.0")]
     assert found[1].rows[0][-1] == "–"
     out = io.StringIO()
     found[0].show(out)
