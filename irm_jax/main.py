@@ -69,7 +69,7 @@ def _compare(runs: Sequence[str]) -> None:
     from irm_jax.evaluation import compare
 
     samples = _CONFIG.value.compare.samples if _CONFIG.value else 2000
-    rows = [row for other in runs[1:] for row in compare.compare_runs(runs[0], other, samples=samples)]
+    rows = compare.compare_with_first(runs, samples=samples)
     compare.comparison_table(rows).show()
     folder = command_line.folder(_WORKDIR.value or "runs/compare", "--workdir")
     compare.write_comparison(folder, rows)

@@ -223,6 +223,12 @@ def compare_runs(
     return rows
 
 
+def compare_with_first(runs: Sequence[str | os.PathLike[str]], *, samples: int) -> list[Comparison]:
+    """Compares each run with the first: rows of `compare_runs`, those of one figure and metric beside each other."""
+    rows = [row for other in runs[1:] for row in compare_runs(runs[0], other, samples=samples)]
+    return sorted(rows, key=lambda row: (row.figure, METRICS.index(row.metric)))
+
+
 def _same_gallery_known(a: _File, b: _File) -> bool:
     return "gallery_content" in a.arrays and "gallery_content" in b.arrays
 
@@ -291,7 +297,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     for row in comparisons:
         names = (row.figure, row.metric, *([row.run_b] if several else []))
         numbers = f"{row.a:.4f}", f"{row.b:.4f}", f"{row.difference:+.4f}"
-        interval = f"[{row.low:+.4f}, {row.high:+.4f}]{' *' if row.clear else '  '}"
+        interval = f"[{row.low:+.4f}, {row.high:+.4f}]{' *' if row.clear else ''}"
         lines.append((*names, str(row.queries), str(row.unpaired), *numbers, interval))
     columns = (
         "figure", "metric", *(["run B"] if several else []), "queries", "not paired", "A", "B", "B - A", "95% interval",

@@ -198,9 +198,9 @@ def test_runs_that_cannot_be_compared(tmp_path):
 def test_several_runs_are_compared_with_the_first_in_one_table(tmp_path, capsys):
     for run, noise in (("a", 1.0), ("b", 0.7), ("c_1", 0.4)):
         save(tmp_path / run, a_ranking(1, noise), np.arange(200))
-    rows = [row for run in ("b", "c_1") for row in compare.compare_runs(tmp_path / "a", tmp_path / run, samples=50)]
+    rows = compare.compare_with_first([tmp_path / run for run in ("a", "b", "c_1")], samples=50)
     assert [(row.run_b, row.metric) for row in rows] == [
-        (str(tmp_path / run), metric) for run in ("b", "c_1") for metric in ("mAP", "rank1")
+        (str(tmp_path / run), metric) for metric in ("mAP", "rank1") for run in ("b", "c_1")
     ]
     table = compare.comparison_table(rows)
     table.show()
