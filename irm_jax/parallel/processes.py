@@ -210,8 +210,11 @@ def any_process(value: bool) -> bool:
 
 
 def smallest(value: int) -> int:
-    """The smallest `value` of all processes; the same answer in all. Waits for all of them."""
-    return value if alone() else int(np.min(multihost_utils.process_allgather(np.asarray(value))))
+    """The smallest `value` of all processes; the same answer in all. Waits for all of them, however long."""
+    if alone():
+        return value
+    barrier("smallest")  # a collective on CPUs gives up after half a minute
+    return int(np.min(multihost_utils.process_allgather(np.asarray(value))))
 
 
 class StopConsensus:
