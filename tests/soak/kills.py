@@ -45,15 +45,11 @@ class Soak:
         self.base.mkdir(parents=True, exist_ok=True)
         self._undisturbed("build")
         (self.base / "run.py").write_text(run_file(self.base / "straight_build/data"))
-        self._undisturbed("train")  # compiles
-        shutil.rmtree(self.base / "straight_train")
         self._undisturbed("train")
         shutil.copytree(self.base / "straight_train/run/checkpoints", self.base / "trained/checkpoints")
         self._write_inputs()
         for name in ("evaluate", "embed", "convert"):
             if name in self.names:
-                self._undisturbed(name)
-                shutil.rmtree(self.base / f"straight_{name}")
                 self._undisturbed(name)
 
     def _write_inputs(self) -> None:
