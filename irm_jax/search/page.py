@@ -35,9 +35,13 @@ USE = (
 )
 CSS = """
 .gradio-container {max-width: 76rem !important; margin: auto}
+#hits .grid-wrap {max-height: none !important; overflow: visible !important; height: auto !important}
 #hits .grid-container {grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)) !important}
-#hits .thumbnail-lg {aspect-ratio: 1 / 2}
-#hits .caption-label {white-space: normal; font-variant-numeric: tabular-nums}
+#hits .thumbnail-lg {aspect-ratio: auto; display: flex; flex-direction: column; height: auto}
+#hits .thumbnail-lg img {aspect-ratio: 1 / 2; height: auto}
+#hits .caption-label {position: static; white-space: normal; max-width: none; width: 100%; text-align: left;
+    font-variant-numeric: tabular-nums}
+#picked {position: sticky; bottom: 0; z-index: 5; background: var(--background-fill-primary)}
 #use {opacity: .75; font-size: .9rem}
 """
 
@@ -111,17 +115,20 @@ class Page:
                         clothes = _upload("Clothes", 160, "clothes")
                     filters = self._filters()
                     with gr.Row():
-                        go = gr.Button("Search", variant="primary", elem_id="search")
-                        clear = gr.ClearButton([image, words, clothes, *filters[:4]], value="Clear", elem_id="clear")
-                    if self.examples:
-                        gr.Examples([[p, w] for s, p, w in self._examples()], [image, words], label="Try",
-                                    cache_examples=False)  # fmt: skip
+                        go = gr.Button("Search", variant="primary", elem_id="search", min_width=100)
+                        clear = gr.ClearButton(
+                            [image, words, clothes, *filters[:4]], value="Clear", elem_id="clear", min_width=100
+                        )
                 with gr.Column(scale=3, min_width=320):
                     notes = gr.Markdown(self._empty(), elem_id="notes")
                     shown = gr.Gallery(show_label=False, columns=5, height="auto", allow_preview=False,
                                        object_fit="contain", elem_id="hits", buttons=[], format="png")  # fmt: skip
-                    detail = gr.Markdown("", elem_id="detail")
-                    more = gr.Button("More like this", visible=False, elem_id="more")
+                    with gr.Column(elem_id="picked"):
+                        detail = gr.Markdown("", elem_id="detail")
+                        more = gr.Button("More like this", visible=False, elem_id="more")
+            if self.examples:
+                gr.Examples([[p, w] for s, p, w in self._examples()], [image, words], label="Try",
+                            cache_examples=False)  # fmt: skip
             outputs = [shown, notes, hits, chosen, detail, more]
             inputs = [image, words, clothes, *filters]
             for event in (go.click, words.submit, filters[3].submit):
