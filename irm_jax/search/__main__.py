@@ -44,7 +44,13 @@ def parser() -> argparse.ArgumentParser:
 
     def adding(made: argparse.ArgumentParser) -> None:
         made.add_argument("--table", help="CSV, TSV, JSON lines or Parquet: column image, and any others")
-        made.add_argument("--on-bad-image", choices=("skip", "stop"), default="skip", help="default: skip, and say so")
+        made.add_argument(
+            "--on_bad_image",
+            "--on-bad-image",
+            choices=("skip", "stop"),
+            default="skip",
+            help="default: skip, and say so",
+        )
         made.add_argument("--quiet", action="store_true", help="no progress")
 
     _building(command, adding)
@@ -57,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--queries", type=int, default=200)
     one.add_argument("--model", metavar="RUN")
     one.add_argument("--where", help="the filter of the filtered queries (default: a tenth of the entries)")
-    one.add_argument("--make-index", action="store_true", help="make the approximate index first")
+    one.add_argument("--make_index", "--make-index", action="store_true", help="make the approximate index first")
     return p
 
 
@@ -97,14 +103,14 @@ def _asking(command: Callable[..., argparse.ArgumentParser]) -> None:
     one.add_argument("--folder", default="search_demo", help="where people and index go (default: search_demo)")
     one.add_argument("--model", metavar="RUN", help="the model (default: a quickstart, trained if there is none)")
     one.add_argument("--people", type=int, default=500)
-    one.add_argument("--no-page", action="store_true", help="end after the three prepared queries")
+    one.add_argument("--no_page", "--no-page", action="store_true", help="end after the three prepared queries")
     _served(one)
 
 
 def _served(one: argparse.ArgumentParser) -> None:
     one.add_argument("--port", type=int, default=8000)
     one.add_argument("--host", default="127.0.0.1", help="another one than 127.0.0.1 needs --password-file")
-    one.add_argument("--password-file", help="a file of USER:PASSWORD lines")
+    one.add_argument("--password_file", "--password-file", help="a file of USER:PASSWORD lines")
     one.add_argument("--refresh", type=float, default=20.0, help="seconds between looks for a new version")
 
 

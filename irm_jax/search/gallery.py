@@ -25,9 +25,9 @@ LANES = 32
 """Vectors are padded to a multiple of this: products are summed in so many lanes, which XLA makes vector code of."""
 CHUNK = 8192
 """Most vectors that are converted to float32 at a time."""
-BUFFER_BYTES = 1 << 28
+BUFFER_BYTES = 1 << 30
 """Of one device's block of scores."""
-BUCKETS = (1, 16, 64, 256)
+BUCKETS = (1, 16, 64, 256, 1024)
 """Numbers of queries that are compiled for."""
 TOPS = (32, 256, 1024)
 """Numbers of best images that are compiled for; beyond, the next power of two."""

@@ -117,7 +117,7 @@ class MilvusStore(GalleryStore):
         )
 
     def pictures(self, ids: Sequence[str]) -> dict[str, bytes]:
-        found = {}
+        found: dict[str, bytes] = {}
         for start in range(0, len(ids), _BATCH):
             rows = _said(self.uri, self._client.get, self._name, ids=list(ids[start : start + _BATCH]),
                          output_fields=[ID, PICTURE])  # fmt: skip

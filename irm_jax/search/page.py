@@ -61,16 +61,16 @@ class Access:
             if host not in LOCAL:
                 raise SearchError(
                     f"--host {host} would open the pictures to everybody who reaches this machine: give "
-                    "--password-file FILE with lines USER:PASSWORD"
+                    "--password_file FILE with lines USER:PASSWORD"
                 )
             return cls(host, port, None)
         try:
             lines = Path(password_file).expanduser().read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise SearchError(f"--password-file {password_file} cannot be read ({error})") from error
+            raise SearchError(f"--password_file {password_file} cannot be read ({error})") from error
         users = tuple((line.partition(":")[0], line.partition(":")[2]) for line in lines if line.strip())
         if not users or not all(name and password for name, password in users):
-            raise SearchError(f"--password-file {password_file}: each line is USER:PASSWORD, and there is at least one")
+            raise SearchError(f"--password_file {password_file}: each line is USER:PASSWORD, and there is at least one")
         return cls(host, port, users)
 
     def allows(self, user: str, password: str) -> bool:

@@ -126,7 +126,7 @@ def test_another_address_needs_passwords(tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="needs pip install -e '.[search]'")
     from irm_jax.search.page import Access
 
-    with pytest.raises(SearchError, match="--password-file"):
+    with pytest.raises(SearchError, match="--password_file"):
         Access.of("0.0.0.0", 8000, None)
     file = tmp_path / "users"
     for text in ("", "ada", "ada:", ":secret"):
