@@ -2,7 +2,9 @@
 
 In this order: colour jitter (brightness, contrast, saturation, hue in a random order), resize, flip, pad and random
 crop, random-colour erasing (docs/method.md, batches); the device normalises. The jitter follows torchvision's PIL back
-end to one or two grey levels: the affine operations are one `cv2.transform` each, hue is shifted in 8-bit HSV.
+end. The affine operations, one `cv2.transform` each, differ from it by at most 1 grey level. Hue is shifted in 8-bit
+HSV, as there, by the same number of 256 steps, but rounded otherwise: by 1.1 grey levels on average and at most 13
+(from the exact circle ours differs by up to 9, PIL's by up to 11).
 """
 
 from __future__ import annotations

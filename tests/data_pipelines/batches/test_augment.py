@@ -5,10 +5,12 @@ import dataclasses
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import simplejpeg
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import ImageEnhance
 
 from data_pipelines.batches import augment
 from data_pipelines.batches.augment import BRIGHTNESS, CONTRAST, DRAWS, HUE, NO_AUGMENT, SATURATION, Augment, Parameters
@@ -95,13 +97,34 @@ def test_affine_jitter_is_its_formula_to_two_grey_levels(seed, operation, factor
 
 
 @given(seed=st.integers(0, 99), fraction=st.floats(-0.5, 0.5))
-def test_hue_turns_the_colour_circle(seed, fraction):
+@example(seed=4, fraction=-0.38386771837370093)
+def test_hue_turns_the_colour_circle_by_whole_steps(seed, fraction):
     image = picture(seed, 8, 8)
     found = augment.colour_jitter(image, ((HUE, fraction),))
-    difference = np.abs(found - slow_jitter(image, HUE, fraction))
-    # 8-bit hue has steps of 1.4 degrees: up to 6 levels of a saturated channel, for the shift and for the pixel.
-    assert difference.max() <= 14
-    assert difference.mean() <= 4
+    steps = int(fraction * 255)  # of 256, as torchvision takes them
+    difference = np.abs(found - slow_jitter(image, HUE, steps / 256))
+    # A step is 6 levels of a saturated channel. All 100 images under all 255 shifts differ by at most 9 (mean .76).
+    assert difference.max() <= 9
+    assert difference.mean() <= 0.8
+
+
+@given(seed=st.integers(0, 99), steps=st.integers(-127, 127))
+def test_jitter_is_near_pil(seed, steps):
+    """The module's figures: affine operations 1, hue 13 and 1.1 on average; it claimed one or two for all of them."""
+    image = picture(seed, 8, 8)
+    pil = PIL.Image.fromarray(image)
+    hue, saturation, value = pil.convert("HSV").split()
+    turned = PIL.Image.fromarray(np.asarray(hue) + np.uint8(steps % 256))
+    turned = np.asarray(PIL.Image.merge("HSV", (turned, saturation, value)).convert("RGB")).astype(int)
+    found = augment.colour_jitter(image, ((HUE, np.nextafter(steps / 255, np.sign(steps))),))
+    assert np.abs(found - turned).max() <= 13
+    assert np.abs(found - turned).mean() <= 2
+    for operation, enhancer in (
+        (BRIGHTNESS, ImageEnhance.Brightness), (CONTRAST, ImageEnhance.Contrast), (SATURATION, ImageEnhance.Color)
+    ):  # fmt: skip
+        factor = 1 + steps / 254
+        found = augment.colour_jitter(image, ((operation, factor),)).astype(int)
+        assert np.abs(found - np.asarray(enhancer(pil).enhance(factor))).max() <= 1
 
 
 def test_hue_of_grey_is_untouched_and_a_third_turns_red_green():
