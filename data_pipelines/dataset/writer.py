@@ -163,6 +163,8 @@ def write_dataset(
       BuildError: a worker process was killed.
     """
     options = options or BuildOptions()
+    if not os.fspath(out_dir).strip():
+        raise DatasetError("the folder for the data set is empty text: name one (a build: --out DIR)")
     if storage.is_remote(out_dir):
         raise DatasetError(
             f"data sets are built on a local disk, not in {os.fspath(out_dir)}: build there, then copy the folder "

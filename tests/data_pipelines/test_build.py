@@ -292,6 +292,12 @@ def test_wrong_arguments(tmp_path: Path, changes: dict, message: str) -> None:
     assert not (tmp_path / "toy" / "1.0.0").exists()
 
 
+def test_a_folder_without_a_name_is_refused() -> None:
+    """On ff46883 the data sets went into the current folder."""
+    with pytest.raises(DatasetError, match="the folder for the data set is empty text: name one"):
+        toy_shards.build("")
+
+
 def test_count_report_names_what_differs() -> None:
     table, differences = build.count_report(
         {"train": {"images": 3, "ids": 2}}, {"train": {"images": 12_936, "ids": 2}, "query": {"images": 1}}
