@@ -130,6 +130,8 @@ CASES = {
     "overlap of a set that is not tested": (
         lambda c: c.evaluation.update({"overlaps": ("procedural_cc:a",)}), r"overlaps names a, which no test set",
     ),
+    "empty data folder": (lambda c: c.data.update({"dir": ""}), r"config.data.dir is empty; name the folder"),
+    "max pixels": (lambda c: c.data.update({"max_pixels": 0}), r"config.data.max_pixels = 0; it must lie between 1"),
     "leaks": (lambda c: c.data.update({"leaks": "fix"}), r"data.leaks = 'fix'; it must be refuse or warn"),
     "width": (lambda c: c.model.update({"width": 0}), r"config.model.width = 0 must be at least 1"),
     "no head": (lambda c: c.model.update({"image_heads": 0}), r"config.model.image_heads = 0 must be at least 1"),
