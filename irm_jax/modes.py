@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from data_pipelines import files as writing
 from data_pipelines.images import SUFFIXES, Picture
 from data_pipelines.tasks import NEUTRAL_SENTENCE
-from irm_jax import checkpoint
+from irm_jax import checkpoint, objectives
 from irm_jax import run as runs
 from irm_jax.compile import programs
 from irm_jax.embedder import Embedder
@@ -25,7 +25,7 @@ from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record
 from irm_jax.logs.workdir import locked
 from irm_jax.parallel import processes
-from irm_jax.training.hooks import Hook
+from irm_jax.training.hooks import Hook, hooks_of
 from irm_jax.training.loop import fit
 
 
@@ -34,9 +34,13 @@ def train(config: ConfigDict, workdir: epath.Path, hooks: Sequence[Hook] | None 
 
     `hooks`: see `fit`.
     """
+    run = runs.build(config)
+    # What the configuration names is found, or refused, before a device or a data set is touched.
+    _ = run.optimizer
+    objectives.check_names(config)
+    hooks = hooks_of(config) if hooks is None else hooks
     _join_processes()
     runs.enable_compilation_cache(config)
-    run = runs.build(config)
     run.ideal_seconds = partial(programs.ideal_seconds, run)
     fit(run, workdir, hooks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -61,9 +62,37 @@ SHARES = (
     "data.instruction_dropout", "text_to_image.soft_weight", "text_to_image.masked_probability",
     "text_to_image.replaced_probability",
 )  # fmt: skip
+AT_MOST = {
+    **dict.fromkeys(("data.batch_size", "data.batch_blocks", "evaluation.batch_size", "model.vocab_multiple"), 2**20),
+    **dict.fromkeys(("evaluation.query_block", "evaluation.top_k", "evaluation.rescore_top"), 2**20),
+    **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.model", "model.identity_multiple"), 2**20),
+    **dict.fromkeys(("memory_bank.size", "text_to_image.queue_size", "compare.samples"), 2**28),
+    **dict.fromkeys(("data.workers", "data.threads", "data.prefetch", "data.augment.pad"), 4096),
+    "optimizer.accumulate": 4096,
+    **dict.fromkeys(
+        (
+            "model.image_depth", "model.text_depth", "model.template_depth", "model.editing_depth",
+            "model.fusion_depth", "model.part_tokens", "report.queries", "report.rollouts",
+        ),
+        1024,
+    ),
+    **dict.fromkeys(
+        (
+            "model.width", "model.image_heads", "model.text_heads", "model.template_heads", "model.patch",
+            "model.stride", "model.template_patch", "model.max_length", "model.instruction_tokens",
+            "model.projection_width", "model.mlp_ratio",
+        ),
+        2**16,
+    ),
+    **dict.fromkeys(("data.procedural.train_people", "data.procedural.test_people"), 10**6),
+    "optimizer.clip_norm": 1e30,
+}  # fmt: skip
+"""Far above what a run has: a slip of the hand is refused before anything of that size is allocated."""
+SEEDS = ("seed", "data.procedural.seed", "data.own.split_seed")
+"""Whole numbers from 0 to 2^32 - 1: of a larger one the devices' generator reads the lowest 32 bits alone."""
 BELOW_ONE = (
     "model.text_dropout", "model.drop_path", "model.editing_drop_path", "optimizer.beta1", "optimizer.beta2",
-    "momentum.decay", "loss.instruction_mean_momentum",
+    "momentum.decay", "loss.instruction_mean_momentum", "data.own.test_share",
 )  # fmt: skip
 """Ranges of numbers by path below `config`. Values left to the preset (None) are not checked."""
 
@@ -74,16 +103,17 @@ def _range_problems(config: ConfigDict) -> Iterator[str]:
         (POSITIVE, lambda _, value: value > 0, "must be positive"),
         (SHARES, lambda _, value: 0 <= value <= 1, "must lie between 0 and 1"),
         (BELOW_ONE, lambda _, value: 0 <= value < 1, "must be at least 0 and below 1"),
+        (SEEDS, lambda _, value: 0 <= value < 2**32, "must be a whole number from 0 to 4,294,967,295 (2^32 - 1)"),
+        (AT_MOST, lambda key, value: value <= AT_MOST[key], "must be at most {most:,}"),
     ]
     for paths, fits, words in rules:
         for path in paths:
-            table, _, key = path.rpartition(".")
-            value = config[table][key]
+            value = functools.reduce(lambda table, key: table[key], path.split("."), config)
             if value is not None and not fits(path, value):
-                yield f"config.{path} = {value} {words.format(least=AT_LEAST.get(path))}"
+                yield f"config.{path} = {value} {words.format(least=AT_LEAST.get(path), most=AT_MOST.get(path))}"
     for key in ("image_size", "instruction_image_size"):
         size = config.model[key]
-        if size is not None and (len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size)):
+        if size is not None and not all(1 <= side <= 2**14 for side in size):
             yield f"config.model.{key} = {tuple(size)}; it must be (height, width) in pixels"
 
 
@@ -117,6 +147,8 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
             yield f"config.mesh.{axis} = {size}; it must be a number of devices, or -1 for the rest"
     if d.own.on_bad_image not in ("error", "skip"):
         yield f"config.data.own.on_bad_image = {d.own.on_bad_image!r}; it must be error or skip"
+    for name in set(d.own.tasks) - set(tasks.TASKS):
+        yield f"config.data.own.tasks names {name!r}; the tasks are {', '.join(tasks.TASKS)}"
     if d.leaks not in ("refuse", "warn"):
         yield f"config.data.leaks = {d.leaks!r}; it must be refuse or warn"
     if not str(d.dir).strip():
@@ -130,6 +162,12 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
         if unit.task not in tasks.TASKS:
             yield f"config.data.train.{name}.task = {unit.task!r}; the tasks are {', '.join(tasks.TASKS)}"
             continue
+        if not unit.data_set.strip():
+            yield f"config.data.train.{name}.data_set is empty; name a data set of data.dir"
+        if (unit.outfits or 0) < 0:
+            yield f"config.data.train.{name}.outfits = {unit.outfits} must be at least 0 (0 = any)"
+        if not 1 <= unit.images_per_identity <= 4096:
+            yield f"config.data.train.{name}.images_per_identity = {unit.images_per_identity} must lie in 1 ... 4096"
         spec = tasks.task(unit.task)
         if spec.has_query_image and unit.images_per_identity < 2:
             yield (
@@ -179,6 +217,15 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
         yield f"config.evaluation.tau_similarity = {e.tau_similarity!r}; it must be attributes, clothes or model"
     if any(not isinstance(tau, int | float) or not 0 <= tau <= 1 for tau in e.taus):
         yield f"config.evaluation.taus = {tuple(e.taus)}; each must lie between 0 and 1"
+    if o.warmup_steps > t.steps:
+        yield (
+            f"config.optimizer.warmup_steps = {o.warmup_steps} is longer than the run, config.train.steps = {t.steps}: "
+            "the learning rate would never reach its peak; shorten the warm-up"
+        )
+    if not re.fullmatch("latest|best|[0-9]{1,9}", e.checkpoint):
+        yield f"config.evaluation.checkpoint = {e.checkpoint!r}; it must be latest, best or the number of a step"
+    if not config.embed.output.strip():
+        yield "config.embed.output is empty; name a file of the workdir, such as embeddings.npz"
     try:
         re.compile(o.no_decay)
     except re.error as error:
@@ -205,6 +252,13 @@ def _bank_problems(config: ConfigDict) -> Iterator[str]:
     if b.negatives not in ("all", "task"):
         yield f"{here}.negatives = {b.negatives!r}; it must be all or task"
     yield from _overlap_problems(b.overlaps, here)
+    trained = {unit.data_set for unit in config.data.train.values()}
+    for name in [name for pair in b.overlaps for name in pair.split(":")] if b.size and trained else ():
+        if name not in trained:
+            yield (
+                f"{here}.overlaps names {name}, which is not trained on; the training sets are "
+                f"{', '.join(sorted(trained))}"
+            )
     known = [unit.task for unit in config.data.train.values() if unit.task in tasks.TASKS]
     if b.size and known and not any(tasks.task(name).has_query_image for name in known):
         yield f"{here}.size = {b.size}: a bank holds keys of rows with an instruction, and no training set has any"
@@ -247,6 +301,9 @@ def _test_set_problems(config: ConfigDict) -> Iterator[str]:
         here = f"config.evaluation.sets.{name}"
         if entry.task not in tasks.TASKS:
             yield f"{here}.task = {entry.task!r}; the tasks are {', '.join(tasks.TASKS)}"
+        for key in ("data_set", "query_split", "gallery_split"):
+            if not entry[key].strip():
+                yield f"{here}.{key} is empty"
         if not entry.protocols:
             yield f"{here}.protocols is empty; name at least one protocol"
         yield from _protocol_problems(f"{here}.protocols", entry.protocols)

@@ -16,7 +16,7 @@ from irm_jax import checkpoint
 from irm_jax.convert import folder
 from irm_jax.convert.conversion import Taken, give_back
 from irm_jax.convert.kinds import Names, kinds
-from irm_jax.models.config import IRMConfig
+from irm_jax.models.config import POOLED_CLASS, IRMConfig
 from irm_jax.models.weight_files import ConvertError, single_layers
 
 Place = str | os.PathLike[str]
@@ -100,6 +100,11 @@ def _check_layout(kind: str, arrays: dict[str, np.ndarray]) -> None:
     for tower, _, rules in kinds()[kind].names:
         if any(path.startswith(f"{tower}patch_embedding/conv_") for path in arrays) and tower:
             raise ConvertError(f"{tower} has a convolutional stem, which no file of kind {kind} has")
+        if tower and f"{tower}{POOLED_CLASS}/kernel" in arrays:
+            raise ConvertError(
+                f"the class token of {tower.rstrip('/')} starts from the pooled patches, which no file of kind {kind} "
+                "has: train with config.model.pooled_class_token=False"
+            )
         tokens = arrays.get(f"{tower}special_tokens")
         wanted = sum(rule.path == "special_tokens" for rule in rules)
         if tokens is not None and wanted and tokens.shape[1] != wanted:

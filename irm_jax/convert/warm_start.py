@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from irm_jax.convert import folder, manifest
 from irm_jax.models import encoders
-from irm_jax.models.config import IRMConfig
+from irm_jax.models.config import POOLED_CLASS, IRMConfig
 from irm_jax.models.weight_files import ConvertError, single_layers, stacked_layers
 from irm_jax.parallel import mesh as mesh_lib
 
@@ -63,6 +63,7 @@ def warm_start(variables: Mapping[str, Any], model: IRMConfig, sources: Sources)
         logging.info("init.editing_blocks: the editing transformer starts from the image encoder's last blocks")
     if model.scan_layers:
         wanted = stacked_layers(wanted)
+    wanted = _without_pooled_part(params, wanted)
     _log_initial(params, wanted)
     start = "batch_stats/"
     return {
@@ -150,6 +151,16 @@ def _editing_blocks(wanted: Mapping[str, np.ndarray], params: Any, model: IRMCon
         if layer and number >= 0:
             found[f"editing_transformer/blocks/layer_{number}/{layer[2]}"] = array
     return found
+
+
+def _without_pooled_part(params: Any, wanted: Arrays) -> Arrays:
+    """The arrays with a pooled part of 0 where a tower's weights have none: the tower starts as it was trained."""
+    zeros = {
+        path: np.zeros(leaf.shape, np.float32)
+        for path, leaf in flatten_dict(params, sep="/").items()
+        if f"/{POOLED_CLASS}/" in path and f"{_top(path)}/special_tokens" in wanted
+    }
+    return zeros | wanted
 
 
 def _filled(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:

@@ -53,6 +53,7 @@ class IRMConfig:
     mlp_ratio: float = 4.0
     text_dropout: float = 0.0  # of BERT; the image streams have stochastic depth alone
     drop_path: float = 0.1
+    pooled_class_token: bool = False  # of the ViTs: it starts from the pooled patches
     temperature: float = 0.07
     mask_instruction_padding: bool = True
     instruction_tokens: int | None = None  # read by the editing transformer, at least a template's; None = all
@@ -74,11 +75,13 @@ class IRMConfig:
 
 ENCODER_KEYS = ("image_depth", "patch", "stride", "stem", "part_tokens")
 """Keys of a person image encoder that another encoder than the ViT may not have, see `ImageEncoder.model_keys`."""
+POOLED_CLASS = "pooled_class"
+"""Name of the layer that `pooled_class_token` adds to a ViT."""
 VERSION = 1
 """Of the JSON form. Raise it when a key is renamed, and add the key to `RENAMED`."""
 RENAMED: dict[int, dict[str, str]] = {}
 """Version -> {key before that version: key since}. Renamings are applied in the order of their versions."""
-ADDED: dict[str, Any] = {"image_encoder": "vit", "image_encoder_options": {}}
+ADDED: dict[str, Any] = {"image_encoder": "vit", "image_encoder_options": {}, "pooled_class_token": False}
 """Keys that earlier checkpoints lack -> the value that their absence stands for (not today's default)."""
 FREE = ("dtype", "remat", "text_dropout", "drop_path", "editing_drop_path", "temperature")
 """Keys that may change between a checkpoint and its use: the parameters keep their shapes and their meaning."""

@@ -27,8 +27,8 @@ ALWAYS = ("identity_triplet", "memory_bank", "captions")
 """The objectives of the paper, which have their own configuration tables."""
 
 
-def build(config: ConfigDict, mix: TrainingMix) -> tuple[Objective, ...]:
-    """The objectives that the configuration switches on. Raises ConfigError for one that is not registered."""
+def check_names(config: ConfigDict) -> None:
+    """Raises ConfigError for an objective of `config.objectives` that is not registered."""
     for name in config.objectives:
         if name not in OBJECTIVES or name in ALWAYS:
             others = [other for other in OBJECTIVES if other not in ALWAYS]
@@ -36,6 +36,11 @@ def build(config: ConfigDict, mix: TrainingMix) -> tuple[Objective, ...]:
                 f"config.objectives.{name}: there is no such further objective; registered in irm_jax.objectives are "
                 f"{', '.join(others) or 'none'} beside {', '.join(ALWAYS)}, which have their own tables"
             )
+
+
+def build(config: ConfigDict, mix: TrainingMix) -> tuple[Objective, ...]:
+    """The objectives that the configuration switches on. Raises ConfigError for one that is not registered."""
+    check_names(config)
     used = [name for name in OBJECTIVES if name in ALWAYS or name in config.objectives]
     found = [OBJECTIVES[name].from_config(config, mix) for name in used]
     return tuple(objective for objective in found if objective is not None)

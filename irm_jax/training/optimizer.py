@@ -184,16 +184,15 @@ MUON_MATRICES: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
     (r"cross_attention/(query|key|value)/kernel$", (-3,), (-2, -1)),
     (r"attention/output/kernel$", (-3, -2), (-1,)),
     (r"mlp/(expand|contract)/kernel$", (-2,), (-1,)),
+    (r"patch_embedding/\w+/kernel$", (-4, -3, -2), (-1,)),  # a convolution is the matrix of its patches
+    (r"(pooled_class|encoder_projection|image_projection|text_projection)/kernel$", (-2,), (-1,)),
 )
 """Path patterns of the matrices that muon orthogonalises, with their input and output axes counted from the last. All
 other axes, such as layers stacked by `scan_layers`, hold matrices of their own."""
 
 
 def muon_dimensions(params: Any) -> Any:
-    """MuonDimensionNumbers of the matrices in transformer blocks; None for all that is left to AdamW.
-
-    These are embeddings, heads, projections and vectors.
-    """
+    """MuonDimensionNumbers of the matrices; None for all that is left to AdamW: embeddings, heads and vectors."""
 
     def one(path: Any, _: Any) -> contrib.MuonDimensionNumbers | None:
         name = path_string(path)

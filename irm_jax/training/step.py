@@ -92,7 +92,12 @@ class _TrainStep:
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its python scalars and integer counts freely
             updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
+            # Of the updated parameters: a step that wrecks them shows before they are saved.
+            metrics = {
+                **metrics,
+                "gradient_norm": optax.tree.norm(gradients),
+                "parameter_norm": optax.tree.norm(params),
+            }
         new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, **moved)
         return (self.remembered(new, metrics, pushed) if state.momentum_params is not None else new), metrics
 

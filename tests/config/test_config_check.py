@@ -139,7 +139,7 @@ CASES = {
     "drop path": (lambda c: c.model.update({"drop_path": 1.0}), r"drop_path = 1.0 must be at least 0 and below 1"),
     "beta": (lambda c: c.optimizer.update({"beta1": 1.0}), r"optimizer.beta1 = 1.0 must be at least 0 and below 1"),
     "weight of a loss": (lambda c: c.loss.update({"alpha": -1.0}), r"config.loss.alpha = -1.0 must be at least 0"),
-    "tau that is no number": (lambda c: c.evaluation.update({"taus": ("a",)}), r"taus = \('a',\); each must lie"),
+    "tau that is no number": (lambda c: c.evaluation.update({"taus": ("a",)}), r"taus = \('a',\): 'a' is of type str"),
     "two augmentations of one data set": (
         lambda c: c.data.train.update(
             {"more": train_unit("procedural_trad", "t2i"), "procedural_trad": {"hue": 0.1}}
@@ -166,6 +166,28 @@ CASES = {
     "pattern": (lambda c: c.optimizer.update({"no_decay": "("}), r"no_decay = '\(' is no regular expression"),
     "prefetch": (lambda c: c.data.update({"prefetch": 0}), r"data.prefetch = 0 must be at least 1"),
     "query block": (lambda c: c.evaluation.update({"query_block": -3}), r"query_block = -3 must be at least 0"),
+    "negative seed": (lambda c: c.update({"seed": -1}), r"config.seed = -1 must be a whole number from 0"),
+    "seed that the devices would cut": (lambda c: c.update({"seed": 2**32}), r"config.seed = 4294967296 must be"),
+    "batch by a slip": (lambda c: c.data.update({"batch_size": 10**9}), r"batch_size = 1000000000 must be at most"),
+    "batch as a float": (lambda c: c.data.update({"batch_size": 1e10}), r"batch_size = 10000000000.0 is of type float"),
+    "rate without end": (
+        lambda c: c.optimizer.update({"learning_rate": float("inf")}), r"learning_rate = inf; it must be a finite",
+    ),
+    "checkpoint": (lambda c: c.evaluation.update({"checkpoint": "newest"}), r"checkpoint = 'newest'; it must be"),
+    "checkpoint of another digit": (lambda c: c.evaluation.update({"checkpoint": "\u00b2"}), r"it must be latest"),
+    "overlap of a set that is not trained on": (
+        lambda c: c.memory_bank.update({"size": 8, "overlaps": ("procedural_cc:a",)}),
+        r"memory_bank.overlaps names a, which is not trained on; the training sets are procedural_cc, ",
+    ),
+    "warm-up": (lambda c: c.optimizer.update({"warmup_steps": 10**6}), r"warmup_steps = 1000000 is longer than"),
+    "deleted block": (lambda c: c.__delitem__("report"), r"config.report is missing: a run file sets"),
+    "deleted key": (lambda c: c.model.__delitem__("width"), r"config.model.width is missing"),
+    "a number for a table": (lambda c: setattr(c.data, "train", 3), r"config.data.train is a table of keys, not 3"),
+    "numbers for texts": (lambda c: c.train.update({"hooks": (1,)}), r"train.hooks = \(1,\): 1 is of type int"),
+    "three numbers": (
+        lambda c: c.data.augment.update({"erase_area": (0.1, 0.2, 0.3)}), r"erase_area = .*; it must be two numbers",
+    ),
+    "no file": (lambda c: c.embed.update({"output": ""}), r"embed.output is empty"),
     "weights": (
         lambda c: [unit.update({"loss_weight": 0.0}) for unit in c.data.train.values()],
         r"loss_weight of every data set",

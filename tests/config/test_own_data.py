@@ -73,7 +73,7 @@ def test_a_table_is_trained_and_evaluated_by_one_command(tmp_path: Path) -> None
     options = write_table(tmp_path, "camera", "clothes", "caption")
     command = [
         sys.executable, "-m", "irm_jax.main", "--config", "own", f"--config.data.table={options.table}",
-        "--config.train.steps=2",
+        "--config.train.steps=2", "--config.optimizer.warmup_steps=1",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for mode in ("train", "evaluate"):

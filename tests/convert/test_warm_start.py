@@ -16,7 +16,7 @@ from irm_jax.convert import folder, manifest, to_torch
 from irm_jax.convert.conversion import Options
 from irm_jax.convert.kinds import convert
 from irm_jax.convert.source import Source
-from irm_jax.convert.warm_start import Sources, _filled
+from irm_jax.convert.warm_start import Sources, _filled, _without_pooled_part
 from irm_jax.errors import ConfigError
 from irm_jax.models.encoders import positions
 from irm_jax.models.weight_files import ConvertError, stacked_layers
@@ -120,6 +120,21 @@ def test_a_run_goes_out_in_released_names_and_comes_back(folders, fresh, tmp_pat
     for path, leaf in flatten_dict(started.params, sep="/").items():
         np.testing.assert_array_equal(back.arrays[path], leaf, err_msg=path)
     assert set(back.initial) == set(left)
+
+
+def test_a_tower_from_elsewhere_starts_without_a_pooled_part():
+    """The other tower, which no source fills, keeps the pooled part that it was drawn with."""
+    tower = {"special_tokens": np.ones((1, 1, 2)), "pooled_class": {"kernel": np.ones((4, 2)), "bias": np.ones(2)}}
+    params = {"image_encoder": tower, "template_encoder": tower}
+    found = _without_pooled_part(params, {"image_encoder/special_tokens": np.ones((1, 1, 2))})
+    assert set(found) == {
+        f"image_encoder/{name}" for name in ("special_tokens", "pooled_class/kernel", "pooled_class/bias")
+    }
+    assert not found["image_encoder/pooled_class/kernel"].any()
+    with pytest.raises(
+        ConvertError, match="image_encoder starts from the pooled patches, which no file of kind irm_re"
+    ):
+        to_torch._check_layout("irm_release", {"image_encoder/pooled_class/kernel": np.ones((4, 2))})
 
 
 def test_what_does_not_fit_is_named_with_both_sides():

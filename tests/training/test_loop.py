@@ -303,6 +303,30 @@ def test_a_registered_hook_is_called_by_its_name(config, monkeypatch):
     assert kinds == [*hooks.BEFORE, Recorder, *hooks.AFTER]
 
 
+def test_parameters_that_a_step_wrecked_are_not_saved(config, halfway):
+    """The loss of step 3 is finite, the parameters after it are not."""
+    config.optimizer.learning_rate, config.checkpoint.every = 1e38, 1
+    with pytest.raises(hooks.NonFiniteLoss, match=r"step 3: not finite: .*parameter_norm.*good checkpoint: step 2"):
+        train(config, halfway)
+    assert [path.name for path in (halfway / loop.CHECKPOINTS).iterdir() if path.name.isdigit()] == ["2"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.optimizer.update({"name": "adamv"}),
+        lambda c: c.train.update({"hooks": ("nothing:Here",)}),
+        lambda c: c.objectives.update({"nothing": {}}),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_data_is_opened(config, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(Run, "data", property(lambda _: pytest.fail("data was opened")))
+    with config.unlocked():
+        change(config)
+    with pytest.raises(ConfigError, match=r"adamv|nothing"):
+        modes.train(config, tmp_path)
+
+
 def test_only_the_task_that_blew_up_is_named(tmp_path):
     with checkpoint.Checkpointer(tmp_path) as checkpoints:
         with pytest.raises(hooks.NonFiniteLoss, match=r"step 7: .*vi/triplet_loss \(task vi\).*none was saved yet"):

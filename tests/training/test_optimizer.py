@@ -145,7 +145,7 @@ def matrices(layers):
     """Parameters of a tower with kernels of every form that muon orthogonalises, as one block or stacked."""
     shapes = {
         "attention/query_key_value": (8, 3, 2, 4), "cross_attention/query": (8, 2, 4), "attention/output": (2, 4, 8),
-        "mlp/expand": (8, 16), "mlp/contract": (16, 8),
+        "mlp/expand": (8, 16), "mlp/contract": (16, 8), "patch_embedding/conv_1": (3, 3, 2, 8), "pooled_class": (12, 8),
     }  # fmt: skip
     rng = np.random.default_rng(0)
     named = {
@@ -213,7 +213,7 @@ def test_muon_orthogonalises_stacked_layers_one_by_one_and_leaves_the_rest_to_ad
     rate = float(optimizer.schedule(1.0, 10, 0)(jnp.int32(0)))
     matrix = {
         "query_key_value": (8, 3, 8), "query": (8, 1, 8), "output": (8, 1, 8), "expand": (8, 1, 16),
-        "contract": (16, 1, 8),
+        "contract": (16, 1, 8), "conv_1": (18, 1, 8), "pooled_class": (12, 1, 8),
     }  # fmt: skip
     for path in kernels:
         both = found[0][f"text_encoder/blocks/layers/block/{path}"]

@@ -195,7 +195,7 @@ class ViT(Encoder):
     presets: ClassVar = {"tiny": {}, "small": {}, "base": {}}  # the sizes are keys of the preset itself
     model_keys: ClassVar = ENCODER_KEYS
     layouts: ClassVar = (
-        (r"patch_embedding/\w+/kernel$", (None, "fsdp")),
+        (r"(patch_embedding/\w+|pooled_class)/kernel$", (None, "fsdp")),
         (r"(special_tokens|special_positions|grid_positions)$", (None,)),
     )
     weights: ClassVar = ViTWeights()
@@ -210,7 +210,8 @@ class ViT(Encoder):
         return ViTModule(
             transformer.image_block(config, config.image_heads), config.image_depth, config.image_size, config.patch,
             config.stride, config.stem, config.part_tokens, drop_path=config.drop_path,
-            scan_layers=config.scan_layers, remat=config.remat,
+            pooled_class="rows" if config.pooled_class_token else "none", scan_layers=config.scan_layers,
+            remat=config.remat,
         )  # fmt: skip
 
     @classmethod
@@ -225,7 +226,8 @@ class ViT(Encoder):
         return ViTModule(
             transformer.image_block(config, config.template_heads), config.template_depth,
             config.instruction_image_size, config.template_patch, config.template_patch, config.template_stem,
-            part_tokens=0, mean=mean, std=std, scan_layers=config.scan_layers, remat=config.remat,
+            part_tokens=0, mean=mean, std=std, pooled_class="all" if config.pooled_class_token else "none",
+            scan_layers=config.scan_layers, remat=config.remat,
         )  # fmt: skip
 
     @classmethod

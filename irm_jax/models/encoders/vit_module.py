@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
 from irm_jax.models import transformer
-from irm_jax.models.config import token_grid
+from irm_jax.models.config import POOLED_CLASS, token_grid
 from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, normalize
 
 
@@ -66,6 +68,10 @@ class ViTModule(nn.Module):
     `part_tokens=3` is the layout of PASS's ViT, the person image encoder; 0 that of timm's `VisionTransformer`, the
     encoder of instruction images. With `class_only` the last block is computed for `cls` alone, and the output's
     `parts` and `patches` are empty.
+
+    `pooled_class`: the class token starts from the picture: a dense layer of the patch embeddings is added to it, of
+    the largest value of each row of the grid ("rows": where on a body something is, whatever its column), or of all
+    patches ("all"). So attention need not learn first where to look.
     """
 
     block: transformer.BlockConfig
@@ -78,6 +84,7 @@ class ViTModule(nn.Module):
     drop_path: float = 0.0
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    pooled_class: Literal["none", "rows", "all"] = "none"
     scan_layers: bool = False
     remat: str = "none"
 
@@ -96,6 +103,8 @@ class ViTModule(nn.Module):
         token_positions = self.param("special_positions", transformer.EMBEDDING_INIT, (1, special, width))
         positions = self.param("grid_positions", transformer.EMBEDDING_INIT, (1, *grid, width))
         first = jnp.broadcast_to((tokens + token_positions).astype(dtype), (image.shape[0], special, width))
+        if self.pooled_class != "none":
+            first = first.at[:, 0].add(self._pooled(patches, grid))
         patches = patches + positions.reshape(1, -1, width).astype(dtype)
         x = transformer.Stack(
             self.block, self.depth, transformer.linear_drop_path(self.drop_path, self.depth),
@@ -105,3 +114,10 @@ class ViTModule(nn.Module):
         )  # fmt: skip
         x = self.block.layer_norm("final_norm")(x)
         return ImageFeatures(cls=x[:, 0], parts=x[:, 1:special], patches=x[:, special:])
+
+    def _pooled(self, patches: Float[Array, "B N D"], grid: tuple[int, int]) -> Float[Array, "B D"]:
+        """What is added to the class token."""
+        rows = patches.reshape(-1, *grid, self.block.width)
+        pooled = jnp.max(rows, axis=2) if self.pooled_class == "rows" else rows
+        dense = nn.Dense(self.block.width, kernel_init=transformer.INIT, dtype=self.block.dtype, name=POOLED_CLASS)
+        return dense(pooled.reshape(pooled.shape[0], -1))
