@@ -359,7 +359,9 @@ def _open_test_sets(config: ConfigDict) -> list[TestSet]:
     loader = test_sets.Loader()
     for name, entry in entries.items():
         query, gallery, *distractors = [(datasets[data_set], split) for data_set, split in parts[name]]
-        described = test_sets.Entry(name, tasks.task(entry.task), tuple(entry.protocols), entry.task_free)
+        own = config.data.sentences.get(entry.task)
+        task = tasks.task(entry.task) if own is None else dataclasses.replace(tasks.task(entry.task), sentence=own)
+        described = test_sets.Entry(name, task, tuple(entry.protocols), entry.task_free)
         loader.load(described, query, gallery, distractors)
     return loader.sets
 

@@ -42,6 +42,7 @@ class Unit:
       balance_modality: draws K/2 images per modality.
       composed: adds for every row one under the instruction of another outfit of the same person in the batch.
       share_instruction: gives all rows of one (identity, outfit) in a batch the same sentence or template.
+      sentence: stands for the constant sentence of the task; None: the task's own.
     """
 
     dataset: str
@@ -53,6 +54,7 @@ class Unit:
     balance_modality: bool = False
     composed: bool = False
     share_instruction: bool = False
+    sentence: str | None = None
 
     def __post_init__(self) -> None:
         spec, own = tasks.task(self.task), f"unit {self.dataset!r} (task {self.task})"
@@ -71,6 +73,8 @@ class Unit:
             raise ValueError(
                 f"{own}: `composed` and `share_instruction` need rows with an instruction of their own (ctcc, li)"
             )
+        if self.sentence is not None and spec.sentence is None:
+            raise ValueError(f"{own}: `sentence` is for tasks with a constant one; here each row brings its own")
 
     @classmethod
     def of_task(cls, dataset: str, task: str, **changes: Any) -> Unit:
@@ -86,9 +90,14 @@ class Unit:
         return cls(dataset, task, **{**defaults, **changes})
 
     @property
+    def constant(self) -> str | None:
+        """The sentence that all its rows read; None: each row brings its own instruction."""
+        return self.sentence or tasks.task(self.task).sentence
+
+    @property
     def entries_per_identity(self) -> int:
         """Entries of the instruction table per identity; 0: the task's sentence is constant."""
-        if tasks.task(self.task).sentence is not None:
+        if self.constant is not None:
             return 0
         return self.outfits if self.share_instruction and self.outfits else self.images_per_identity
 
@@ -176,10 +185,14 @@ class BatchPlan:
             "constants": list(self.constants),
             "max_length": int(self.constant_tokens.shape[1]),
             "units": [
-                {**dataclasses.asdict(u.unit), "identities_per_batch": u.identities * self.batch_blocks}
-                for u in self.units
+                {**_options(u.unit), "identities_per_batch": u.identities * self.batch_blocks} for u in self.units
             ],
         }
+
+
+def _options(unit: Unit) -> dict[str, Any]:
+    """Returns a unit's fields for a fingerprint; its sentence is one of the plan's constants."""
+    return {key: value for key, value in dataclasses.asdict(unit).items() if key != "sentence"}
 
 
 def plan_batch(
@@ -205,8 +218,8 @@ def plan_batch(
         raise ValueError(f"batch_blocks = {batch_blocks} must be at least 1")
     if not 0 <= instruction_dropout <= 1:
         raise ValueError(f"instruction_dropout = {instruction_dropout} is not a probability")
-    sentences = [tasks.task(unit.task).sentence for unit in units]
-    constants = tuple(dict.fromkeys([*[s for s in sentences if s is not None], tasks.NEUTRAL_SENTENCE]))
+    own = [unit.constant for unit in units if unit.constant is not None]
+    constants = tuple(dict.fromkeys([*own, tasks.NEUTRAL_SENTENCE]))
     datasets = tuple(dict.fromkeys(unit.dataset for unit in units))
     rows, entries, composed = (dict.fromkeys(tasks.KINDS, 0) for _ in range(3))
     taken = dict.fromkeys(datasets, 0)
@@ -226,7 +239,7 @@ def plan_batch(
             entries=identities * unit.entries_per_identity,
             composed_row=composed[spec.kind],
             composed_rows=identities * unit.images_per_identity if unit.composed else 0,
-            constant=-1 if spec.sentence is None else constants.index(spec.sentence),
+            constant=-1 if unit.constant is None else constants.index(unit.constant),
         )
         rows[spec.kind] += layout.rows
         entries[spec.kind] += layout.entries

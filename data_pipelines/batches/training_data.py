@@ -136,8 +136,8 @@ def _file_of(datasets: Mapping[str, Dataset], name: str, record: int) -> str:
 
 
 def make_tokenizer(config: ConfigDict, max_length: int) -> Tokenizer:
-    """Returns the tokenizer of `config.data.vocab` with sentences of `max_length` ids."""
-    return Tokenizer(vocab=config.data.vocab, max_length=max_length)
+    """Returns the tokenizer of `config.data.vocab` with sentences of `max_length` ids, as `config.model` reads them."""
+    return Tokenizer(vocab=config.data.vocab, max_length=max_length, sep=config.model.sentence_sep)
 
 
 def plan_of(config: ConfigDict, tokenizer: Tokenizer) -> BatchPlan:

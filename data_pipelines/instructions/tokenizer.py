@@ -75,17 +75,19 @@ class Tokenizer:
     Attributes:
       pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens; `pad_id` is 0.
       entries: the vocabulary in id order.
-      vocab, max_length: as given.
+      vocab, max_length, sep: as given.
       known_words: sentence -> (number of words that the vocabulary knows, the others), see `unknown_words.check`.
       reported: sentences of whose unknown words the user was told.
     """
 
-    def __init__(self, vocab: str | pathlib.Path = "builtin", max_length: int = 70):
+    def __init__(self, vocab: str | pathlib.Path = "builtin", max_length: int = 70, sep: bool = True):
         """Reads the vocabulary.
 
         Args:
           vocab: see `read_vocabulary`.
           max_length: ids per sentence, [CLS] and [SEP] included; at least 3.
+          sep: whether [SEP] ends a sentence, as in BERT. The tokenizers of ALBEF, RaSa and the released IRM override
+            `build_inputs_with_special_tokens` and leave it out.
 
         Raises:
           VocabularyError: see `read_vocabulary`.
@@ -95,7 +97,7 @@ class Tokenizer:
             raise ValueError(
                 f"max_length {max_length} leaves no room for a word between [CLS] and [SEP]; use 3 or more"
             )
-        self.vocab, self.max_length = str(vocab), max_length
+        self.vocab, self.max_length, self.sep = str(vocab), max_length, sep
         self.entries = read_vocabulary(vocab)
         ids = {entry: i for i, entry in enumerate(self.entries)}
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[token] for token in SPECIAL_TOKENS)
@@ -107,8 +109,13 @@ class Tokenizer:
         self.known_words = functools.lru_cache(maxsize=65536)(self._known_words)
         self.reported: set[str] = set()
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str, int]]:
-        return Tokenizer, (self.vocab, self.max_length)
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[str, int, bool]]:
+        return Tokenizer, (self.vocab, self.max_length, self.sep)
+
+    @property
+    def most_pieces(self) -> int:
+        """Word pieces that a sentence may have; further ones are cut off."""
+        return self.max_length - 1 - self.sep
 
     def fingerprint(self) -> str:
         """Returns a hash of the entries in their order."""
@@ -151,13 +158,14 @@ class Tokenizer:
         return known, tuple(unknown)
 
     def _ids(self, sentence: str) -> np.ndarray:
-        pieces = self.pieces(sentence)[: self.max_length - 2]
+        pieces = self.pieces(sentence)[: self.most_pieces]
+        ids = [self.cls_id, *pieces, self.sep_id] if self.sep else [self.cls_id, *pieces]
         row = np.full(self.max_length, self.pad_id, np.int32)
-        row[: len(pieces) + 2] = [self.cls_id, *pieces, self.sep_id]
+        row[: len(ids)] = ids
         return row
 
     def encode(self, sentences: Sequence[str]) -> np.ndarray:
-        """Returns i32[n, max_length]: [CLS] pieces [SEP], then 0; longer sentences are truncated.
+        """Returns i32[n, max_length]: [CLS] pieces [SEP] (where `sep`), then 0; longer sentences are truncated.
 
         Raises:
           TypeError: one string instead of a list of them (it would be read letter by letter).

@@ -66,7 +66,7 @@ def fit(tokenizer: Tokenizer, sentences: Iterable[str]) -> Fit | None:
         words += len(found)
         spelled += sum(word not in own for word in found)
         count += 1
-        cut += len(tokenizer.pieces(sentence)) > tokenizer.max_length - 2
+        cut += len(tokenizer.pieces(sentence)) > tokenizer.most_pieces
     return Fit(spelled / max(words, 1), cut / count) if count else None
 
 

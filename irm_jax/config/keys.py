@@ -93,6 +93,10 @@ def _add_data(config: ConfigDict) -> None:
     config.data.batch_blocks = 4  # R: blocks of a batch, a multiple of mesh.data * mesh.fsdp
     config.data.repeat_people = False  # repeat people in a batch that takes more of them than a data set has
     config.data.instruction_dropout = 0.2  # share of rows whose instruction is replaced by the neutral sentence
+    config.data.sentences = ConfigDict()  # constant sentences in place of the tasks' own, in training and evaluation
+    config.data.sentences.trad = config_dict.placeholder(str)  # own: "do not change clothes"
+    config.data.sentences.cc = config_dict.placeholder(str)  # own: "ignore clothes"
+    config.data.sentences.vi = config_dict.placeholder(str)  # own: "cross modality"; released models: "cross modiality"
     config.data.vocab = "builtin"  # builtin (the words of the drawn benchmark), or a folder with vocab.txt
     config.data.workers = 0  # reader processes (0 = threads of this one)
     config.data.threads = 2  # reader threads (per process)
@@ -132,6 +136,7 @@ def _add_model(config: ConfigDict) -> None:
     config.model.remat = "none"  # what backward passes recompute: none | minimal (all but dense layers) | full
     config.model.mask_instruction_padding = True  # False: attend to padding, as the released code does
     config.model.pooled_class_token = False  # of the ViTs: it starts from the pooled patches (ours; not the paper's)
+    config.model.sentence_sep = True  # end sentences with [SEP]; those of ALBEF, RaSa and the released IRM have none
     config.model.vocab_multiple = 256  # the word table is padded to a multiple of this
     config.model.identity_multiple = 1024  # the identity heads are padded to a multiple of this
     config.model.width = config_dict.placeholder(int)  # of all encoders
@@ -194,7 +199,6 @@ def _add_objectives(config: ConfigDict) -> None:
     config.text_to_image.masked_probability = 0.15  # probability that a word is masked and predicted
     config.text_to_image.replaced_probability = 0.3  # probability that a word is hidden before replacements are drawn
     config.text_to_image.release_mlm_axis = False  # normalise soft labels over positions, as the released code does
-    config.text_to_image.release_mask_sep = False  # mask and count [SEP] too, as the released code does
 
     config.momentum = ConfigDict()  # the moving average of the model, which makes keys and soft targets
     config.momentum.decay = 0.995  # of the average, per step

@@ -33,7 +33,7 @@ examples:
   python -m irm_jax.convert --kind pass --source pass_vit_base_full.pth --out weights/pass
   python -m irm_jax.convert --kind bert --source MiniLM/ --out weights/minilm
   python -m irm_jax.convert --to_torch weights.safetensors --source weights/pass            # the original again
-  python -m irm_jax.convert --to_torch mine.safetensors --source runs/a --kind irm_release  # a run, in released names
+  python -m irm_jax.convert --to_torch mine.pth.tar --source runs/a --kind irm_release      # a run, for released code
 """
 
 
@@ -47,9 +47,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kind", choices=tuple(known), help="what the file holds; not needed to convert back")
     p.add_argument("--source", required=True, help="weight file, or folder with one; with --to_torch: what to export")
     p.add_argument("--out", help="folder to write: arrays, manifest.json, and a text encoder's vocab.txt")
-    p.add_argument("--to_torch", metavar="FILE", help="write a .safetensors file with the original names instead")
-    p.add_argument("--heads", type=int, help="attention heads, where config.json does not say (default: of 64 numbers)")
-    p.add_argument("--hw_ratio", type=int, help="rows over columns of positions (pass, irm_release: 2, else 1)")
+    p.add_argument("--to_torch", metavar="FILE", help="write a .safetensors or PyTorch file with the original names")
+    p.add_argument("--heads", type=_positive, help="attention heads, where neither config.json nor the width says")
+    p.add_argument("--hw_ratio", type=_positive, help="rows over columns of positions (pass, irm_release: 2, else 1)")
+    p.add_argument("--grid", type=_grid, help="rows and columns of positions, where they have no whole ratio: 21x10")
     p.add_argument("--prefix", help="what the tower's names begin with, where a file holds several towers")
     p.add_argument("--momentum", action="store_true", help="albef: take the momentum image encoder (as released IRM)")
     p.add_argument(
@@ -57,6 +58,19 @@ def parser() -> argparse.ArgumentParser:
         help="irm_release: where the editing transformer comes from (docs/parity.md; auto: fusion.* if it was trained)",
     )  # fmt: skip
     return p
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _grid(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROWSxCOLUMNS, such as 21x10")
+    return int(found[1]), int(found[2])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +98,7 @@ def _convert(options: argparse.Namespace) -> Iterable[str]:
     found = kinds.convert(
         options.kind,
         source,
-        Options(options.heads, options.hw_ratio, options.prefix, options.momentum, options.editing),
+        Options(options.heads, options.hw_ratio, options.prefix, options.momentum, options.editing, options.grid),
     )
     folder.save(found, source, options.out)
     return report(found, source, options.out)
@@ -92,12 +106,13 @@ def _convert(options: argparse.Namespace) -> Iterable[str]:
 
 def _export(options: argparse.Namespace) -> Iterable[str]:
     if options.kind is None:
-        written, left = to_torch.export_folder(options.source, options.to_torch)
+        found = to_torch.export_folder(options.source, options.to_torch)
     else:
-        written, left = to_torch.export_run(options.source, options.kind, options.to_torch)
-    yield f"{len(written)} tensors in {options.to_torch}"
-    yield f"not in it: {len(left)}"
-    yield from _grouped((name, "") for name in left)
+        found = to_torch.export_run(options.source, options.kind, options.to_torch)
+    yield f"{len(found.written)} tensors in {options.to_torch}"
+    yield from (f"  {note}" for note in found.notes)
+    yield f"not in it: {len(found.left)}"
+    yield from _grouped((name, "") for name in found.left)
 
 
 def report(found: Conversion, source: Source, out: str) -> Iterable[str]:

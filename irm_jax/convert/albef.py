@@ -37,13 +37,10 @@ def read(source: Source, options: Options) -> Conversion:
     """Converts text encoder, fusion layers, heads and image encoder. Raises ConvertError."""
     anchor = f"{IMAGE}patch_embed.proj.weight"
     tensors, _ = find_tower(source.tensors, (anchor,), options.prefix)
-    conversion = Conversion("albef", _PLAIN.resize)
+    conversion = Conversion("albef", _PLAIN.resize, sentence_sep=False)
     left = add_text_and_fusion(conversion, tensors, options.heads)
     own = tensors.below(MOMENTUM_IMAGE if options.momentum else IMAGE)
-    ratio = options.hw_ratio or _PLAIN.hw_ratio
-    conversion.add(
-        image.image_tower("image_encoder", own, vit.TIMM, options.heads, ratio), vit.TIMM, own
-    )  # fmt: skip
+    conversion.add(image.person_tower(own, vit.TIMM, options, _PLAIN), vit.TIMM, own)
     if options.momentum:
         left += ((r"visual_encoder\..*", "the momentum copy was asked for"),)
     conversion.add_rest(PROJECTIONS, tensors, {})
@@ -55,7 +52,7 @@ def add_text_and_fusion(conversion: Conversion, tensors: Tensors, heads: int | N
     """Takes the text encoder of a whole model, its fusion layers and their heads; returns why parts are left out."""
     words = tensors.below(f"{TEXT}bert.")
     if heads is None and bert.ANCHOR in words:
-        heads = words[bert.ANCHOR].shape[1] // bert.HEAD_WIDTH
+        heads = bert.HEADS.get(words[bert.ANCHOR].shape[1])
     bert.add_text(conversion, words, heads)
     bert.add_fusion(conversion, words)
     for name in HEADS:

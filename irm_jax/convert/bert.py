@@ -83,8 +83,8 @@ LEFT: Reasons = (
 )
 ANCHOR = "embeddings.word_embeddings.weight"
 """The tensor by which a BERT is found among others."""
-HEAD_WIDTH = 64
-"""Numbers per attention head in BERT-base."""
+HEADS = {768: 12, 1024: 16}
+"""Attention heads of BERT-base and BERT-large by their width, on which ALBEF and its kin are built."""
 
 
 def fusion_rules(first: int) -> tuple[Rule, ...]:
@@ -96,8 +96,8 @@ def read(source: Source, options: Options) -> Conversion:
     """Converts a plain BERT of any width and depth. Raises ConvertError for one with cross-attention."""
     tensors, _ = find_tower(source.tensors, (ANCHOR,), options.prefix)
     refuse(tensors, ((r".*\.crossattention\..*", "a BERT with cross-attention: use --kind albef"),))
-    conversion = Conversion("bert", "")
-    add_text(conversion, tensors, options.heads or source.config.get("num_attention_heads"))
+    conversion = Conversion("bert", "", sentence_sep=True)
+    add_text(conversion, tensors, options.heads or source.heads)
     outer = tensors.prefix.removesuffix("bert.")
     left = add_word_head(conversion, Tensors(source.tensors, outer)) if outer != tensors.prefix else ()
     conversion.account(tensors, (*left, *LEFT))

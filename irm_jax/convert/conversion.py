@@ -22,7 +22,8 @@ UNKNOWN = "no rule knows this name"
 class Options:
     """What the weights do not say.
 
-    `heads`: of attention. `hw_ratio`: rows over columns of the position grid. `prefix`: what the names of the tower's
+    `heads`: of attention. `hw_ratio`: rows over columns of the position grid. `grid`: its rows and columns, where they
+    have no such ratio. `prefix`: what the names of the tower's
     tensors begin with. `momentum`: ALBEF's momentum image encoder instead of the online one. `editing`: see
     `irm_release`.
     """
@@ -32,6 +33,7 @@ class Options:
     prefix: str | None = None
     momentum: bool = False
     editing: str = "auto"
+    grid: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +70,14 @@ class Conversion:
     A path is a parameter's, `batch_stats/...` or `TOWER/layer_scale/...`. `resize`: how positions
     go to another grid, see `encoders.positions`. `encoder`: the registered image encoder that the image tower fits.
     `towers`: sizes by name. `left`: (name, reason). `initial`: parameters of the towers that no tensor filled.
-    `notes`: what the user must know.
+    `notes`: what the user must know. `sentence_sep`: whether the text encoder learned from sentences that end with
+    [SEP], None without a text encoder.
     """
 
     kind: str
     resize: str
     encoder: str = "vit"
+    sentence_sep: bool | None = None
     towers: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     taken: list[Taken] = dataclasses.field(default_factory=list)
@@ -187,12 +191,17 @@ def take(
 def _read(rule: Rule, name: str, tensor: np.ndarray, path: str, sizes: Sizes) -> np.ndarray:
     if tensor.dtype.name not in FLOATS:
         raise ConvertError(f"{name} is {tensor.dtype}, not {', '.join(FLOATS)}: save it as float32 first")
+    if not np.all(np.isfinite(tensor)):
+        raise ConvertError(
+            f"{name} holds NaN or infinity ({np.sum(~np.isfinite(tensor)):,} of {tensor.size:,} numbers): the training "
+            "that made it diverged, or the file is damaged. Take an earlier checkpoint, or download it again"
+        )
     try:
         return LAYOUTS[rule.layout].read(tensor, sizes)
     except ValueError as error:
         raise ConvertError(
             f"{name} {list(tensor.shape)} does not fit {path} (layout {rule.layout}, {dict(sizes)}): {error}. "
-            "Are --heads and --hw_ratio right?"
+            "Are --heads, --hw_ratio and --grid right?"
         ) from error
 
 

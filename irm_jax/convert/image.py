@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from irm_jax.convert.conversion import Conversion, Options, Tower, find_tower, p
 from irm_jax.convert.source import Source
 from irm_jax.models import encoders
 from irm_jax.models.encoders.encoder import Encoder
-from irm_jax.models.weight_files import EncoderWeights, Family, Rule, Tensors
+from irm_jax.models.weight_files import ConvertError, EncoderWeights, Family, Ratio, Rule, Tensors
 
 
 def families() -> dict[str, tuple[str, Family]]:
@@ -38,16 +40,32 @@ def read(kind: str, source: Source, options: Options) -> Conversion:
     tensors, anchor = find_tower(source.tensors, tuple(family.namings), options.prefix)
     refuse(tensors, family.refused)
     conversion = Conversion(kind, family.resize, name)
-    heads = options.heads or source.config.get("num_attention_heads")
-    rules, ratio = family.namings[anchor], options.hw_ratio or family.hw_ratio
-    conversion.add(image_tower("image_encoder", tensors, rules, heads, ratio, name), rules, tensors)
+    rules = family.namings[anchor]
+    stated = dataclasses.replace(options, heads=options.heads or source.heads)
+    conversion.add(person_tower(tensors, rules, stated, family, name), rules, tensors)
     conversion.account(tensors, family.left)
     return conversion
 
 
-def image_tower(
-    tower: str, tensors: Tensors, rules: Sequence[Rule], heads: int | None, hw_ratio: int, encoder: str = "vit"
+def person_tower(
+    tensors: Tensors, rules: Sequence[Rule], options: Options, family: Family, encoder: str = "vit"
 ) -> Tower:
+    """The image encoder whose tensors these are, its positions on the grid that the user or else the family states.
+
+    Raises ConvertError for tensors of another encoder, and for another number of positions.
+    """
+    ratio = Fraction(*options.grid) if options.grid else options.hw_ratio or family.hw_ratio
+    tower = image_tower("image_encoder", tensors, rules, options.heads, ratio, encoder)
+    if options.grid and tower.sizes.get("grid", options.grid) != options.grid:
+        rows, columns = tower.sizes["grid"]
+        raise ConvertError(f"the file has positions for {rows * columns} patches, not for {options.grid}; say --grid")
+    return tower
+
+
+def image_tower(
+    tower: str, tensors: Tensors, rules: Sequence[Rule], heads: int | None, hw_ratio: Ratio,
+    encoder: str = "vit",
+) -> Tower:  # fmt: skip
     """The tower whose tensors these are, measured. Raises ConvertError for tensors of another encoder."""
     cls, weights = weights_of(encoder)
     sizes = weights.measure(tensors, rules, heads, hw_ratio)

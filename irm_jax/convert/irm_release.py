@@ -4,8 +4,9 @@ Its editing transformer is a deep copy of two blocks of the image encoder. Befor
 activation checkpointing, which replaces its `forward` by one bound to that very block, and the copy carries it along.
 So the copies' weights, `fusion.*`, never run and never learn: the image encoder's blocks 0 and 11 do, and learn from
 both uses. Only so do outputs agree to 1e-6 (docs/parity.md). A version that does train the copies shows in their norms,
-which start at exactly 1 and 0: `--editing auto` takes `fusion.*` if they moved and the image encoder's blocks if not;
-`fusion` and `encoder` insist.
+whose scales start at exactly 1 and whose biases at 0. Weight decay alone shrinks all scales of a norm alike, gradients
+do not: `--editing auto` takes `fusion.*` if the scales of a norm differ, or a bias is not 0, and the image encoder's
+blocks if not; `fusion` and `encoder` insist.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from irm_jax.convert.conversion import Conversion, Options, Tower, find_tower, p
 from irm_jax.convert.conversion import refuse as refuse_tensors
 from irm_jax.convert.source import Source
 from irm_jax.models import transformer
+from irm_jax.models.config import IRMConfig
 from irm_jax.models.editing_transformer import EditingTransformer
 from irm_jax.models.encoders import vit
 from irm_jax.models.instruction_encoder import Instruction
 from irm_jax.models.weight_files import ConvertError, Reasons, Rule, Sizes, Tensors, mlp_ratio
 
+NAME = "irm_release"
+PER_STREAM = "batch_stats/edited_neck/statistics/"
+"""Running statistics that a run has per stream and the released model for both together."""
 IMAGE, TEMPLATE = "visual_encoder.", "visual_encoder_m."
 EDITING: tuple[Rule, ...] = vit.timm_blocks("fusion.{n}", vit.BLOCK)
 REST: tuple[Rule, ...] = (
@@ -65,23 +70,49 @@ def read(source: Source, options: Options) -> Conversion:
     for name in _ZERO:
         if name in tensors and np.any(tensors[name]):
             raise ConvertError(f"{tensors.prefix + name} is not 0, and the necks have no bias: this is another model")
-    conversion = Conversion("irm_release", _PASS.resize)
-    ratio = options.hw_ratio or _PASS.hw_ratio
-    tower = image.image_tower("image_encoder", person, vit.PASS, options.heads, ratio)
+    conversion = Conversion(NAME, _PASS.resize, sentence_sep=False)
+    tower = image.person_tower(person, vit.PASS, options, _PASS)
     conversion.add(tower, vit.PASS, person)
     conversion.add(image.image_tower("template_encoder", template, vit.TIMM, options.heads, 1), vit.TIMM, template)
     left = albef.add_text_and_fusion(conversion, tensors, options.heads)
     left += _add_editing(conversion, tensors, tower.sizes, options.editing)
     conversion.add_rest(REST, tensors, tower.sizes)
     conversion.account(tensors, (*left, *_LEFT))
+    conversion.notes.append("sentences as it learned them: config.model.sentence_sep=False, "
+                            'config.data.sentences.vi="cross modiality" (spelled so)')  # fmt: skip
     return conversion
+
+
+def fit_run(arrays: dict[str, np.ndarray], model: IRMConfig) -> list[str]:
+    """Changes a run's arrays, in place, to what a released file holds; returns what the user must know of it."""
+    notes = []
+    for name in ("mean", "var"):
+        path = PER_STREAM + name
+        if path in arrays:
+            person, guided = np.split(arrays[path], 2)
+            if not np.array_equal(person, guided):
+                notes.append(f"fusion_feat_bn.running_{name}: the mean of both streams' (here each stream has its own)")
+            arrays[path] = np.tile(((person.astype(np.float64) + guided) / 2).astype(person.dtype), 2)
+    own, ran = "editing_transformer/blocks/layer_{}/", "image_encoder/blocks/layer_{}/"
+    blocks = [(own.format(n), ran.format(-n % model.image_depth)) for n in range(model.editing_depth)]
+    same = all(
+        np.array_equal(array, arrays[there + path.removeprefix(here)])
+        for here, there in blocks for path, array in arrays.items() if path.startswith(here)
+    )  # fmt: skip
+    if not same:
+        notes.append(
+            "fusion.*: the released code never runs these weights of the editing transformer. Its copies run the image "
+            f"encoder's blocks 0 and {model.image_depth - 1}, so that embeddings differ there, unless after loading "
+            "`for block in model.fusion: del block.forward` gives them back their own forward (docs/parity.md)"
+        )
+    return notes
 
 
 def _add_editing(conversion: Conversion, tensors: Tensors, encoder: Sizes, origin: str) -> Reasons:
     """Takes the editing transformer from `fusion.*` or from the image encoder's blocks, see the module."""
     sizes = {**encoder, "depth": tensors.depth("fusion.{n}")}
     norms = [name for name in tensors if re.match(r"fusion\.\d+\.norm[12]\.", name)]
-    untrained = all(np.all(tensors[name] == name.endswith(".weight")) for name in norms)
+    untrained = all(_never_learned(tensors[name], name.endswith(".weight")) for name in norms)
     if origin == "fusion" or (origin == "auto" and not untrained):
         conversion.add(Tower("editing_transformer", sizes, _editing_shapes(sizes)), EDITING, tensors)
         conversion.notes.append(
@@ -98,6 +129,12 @@ def _add_editing(conversion: Conversion, tensors: Tensors, encoder: Sizes, origi
         "editing transformer: from the image encoder's first and last blocks, which ran in its place"
     )
     return ((r"fusion\..*", "never ran: the image encoder's own blocks did"),)
+
+
+def _never_learned(norm: np.ndarray, is_scale: bool) -> bool:
+    """Whether a norm's scales or biases are those of a start, shrunk by weight decay or not."""
+    values = norm.astype(np.float64)
+    return bool(np.ptp(values) <= 1e-6 * np.abs(values).max()) if is_scale else not np.any(values)
 
 
 def _editing_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -21,13 +21,18 @@ class Kind:
     """One value of `--kind`.
 
     `names`: of the towers that a conversion of the kind fills. `fusion`: of the fusion layers and heads beside them,
-    by the number of text layers, for a model that has fusion layers.
+    by the number of text layers, for a model that has fusion layers. `container`: the dictionary of a PyTorch file that
+    holds the state dict ("state_dict."). `positions`: how many its text encoder has, if the code that reads it wants
+    a fixed number. `sentence_sep`: whether its sentences end with [SEP].
     """
 
     help: str
     read: Callable[[Source, Options], Conversion]
     names: Names
     fusion: Callable[[int], Names] = lambda text_depth: ()
+    container: str = ""
+    positions: int = 0
+    sentence_sep: bool = True
 
 
 _ALBEF: Names = (
@@ -42,6 +47,10 @@ _IRM_RELEASE: Names = (
     ("editing_transformer/", "", irm_release.EDITING),
     ("", "", irm_release.REST),
 )
+
+
+_BERT_POSITIONS = 512
+"""Of bert-base-uncased, whose configuration ALBEF and the released IRM build their text encoder with."""
 
 
 def _fusion_names(heads: Sequence[str], text_depth: int) -> Names:
@@ -70,11 +79,13 @@ def kinds() -> dict[str, Kind]:
         **of_encoders,
         "albef": Kind(
             "ALBEF: its text encoder, its fusion layers, its heads, and its image encoder",
-            albef.read, _ALBEF, lambda depth: _fusion_names(("matching_head",), depth),
+            albef.read, _ALBEF, lambda depth: _fusion_names(("matching_head",), depth), "model.", _BERT_POSITIONS,
+            sentence_sep=False,
         ),
-        "irm_release": Kind(
+        irm_release.NAME: Kind(
             "a released Instruct-ReID checkpoint (.pth.tar), the whole model",
-            irm_release.read, _IRM_RELEASE, lambda depth: _fusion_names(tuple(albef.HEADS), depth),
+            irm_release.read, _IRM_RELEASE, lambda depth: _fusion_names(tuple(albef.HEADS), depth), "state_dict.",
+            _BERT_POSITIONS, sentence_sep=False,
         ),
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from data_pipelines.files import parse_json
 from irm_jax.errors import UserError
 from irm_jax.models import encoders
 from irm_jax.models.config import IRMConfig
@@ -26,6 +27,13 @@ WITH_TEXT = ("fusion_encoder", "word_head", "matching_head", "replaced_head")
 PROJECTIONS = ("image_projection", "text_projection", "temperature")
 """They fit only each other and the two encoders before them."""
 
+SEP_MISFIT = (
+    "it learned from sentences without [SEP] at the end, the model reads them with it: set "
+    "config.model.sentence_sep=False"
+)
+WITHOUT_SEP = ("albef", "irm_release")
+"""Kinds whose text encoder did; folders of earlier versions do not say so themselves."""
+
 
 class ManifestError(UserError, ValueError):
     """A folder was not converted, or not for this model. The message says what to do."""
@@ -35,13 +43,24 @@ def read(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Raises ManifestError if the folder was not written by `python -m irm_jax.convert`, or not completely."""
     path = epath.Path(folder).expanduser() / FILE
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"it is a {type(found).__name__}, not a table")
     except (OSError, ValueError) as error:
         raise ManifestError(f"{folder} holds no readable {FILE}: name a folder that `python -m irm_jax.convert --out` "
                             f"has written ({error})") from error  # fmt: skip
     if found.get("format") != FORMAT:
         raise ManifestError(f"{path} has format {found.get('format')}, this code reads {FORMAT}: convert it again")
-    return dict(found)
+    known = found.pop("sha256", None)  # of all that follows; folders of earlier versions have none
+    missing = sorted({"kind", "source", "towers", "resize", "vocabulary", "taken", "left", "initial"} - found.keys())
+    if missing or (known is not None and known != digest(found)):
+        raise ManifestError(f"{path} was changed since it was written, or is damaged: convert the weights again")
+    return found
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """A hash of what a manifest says."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def source_tower(manifest: Mapping[str, Any], tower: str) -> str:
@@ -123,6 +142,8 @@ def problems(init: Mapping[str, Any], model: IRMConfig, words: Sequence[str], vo
         if "text_encoder" in towers and not replaced:
             yield from (f"{here}: {problem}" for problem in fusion_misfits(found["towers"], model))
             yield from (f"{here}: {problem}" for problem in _other_words(found, folder, words, vocab))
+        if key == "model" and found.get("sentence_sep") is False and model.sentence_sep:
+            yield f"{here}: {SEP_MISFIT}"
     if init["editing_blocks"]:
         yield from (f"config.init.editing_blocks: {problem}" for problem in _editing_problems(model))
 

@@ -78,8 +78,14 @@ def _positions(graph: Any, arrays: Mapping[str, np.ndarray]) -> tuple[str, list[
         return bool(_ANONYMOUS.fullmatch(name)) and len(shape) == 3 and shape[0] == 1 and shape[2] == width
 
     def origin(name: str) -> str:
-        """The array that `name` was made of by nodes that reshape and resize."""
-        while name in makers and makers[name].op_type in ("Reshape", "Transpose", "Resize", "Cast", "Identity"):
+        """The array that `name` was made of by nodes that reshape and resize; in a circle, any of them."""
+        seen = set()
+        while (
+            name not in seen
+            and name in makers
+            and makers[name].op_type in ("Reshape", "Transpose", "Resize", "Cast", "Identity")
+        ):
+            seen.add(name)
             name = makers[name].input[0]
         return name
 

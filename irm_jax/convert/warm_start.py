@@ -81,6 +81,7 @@ def _whole_model(model: IRMConfig, sources: Sources) -> Arrays:
         found |= _tower(record, arrays, tower, tower, model)
     if not sources.text_encoder:
         found |= _with_text(arrays, model, "model")
+        _warn_of_sep(record, sources.model, model)
     _log_source("model", sources.model, record, found)
     return found
 
@@ -92,8 +93,15 @@ def _single_tower(tower: str, model: IRMConfig, sources: Sources) -> Arrays:
     if tower == "text_encoder":
         found |= _with_text(arrays, model, tower)
         found |= _projections(arrays, sources)
+        _warn_of_sep(record, place, model)
     _log_source(tower, place, record, found)
     return found
+
+
+def _warn_of_sep(record: Mapping[str, Any], place: str, model: IRMConfig) -> None:
+    without = not record["sentence_sep"] if "sentence_sep" in record else record["kind"] in manifest.WITHOUT_SEP
+    if without and model.sentence_sep:
+        logging.warning("%s: %s", place, manifest.SEP_MISFIT)
 
 
 def _tower(

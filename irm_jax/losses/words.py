@@ -37,13 +37,9 @@ class CaptionWords(NamedTuple):
     dataset: Int[Array, " B"]
 
 
-def is_word(tokens: Int[Array, "..."], vocabulary: Vocabulary, *, count_sep: bool = False) -> Bool[Array, "..."]:
-    """Which tokens are words of the caption: all but [PAD], [CLS] and [SEP].
-
-    `count_sep`: [SEP] counts too, as in the released code.
-    """
-    word = (tokens != vocabulary.pad) & (tokens != vocabulary.cls)
-    return word if count_sep else word & (tokens != vocabulary.sep)
+def is_word(tokens: Int[Array, "..."], vocabulary: Vocabulary) -> Bool[Array, "..."]:
+    """Which tokens are words of the caption: all but [PAD], [CLS] and [SEP]."""
+    return (tokens != vocabulary.pad) & (tokens != vocabulary.cls) & (tokens != vocabulary.sep)
 
 
 def mask_words(
@@ -51,8 +47,6 @@ def mask_words(
     tokens: Int[Array, "*rows L"],
     probability: float,
     vocabulary: Vocabulary,
-    *,
-    count_sep: bool = False,
 ) -> tuple[Int[Array, "*rows L"], Bool[Array, "*rows L"]]:
     """Hides words as BERT does and returns the changed tokens with the selection.
 
@@ -62,9 +56,7 @@ def mask_words(
     Source: docs/method.md, "Text-to-image objectives", masked words; ALBEF's `mask`.
     """
     select_key, kind_key, word_key = jax.random.split(key, 3)
-    selected = (jax.random.uniform(select_key, tokens.shape) < probability) & is_word(
-        tokens, vocabulary, count_sep=count_sep
-    )
+    selected = (jax.random.uniform(select_key, tokens.shape) < probability) & is_word(tokens, vocabulary)
     kind = jax.random.uniform(kind_key, tokens.shape)
     random = jax.random.randint(word_key, tokens.shape, 0, vocabulary.size, tokens.dtype)
     changed = jnp.where(kind < 0.8, jnp.asarray(vocabulary.mask, tokens.dtype), jnp.where(kind < 0.9, random, tokens))
@@ -76,8 +68,6 @@ def draw_words(
     tokens: Int[Array, "*rows L"],
     logits: Inexact[Array, "*rows L V"],
     vocabulary: Vocabulary,
-    *,
-    count_sep: bool = False,
 ) -> Int[Array, "*rows L"]:
     """Draws every word anew from the logits of its place; special tokens stay. No gradient.
 
@@ -85,7 +75,7 @@ def draw_words(
     """
     noise = jax.random.gumbel(key, logits.shape, jnp.float32).astype(logits.dtype)
     drawn = jnp.argmax(_real_words(logits, vocabulary) + noise, axis=-1).astype(tokens.dtype)
-    return jax.lax.stop_gradient(jnp.where(is_word(tokens, vocabulary, count_sep=count_sep), drawn, tokens))
+    return jax.lax.stop_gradient(jnp.where(is_word(tokens, vocabulary), drawn, tokens))
 
 
 def masked_word_loss(

@@ -56,6 +56,7 @@ class IRMConfig:
     pooled_class_token: bool = False  # of the ViTs: it starts from the pooled patches
     temperature: float = 0.07
     mask_instruction_padding: bool = True
+    sentence_sep: bool = True  # sentences end with [SEP]; those of ALBEF, RaSa and the released IRM do not
     instruction_tokens: int | None = None  # read by the editing transformer, at least a template's; None = all
     dtype: str = "float32"  # of the computation; parameters are float32
     scan_layers: bool = False
@@ -81,7 +82,9 @@ VERSION = 1
 """Of the JSON form. Raise it when a key is renamed, and add the key to `RENAMED`."""
 RENAMED: dict[int, dict[str, str]] = {}
 """Version -> {key before that version: key since}. Renamings are applied in the order of their versions."""
-ADDED: dict[str, Any] = {"image_encoder": "vit", "image_encoder_options": {}, "pooled_class_token": False}
+ADDED: dict[str, Any] = {
+    "image_encoder": "vit", "image_encoder_options": {}, "pooled_class_token": False, "sentence_sep": True,
+}  # fmt: skip
 """Keys that earlier checkpoints lack -> the value that their absence stands for (not today's default)."""
 FREE = ("dtype", "remat", "text_dropout", "drop_path", "editing_drop_path", "temperature")
 """Keys that may change between a checkpoint and its use: the parameters keep their shapes and their meaning."""

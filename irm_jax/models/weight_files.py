@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from irm_jax.models.config import IRMConfig
 
 Sizes = Mapping[str, Any]
 """Of one tower: `width`, `heads`, and what else shows in its weights, such as `depth` or `grid` (rows, columns)."""
+Ratio = int | Fraction
+"""Rows over columns of a grid of positions."""
 Reasons = tuple[tuple[str, str], ...]
 """(pattern of a tensor's name, why it is left out or refused); the first pattern that matches counts."""
 
@@ -212,7 +215,7 @@ class Tensors:
 
 def whole_heads(sizes: dict[str, Any]) -> dict[str, Any]:
     """The sizes. Raises ConvertError if their width does not divide into their heads."""
-    if not sizes["heads"] or sizes["width"] % sizes["heads"]:
+    if sizes["heads"] < 1 or sizes["width"] % sizes["heads"]:
         raise ConvertError(f"a width of {sizes['width']} has no {sizes['heads']} equal heads; say --heads")
     return sizes
 
@@ -260,10 +263,11 @@ class EncoderWeights:
 
     families: Mapping[str, Family]
 
-    def measure(self, tensors: Tensors, rules: Sequence[Rule], heads: int | None, hw_ratio: int) -> dict[str, Any]:
+    def measure(self, tensors: Tensors, rules: Sequence[Rule], heads: int | None, hw_ratio: Ratio) -> dict[str, Any]:
         """The sizes of the encoder whose tensors these are; `Encoder.build_from` makes it.
 
-        `heads`: of attention, None if the user did not say. Raises ConvertError for tensors of another encoder.
+        `heads`: of attention, None if the user did not say. `hw_ratio`: rows over columns of the positions. Raises
+        ConvertError for tensors of another encoder.
         """
         raise NotImplementedError
 

@@ -9,7 +9,7 @@ Source: docs/method.md, "Text-to-image objectives".
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,6 @@ class CaptionOptions:
     masked_probability: float
     replaced_probability: float
     release_mlm_axis: bool
-    release_mask_sep: bool
 
     @property
     def needs_momentum(self) -> bool:
@@ -135,12 +134,12 @@ class Captions(Objective):
         """
         o, group, draws = self.options, dict(batch["caption"]), MaskDraws()
         masked_key, hidden_key = jax.random.split(jax.random.fold_in(key, WORDS))
-        words: dict[str, Any] = {"vocabulary": self.mix.vocabulary, "count_sep": o.release_mask_sep}
+        vocabulary = self.mix.vocabulary
         if o.masked_weight > 0:
-            group["masked_tokens"], selected = mask_words(masked_key, group["tokens"], o.masked_probability, **words)
+            group["masked_tokens"], selected = mask_words(masked_key, group["tokens"], o.masked_probability, vocabulary)
             draws = MaskDraws(selected=selected)
         if o.replaced_weight > 0:
-            group["hidden_tokens"], _ = mask_words(hidden_key, group["tokens"], o.replaced_probability, **words)
+            group["hidden_tokens"], _ = mask_words(hidden_key, group["tokens"], o.replaced_probability, vocabulary)
         return {**batch, "caption": group}, draws
 
     def make_keys(
@@ -160,8 +159,7 @@ class Captions(Objective):
         if hidden is not None:
             assert rows.caption.hidden is not None
             group["replaced_tokens"] = draw_words(
-                jax.random.fold_in(key, REPLACEMENTS), group["tokens"], rows.caption.hidden, self.mix.vocabulary,
-                count_sep=self.options.release_mask_sep,
+                jax.random.fold_in(key, REPLACEMENTS), group["tokens"], rows.caption.hidden, self.mix.vocabulary
             )  # fmt: skip
             replaced = group["replaced_tokens"] != group["tokens"]
         draws = MaskDraws(drawn.selected, replaced, rows.caption.masked)
@@ -237,7 +235,7 @@ class Captions(Objective):
         if fused.replaced is None:
             return None
         assert draws.replaced is not None
-        word = is_word(columns.tokens, self.mix.vocabulary, count_sep=self.options.release_mask_sep)
+        word = is_word(columns.tokens, self.mix.vocabulary)
         words = CaptionWords(columns.tokens, word, columns.valid, columns.dataset)
         return replaced_word_loss(flat(fused.replaced), flat(draws.replaced), words)
 

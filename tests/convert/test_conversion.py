@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import weights
 from bucket import install
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load, load_file, save_file
 
+from data_pipelines import files
 from irm_jax import checkpoint
 from irm_jax.convert import __main__ as command
-from irm_jax.convert import conversion, folder, manifest, to_torch
+from irm_jax.convert import bert, conversion, folder, manifest, to_torch
 from irm_jax.convert.conversion import Options
 from irm_jax.convert.kinds import convert
 from irm_jax.convert.source import Source
+from irm_jax.models.encoders import vit
 from irm_jax.models.weight_files import LAYOUTS, ConvertError
 
 CASES = {
@@ -59,7 +62,7 @@ def test_every_tensor_is_taken_or_left_with_a_reason_and_the_way_back_is_exact(k
         assert ("replaced_head/bias" in found.arrays) == (kind == "irm_release")
 
     out = folder.save(found, source, tmp_path / "out")
-    written, left_there = to_torch.export_folder(out, tmp_path / "back.safetensors")
+    written, left_there, _ = to_torch.export_folder(out, tmp_path / "back.safetensors")
     back = load_file(tmp_path / "back.safetensors")
     assert sorted(back) == written == sorted(taken)
     assert left_there == list(left)
@@ -278,3 +281,147 @@ def test_a_kind_of_storage_that_is_not_known_and_an_export_that_fails_are_one_me
     assert "--out: 'ftp://b/out' is on no known kind of storage" in caplog.text
     assert command.main(["--source", str(tmp_path), "--to_torch", str(tmp_path / "b.safetensors")]) == 2
     assert "holds no readable manifest.json" in caplog.text
+
+
+def test_a_layout_and_heads_that_the_weights_do_not_show(tmp_path):
+    """TransReID with stride 12 has 21 x 10 positions; its vit_small is 768 wide and has 8 heads. Fails on ff46883."""
+    shapes = weights.pass_vit() | {"pos_embed": (1, 210, 8)}
+    with pytest.raises(ConvertError, match=r"210 patch positions .* say --hw_ratio, or --grid ROWSxCOLUMNS"):
+        converted("pass", tmp_path, shapes, Options(heads=2))
+    tensors, _, found = converted("pass", tmp_path, shapes, Options(heads=2, grid=(21, 10)))
+    assert found.towers["image_encoder"]["grid"] == (21, 10)
+    row = found.arrays["image_encoder/grid_positions"][0, 3, 4]
+    np.testing.assert_array_equal(row, tensors["pos_embed"][0, 3 * 10 + 4])
+    for wrong in ((7, 10), (42, 20)):
+        with pytest.raises(ConvertError, match=r"say --(hw_ratio, or --)?grid"):
+            converted("pass", tmp_path, shapes, Options(heads=2, grid=wrong))
+    assert (
+        vit.HEADS[768, 12], vit.HEADS[1280, 32], vit.HEADS.get((768, 8)), bert.HEADS[768], bert.HEADS.get(384)
+    ) == (12, 16, None, 12, None)  # fmt: skip
+    for kind, shapes in (("vit", weights.vit()), ("pass", weights.pass_vit()), ("albef", weights.albef())):
+        with pytest.raises(ConvertError, match=r"number of attention heads does not show in the weights.* --heads"):
+            converted(kind, tmp_path, shapes, Options())
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+    """Fails on ff46883."""
+    for value in (np.nan, np.inf):
+        tensors = weights.write(weights.vit(), tmp_path / "w.safetensors")
+        tensors["blocks.1.mlp.fc2.weight"][3, 2] = value
+        save_file(tensors, tmp_path / "w.safetensors")
+        with pytest.raises(ConvertError, match=r"blocks\.1\.mlp\.fc2\.weight holds NaN or infinity \(1 of 96"):
+            convert("vit", Source(tmp_path / "w.safetensors"), Options(heads=2))
+
+
+def test_a_conversion_that_was_killed_is_made_anew_and_a_changed_one_is_refused(tmp_path):
+    """Fails on ff46883, which calls half a manifest a conversion that is there already."""
+    _, source, found = converted("vit", tmp_path)
+    out = folder.save(found, source, tmp_path / "out")
+    whole = (out / "manifest.json").read_text()
+    for half in (whole[: len(whole) // 2], "", "[]"):
+        (out / "manifest.json").write_text(half)
+        with pytest.raises(manifest.ManifestError, match=r"holds no readable manifest\.json"):
+            folder.load(out)
+        folder.save(found, source, out)
+        assert (out / "manifest.json").read_text() == whole
+    (out / "manifest.json").write_text(whole.replace('"bicubic"', '"bilinear"'))
+    with pytest.raises(manifest.ManifestError, match="was changed since it was written, or is damaged"):
+        folder.load(out)
+    earlier = {key: value for key, value in json.loads(whole).items() if key not in ("sha256", "arrays")}
+    (out / "manifest.json").write_text(json.dumps(earlier))
+    folder.load(out)  # of an earlier version
+    (out / "manifest.json").write_text(whole)
+    arrays = {**found.arrays, "image_encoder/final_norm/bias": found.arrays["image_encoder/final_norm/bias"] + 1}
+    checkpoint.save_arrays(out / "arrays", unflatten_dict(arrays, sep="/"))
+    with pytest.raises(manifest.ManifestError, match=r"1 of .* arrays are damaged.* image_encoder/final_norm/bias"):
+        folder.load(out)
+    with files.lock(tmp_path / "held"), pytest.raises(files.LockedError):
+        folder.save(found, source, tmp_path / "held")
+
+
+BROKEN = {
+    "pointer.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 343\n", "pointer of Git LFS"),
+    "pointer.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+    "page.pth.tar": (b"\n<!DOCTYPE html>\n<html><head>Google Drive", "is a web page, not weights"),
+    "page.onnx": (b"<html>sign in</html>", "is a web page, not weights"),
+    "said.bin": (b'{"error": "Access denied"}', "holds text, not weights: .*Access denied"),
+    "empty.pth": (b"", "is empty: download it again"),
+    "cut.pth": (b"PK\x03\x04" + bytes(range(256)), "is cut off or damaged .260 bytes"),
+    "old.pth": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "is cut off or damaged"),
+    "packed.pth.tar": (b"\0" * 257 + b"ustar\x0000" + b"\0" * 300, "is an archive"),
+    "noise.pth": (bytes(range(128, 256)) * 3, "is no PyTorch file|is cut off"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_weight_file_is_said_in_our_words(name, tmp_path):
+    """Fails on ff46883, which hands on torch's advice to execute the file."""
+    if name.endswith((".pth", ".tar")) and name not in ("pointer.pth", "page.pth.tar", "empty.pth"):
+        pytest.importorskip("torch")
+    content, message = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConvertError, match=message) as caught:
+        Source(tmp_path / name)
+    assert name in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", [b"{", b"\xff\xfe", b"[1]", b'{"a":' * 100_000])
+def test_broken_files_beside_the_weights_are_named(broken, tmp_path):
+    """Fails on ff46883 with a traceback."""
+    weights.write(weights.bert(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes(broken)
+    with pytest.raises(ConvertError, match=r"config\.json (is no readable JSON|holds a list)"):
+        Source(tmp_path)
+    (tmp_path / "config.json").write_text('{"num_attention_heads": "two"}')
+    with pytest.raises(ConvertError, match="num_attention_heads is 'two'; say --heads"):
+        convert("bert", Source(tmp_path), Options())
+    (tmp_path / "tokenizer.json").write_bytes(broken)
+    with pytest.raises(ConvertError, match=r"tokenizer\.json"):
+        Source(tmp_path).vocabulary()
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConvertError, match=r"vocab\.txt is not UTF-8"):
+        Source(tmp_path).vocabulary()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.safetensors.index.json").write_bytes(broken)
+    with pytest.raises(ConvertError, match=r"index\.json"):
+        Source(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors"}}')
+    with pytest.raises(ConvertError, match=r"names files that are not there: 1\.safetensors"):
+        Source(tmp_path / "other")
+
+
+def test_weight_decay_alone_is_no_training(tmp_path):
+    """A learning rate of 6e-5 and 1,000 steps leave scales of .99994. Fails on ff46883."""
+    tensors, _, _ = converted("irm_release", tmp_path)
+    for name in tensors:
+        if name.startswith("module.fusion.") and ".norm" in name:
+            tensors[name] = np.full_like(tensors[name], 0.99994 if name.endswith("weight") else 0.0)
+    save_file(tensors, tmp_path / "decayed.safetensors")
+    found = convert("irm_release", Source(tmp_path / "decayed.safetensors"), Options(heads=2))
+    assert "which ran in its place" in found.notes[0]
+    tensors["module.fusion.1.norm2.weight"][3] += 1e-3
+    save_file(tensors, tmp_path / "learned.safetensors")
+    found = convert("irm_release", Source(tmp_path / "learned.safetensors"), Options(heads=2))
+    assert "which was trained" in found.notes[0]
+
+
+def test_original_names_load_where_they_came_from(tmp_path):
+    """A .pth.tar keeps its weights in a dictionary `state_dict`, whose keys are the names. Fails on ff46883."""
+    torch = pytest.importorskip("torch")
+    tensors = weights.write(weights.irm_release(), tmp_path / "w.safetensors")
+    released = {"state_dict": {name: torch.from_numpy(x) for name, x in tensors.items()}, "epoch": 3, "best_mAP": 0.5}
+    torch.save(released, tmp_path / "w.pth.tar")
+    source = Source(tmp_path / "w.pth.tar")
+    out = folder.save(convert("irm_release", source, Options(heads=2)), source, tmp_path / "out")
+    assert command.main(["--source", str(out), "--to_torch", str(tmp_path / "back.safetensors")]) == 0
+    back = load_file(tmp_path / "back.safetensors")
+    assert set(back) < set(tensors)
+    assert all(name.startswith("module.") for name in back)
+    assert command.main(["--source", str(out), "--to_torch", str(tmp_path / "new" / "back.pth.tar")]) == 0
+    loaded = torch.load(tmp_path / "new" / "back.pth.tar", weights_only=True)
+    assert set(loaded) == {"state_dict"}
+    assert set(loaded["state_dict"]) == set(back)
+    for name, tensor in loaded["state_dict"].items():
+        np.testing.assert_array_equal(tensor.numpy(), tensors[name])
+    assert command.main(["--source", str(out), "--to_torch", str(tmp_path / "back.npz")]) == 2

@@ -117,7 +117,7 @@ def test_depths_that_do_not_fit_are_found_before_anything_starts(folders):
     message = "2 layers that read images after 2 of text, the model 1 after 1: set config.model.text_depth=2 and"
     with pytest.raises(ConfigError, match=message):
         check(config)
-    config.model.text_depth = 2
+    config.model.update({"text_depth": 2, "sentence_sep": False})
     check(config)
 
 
@@ -158,7 +158,7 @@ def runs(folders, fresh_fusion, tmp_path_factory):
 def test_a_run_goes_out_in_the_names_of_a_kind_and_comes_back(runs, tmp_path, kind, parts, holds):
     """Every number of every tower that the kind has, bit by bit."""
     params, workdir = runs[parts]
-    written, left = to_torch.export_run(workdir, kind, tmp_path / "out.safetensors")
+    written, left, _ = to_torch.export_run(workdir, kind, tmp_path / "out.safetensors")
     source = Source(tmp_path / "out.safetensors")
     assert sorted(source.tensors) == written
     back = convert(kind, source, Options(heads=2, hw_ratio=2))

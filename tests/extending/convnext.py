@@ -20,7 +20,7 @@ from irm_jax.models import transformer
 from irm_jax.models.config import IRMConfig, ModelConfigError
 from irm_jax.models.encoders.encoder import Encoder, TokenLayout
 from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, normalize
-from irm_jax.models.weight_files import EncoderWeights, Family, Rule, Sizes, Tensors, dense, norm
+from irm_jax.models.weight_files import EncoderWeights, Family, Ratio, Rule, Sizes, Tensors, dense, norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ConvNeXtWeights(EncoderWeights):
         )
     }  # fmt: skip
 
-    def measure(self, tensors: Tensors, rules: Sequence[Rule], heads: int | None, hw_ratio: int) -> dict[str, Any]:
+    def measure(self, tensors: Tensors, rules: Sequence[Rule], heads: int | None, hw_ratio: Ratio) -> dict[str, Any]:
         """Blocks and channels per stage."""
         del rules, heads, hw_ratio
         stages = tensors.depth("stages.{n}.")

@@ -32,14 +32,12 @@ def captions(rows=200, length=12, seed=0):
 def test_padding_cls_and_sep_are_no_words():
     tokens = jnp.array([[2, 7, 8, 3, 0, 0]])
     np.testing.assert_array_equal(is_word(tokens, WORDS), [[0, 1, 1, 0, 0, 0]])
-    np.testing.assert_array_equal(is_word(tokens, WORDS, count_sep=True), [[0, 1, 1, 1, 0, 0]])
 
 
-@pytest.mark.parametrize("count_sep", [False, True])
-def test_masking_takes_its_shares_and_leaves_special_tokens(count_sep):
+def test_masking_takes_its_shares_and_leaves_special_tokens():
     tokens = captions(4000)
-    changed, selected = map(np.asarray, mask_words(jax.random.key(0), tokens, 0.15, WORDS, count_sep=count_sep))
-    word = np.asarray(is_word(tokens, WORDS, count_sep=count_sep))
+    changed, selected = map(np.asarray, mask_words(jax.random.key(0), tokens, 0.15, WORDS))
+    word = np.asarray(is_word(tokens, WORDS))
     assert not np.any(selected & ~word)
     np.testing.assert_array_equal(changed[~selected], tokens[~selected])
     number = selected.sum()

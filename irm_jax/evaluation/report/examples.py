@@ -106,5 +106,7 @@ def _rollouts(embedder: EmbeddingModel, test: TestSet, queries: Sequence[int]) -
 
 def _words(embedder: EmbeddingModel, tokens: np.ndarray, weights: np.ndarray) -> list[tuple[str, float]]:
     """Returns the word pieces with their weights, without [CLS], [SEP] and padding."""
-    pieces = [(int(t), float(w)) for t, w in zip(tokens, weights, strict=True) if t != 0][1:-1]
-    return [(embedder.tokenizer.decode([t]), max(w, 0.0)) for t, w in pieces]
+    own = embedder.tokenizer
+    special = {own.pad_id, own.cls_id, own.sep_id}
+    pieces = [(int(t), float(w)) for t, w in zip(tokens, weights, strict=True) if int(t) not in special]
+    return [(own.decode([t]), max(w, 0.0)) for t, w in pieces]

@@ -17,6 +17,7 @@ from irm_jax.models.weight_files import (
     ConvertError,
     EncoderWeights,
     Family,
+    Ratio,
     Reasons,
     Rule,
     Sizes,
@@ -116,6 +117,12 @@ PASS_REFUSED: Reasons = (
 )
 
 
+HEADS = {
+    (192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16, (1408, 40): 16, (1536, 40): 24,
+}  # fmt: skip
+"""Attention heads of the published ViTs by (width, depth): Ti, S, B, L, H, and the two called giant."""
+
+
 class ViTWeights(EncoderWeights):
     """Weight files of `ViT`: plain ones of one class token, and PASS's."""
 
@@ -131,11 +138,12 @@ class ViTWeights(EncoderWeights):
         ),
     }  # fmt: skip
 
-    def measure(self, tensors: Tensors, rules: Sequence[Rule], heads: int | None, hw_ratio: int) -> dict[str, Any]:
+    def measure(self, tensors: Tensors, rules: Sequence[Rule], heads: int | None, hw_ratio: Ratio) -> dict[str, Any]:
         """Width, depth, heads, hidden, patch, grid (rows, columns) and special tokens.
 
-        The N patch positions are rows * columns with rows = hw_ratio * columns. Where `heads` is None, each has 64
-        numbers, as in every common ViT up to the large one. Raises ConvertError for another number of positions.
+        The N patch positions are rows * columns with rows = hw_ratio * columns. Where `heads` is None, it is that of
+        the published ViT of this width and depth. Raises ConvertError for another one, whose heads do not show in its
+        weights, and for another number of positions.
         """
         names = {rule.path: rule.name for rule in reversed(rules)}
         kernel = tensors[names["patch_embedding/projection/kernel"]]  # [D, 3, p, p]
@@ -145,16 +153,23 @@ class ViTWeights(EncoderWeights):
         hidden = tensors[block.replace("{n}", "0")].shape[0]
         special = sum(rule.path == "special_tokens" for rule in rules)
         count = grid_positions.shape[1] - (special == 1)
-        columns = math.isqrt(max(count, 0) // hw_ratio)
+        columns = math.isqrt(int(max(count, 0) / hw_ratio))
         if columns * columns * hw_ratio != count:
             raise ConvertError(
-                f"{count} patch positions are no grid with {hw_ratio} times as many rows as columns; say --hw_ratio"
+                f"{count} patch positions are no grid with {float(hw_ratio):g} times as many rows as columns; say "
+                "--hw_ratio, or --grid ROWSxCOLUMNS (TransReID with stride 12 at 256 x 128 pixels: 21x10)"
             )
-        width = kernel.shape[0]
+        width, depth = kernel.shape[0], tensors.depth(block)
+        heads = heads if heads is not None else HEADS.get((width, depth))
+        if heads is None:
+            raise ConvertError(
+                f"the number of attention heads does not show in the weights, and no published ViT has width {width} "
+                f"and {depth} blocks; say --heads (TransReID's vit_small of 768 and 8 blocks: 8)"
+            )
         return whole_heads(
             {
-                "width": width, "depth": tensors.depth(block), "heads": heads or width // 64, "hidden": hidden,
-                "patch": kernel.shape[-1], "grid": (columns * hw_ratio, columns), "special_tokens": special,
+                "width": width, "depth": depth, "heads": heads, "hidden": hidden,
+                "patch": kernel.shape[-1], "grid": (int(columns * hw_ratio), columns), "special_tokens": special,
             }
         )  # fmt: skip
 
