@@ -145,3 +145,14 @@ def test_bad_plans_are_refused():
         plan_batch([Unit("a", "trad")], 8, 1, tokenizer=CountingTokenizer(), instruction_dropout=2)
     with pytest.raises(ValueError, match=r"batch_size = 100 .* are 96 and 112\."):
         plan_of([Unit("a", "trad"), Unit("b", "vi")], 100, 4)
+
+
+def test_another_constant_sentence_of_a_task():
+    """The released checkpoints learned "cross modiality"; it is no other plan to a checkpoint of before this option."""
+    own = Unit.of_task("a", "vi", sentence="cross modiality")
+    plan = plan_batch([own, Unit.of_task("b", "trad")], 16, 1, tokenizer=CountingTokenizer())
+    assert plan.constants == ("cross modiality", "do not change clothes", "any image of this person")
+    assert plan.units[0].constant == 0
+    assert "sentence" not in plan.fingerprint()["units"][0]
+    with pytest.raises(ValueError, match="each row brings its own"):
+        Unit.of_task("a", "li", sentence="x")

@@ -40,6 +40,17 @@ def test_rows_are_padded_truncated_and_closed():
     assert [words.pad_id, words.unk_id, words.cls_id, words.sep_id, words.mask_id] == [0, 1, 2, 3, 4]
 
 
+def test_sentences_of_the_releases_have_no_sep():
+    """ALBEF's, RaSa's and the released IRM's `build_inputs_with_special_tokens` gives [CLS] and the words alone."""
+    words, theirs = Tokenizer(max_length=6), Tokenizer(max_length=6, sep=False)
+    long = "a man with a red hat and a bag"
+    ids = theirs.encode(["a man", long])
+    assert ids[0].tolist() == [*words.encode(["a man"])[0, :3], 0, 0, 0]
+    assert ids[1].tolist() == [theirs.cls_id, *theirs.pieces(long)[:5]]  # one word more than with [SEP]
+    assert not (ids == theirs.sep_id).any()
+    assert not pickle.loads(pickle.dumps(theirs)).sep
+
+
 def test_encoding_again_is_safe_from_changes_to_the_first():
     words = Tokenizer()
     first = words.encode(["red hat"])
