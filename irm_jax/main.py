@@ -1,4 +1,4 @@
-"""python -m irm_jax.main --config NAME --workdir DIR --mode train|evaluate|embed|compare|compile
+"""python -m irm_jax.main --config NAME --workdir DIR --mode train|evaluate|embed|explain|compare|compile
 
 NAME is a shipped run file such as quickstart, or the path of your own. Exit status: 0 done; 1 worth another
 start, as after a signal, whose state is saved (launchers do that); 2 something that you have to change.
@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 from irm_jax.config import command_line
 from irm_jax.errors import RetryError, UserError
 
-MODES = ("train", "evaluate", "embed", "compare", "compile")
+MODES = ("train", "evaluate", "embed", "explain", "compare", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Run file: its name, such as quickstart, or its path.", lock_config=True
@@ -33,7 +33,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, report (default: runs/NAME).")
 _MODE = flags.DEFINE_enum(
     "mode", "train", MODES,
-    "train, evaluate a checkpoint, embed a folder, compare runs, or compile for devices that are not here.",
+    "train, evaluate a checkpoint, embed a folder, explain a query, compare runs, or compile for absent devices.",
 )  # fmt: skip
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For --mode compile: CHIP:SHAPE, such as v5e:16x16 or h100:8x4.")
 _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "For --mode compile: number of such TPU slices.")
@@ -101,7 +101,9 @@ def _run(mode: str, arguments: Sequence[str]) -> None:
         return
     from irm_jax import modes
 
-    {"train": modes.train, "evaluate": modes.evaluate, "embed": modes.embed_folder}[mode](config, workdir)
+    {"train": modes.train, "evaluate": modes.evaluate, "embed": modes.embed_folder, "explain": modes.explain}[mode](
+        config, workdir
+    )
 
 
 def _config_name() -> str:

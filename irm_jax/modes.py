@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import files as writing
+from data_pipelines import images
 from data_pipelines.images import SUFFIXES, Picture
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, objectives
@@ -21,6 +22,7 @@ from irm_jax import run as runs
 from irm_jax.compile import programs
 from irm_jax.embedder import Embedder
 from irm_jax.errors import ConfigError
+from irm_jax.evaluation.report import explain as explaining
 from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record
 from irm_jax.logs.workdir import locked
@@ -84,7 +86,7 @@ def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
             f"{', '.join(SUFFIXES)} files"
         )
     ask = config.embed.instruction or NEUTRAL_SENTENCE
-    instruction: Picture = Path(ask) if Path(ask).suffix.lower() in SUFFIXES else ask
+    instruction: Picture = Path(ask) if _is_picture(ask) else ask
     search = config.embed.text_to_image
     if search and not (config.embed.instruction and isinstance(instruction, str)):
         raise ConfigError(
@@ -103,6 +105,50 @@ def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
         np.savez_compressed(content, files=names, embeddings=embeddings, instruction=np.array(str(ask)), **query)
         writing.write_atomically(target, content.getvalue())
     logging.info("%d embeddings of %d floats in %s", *embeddings.shape, target)
+
+
+def explain(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes the page of one query, `config.explain.output` in `workdir`: what its instruction changed, and why.
+
+    Raises ConfigError if the query or its instruction is missing or there is no such test set, ImageError for a picture
+    that cannot be read.
+    """
+    e = config.explain
+    if not e.query or not e.instruction:
+        missing = "query" if not e.query else "instruction"
+        raise ConfigError(
+            f"config.explain.{missing} is missing: --mode explain --config.explain.query=q.jpg "
+            '--config.explain.instruction="ignore clothes" (or the path of an instruction image)'
+        )
+    name = e.test_set or next(iter(config.evaluation.sets), "")
+    if name not in config.evaluation.sets:
+        raise ConfigError(f"config.explain.test_set = {name!r}; the test sets are {', '.join(config.evaluation.sets)}")
+    path, limit = Path(e.query).expanduser(), config.data.max_pixels
+    picture = images.pixels_of(path, limit)
+    asked = images.pixels_of(Path(e.instruction), limit) if _is_picture(e.instruction) else e.instruction
+    question = explaining.Question(path.name, picture, asked, images.read_file(path, limit))
+    _join_processes()
+    runs.enable_compilation_cache(config)
+    target = workdir / e.output
+    checkpoint.read_metadata(workdir / runs.CHECKPOINTS, _chosen_step(config))  # before the lock makes the folder
+    with locked(workdir):
+        writing.check_writable(target)
+        step, run = runs.from_checkpoint(config, workdir, _chosen_step(config))
+        options = explaining.Options(
+            config.evaluation.top_k, e.points, e.map, config.seed, config.data.threads, config.data.workers
+        )
+        test = next(test for test in run.test_sets if test.name == name)
+        model = run.saved_model(workdir, step)
+        facts = {"run": workdir.name, "step": step}
+        page = explaining.page(model, test, question, options, facts)
+        if processes.is_main():
+            writing.write_atomically(target, page)
+        processes.barrier("explain")
+    logging.info("%s is explained: %s", path.name, target)
+
+
+def _is_picture(instruction: str) -> bool:
+    return Path(instruction).suffix.lower() in SUFFIXES
 
 
 def _join_processes() -> None:

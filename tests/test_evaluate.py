@@ -1,4 +1,4 @@
-"""What a checkpoint gives without training: `--mode evaluate`, the Embedder and `--mode embed`."""
+"""What a checkpoint gives without training: `--mode evaluate`, the Embedder, `--mode embed` and `--mode explain`."""
 
 import dataclasses
 import json
@@ -16,9 +16,11 @@ from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, modes, run
 from irm_jax.config import check
 from irm_jax.embedder import Embedder, ImageError
+from irm_jax.errors import UserError
 from irm_jax.evaluation import compare, folders
 from irm_jax.evaluation.features import EmbedOptions, Variant, embed_split
 from irm_jax.evaluation.figures import read_results
+from irm_jax.evaluation.report import explain
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 
@@ -280,3 +282,54 @@ def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, peopl
         config.embed.images = empty
         with pytest.raises(check.ConfigError, match=r"no images in config\.embed\.images"):
             modes.embed_folder(config, workdir)
+
+
+@pytest.mark.nightly  # compiles attention
+def test_a_query_is_explained(config, trained_run, model, people, tmp_path):
+    query, pictures, templates = people
+    workdir = tmp_path / "run"
+    shutil.copytree(trained_run / run.CHECKPOINTS, workdir / run.CHECKPOINTS)
+    (tmp_path / "q.jpg").write_bytes(pictures[0])
+    cv2.imwrite(str(tmp_path / "ask.png"), templates[0])
+    config.explain.query, config.explain.test_set = str(tmp_path / "q.jpg"), "procedural_ctcc"
+    for ask in ("wears a red shirt", str(tmp_path / "ask.png")):
+        config.explain.instruction = ask
+        modes.explain(config, workdir)
+        page = (workdir / "explain.html").read_text()
+        assert "attention, person image" in page
+        assert "The query's own file is left out" in page  # the test set knows its own query
+        assert ("attention, instruction image" in page) == ask.endswith(".png")
+    (test,) = [test for test in run.build(config).test_sets if test.name == "procedural_ctcc"]
+    asked = explain.Question("q.jpg", decode(pictures[0]), "wears a red shirt", pictures[0])
+    found = explain.score(model, test, asked, explain.Options())
+    assert found.person == query.records.identity[0]
+    # The same embeddings one by one, as the Embedder gives them.
+    gallery = [decode(bytes(test.gallery.dataset.reader("gallery", ("image",))[i]["image"])) for i in range(3)]
+    expected = model.embed(lambda i: gallery[i], [NEUTRAL_SENTENCE] * 3)
+    np.testing.assert_allclose(found.gallery[:3], expected, atol=1e-5)
+    with_it = model.embed(lambda i: asked.picture, ["wears a red shirt"])[0]
+    np.testing.assert_allclose(found.scores[:3, 1], expected @ with_it, atol=1e-5)
+
+
+def test_what_a_query_lacks_is_named(config, trained_run, people, tmp_path):
+    path = tmp_path / "q.jpg"
+    path.write_bytes(people[1][0])
+    for query, instruction, test_set, words in (
+        (
+            "",
+            "ignore clothes",
+            "",
+            r"config\.explain\.query is missing: --mode explain --config\.explain\.query=q\.jpg",
+        ),
+        (str(path), "", "", r"config\.explain\.instruction is missing"),
+        (str(path), "ignore clothes", "mine", r"config\.explain\.test_set = 'mine'; the test sets are procedural_"),
+        (str(tmp_path / "none.jpg"), "ignore clothes", "", r"none\.jpg is no readable image"),
+        (str(path), "none.png", "", r"none\.png is no readable image"),
+    ):
+        config.explain.update(query=query, instruction=instruction, test_set=test_set)
+        with pytest.raises(UserError, match=words):
+            modes.explain(config, trained_run)
+    config.explain.update(instruction="ignore clothes", map="umap")
+    with pytest.raises(check.ConfigError, match=r"config\.explain\.map = 'umap'; it must be one of auto, tsne, pca"):
+        check.check(config)
+    assert not (trained_run / "explain.html").exists()

@@ -20,6 +20,7 @@ from irm_jax.convert import manifest
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import protocols
 from irm_jax.evaluation.figures import MEAN
+from irm_jax.evaluation.report import gallery_map
 from irm_jax.logs import timing, writers
 from irm_jax.models import config as models_config
 from irm_jax.models import presets
@@ -39,7 +40,7 @@ AT_LEAST = {
             "model.vocab_multiple", "model.identity_multiple", "model.width", "model.image_depth", "model.image_heads",
             "model.patch", "model.stride", "model.text_depth", "model.text_heads", "model.instruction_tokens",
             "model.template_depth", "model.template_heads", "model.template_patch", "model.editing_depth",
-            "model.projection_width",
+            "model.projection_width", "explain.points",
         ),
         1,
     ),
@@ -352,6 +353,8 @@ def _refused(where: str, make: Callable[[], object]) -> Iterator[str]:
 
 
 def _report_problems(config: ConfigDict) -> Iterator[str]:
+    if config.explain.map not in gallery_map.METHODS:
+        yield f"config.explain.map = {config.explain.map!r}; it must be one of {', '.join(gallery_map.METHODS)}"
     for entry in config.report.best_known:
         found = re.fullmatch(r"([^=]+)=(0?\.\d+|1(?:\.0*)?|0)(?:\s+(.*))?", entry)
         if not found or found[1] not in config.evaluation.sets:

@@ -268,7 +268,7 @@ def _add_modes(config: ConfigDict) -> None:
     config.evaluation.rerank = False  # also rank by k-reciprocal distances, k1 20, k2 6, lambda 0.3
     config.evaluation.rescore_top = 128  # images per caption that a trained matching head ranks again
     config.evaluation.open_set = True  # ROC of the best score, for queries with and without a match in the gallery
-    config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed
+    config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed, explain
 
     config.report = ConfigDict()
     config.report.queries = 4  # rank lists shown per task and kind
@@ -280,6 +280,14 @@ def _add_modes(config: ConfigDict) -> None:
     config.embed.instruction = ""  # sentence, or path of an instruction image ('' = the neutral sentence)
     config.embed.text_to_image = False  # embed a text-to-image gallery, and the instruction as its query
     config.embed.output = "embeddings.npz"  # in the workdir
+
+    config.explain = ConfigDict()
+    config.explain.query = ""  # picture of a person for --mode explain
+    config.explain.instruction = ""  # sentence, or path of an instruction image
+    config.explain.test_set = ""  # whose gallery is searched ('' = the first)
+    config.explain.points = 1000  # images in the map of the gallery, at most
+    config.explain.map = "auto"  # tsne (extra explain) | pca | auto: tsne if it is installed
+    config.explain.output = "explain.html"  # in the workdir
 
     config.compile = ConfigDict()  # --mode compile
     config.compile.steps = COMPILED_STEPS  # what is compiled

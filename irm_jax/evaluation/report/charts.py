@@ -217,3 +217,48 @@ def dot_chart(title: str, rows: Sequence[Dots], names: Sequence[str]) -> Markup:
         described.append(f"{row.label}: " + ", ".join(f"{names[k]} {row.values[k]:.1%}" for k in finite))
     samples = [(mark(MARKS[k % len(MARKS)], 15, 7, 5, "control" if k else "model"), n) for k, n in enumerate(names)]
     return _figure(title, f"{title}. {'; '.join(described)}", (WIDTH, bottom + 26), "".join(parts), legend(samples))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scatter:
+    """Points of a scatter chart: f[n,2], the group of each (its place in `names`, -1: none of them), and what it is."""
+
+    points: np.ndarray
+    group: Sequence[int]
+    names: Sequence[str]
+    titles: Sequence[str]
+
+
+def scatter_chart(title: str, data: Scatter, marked: Sequence[tuple[str, float, float]], size: int = 400) -> Markup:
+    """Returns a `<figure>`: a point each, those of no group small and grey, without axes.
+
+    `marked`: (name, x, y) of points that stand out, joined by a line; the last is filled.
+    """
+    every = np.concatenate([data.points, [[x, y] for _, x, y in marked]]) if len(marked) else data.points
+    low, high = every.min(axis=0), every.max(axis=0)
+    spread = float(max(*(high - low), 1e-9))
+    middle = (low + high) / 2
+
+    def at(point: Sequence[float]) -> tuple[float, float]:
+        x, y = (np.asarray(point) - middle) / spread * (size - 28)
+        return size / 2 + float(x), size / 2 - float(y)
+
+    parts = []
+    for place in np.argsort(np.asarray(data.group), kind="stable").tolist():  # those of no group below the others
+        group = data.group[place]
+        shape = "circle" if group < 0 else MARKS[group % len(MARKS)]
+        css = "other" if group < 0 else f"dot s{group % len(DASHES)}"
+        svg = mark(shape, *at(data.points[place]), 2.2 if group < 0 else 3.6, css)
+        parts.append(f"<g><title>{escape(data.titles[place])}</title>{svg}</g>")
+    places = [at((x, y)) for _, x, y in marked]
+    if len(places) > 1:
+        parts.append(f'<path class="moved" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in places)}"/>')
+    samples = [(mark(MARKS[g % len(MARKS)], 15, 7, 5, f"dot s{g % len(DASHES)}"), n) for g, n in enumerate(data.names)]
+    if any(group < 0 for group in data.group):
+        samples.append((mark("circle", 15, 7, 3, "other"), "others"))
+    for number, (name, _, _) in enumerate(marked):
+        css = "model" if number == len(marked) - 1 else "control"
+        parts.append(mark("square", *places[number], 6, css))
+        samples.append((mark("square", 15, 7, 5.5, css), name))
+    words = f"{title}: scatter chart of {len(data.points)} images"
+    return _figure(title, words, (size, size), "".join(parts), legend(samples))

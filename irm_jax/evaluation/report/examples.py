@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.images import decode_record, resize
-from irm_jax.evaluation.embed import EmbeddingModel
+from irm_jax.evaluation.embed import EmbeddingModel, Instruction
 from irm_jax.evaluation.evaluator import Evaluation, Outcome
 from irm_jax.evaluation.report.results import RankedImage, RankList, Rollout, Section
 from irm_jax.evaluation.report.rollout import attention_rollout, caption_rollout
@@ -57,7 +57,7 @@ def _rank_list(evaluation: Evaluation, test: TestSet, outcome: Outcome, query: i
         relation = "junk" if junk[place] else "positive" if positive[place] else "negative"
         images.append(
             RankedImage(
-                _picture(*evaluation.sets[number].gallery_record(record)),
+                picture_of(*evaluation.sets[number].gallery_record(record)),
                 float(ranking.top_scores[query, place]), relation,
                 "same person" if same_person[place] else "another person",
             )
@@ -67,40 +67,58 @@ def _rank_list(evaluation: Evaluation, test: TestSet, outcome: Outcome, query: i
         query_id=f"{test.name} query {query_record}",
         instruction=test.query.instruction(query_record),
         ranked=images,
-        query_image=_picture(test.query, query_record),
+        query_image=picture_of(test.query, query_record),
         ap=float(ranking.ap[query]),
         first_positive_rank=int(ranking.first_positive_rank[query]) or None,
     )
 
 
-def _picture(split: SplitData, record: int) -> bytes:
+def picture_of(split: SplitData, record: int) -> bytes:
+    """Returns the encoded picture of a record."""
     return bytes(split.dataset.reader(split.split, ("image",))[record]["image"])
 
 
 def _rollouts(embedder: EmbeddingModel, test: TestSet, queries: Sequence[int]) -> list[Rollout]:
-    config, model, variables = embedder.model.config, embedder.model, embedder.variables
-    if not queries or not encoders.image_encoder(config.image_encoder).sows_attention:
+    if not queries:
         return []
     limit = test.query.dataset.max_pixels
-    pictures = [decode_record(_picture(test.query, q), f"{test.name}, query {q}", max_pixels=limit) for q in queries]
-    images = np.stack([resize(picture, config.image_size) for picture in pictures])
+    pictures = [decode_record(picture_of(test.query, q), f"{test.name}, query {q}", max_pixels=limit) for q in queries]
     instructions = [test.query.instruction(q) for q in queries]
-    ids = [f"{test.name} query {q}" for q in queries]
-    if test.task.kind == "visual":
+    names = [f"{test.name} query {q}" for q in queries]
+    # A caption is compared with the described picture, it does not edit it.
+    return rollouts_of(embedder, pictures, instructions, names, edited=test.task.has_query_image)
+
+
+def rollouts_of(
+    embedder: EmbeddingModel,
+    pictures: Sequence[np.ndarray],
+    instructions: Sequence[Instruction],
+    names: Sequence[str],
+    *,
+    edited: bool = True,
+) -> list[Rollout]:
+    """Returns the attention of each picture u8[H,W,3] under its instruction; all are sentences, or all are pictures.
+
+    edited: the instruction edits the picture; else it is a caption that is compared with it. None for an image encoder
+    that shows no attention. Every process must call it.
+    """
+    config, model, variables = embedder.model.config, embedder.model, embedder.variables
+    if not encoders.image_encoder(config.image_encoder).sows_attention:
+        return []
+    images = np.stack([resize(picture, config.image_size) for picture in pictures])
+    if not isinstance(instructions[0], str):
         shown = [np.asarray(instruction) for instruction in instructions]
         templates = np.stack([resize(picture, config.instruction_image_size) for picture in shown])
         maps = attention_rollout(model, variables, images, templates=templates)
         return [
             Rollout(name, pictures[i], maps.image[i], instruction_image=shown[i], instruction_heat=maps.instruction[i])
-            for i, name in enumerate(ids)
+            for i, name in enumerate(names)
         ]
     tokens = embedder.tokens([str(instruction) for instruction in instructions])
-    # A caption is compared with the described picture, it does not edit it.
-    rollout = attention_rollout if test.task.has_query_image else caption_rollout
-    maps = rollout(model, variables, images, tokens=tokens)
+    maps = (attention_rollout if edited else caption_rollout)(model, variables, images, tokens=tokens)
     return [
         Rollout(name, pictures[i], maps.image[i], tokens=_words(embedder, tokens[i], maps.instruction[i]))
-        for i, name in enumerate(ids)
+        for i, name in enumerate(names)
     ]
 
 

@@ -128,7 +128,7 @@ def _report_data(
         sections=sections,
         checks=benchmark_checks(results.figures, drawn),
         leaks=_leaks(config, names),
-        data_terms={name: _terms(name, manifests[name].source) for name in sorted(manifests)},
+        data_terms={name: terms_of(name, manifests[name].source) for name in sorted(manifests)},
         deliberate_leaks=[procedural.OVERLAP_TRAP],
         compiled=compile_table.read(workdir),
         best_known={test.name: found for test in evaluation.sets if (found := _best_known(config, test))},
@@ -152,7 +152,8 @@ def _leaks(config: ConfigDict, names: Sequence[str]) -> list[Leak] | None:
         return None
 
 
-def _terms(namespace: str, source: Mapping[str, Any]) -> str:
+def terms_of(namespace: str, source: Mapping[str, Any]) -> str:
+    """Returns the terms of a namespace's pictures; `source`: of its manifest."""
     return TERMS.get(namespace) or str(source.get("terms", "see the data set's own licence"))
 
 

@@ -1,0 +1,66 @@
+"""A map of embeddings in two dimensions: t-SNE where scikit-learn is installed, else the two main axes (PCA)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from irm_jax.errors import UserError
+
+METHODS = ("auto", "tsne", "pca")
+LEAST_TSNE = 10
+"""Fewer points than this are drawn by their main axes: t-SNE needs neighbourhoods."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Map:
+    """Points in the plane, and in words how far the plane can be trusted."""
+
+    points: Float[np.ndarray, "n 2"]
+    method: str
+    words: str
+
+
+def project(rows: Float[np.ndarray, "n d"], method: str, seed: int) -> Map:
+    """Returns the map of n embeddings of length 1. `method`: one of METHODS; "auto" is t-SNE if it can be had.
+
+    Raises UserError for "tsne" without scikit-learn.
+    """
+    has_tsne = importlib.util.find_spec("sklearn") is not None
+    if method == "tsne" and not has_tsne:
+        raise UserError("config.explain.map=tsne needs scikit-learn: pip install 'irm_jax[explain]', or set it to pca")
+    if method == "pca" or not has_tsne or len(rows) < LEAST_TSNE:
+        points, share = main_axes(rows)
+        words = f"The two main axes (PCA), which hold {share:.0%} of the spread: what lies apart here is apart, what "
+        words += "lies together need not be near."
+        if method == "auto" and not has_tsne:
+            words += " With pip install 'irm_jax[explain]' the map is t-SNE, which keeps neighbours together."
+        return Map(points, "pca", words)
+    manifold: Any = importlib.import_module("sklearn.manifold")
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    found = manifold.TSNE(perplexity=perplexity, init="pca", metric="cosine", random_state=seed).fit_transform(rows)
+    words = f"t-SNE (perplexity {perplexity:g}): neighbours lie together; sizes of groups and distances between them "
+    return Map(found, "tsne", f"{words}mean nothing.")
+
+
+def main_axes(rows: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n 2"], float]:
+    """Returns the coordinates on the two main axes and their share of the variance."""
+    centred = np.asarray(rows, np.float64) - rows.mean(axis=0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    points = np.zeros((len(rows), 2))
+    kept = min(2, len(values))
+    points[:, :kept] = left[:, :kept] * values[:kept]
+    whole = float((values**2).sum())
+    return points, float((values[:2] ** 2).sum() / whole) if whole > 0 else 1.0
+
+
+def most_frequent(groups: Int[np.ndarray, " n"], first: list[int], most: int) -> list[int]:
+    """Returns up to `most` groups to be coloured: those of `first`, then the largest others; -1 is none."""
+    names, counts = np.unique(groups[groups >= 0], return_counts=True)
+    by_size = names[np.argsort(-counts, kind="stable")].tolist()
+    return list(dict.fromkeys([*(g for g in first if g in by_size), *by_size]))[:most]
