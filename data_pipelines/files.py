@@ -36,7 +36,7 @@ LOCK = ".lock"
 SCRATCH_PREFIX = "tmp-"
 """Begins the name of every file or folder that is being written; one that is left over belongs to a killed process."""
 _SCRATCH = re.compile(rf"{SCRATCH_PREFIX}\d+-.+|\..+\.npz\.\d+")  # the second: per-query files of earlier versions
-_TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO, errno.EAGAIN, errno.EBUSY)
+_TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EAGAIN, errno.EBUSY)
 """Errors of a disk or a network's file system that may be gone at the next start."""
 _REFUSED = ("Forbidden", "403", "401", "credential", "Anonymous caller")
 """How clients of object storage name what a retry cannot help."""
