@@ -82,4 +82,4 @@ def test_a_table_is_trained_and_evaluated_by_one_command(tmp_path: Path) -> None
         )
         assert done.returncode == 0, done.stderr
     assert "trad, cc (clothes), t2i (caption); not ctcc: no column instruction_image" in done.stderr
-    assert (tmp_path / "runs/own/report.html").is_file()
+    assert len(list((tmp_path / "runs/own/evaluations").glob("*/report.html"))) == 2
