@@ -145,6 +145,8 @@ def _best_known(config: ConfigDict, test: TestSet) -> Published | None:
 
 
 def _leaks(config: ConfigDict, names: Sequence[str]) -> list[Leak] | None:
+    config = config.copy_and_resolve_references()
+    config.data.build_missing = False  # a report builds nothing
     try:
         return find_leaks(list(training_data.open_datasets(config, names).values()))
     except DatasetError as error:  # an evaluation needs no training data

@@ -88,3 +88,11 @@ def test_a_damaged_table_of_compile_mode_is_named(tmp_path: Path, content: str) 
     (tmp_path / "compile.json").write_text(content)
     with pytest.raises(UserError, match=r"compile\.json is damaged .*delete it"):
         compile_table.read(epath.Path(tmp_path))
+
+
+def test_a_report_builds_no_data(micro_config, tmp_path, monkeypatch):
+    """Without its training data an evaluation has no leak check; it once drew the whole benchmark for it."""
+    micro_config.data.dir = str(tmp_path)
+    monkeypatch.setattr("data_pipelines.procedural.build", lambda *_, **__: pytest.fail("a build was started"))
+    assert write._leaks(micro_config, ["procedural_trad", "procedural_cc"]) is None
+    assert micro_config.data.build_missing
