@@ -63,6 +63,14 @@ def test_queries_keys_and_values_are_one_product_cut_in_three():
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_gelu_of_bfloat16_is_as_exact_as_that_type():
+    """A relative rounding of 2^-8 in x moves the tail, about exp(-x^2 / 2), by x^2 2^-8: 1/16 at 4."""
+    x = jnp.linspace(-4, 4, 257).astype(jnp.bfloat16)
+    exact = [float(v) * 0.5 * math.erfc(-float(v) / math.sqrt(2)) for v in x]
+    np.testing.assert_allclose(transformer.gelu(x).astype(jnp.float32), exact, rtol=1 / 16)
+    assert float(transformer.gelu(jnp.bfloat16(-3.094))) == pytest.approx(-0.00306, rel=0.01)  # -.00604 on ff46883
+
+
 def test_gelu_is_the_exact_one():
     x = np.linspace(-6, 6, 25, dtype=np.float32)
     exact = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.tolist()]
