@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import datetime
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ import numpy as np
 from data_pipelines import files
 from data_pipelines.procedural import outfits
 from data_pipelines.procedural.benchmark import Benchmark, Shot
+from irm_jax.errors import RetryError
+from irm_jax.run import CHECKPOINTS
 from irm_jax.search import engines, ingest
 from irm_jax.search.crops import read_crops
 from irm_jax.search.index import Answer, Index
@@ -51,9 +55,9 @@ EXAMPLES = (
 def prepare(folder: Path, people: int, model: str | None) -> Index:
     """Draws people, builds the index (what is there already is kept), answers the examples; returns the index.
 
-    Raises SearchError if there is no model.
+    Raises as `_model`.
     """
-    workdir = _model(model)
+    workdir = _model(model, folder)
     pictures = folder / "people"
     draw(pictures, people)
     uri = str(folder / "index")
@@ -110,12 +114,18 @@ def draw(folder: Path, people: int) -> None:
     files.write_atomically(table, text.getvalue())
 
 
-def _model(given: str | None) -> str:
-    """The run that embeds. Raises SearchError naming the command that trains one."""
+def _model(given: str | None, folder: Path) -> str:
+    """The run that embeds: the one that is named, the quickstart's, or one that is trained now.
+
+    Raises SearchError if the named one is none, RetryError if the training was interrupted.
+    """
+    if given is not None and not (Path(given) / CHECKPOINTS).is_dir():
+        raise SearchError(f"no model in {given}: name the folder of a run, or leave --model out to train a quickstart")
     workdir = Path(given or RUN)
-    if not (workdir / "checkpoints").is_dir():
-        raise SearchError(
-            f"no model in {workdir}: train one, python -m irm_jax.main --config quickstart (about five minutes), or "
-            "name a run with --model"
-        )
+    if not (workdir / CHECKPOINTS).is_dir():
+        workdir = folder / "quickstart"
+        print(f"no model in {RUN}: training a quickstart in {workdir} (minutes); what is there already is kept")
+        words = [sys.executable, "-m", "irm_jax.main", "--config", "quickstart", "--workdir", str(workdir)]
+        if (status := subprocess.run(words, check=False).returncode) != 0:
+            raise RetryError(f"the training ended with status {status}; the same command goes on")
     return str(workdir)

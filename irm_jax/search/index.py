@@ -138,8 +138,9 @@ class Index:
         """Loads model and vectors, and compiles the programs of queries."""
         if len(self.snapshot):
             grey = np.full((*self.model.image_size, 3), 128, np.uint8)
-            self.query(image=grey, top=1, rescore=0)
-            self.query(sentence="a person", top=1, rescore=0)
+            self.query(image=grey, instruction="do not change clothes", top=1)
+            self.query(image=grey, top=1)
+            self.query(sentence="a person", top=1)
 
     def query(
         self,

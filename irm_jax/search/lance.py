@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,8 +98,7 @@ class LanceStore(GalleryStore):
     def remove(self, where: Filter | Sequence[str]) -> int:
         self._latest()
         removed = 0
-        for name in [GALLERY, *self._parts()]:
-            table = self._table if name == GALLERY else self._database.open_table(name)
+        for table in [self._table, *self._open_parts().values()]:
             for text in _conditions(where):
                 removed += int(_said(self.uri, table.delete, text).num_deleted_rows)
         return removed
@@ -147,11 +146,13 @@ class LanceStore(GalleryStore):
             self.replace(self.about, self._scan(self._table, self.about.schema().names))
             if indexed:
                 self.make_index()
-        for name in [GALLERY, *self._parts()]:
-            table = self._table if name == GALLERY else self._database.open_table(name)
-            if name != GALLERY and self._deleted(table):
-                rows = pa.Table.from_batches(list(self._scan(table, table.schema.names)), schema=table.schema)
-                table = _said(self.uri, self._database.create_table, name, data=rows, mode="overwrite")
+        readable = self._open_parts()
+        self._drop(name for name in self._parts() if name not in readable)
+        for name, part in readable.items():
+            if self._deleted(part):
+                rows = pa.Table.from_batches(list(self._scan(part, part.schema.names)), schema=part.schema)
+                readable[name] = _said(self.uri, self._database.create_table, name, data=rows, mode="overwrite")
+        for table in [self._table, *readable.values()]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that readers of older versions fail: they look up the newest again
                 _said(self.uri, table.optimize, cleanup_older_than=timedelta(0), delete_unverified=True)
@@ -163,7 +164,7 @@ class LanceStore(GalleryStore):
 
     def sizes(self) -> dict[str, Any]:
         self._latest()
-        waiting = sum(int(self._database.open_table(name).count_rows()) for name in self._parts())
+        waiting = sum(int(part.count_rows()) for part in self._open_parts().values())
         stats = _said(self.uri, self._table.stats)
         total = stats["total_bytes"] if isinstance(stats, dict) else stats.total_bytes
         return {
@@ -193,31 +194,48 @@ class LanceStore(GalleryStore):
 
     def commit_parts(self) -> None:
         self._latest()
-        names = self._parts()
-        if not names:
-            return
-        known = {value for batch in self._scan(self._table, [ID]) for value in batch.column(0).to_pylist()}
+        parts = self._open_parts()
+        known = self._ids(self._table) if parts else set()
         schema = self.about.schema()
 
         def new_entries() -> Iterator[pa.RecordBatch]:
-            for name in names:
-                for batch in self._scan(self._database.open_table(name), schema.names):
+            for part in parts.values():
+                for batch in self._scan(part, schema.names):
                     fresh = [i for i, one in enumerate(batch.column(0).to_pylist()) if one not in known]
                     known.update(batch.column(0).to_pylist())
                     if fresh:
                         rows = pa.Table.from_batches([batch]).take(pa.array(fresh)).cast(schema)
                         yield from rows.combine_chunks().to_batches()
 
-        waiting = sum(int(self._database.open_table(name).count_rows()) for name in names)
-        if waiting:
-            reader = pa.RecordBatchReader.from_batches(schema, new_entries())
-            _said(self.uri, self._table.add, reader)
-        self.drop_parts()
+        if any(part.count_rows() for part in parts.values()):
+            _said(self.uri, self._table.add, pa.RecordBatchReader.from_batches(schema, new_entries()))
+        self._drop(self._parts())
 
-    def drop_parts(self) -> None:
-        """Removes what waits to be committed."""
+    def _drop(self, names: Iterable[str]) -> None:
+        """Removes parts, also those that were half removed when a process was killed."""
+        for name in names:
+            try:
+                _said(self.uri, self._database.drop_table, name)
+            except SearchError:
+                folder = epath.Path(self.uri) / f"{name}.lance"
+                if folder.exists():
+                    folder.rmtree()
+
+    def _open_parts(self) -> dict[str, Any]:
+        """The parts that can be read. One that cannot was half removed when its process was killed: its entries are in
+        the gallery, and if not they are embedded again."""
+        found = {}
         for name in self._parts():
-            _said(self.uri, self._database.drop_table, name)
+            try:
+                table = _said(self.uri, self._database.open_table, name)
+                self._ids(table)  # every file of the part has ids
+            except SearchError:
+                continue
+            found[name] = table
+        return found
+
+    def _ids(self, table: Any) -> set[str]:
+        return {one for batch in self._scan(table, [ID]) for one in batch.column(0).to_pylist()}
 
     def make_index(self) -> None:
         from lancedb.index import IvfPq
@@ -250,18 +268,15 @@ class _LancePart(Part):
     def __init__(self, store: LanceStore, name: str) -> None:
         self._store, self._name = store, name
         schema = _stored(store.about)
-        if name in store._parts():
-            self._table = store._database.open_table(name)
-            if self._table.schema.metadata.get(METADATA) != schema.metadata[METADATA]:  # of another model
-                self._table = store._database.create_table(name, schema=schema, mode="overwrite")
-        else:
+        self._table: Any = store._open_parts().get(name)
+        if self._table is None or self._table.schema.metadata.get(METADATA) != schema.metadata[METADATA]:
+            store._drop([name] if name in store._parts() else [])  # half removed, or of another model
             self._table = _said(store.uri, store._database.create_table, name, schema=schema)
 
     def ids(self) -> set[str]:
         found: set[str] = set()
-        for name in self._store._parts():
-            for batch in self._store._scan(self._store._database.open_table(name), [ID]):
-                found.update(batch.column(0).to_pylist())
+        for table in self._store._open_parts().values():
+            found |= self._store._ids(table)
         return found
 
     def add(self, entries: pa.Table) -> None:

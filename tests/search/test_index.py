@@ -22,6 +22,7 @@ from irm_jax.search.crops import read_crops
 from irm_jax.search.index import Index
 from irm_jax.search.model import SearchModel
 from irm_jax.search.rebuild import rebuild
+from irm_jax.search.recall import recall
 from irm_jax.search.store import SearchError
 
 
@@ -239,6 +240,13 @@ def test_a_damaged_index_is_one_message(copy: Index, name: str, capsys: pytest.C
         path.write_bytes(path.read_bytes()[:40])
     assert command.main(["query", copy.store.uri, "--sentence", "a red shirt"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_recall_of_the_exact_search_is_one(index: Index) -> None:
+    lines = list(recall(index, 5, 8, "floor > 1"))
+    assert [line.split("recall@5 ")[1][:6] for line in lines[:2]] == ["1.0000", "1.0000"]
+    assert "18 entries pass" in lines[1]
+    assert lines[2].startswith("sentence ")
 
 
 def test_nothing_of_an_index_is_believed() -> None:

