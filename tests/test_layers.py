@@ -22,6 +22,7 @@ LAYERS = (
     "irm_jax.config.check",
     "irm_jax.run",
     "irm_jax.compile",
+    "irm_jax.pretrained",
     "irm_jax.embedder",
     "irm_jax.export",
     "irm_jax.search",
@@ -29,7 +30,7 @@ LAYERS = (
     "irm_jax.main",
     "irm_jax",
 )
-"""Lowest first. A module belongs to the longest prefix of its name; the package itself offers `Embedder`."""
+"""Lowest first. A module belongs to the longest prefix of its name; the package offers `Embedder` and `evaluate`."""
 
 
 def modules() -> dict[str, Path]:

@@ -14,29 +14,39 @@ from jaxtyping import Bool, Float, Float32, Int, Int32
 from data_pipelines.images import resize
 from data_pipelines.instructions import unknown_words
 from data_pipelines.instructions.tokenizer import Tokenizer
+from irm_jax.errors import UserError
 from irm_jax.models.encoders.features import ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction as EncodedInstruction
 from irm_jax.models.irm import IRM, Embedding, image_tokens
 from irm_jax.parallel import mesh as mesh_lib
 
-TABLE_ROWS = 1024
-"""Most distinct instructions that are encoded at a time."""
+TABLE_ROWS, LEAST_TABLE = 1024, 16
+"""Most distinct instructions that are encoded at a time, and to how many fewer ones are padded."""
 Instruction = str | np.ndarray
 """A sentence, or an instruction image u8[h,w,3] of any size."""
+
+
+class NotFiniteError(UserError, ValueError):
+    """Reports embeddings that are no numbers, of a checkpoint that diverged."""
 
 
 class EmbeddingModel:
     """A trained IRM as functions of host arrays. Rows are cut over the mesh; results come back whole on every host.
 
-    `batch_size`: images embedded at a time, rounded up to a multiple of the mesh.
+    `batch_size`: images embedded at a time, rounded up to a multiple of the mesh. `sizes`: smaller numbers of rows for
+    which programs are compiled too, so that one query is not padded to a whole batch.
     """
 
     def __init__(
-        self, model: IRM, variables: Mapping[str, Any], tokenizer: Tokenizer, mesh: Mesh, batch_size: int
-    ) -> None:
+        self, model: IRM, variables: Mapping[str, Any], tokenizer: Tokenizer, mesh: Mesh, batch_size: int,
+        sizes: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         self.model, self.mesh, self.tokenizer = model, mesh, tokenizer
         shards_of_rows = mesh_lib.row_shards(mesh)
         self.batch_size = -(-batch_size // shards_of_rows) * shards_of_rows
+        rounded = {-(-size // shards_of_rows) * shards_of_rows for size in sizes}
+        self.sizes = tuple(sorted(size for size in rounded if size < self.batch_size))
+        self.least_table = 1 if sizes else LEAST_TABLE
         self.variables = variables
         replicated = mesh_lib.replicated(mesh)
 
@@ -78,16 +88,18 @@ class EmbeddingModel:
         start = 0
         if sentence_at:
             tokens = self.tokens([str(instructions[i]) for i in sentence_at])
-            parts.append(self._call(self._sentences, _bucket(tokens)))
+            parts.append(self._call(self._sentences, self._bucket(tokens)))
             order[sentence_at] = np.arange(len(sentence_at))
             start = parts[0].feature.shape[0]
         if image_at:
             size = self.model.config.instruction_image_size
             images = np.stack([resize(np.asarray(instructions[i]), size) for i in image_at])
-            parts.append(self._call(self._templates, _bucket(images)))
+            parts.append(self._call(self._templates, self._bucket(images)))
             order[image_at] = start + np.arange(len(image_at))
+        if len(parts) == 1:  # in order already
+            return parts[0]
         table = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-        return self._take(table, _bucket(order))
+        return self._take(table, self._bucket(order))
 
     def image_features(self, images: np.ndarray) -> ImageFeatures:
         """Encodes a batch of images, cut over the mesh; `images` u8[n,H,W,3] are this host's `local_rows` of it."""
@@ -109,7 +121,7 @@ class EmbeddingModel:
             part = [str(s) for s in distinct[start : start + TABLE_ROWS]]
             encoded = self.instructions(part)
             pieces.append(np.asarray(self._call(self._project_sentences, encoded))[: len(part)])
-        return np.concatenate(pieces)[inverse]
+        return finite(np.concatenate(pieces))[inverse]
 
     def image_tokens(self, features: ImageFeatures) -> Float32[np.ndarray, "B N D"]:
         """The tokens of images that captions read in `match`: the class token, then the patches."""
@@ -121,7 +133,7 @@ class EmbeddingModel:
         tokens, masks = [], []
         for start in range(0, len(sentences), TABLE_ROWS):
             part = self.tokens(list(sentences[start : start + TABLE_ROWS]))
-            encoded = self._call(self._captions, _bucket(part))
+            encoded = self._call(self._captions, self._bucket(part))
             tokens.append(np.asarray(encoded.tokens)[: len(part)].astype(np.float32))
             masks.append(np.asarray(encoded.mask)[: len(part)])
         return np.concatenate(tokens), np.concatenate(masks)
@@ -146,7 +158,7 @@ class EmbeddingModel:
                 used, local = np.unique(which[rows], return_inverse=True)
                 table = self.instructions([distinct[i] for i in used])
             pieces.append(np.asarray(self.edit(self.image_features(images), table, local).embedding)[:kept])
-        return of_length_one(np.concatenate(pieces))
+        return of_length_one(finite(np.concatenate(pieces)))
 
     def project(self, load: Callable[[int], np.ndarray], count: int) -> Float[np.ndarray, "count P"]:
         """Projects the images load(0..count-1) (u8[H,W,3], any size) for captions; rows of length 1."""
@@ -154,17 +166,25 @@ class EmbeddingModel:
             np.asarray(self._call(self._encode_and_project, self._rows(images)))[:kept]
             for _, kept, images in self._loaded(load, count)
         ]
-        return of_length_one(np.concatenate(pieces))
+        return of_length_one(finite(np.concatenate(pieces)))
 
     def _loaded(self, load: Callable[[int], np.ndarray], count: int) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-        """Yields per batch: image numbers i[batch_size], how many are no padding, this host's images u8[n,H,W,3]."""
+        """Yields per batch: image numbers i[rows], how many are no padding, this host's images u8[n,H,W,3]."""
         size = self.model.config.image_size
         for start in range(0, count, self.batch_size):
             chunk = np.arange(start, min(start + self.batch_size, count))
-            rows = np.resize(chunk, self.batch_size)
-            here = rows[self.local_rows()]
+            padded = next((size for size in self.sizes if size >= len(chunk)), self.batch_size)
+            rows = np.resize(chunk, padded)
+            here = rows[mesh_lib.addressable_blocks(self.mesh, padded)]
             images = {i: resize(load(i), size) for i in np.unique(here).tolist()}
             yield rows, len(chunk), np.stack([images[i] for i in here.tolist()])
+
+    def _bucket(self, x: np.ndarray) -> np.ndarray:
+        """Pads axis 0 with copies of its first row to a power of two (of four below 16), so that few shapes compile."""
+        size = self.least_table
+        while size < len(x):
+            size *= 2 if size >= LEAST_TABLE else 4
+        return np.concatenate([x, np.broadcast_to(x[:1], (size - len(x), *x.shape[1:]))])
 
     def local_rows(self) -> list[int]:
         """The rows of a batch whose images this host has to read."""
@@ -199,9 +219,12 @@ def of_length_one(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _bucket(x: np.ndarray) -> np.ndarray:
-    """Pads axis 0 with copies of its first row to a power of two, so that few shapes are compiled."""
-    size = 16
-    while size < len(x):
-        size *= 2
-    return np.concatenate([x, np.broadcast_to(x[:1], (size - len(x), *x.shape[1:]))])
+def finite(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """The rows. Raises NotFiniteError for NaN or infinity in them."""
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise NotFiniteError(
+            f"{len(bad)} of {len(rows)} embeddings hold NaN or infinity, row {bad[0]} first: the training of this "
+            "checkpoint diverged, or its files are damaged. Take an earlier checkpoint"
+        )
+    return rows

@@ -1,0 +1,168 @@
+"""A model as a folder in the manner of Hugging Face: safetensors, configuration, tokenizer files, card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors_numpy
+
+from data_pipelines.files import lock, parse_json, write_atomically
+from data_pipelines.images import MAX_PIXELS
+from data_pipelines.instructions.tokenizer import VOCABULARY, Tokenizer
+from irm_jax.errors import UserError
+from irm_jax.models import config as model_config
+from irm_jax.models.config import IRMConfig
+from irm_jax.models.irm import IRM, initialise
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FORMAT = 1
+_FILES = [WEIGHTS, CONFIG, CARD, VOCABULARY, "tokenizer_config.json"]
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_CARD = """---
+library_name: irm_jax
+tags: [person-re-identification, jax]
+---
+
+# Instruction-guided person re-identification
+
+A model of Instruct-ReID++ in `irm_jax`, step {step}: images of {size} pixels, embeddings of {width} numbers.
+
+```python
+import irm_jax
+
+embedder = irm_jax.Embedder.from_pretrained("FOLDER OR OWNER/NAME")
+embeddings = embedder.embed(["a.jpg", "b.jpg"], "do not change clothes")  # rows of length 1: compare by dot product
+```
+
+Sentences are cleaned, split by `vocab.txt` (WordPiece, lower case) and {sep}; at most {length} ids. Say here what the
+model was trained on. Public data sets of people allow research only, and so do models of them.
+"""
+
+
+class PretrainedError(UserError, ValueError):
+    """A folder holds no model that can be read. The message says which, why, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A model with its weights. `variables`: `params` and `batch_stats`, arrays on the host."""
+
+    config: IRMConfig
+    variables: Mapping[str, Any]
+    tokenizer: Tokenizer
+    max_pixels: int = MAX_PIXELS
+    step: int = 0
+
+
+def _files(held: Pretrained) -> dict[str, bytes]:
+    """The content of each file of the folder."""
+    c, words = held.config, held.tokenizer
+    tensors = {path: np.asarray(x) for path, x in flatten_dict(dict(held.variables), sep="/").items()}
+    config = {
+        "model_type": "irm_jax", "format": FORMAT, "step": int(held.step), "max_pixels": int(held.max_pixels),
+        "model": model_config.to_json(c),
+    }  # fmt: skip
+    tokenizer = {
+        "tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": words.max_length,
+        "add_sep_token": words.sep,
+    }  # fmt: skip
+    card = _CARD.format(
+        step=held.step, size=" x ".join(map(str, c.image_size)), width=c.embedding_width, length=words.max_length,
+        sep="closed by [SEP]" if words.sep else "not closed by [SEP]",
+    )  # fmt: skip
+    return {
+        VOCABULARY: ("\n".join(words.entries) + "\n").encode(),
+        "tokenizer_config.json": (json.dumps(tokenizer, indent=1) + "\n").encode(),
+        CARD: card.encode(),
+        WEIGHTS: safetensors_numpy.save(
+            {path: np.ascontiguousarray(x) for path, x in tensors.items()}, {"format": "np"}
+        ),
+        CONFIG: (json.dumps(config, indent=1) + "\n").encode(),
+    }
+
+
+def save(folder: str | os.PathLike[str], held: Pretrained) -> None:
+    """Writes the folder, the configuration last: a folder with one is complete. See `Embedder.save_pretrained`."""
+    place = Path(folder).expanduser()
+    with lock(place):
+        if (place / CONFIG).exists():
+            raise PretrainedError(f"{place} holds a model already: delete it, or choose another folder")
+        for name, content in _files(held).items():
+            write_atomically(place / name, content)
+
+
+def load(source: str | os.PathLike[str], revision: str | None = None) -> Pretrained:
+    """Reads a folder, or a repository of the Hub. Raises PretrainedError."""
+    place = Path(source).expanduser()
+    if not place.is_dir():
+        if not _REPOSITORY.fullmatch(os.fspath(source)):
+            raise PretrainedError(f"there is no folder {source}, and it is no name owner/name of a repository")
+        place = _download(os.fspath(source), revision)
+    config = _config(place)
+    try:
+        saved = model_config.from_json(config["model"])
+        tokenizer = Tokenizer(place, saved.max_length, saved.sentence_sep)
+        arrays = _arrays(place / WEIGHTS)
+        numbers = int(config.get("max_pixels", MAX_PIXELS)), int(config.get("step", 0))
+    except (KeyError, TypeError, OSError, SafetensorError) as error:
+        raise PretrainedError(f"{place} is damaged ({type(error).__name__}: {error}): get it again") from error
+    _check(place, saved, arrays)
+    return Pretrained(saved, unflatten_dict(arrays, sep="/"), tokenizer, *numbers)
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by path. Raises SafetensorError and OSError."""
+    return dict(safetensors_numpy.load(file.read_bytes()))
+
+
+def _config(place: Path) -> dict[str, Any]:
+    try:
+        found = parse_json((place / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise PretrainedError(f"{place} holds no readable {CONFIG} ({error}): is it a model of irm_jax?") from error
+    if not isinstance(found, dict) or found.get("model_type") != "irm_jax":
+        raise PretrainedError(f"{place / CONFIG} is not that of a model of irm_jax: name a folder of save_pretrained")
+    if found.get("format") != FORMAT:
+        raise PretrainedError(f"{place} has format {found.get('format')}, this code reads {FORMAT}: update irm_jax")
+    return found
+
+
+def _check(place: Path, config: IRMConfig, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises PretrainedError unless the arrays are those of the model, and finite."""
+    tokens = jnp.ones((1, config.max_length), jnp.int32)
+    shapes = jax.eval_shape(lambda: IRM(config).init(jax.random.key(0), tokens, method=initialise))
+    wanted = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
+    wrong = sorted(
+        path for path in {*wanted, *arrays}
+        if path not in arrays or arrays[path].shape != wanted.get(path) or not np.all(np.isfinite(arrays[path]))
+    )  # fmt: skip
+    if wrong:
+        raise PretrainedError(
+            f"{place / WEIGHTS}: {len(wrong)} arrays are missing, of another shape or not finite, the first is "
+            f"{wrong[0]}: get it again"
+        )
+
+
+def _download(name: str, revision: str | None) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise PretrainedError(
+            f"there is no folder {name}; a repository of the Hub needs huggingface_hub: pip install -e '.[hub]'"
+        ) from error
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_FILES))
+    except Exception as error:  # of requests, of the Hub
+        first = (str(error).splitlines() or [""])[0]
+        raise PretrainedError(f"{name} is no folder here and cannot be had from the Hub: {first}") from error
