@@ -102,7 +102,9 @@ class Evaluator:
         neutral = o.task_free and test.task_free
         features = embed_set(
             self.embedder, test,
-            EmbedOptions(neutral, o.controls, o.flip, o.rescore_top > 0, o.workers, o.threads), swaps,
+            EmbedOptions(
+                neutral, o.controls, o.flip, o.rescore_top > 0, o.workers, o.threads, o.tau_similarity == "model"
+            ), swaps,
         )  # fmt: skip
         return EmbeddedSet(test, features, o, self.embedder.mesh)
 

@@ -52,6 +52,7 @@ class EmbedOptions:
     neutral: the variant NEUTRAL. controls: NEUTRAL and GREY.
     flip: FLIP, and the projection's mean over image and mirror.
     tokens: the images' tokens, which captions read in the matching head.
+    instruction: also keep the features of the records' own instructions, which mAP_tau by model similarity reads.
     workers, threads: see `ReadAhead`.
     """
 
@@ -61,14 +62,15 @@ class EmbedOptions:
     tokens: bool = False
     workers: int = 0
     threads: int = 2
+    instruction: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitFeatures:
     """Features of N records.
 
-    embedding: by variant. instruction: the instruction's own feature, by variant. projection: as captions compare
-    images; projection_flip: its mean over image and mirror. tokens: of the images.
+    embedding: by variant. instruction: of OWN, the feature of the instruction itself, where it was asked for.
+    projection: as captions compare images; projection_flip: its mean over image and mirror. tokens: of the images.
     """
 
     embedding: dict[str, Float32[np.ndarray, "N D2"]]
@@ -193,7 +195,7 @@ class _SplitEmbedding:
         flip = self.options.flip
         return SplitFeatures(
             embedding={name: joined("embedding", name) for name in [*names, *([FLIP] if flip else [])]},
-            instruction={name: joined("instruction", name) for name in names},
+            instruction={OWN: joined("instruction", OWN)} if ("instruction", OWN) in self.pieces else {},
             projection=joined("projection"),
             projection_flip=joined("projection", FLIP) if flip else None,
             tokens=joined("tokens") if self.options.tokens else None,
@@ -238,7 +240,8 @@ class _SplitEmbedding:
             seen = self.grey if variant.grey and self.grey is not None else features
             result = embedder.edit(seen, table, index[variant.name])
             embedding = keep("embedding", variant.name, np.asarray(result.embedding)[:kept])
-            keep("instruction", variant.name, np.asarray(result.instruction)[:kept])
+            if self.options.instruction and variant.name == OWN:
+                keep("instruction", OWN, np.asarray(result.instruction)[:kept])
             own = embedding if variant.name == OWN else own
         if self.options.flip:
             mirror = embedder.image_features(np.ascontiguousarray(images[:, :, ::-1]))
