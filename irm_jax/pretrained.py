@@ -68,7 +68,7 @@ class Pretrained:
 def _files(held: Pretrained) -> dict[str, bytes]:
     """The content of each file of the folder."""
     c, words = held.config, held.tokenizer
-    tensors = {path: np.asarray(x) for path, x in flatten_dict(dict(held.variables), sep="/").items()}
+    tensors = {path: np.asarray(x, order="C") for path, x in flatten_dict(dict(held.variables), sep="/").items()}
     config = {
         "model_type": "irm_jax", "format": FORMAT, "step": int(held.step), "max_pixels": int(held.max_pixels),
         "model": model_config.to_json(c),
@@ -85,9 +85,7 @@ def _files(held: Pretrained) -> dict[str, bytes]:
         VOCABULARY: ("\n".join(words.entries) + "\n").encode(),
         "tokenizer_config.json": (json.dumps(tokenizer, indent=1) + "\n").encode(),
         CARD: card.encode(),
-        WEIGHTS: safetensors_numpy.save(
-            {path: np.ascontiguousarray(x) for path, x in tensors.items()}, {"format": "np"}
-        ),
+        WEIGHTS: safetensors_numpy.save(tensors, {"format": "np"}),
         CONFIG: (json.dumps(config, indent=1) + "\n").encode(),
     }
 
