@@ -60,7 +60,7 @@ def test_too_little_memory_is_an_error_before_any_worker(monkeypatch):
 
 def make_and_tell(folder: Path, number: int) -> np.ndarray:
     (folder / str(number)).touch()
-    return np.full(2**18, number, np.uint8)  # more than a pipe's buffer
+    return np.full(2**16, number, np.int32)  # more than a pipe's buffer
 
 
 @pytest.mark.parametrize(("threads", "prefetch"), [(0, 1), (2, 3)])
