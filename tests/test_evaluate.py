@@ -221,7 +221,7 @@ def test_bad_pictures_are_named(embedder, people, tmp_path):
 
 
 def test_unknown_words_are_named_and_a_sentence_of_them_alone_is_refused(embedder, people, caplog):
-    """Two such sentences would have one embedding. Fails on ff46883."""
+    """Two such sentences would have one embedding."""
     _, pictures, _ = people
     for call in (
         lambda: embedder(pictures[:2], ["a red shirt", "穿红衣服的女人"]),

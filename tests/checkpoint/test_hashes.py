@@ -38,7 +38,6 @@ def contents(folder: Path) -> list[Path]:
 
 
 def test_a_flipped_bit_anywhere_is_named(saved: Path) -> None:
-    """Fails on ff46883, where 0 of 46 flips in arrays were noticed."""
     bare = jax.eval_shape(lambda: {"params": build(0).params, "batch_stats": build(0).batch_stats})
     files = contents(saved / "1" / "state")
     assert len(files) > 5

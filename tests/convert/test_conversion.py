@@ -284,7 +284,7 @@ def test_a_kind_of_storage_that_is_not_known_and_an_export_that_fails_are_one_me
 
 
 def test_a_layout_and_heads_that_the_weights_do_not_show(tmp_path):
-    """TransReID with stride 12 has 21 x 10 positions; its vit_small is 768 wide and has 8 heads. Fails on ff46883."""
+    """TransReID with stride 12 has 21 x 10 positions; its vit_small is 768 wide and has 8 heads."""
     shapes = weights.pass_vit() | {"pos_embed": (1, 210, 8)}
     with pytest.raises(ConvertError, match=r"210 patch positions .* say --hw_ratio, or --grid ROWSxCOLUMNS"):
         converted("pass", tmp_path, shapes, Options(heads=2))
@@ -304,7 +304,6 @@ def test_a_layout_and_heads_that_the_weights_do_not_show(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
-    """Fails on ff46883."""
     for value in (np.nan, np.inf):
         tensors = weights.write(weights.vit(), tmp_path / "w.safetensors")
         tensors["blocks.1.mlp.fc2.weight"][3, 2] = value
@@ -314,7 +313,6 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
 
 
 def test_a_conversion_that_was_killed_is_made_anew_and_a_changed_one_is_refused(tmp_path):
-    """Fails on ff46883, which calls half a manifest a conversion that is there already."""
     _, source, found = converted("vit", tmp_path)
     out = folder.save(found, source, tmp_path / "out")
     whole = (out / "manifest.json").read_text()
@@ -355,7 +353,6 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_no_weight_file_is_said_in_our_words(name, tmp_path):
-    """Fails on ff46883, which hands on torch's advice to execute the file."""
     if name.endswith((".pth", ".tar")) and name not in ("pointer.pth", "page.pth.tar", "empty.pth"):
         pytest.importorskip("torch")
     content, message = BROKEN[name]
@@ -368,7 +365,6 @@ def test_what_is_no_weight_file_is_said_in_our_words(name, tmp_path):
 
 @pytest.mark.parametrize("broken", [b"{", b"\xff\xfe", b"[1]", b'{"a":' * 100_000])
 def test_broken_files_beside_the_weights_are_named(broken, tmp_path):
-    """Fails on ff46883 with a traceback."""
     weights.write(weights.bert(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes(broken)
     with pytest.raises(ConvertError, match=r"config\.json (is no readable JSON|holds a list)"):
@@ -392,7 +388,7 @@ def test_broken_files_beside_the_weights_are_named(broken, tmp_path):
 
 
 def test_weight_decay_alone_is_no_training(tmp_path):
-    """A learning rate of 6e-5 and 1,000 steps leave scales of .99994. Fails on ff46883."""
+    """A learning rate of 6e-5 and 1,000 steps leave scales of .99994."""
     tensors, _, _ = converted("irm_release", tmp_path)
     for name in tensors:
         if name.startswith("module.fusion.") and ".norm" in name:
@@ -407,7 +403,7 @@ def test_weight_decay_alone_is_no_training(tmp_path):
 
 
 def test_original_names_load_where_they_came_from(tmp_path):
-    """A .pth.tar keeps its weights in a dictionary `state_dict`, whose keys are the names. Fails on ff46883."""
+    """A .pth.tar keeps its weights in a dictionary `state_dict`, whose keys are the names."""
     torch = pytest.importorskip("torch")
     tensors = weights.write(weights.irm_release(), tmp_path / "w.safetensors")
     released = {"state_dict": {name: torch.from_numpy(x) for name, x in tensors.items()}, "epoch": 3, "best_mAP": 0.5}

@@ -192,7 +192,7 @@ def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_build_waits_for_the_processes_of_a_killed_one(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
-    """A restart beside such a process found its file in data/ on ff46883, and TFDS a name that it cannot parse."""
+    """Its file must not lie in data/, where TFDS finds a name that it cannot parse."""
     work = leave_unfinished(tmp_path)
     left = work / shard_writer.SCRATCH / "123-toy-train.array_record-00001-of-00005"
     left.write_bytes(b"half a shard")
@@ -293,7 +293,7 @@ def test_wrong_arguments(tmp_path: Path, changes: dict, message: str) -> None:
 
 
 def test_a_folder_without_a_name_is_refused() -> None:
-    """On ff46883 the data sets went into the current folder."""
+    """The data sets would go into the current folder."""
     with pytest.raises(DatasetError, match="the folder for the data set is empty text: name one"):
         toy_shards.build("")
 
@@ -342,7 +342,7 @@ def test_procedural_command(
 
 
 def test_a_picture_may_be_named_like_an_address() -> None:
-    """Refused on ff46883 as a descriptor that shows its address."""
+    """Only an object that is printed with its address is refused."""
     item = reading.Picture("look at 0x7.jpg", "people/a man at 0xa", 0, 100, sentences=("seen at 0x1",))
     assert writer._describe(item) == repr(item)
     with pytest.raises(DatasetError, match="shows its address"):

@@ -231,7 +231,6 @@ def damaged_files(whole):
 
 
 def test_damaged_files_are_named(tmp_path):
-    """Fails on ff46883 with a traceback."""
     path = save(tmp_path / "a", a_ranking(1, 0.5), np.arange(200))
     whole = path.read_bytes()
     for content in damaged_files(whole):

@@ -373,7 +373,7 @@ def test_a_batch_can_be_drawn(reference, tmp_path: pathlib.Path):
 
 
 def test_a_caption_of_unknown_words_is_an_error_that_names_its_record(data, tmp_path):
-    """Two such captions would be the same to the model. Fails on ff46883."""
+    """Two such captions would be the same to the model."""
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nclothes\nany\nmodality\n")
     few = Tokenizer(tmp_path, max_length=24)
     plan = plan_batch([Unit.of_task("tiny_t2i", "t2i")], 8, 1, tokenizer=few)

@@ -43,7 +43,6 @@ def write_shard(path: Path, records: list[bytes]) -> None:
 
 
 def test_a_shard_of_another_build_of_the_same_size_is_noticed(copy: Path) -> None:
-    """Fails on ff46883: other pictures under the same labels, without a word."""
     shard = copy / "toy-train.array_record-00001-of-00005"
     others = [record_format.serialize(toy_shards.load(i + 1), (i + 1) % 5) for i in range(8, 16)]
     write_shard(shard, others)
@@ -57,7 +56,7 @@ def test_a_shard_of_another_build_of_the_same_size_is_noticed(copy: Path) -> Non
 
 
 def test_a_small_field_of_a_record_is_verified_too(copy: Path) -> None:
-    """The picture is the same, its caption another. Fails on ff46883."""
+    """The picture is the same, its caption another."""
     shard = copy / "toy-train.array_record-00000-of-00005"
     records = [record_format.serialize(toy_shards.load(i), i % 5) for i in range(8)]
     records[3] = records[3].replace("größe 3".encode(), "größe 4".encode())
@@ -69,7 +68,6 @@ def test_a_small_field_of_a_record_is_verified_too(copy: Path) -> None:
 
 
 def test_data_that_are_replaced_while_they_are_read_are_noticed(copy: Path) -> None:
-    """Fails on ff46883."""
     reader = open_dataset(copy.parent.parent, "toy").reader("query")
     assert reader[0]["file"] == "Ordner ä/100.jpg"
     shard = next(copy.glob("toy-query*"))
@@ -81,7 +79,7 @@ def test_data_that_are_replaced_while_they_are_read_are_noticed(copy: Path) -> N
 
 
 def test_an_index_of_another_build_is_noticed(copy: Path, tmp_path: Path) -> None:
-    """Its rows would give other people to the same pictures. Fails on ff46883."""
+    """Its rows would give other people to the same pictures."""
     toy_shards.build(tmp_path / "other", splits={**toy_shards.SPLITS, "train": range(1, 41)})
     shutil.copy(tmp_path / "other" / "toy" / "1.0.0" / "index-train.parquet", copy)
     dataset = open_dataset(copy.parent.parent, "toy")
@@ -92,7 +90,7 @@ def test_an_index_of_another_build_is_noticed(copy: Path, tmp_path: Path) -> Non
 
 
 def test_no_bit_of_a_manifest_flips_unnoticed(copy: Path) -> None:
-    """On ff46883 22 of 60 gave another manifest without a word, and 3 a KeyError."""
+    """Without a hash 22 of 60 give another manifest."""
     path, data_dir = copy / "manifest.json", copy.parent.parent
     written, right = path.read_bytes(), open_dataset(data_dir, "toy").manifest
     rng = np.random.default_rng(0)
@@ -117,7 +115,7 @@ def test_no_bit_of_a_manifest_flips_unnoticed(copy: Path) -> None:
     ],
 )
 def test_a_manifest_without_a_hash_is_looked_through(copy: Path, change, message: str) -> None:
-    """The last but one was taken on ff46883: every person had the name of another."""
+    """Taken, the last but one would give every person the name of another."""
     values = json.loads((copy / "manifest.json").read_text())
     del values[folder.OWN_HASH]
     change(values)

@@ -50,7 +50,6 @@ def test_upper_clothes_is_the_stated_box() -> None:
 
 
 def test_crop_of_a_turned_picture_is_upright_as_records_are() -> None:
-    """Fails on ff46883, which ignored EXIF's orientation in both."""
     pixels = np.zeros((100, 50, 3), np.uint8)
     pixels[:50] = (0, 0, 255)
     jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
