@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from irm_jax.config import check
 from irm_jax.embedder import Embedder, ImageError
 from irm_jax.errors import UserError
 from irm_jax.evaluation import compare, folders
+from irm_jax.evaluation.embed import NotFiniteError
 from irm_jax.evaluation.features import EmbedOptions, Variant, embed_split
 from irm_jax.evaluation.figures import read_results
 from irm_jax.evaluation.report import explain
@@ -218,6 +220,16 @@ def test_bad_pictures_are_named(embedder, people, tmp_path):
         embedder([np.zeros((4, 4, 3), np.float32)])
     with pytest.raises(ValueError, match="2 images but 1 instructions"):
         embedder(pictures[:2], ["a red shirt"])
+
+
+def test_embeddings_of_a_diverged_model_are_refused(embedder, people, monkeypatch):
+    _, pictures, _ = people
+    diverged = jax.tree.map(lambda x: x * np.float32(np.nan), embedder.variables)
+    monkeypatch.setattr(embedder._model, "variables", diverged)
+    two, sentences = pictures[:2], ["a red shirt", "a blue shirt"]
+    for embed, given in ((embedder.embed, two), (embedder.project_images, two), (embedder.embed_text, sentences)):
+        with pytest.raises(NotFiniteError, match=r"2 of 2 embeddings hold NaN or infinity"):
+            embed(given)
 
 
 def test_unknown_words_are_named_and_a_sentence_of_them_alone_is_refused(embedder, people, caplog):

@@ -232,7 +232,10 @@ def test_help_explains_the_modes():
     result = run("-m", "irm_jax.main", "--help")
     assert result.returncode == 0
     said = " ".join(result.stdout.split())
-    assert "train, evaluate a checkpoint, embed a folder, compare runs, or compile for devices that are not" in said
+    assert (
+        "train, evaluate a checkpoint, embed a folder, explain a query, compare runs, or compile for absent devices"
+        in said
+    )
 
 
 MISTAKES = {

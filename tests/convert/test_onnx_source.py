@@ -51,7 +51,7 @@ def test_names_come_from_the_graph(file):
 
 
 def test_what_is_no_onnx_file_or_cannot_be_read_is_said(tmp_path, monkeypatch):
-    (tmp_path / "w.onnx").write_bytes(b"no graph")
+    (tmp_path / "w.onnx").write_bytes(b"\xff\x00no graph")
     with pytest.raises(ConvertError, match=r"w\.onnx is no readable weight file"):
         Source(tmp_path / "w.onnx")
 
@@ -61,3 +61,15 @@ def test_what_is_no_onnx_file_or_cannot_be_read_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_source, "read", missing)
     with pytest.raises(ConvertError, match="the package onnx is not installed: pip install"):
         Source(tmp_path / "w.onnx")
+
+
+def test_a_graph_in_a_circle_comes_to_an_end(file):
+    path, arrays = file
+    model = onnx.load(str(path))
+    circle = [node for node in model.graph.node if node.op_type == "Reshape"]
+    circle[0].input[0] = circle[1].output[0]
+    onnx.save(model, str(path))
+    found, notes = onnx_source.read(path)
+    assert "m.embeddings.position_embeddings" not in found
+    np.testing.assert_array_equal(found["onnx::Reshape_5"], arrays["onnx::Reshape_5"])
+    assert notes == ["names from the graph: 2 weights by their biases"]
