@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from irm_jax.config import evaluation_set, from_scratch, keys, train_unit
+from irm_jax.config import evaluation_set, keys, small_real, train_unit
 
 
 def get_config() -> ConfigDict:
-    config = from_scratch(keys.get_config())
+    config = small_real(keys.get_config())
     with config.unlocked():
         config.data.train.market1501 = train_unit("market1501", "trad")
         config.evaluation.sets.market1501 = evaluation_set("market1501", "trad", ("market",))
-    config.data.build_missing = False
-    config.data.batch_size = 128
     config.data.augment.erase_probability = 0.5
-    config.model.identity_multiple = 256
-    config.optimizer.warmup_steps = 100
     config.train.steps = 5000
     config.checkpoint.every = 1000
     return config

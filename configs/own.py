@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from irm_jax.config import from_scratch, keys
+from irm_jax.config import keys, small_real
 
 
 def get_config() -> ConfigDict:
-    config = from_scratch(keys.get_config())
+    config = small_real(keys.get_config())
     config.data.table = "crops.csv"  # yours: --config.data.table=FILE
-    config.data.build_missing = False
-    config.data.batch_size = 128
     config.data.repeat_people = True  # a batch may have more places than a small table has people
     config.data.augment.erase_probability = 0.5
-    config.model.identity_multiple = 256
-    config.optimizer.warmup_steps = 100
     config.train.steps = 2000
     config.checkpoint.every = 500
     return config

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from irm_jax.config import data_sets, from_scratch, keys
+from irm_jax.config import data_sets, keys, small_real
 
 
 def get_config(sets: str = "market1501:msmt17") -> ConfigDict:
     """`sets`: names to train on, a colon, names to test on. Names are separated by commas."""
     train, _, test = sets.partition(":")
-    config = from_scratch(keys.get_config())
+    config = small_real(keys.get_config())
     data_sets.train_on(config, [name for name in train.split(",") if name])
     data_sets.test_on(config, [name for name in test.split(",") if name])
-    config.data.build_missing = False
-    config.data.batch_size = 128
-    config.model.identity_multiple = 256
-    config.optimizer.warmup_steps = 100
     config.train.steps = 5000
     config.checkpoint.every = 1000
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import threading
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 
 from data_pipelines.images import Picture, pixels_of
 from data_pipelines.tasks import NEUTRAL_SENTENCE
@@ -28,6 +30,31 @@ SIZES = (1, 4, 16, 64)
 """Numbers of rows that programs are compiled for, beside whole batches."""
 LOGGED_EVERY = 20
 """Batches per progress line."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Opened:
+    """A checkpoint that was opened: the run's folder, the step, the saved configuration, and the model."""
+
+    workdir: epath.Path
+    step: int
+    config: ConfigDict
+    model: EmbeddingModel
+
+
+def open_checkpoint(checkpoint_dir: str | os.PathLike[str], step: Any = None, batch_size: int = 64) -> Opened:
+    """Opens a checkpoint on the devices of this process, for whole batches and for a few rows; see `Embedder`."""
+    workdir = epath.Path(checkpoint_dir).expanduser()
+    if workdir.name == run.CHECKPOINTS:
+        workdir = workdir.parent
+    _, saved = checkpoint.read_metadata(workdir / run.CHECKPOINTS, step)
+    config = keys.completed(saved["config"])
+    config.evaluation.batch_size = batch_size
+    run.enable_compilation_cache(config)
+    found_step, restored = run.from_checkpoint(config, workdir, step, mesh=_mesh())
+    found = restored.saved_model(workdir, found_step)
+    model = EmbeddingModel(found.model, found.variables, found.tokenizer, found.mesh, batch_size, SIZES)
+    return Opened(workdir, found_step, config, model)
 
 
 class Embedder:
@@ -51,19 +78,9 @@ class Embedder:
     """
 
     def __init__(self, checkpoint_dir: str | os.PathLike[str], *, step: Any = None, batch_size: int = 64) -> None:
-        workdir = epath.Path(checkpoint_dir).expanduser()
-        if workdir.name == run.CHECKPOINTS:
-            workdir = workdir.parent
-        _, saved = checkpoint.read_metadata(workdir / run.CHECKPOINTS, step)
-        config = keys.completed(saved["config"])
-        config.evaluation.batch_size = batch_size
-        run.enable_compilation_cache(config)
-        self.step, restored = run.from_checkpoint(config, workdir, step, mesh=_mesh())
-        found = restored.saved_model(workdir, self.step)
-        self._set(
-            EmbeddingModel(found.model, found.variables, found.tokenizer, found.mesh, batch_size, SIZES),
-            config.data.max_pixels,
-        )
+        opened = open_checkpoint(checkpoint_dir, step, batch_size)
+        self.step = opened.step
+        self._set(opened.model, opened.config.data.max_pixels)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], *, revision: str | None = None,

@@ -24,6 +24,16 @@ def from_scratch(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def small_real(config: ConfigDict) -> ConfigDict:
+    """Sets what the `tiny` model learns built data sets of real people with: `from_scratch`, in batches of 128 rows."""
+    from_scratch(config)
+    config.data.build_missing = False
+    config.data.batch_size = 128
+    config.model.identity_multiple = 256
+    config.optimizer.warmup_steps = 100
+    return config
+
+
 def muon_and_pooled_class(config: ConfigDict) -> ConfigDict:
     """Sets the optimizer muon and a class token that starts from the pooled picture; ours, not the paper's.
 

@@ -151,7 +151,7 @@ class EmbeddingModel:
         which = np.asarray(remap)
         whole_table = self.instructions(distinct) if len(distinct) <= TABLE_ROWS else None
         pieces = []
-        for rows, kept, images in self._loaded(load, len(instructions)):
+        for rows, kept, images in self.batches(load, len(instructions)):
             if whole_table is not None:
                 table, local = whole_table, which[rows]
             else:
@@ -164,11 +164,11 @@ class EmbeddingModel:
         """Projects the images load(0..count-1) (u8[H,W,3], any size) for captions; rows of length 1."""
         pieces = [
             np.asarray(self._call(self._encode_and_project, self._rows(images)))[:kept]
-            for _, kept, images in self._loaded(load, count)
+            for _, kept, images in self.batches(load, count)
         ]
         return of_length_one(finite(np.concatenate(pieces)))
 
-    def _loaded(self, load: Callable[[int], np.ndarray], count: int) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+    def batches(self, load: Callable[[int], np.ndarray], count: int) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
         """Yields per batch: image numbers i[rows], how many are no padding, this host's images u8[n,H,W,3]."""
         size = self.model.config.image_size
         for start in range(0, count, self.batch_size):

@@ -31,7 +31,6 @@ from irm_jax.search.store import (
     Direct,
     GalleryStore,
     Part,
-    SearchError,
     ids_of,
     vector_column,
 )
@@ -177,8 +176,6 @@ class _Adding:
         if not batch:
             return
         neutral, caption = self.model.embed_pictures([picture.pixels for _, picture in batch])
-        if not (np.isfinite(neutral).all() and np.isfinite(caption).all()):
-            raise SearchError(f"the model {self.model.workdir} gives numbers that are not finite: it has diverged")
         self._waiting += [
             (crop, picture, (neutral[i], caption[i])) for i, (crop, picture) in enumerate(batch)
         ]  # fmt: skip

@@ -5,24 +5,18 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jaxtyping import Float, Float32
 
-from data_pipelines.images import resize
 from data_pipelines.tasks import NEUTRAL_SENTENCE
-from irm_jax import checkpoint, run
-from irm_jax.config import keys
-from irm_jax.evaluation.embed import EmbeddingModel, Instruction, of_length_one
+from irm_jax.embedder import open_checkpoint
+from irm_jax.evaluation.embed import EmbeddingModel, Instruction, finite, of_length_one
 from irm_jax.models.instruction_encoder import Instruction as EncodedInstruction
-from irm_jax.parallel import mesh as mesh_lib
 
-BUCKETS = (1, 4, 16, 64)
-"""Numbers of pictures that are compiled for."""
 KEPT_INSTRUCTIONS = 64
 
 
@@ -37,18 +31,12 @@ class SearchModel:
     """
 
     def __init__(self, workdir: str, step: Any = None) -> None:
-        folder = epath.Path(workdir).expanduser()
-        if folder.name == run.CHECKPOINTS:
-            folder = folder.parent
-        _, saved = checkpoint.read_metadata(folder / run.CHECKPOINTS, step)
-        config = keys.completed(saved["config"])
-        config.evaluation.batch_size = BUCKETS[-1]
-        run.enable_compilation_cache(config)
-        mesh = mesh_lib.make_mesh({"data": -1, "fsdp": 1, "model": 1}, jax.local_devices())
-        self.step, restored = run.from_checkpoint(config, folder, step, mesh=mesh)
+        opened = open_checkpoint(workdir, step)
+        folder = opened.workdir
+        self.step = opened.step
         self.workdir = str(folder if "://" in str(folder) else folder.resolve())
-        self._model: EmbeddingModel = restored.saved_model(folder, self.step)
-        self.judges = bool(self._model.model.config.fusion_depth and config.loss.matching_weight > 0)
+        self._model = opened.model
+        self.judges = bool(self._model.model.config.fusion_depth and opened.config.loss.matching_weight > 0)
         """Whether a matching head was trained."""
         self._lock = threading.Lock()
         self._instructions: OrderedDict[Any, EncodedInstruction] = OrderedDict()
@@ -121,23 +109,14 @@ class SearchModel:
         self._instructions.move_to_end(key)
         return self._instructions[key]
 
-    def _batches(self, pictures: Sequence[np.ndarray]) -> Any:
+    def _batches(self, pictures: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
         """Yields batches u8[n,H,W,3] of a compiled size, and how many pictures of each are no padding."""
-        start = 0
-        while start < len(pictures):
-            part = [resize(one, self.image_size) for one in pictures[start : start + BUCKETS[-1]]]
-            size = self._rows(len(part))
-            yield np.stack([*part, *[part[0]] * (size - len(part))]), len(part)
-            start += len(part)
-
-    def _rows(self, count: int) -> int:
-        """The smallest compiled number of rows that holds so many pictures; a multiple of the devices."""
-        shards = mesh_lib.row_shards(self._model.mesh)
-        return -(-next(size for size in BUCKETS if size >= min(count, BUCKETS[-1])) // shards) * shards
+        for _, kept, batch in self._model.batches(lambda number: pictures[number], len(pictures)):
+            yield batch, kept
 
 
 def _unit(pieces: Sequence[np.ndarray]) -> Float32[np.ndarray, "n d"]:
-    return of_length_one(np.concatenate(pieces).astype(np.float32)).astype(np.float32)
+    return of_length_one(finite(np.concatenate(pieces).astype(np.float32)))
 
 
 def _fingerprint(model: EmbeddingModel) -> str:

@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from irm_jax.search import crops
 from irm_jax.search.gallery import rounded
 from irm_jax.search.ingest import BATCH, Progress
 from irm_jax.search.model import SearchModel
-from irm_jax.search.store import PICTURE, SPACES, About, GalleryStore, SearchError, vector_column
+from irm_jax.search.store import PICTURE, SPACES, About, GalleryStore, vector_column
 from irm_jax.search.thresholds import read_thresholds
 
 
@@ -58,8 +57,6 @@ def _embedded(
                     for one, data in zip(rows.column(0).to_pylist(), pictures, strict=True)
                 ]
             )
-            if not all(np.isfinite(part).all() for part in vectors):
-                raise SearchError(f"the model {model.workdir} gives numbers that are not finite: it has diverged")
             columns = {name: rows.column(i) for i, name in enumerate(old)}
             for space, part in zip(SPACES, vectors, strict=True):
                 field = schema.field(vector_column(space))

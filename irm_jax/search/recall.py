@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipelines.instructions.sentences import wanted_sentence
 from data_pipelines.procedural.outfits import BASE_SLOTS
+from irm_jax.evaluation.embed import of_length_one
 from irm_jax.search import filters
 from irm_jax.search.filters import Filter, Predicate
 from irm_jax.search.index import Index
@@ -52,8 +53,8 @@ def recall(index: Index, top: int, queries: int, where: str | None) -> Iterator[
 
 
 def _noisy(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    made = vectors + 0.1 * rng.standard_normal(vectors.shape).astype(np.float32) / np.sqrt(vectors.shape[1])
-    return made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
+    noise = rng.standard_normal(vectors.shape).astype(np.float32) / np.sqrt(vectors.shape[1])
+    return of_length_one(vectors + 0.1 * noise)
 
 
 def _sentences(rng: np.random.Generator, count: int) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
-from irm_jax.evaluation.embed import EmbeddingModel
+from irm_jax.evaluation.embed import EmbeddingModel, of_length_one
 from irm_jax.evaluation.ranking.scores import Placed, PlacedOnHost, Scores, Selection, rows_of
 from irm_jax.parallel import mesh as mesh_lib
 
@@ -65,9 +65,7 @@ class Rescored(Scores):
         top: int,
         mesh: Mesh | None = None,
     ) -> None:
-        self._query, self._gallery = (
-            x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (query, gallery)
-        )
+        self._query, self._gallery = of_length_one(query), of_length_one(gallery)
         self._match, self._top, self._mesh = match, top, mesh
 
     def place(self, selection: Selection) -> Placed:

@@ -18,20 +18,6 @@ from data_pipelines.errors import DatasetError
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "shards_with_npz_index.tar.gz"
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("built")
-    toy_shards.build(out)
-    return out
-
-
-@pytest.fixture
-def copy(built: Path, tmp_path: Path) -> Path:
-    """Copies the data folder, to be damaged; returns the version folder."""
-    shutil.copytree(built, tmp_path / "data")
-    return tmp_path / "data" / "toy" / "1.0.0"
-
-
 def write_shard(path: Path, records: list[bytes]) -> None:
     """Writes a shard as the builder does; small ones are padded to one size."""
     size = path.stat().st_size

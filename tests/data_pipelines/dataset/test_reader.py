@@ -21,20 +21,6 @@ from data_pipelines.dataset.reader import dataset_names, open_dataset
 from data_pipelines.errors import DatasetError
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("built")
-    toy_shards.build(out)
-    return out
-
-
-@pytest.fixture
-def copy(built: Path, tmp_path: Path) -> Path:
-    """Copies the data folder, to be damaged; returns the version folder."""
-    shutil.copytree(built, tmp_path / "data")
-    return tmp_path / "data" / "toy" / "1.0.0"
-
-
 def test_records_come_back_as_written(built: Path) -> None:
     dataset = open_dataset(built, "toy")
     assert dataset.splits == ("train", "query", "gallery")
