@@ -233,7 +233,7 @@ def write_json(path: Path | epath.Path, value: Any) -> None:
 
 
 def check_writable(path: Path | epath.Path) -> None:
-    """Raises WriteError if a local file cannot be written: before the work of which it is to hold the result."""
+    """Raises WriteError if a local file cannot be written, before long work whose result goes there."""
     if storage.is_remote(path):
         return
     with _explained(path):

@@ -137,7 +137,7 @@ def _config(place: Path) -> dict[str, Any]:
 
 
 def _check(place: Path, config: IRMConfig, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises PretrainedError unless the arrays are those of the model, and finite."""
+    """Raises PretrainedError unless the arrays have the model's names and shapes, and are finite."""
     tokens = jnp.ones((1, config.max_length), jnp.int32)
     shapes = jax.eval_shape(lambda: IRM(config).init(jax.random.key(0), tokens, method=initialise))
     wanted = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}

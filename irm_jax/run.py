@@ -134,7 +134,7 @@ class Run:
     def check_training(self) -> None:
         """Raises ConfigError for data that must not be trained on: blocks that do not divide, leaks into test sets.
 
-        Raises UnknownWordsError for test sentences of which the model would read nothing.
+        Raises UnknownWordsError for a test sentence without a known word.
         """
         if problem := check.block_problem(self.config, mesh_lib.row_shards(self.mesh)):
             raise ConfigError(problem)

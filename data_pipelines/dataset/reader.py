@@ -160,7 +160,7 @@ class Dataset:
 
     @property
     def people(self) -> list[str]:
-        """The names in `manifest.people`, in its order, as they are compared with those of other data sets."""
+        """The names in `manifest.people`, in its order, in the form in which data sets are compared."""
         return [same_name(name) for name in self.manifest.people]
 
     @property

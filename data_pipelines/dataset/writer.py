@@ -212,7 +212,7 @@ def _is_stated(value: Any) -> bool:
         return all(map(_is_stated, value))
     if dataclasses.is_dataclass(value):
         return all(_is_stated(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr)
-    # As object's own repr, and those of functions and the like, begin and end.
+    # The default text of an object or a function shows its address.
     return isinstance(value, (str, bytes)) or not re.search(r"<.* at 0x[0-9a-f]+>", repr(value))
 
 

@@ -14,14 +14,14 @@ LISTED = 5
 
 
 class UnknownWordsError(UserError, ValueError):
-    """Reports a sentence of which the model would read nothing; the message names it and its words."""
+    """Reports a sentence without a word that the vocabulary knows; the message names both."""
 
 
 def check(tokenizer: Tokenizer, sentences: Sequence[str], where: str = "", *, warn: bool = True) -> None:
     """Checks that the vocabulary knows the words of sentences that a model is about to read.
 
     Two sentences without a known word are the same one to the model. A word is known if it has an entry, or is built
-    of pieces of which at most half are single letters.
+    of pieces and at most half of its letters are pieces of their own.
 
     Args:
       tokenizer: the model's.

@@ -136,7 +136,7 @@ def _add_model(config: ConfigDict) -> None:
     config.model.remat = "none"  # what backward passes recompute: none | minimal (all but dense layers) | full
     config.model.mask_instruction_padding = True  # False: attend to padding, as the released code does
     config.model.pooled_class_token = False  # of the ViTs: it starts from the pooled patches (ours; not the paper's)
-    config.model.sentence_sep = True  # end sentences with [SEP]; those of ALBEF, RaSa and the released IRM have none
+    config.model.sentence_sep = True  # end sentences with [SEP]; ALBEF, RaSa and the released IRM do not
     config.model.vocab_multiple = 256  # the word table is padded to a multiple of this
     config.model.identity_multiple = 1024  # the identity heads are padded to a multiple of this
     config.model.width = config_dict.placeholder(int)  # of all encoders

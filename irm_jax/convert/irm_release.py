@@ -132,7 +132,7 @@ def _add_editing(conversion: Conversion, tensors: Tensors, encoder: Sizes, origi
 
 
 def _never_learned(norm: np.ndarray, is_scale: bool) -> bool:
-    """Whether a norm's scales or biases are those of a start, shrunk by weight decay or not."""
+    """Whether a norm's scales or biases still have their first values, shrunk by weight decay or not."""
     values = norm.astype(np.float64)
     return bool(np.ptp(values) <= 1e-6 * np.abs(values).max()) if is_scale else not np.any(values)
 

@@ -224,7 +224,7 @@ def compare_runs(
 
 
 def compare_with_first(runs: Sequence[str | os.PathLike[str]], *, samples: int) -> list[Comparison]:
-    """Compares each run with the first: rows of `compare_runs`, those of one figure and metric beside each other."""
+    """Compares each run with the first; returns the rows of `compare_runs`, ordered by figure and metric."""
     rows = [row for other in runs[1:] for row in compare_runs(runs[0], other, samples=samples)]
     return sorted(rows, key=lambda row: (row.figure, METRICS.index(row.metric)))
 

@@ -56,7 +56,7 @@ class IRMConfig:
     pooled_class_token: bool = False  # of the ViTs: it starts from the pooled patches
     temperature: float = 0.07
     mask_instruction_padding: bool = True
-    sentence_sep: bool = True  # sentences end with [SEP]; those of ALBEF, RaSa and the released IRM do not
+    sentence_sep: bool = True  # sentences end with [SEP]; in ALBEF, RaSa and the released IRM they do not
     instruction_tokens: int | None = None  # read by the editing transformer, at least a template's; None = all
     dtype: str = "float32"  # of the computation; parameters are float32
     scan_layers: bool = False

@@ -23,9 +23,9 @@ from irm_jax.search.index import Answer, Index
 from irm_jax.search.store import SearchError
 
 SEED, TASK = 7, "t2i"
-"""Of the drawn people; another seed than that of the training sets."""
+"""Seed and task of the drawn people; the training sets are drawn with another seed."""
 PICTURES = 4
-"""Per person."""
+"""Pictures per person."""
 CAMERAS = ("gate", "hall", "yard", "shop", "car park", "stairs", "roof", "office")
 START = datetime.datetime(2026, 1, 1, 8)
 RUN = "runs/quickstart"
@@ -53,7 +53,7 @@ EXAMPLES = (
 
 
 def prepare(folder: Path, people: int, model: str | None) -> Index:
-    """Draws people, builds the index (what is there already is kept), answers the examples; returns the index.
+    """Draws people, builds or completes the index, answers the examples; returns the index.
 
     Raises as `_model`.
     """

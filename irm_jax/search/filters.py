@@ -60,7 +60,7 @@ class Predicate:
 
 @dataclasses.dataclass(frozen=True)
 class Junction:
-    """Several filters of which all ("and") or at least one ("or") must hold."""
+    """Several filters: all of them ("and") or at least one ("or") must hold."""
 
     word: str
     parts: tuple[Filter, ...]

@@ -58,7 +58,7 @@ def _noisy(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _sentences(rng: np.random.Generator, count: int) -> list[str]:
-    """Sentences on clothes, drawn as those of the benchmark."""
+    """Returns drawn sentences about clothes, as the benchmark has them."""
     made = []
     for _ in range(count):
         worn = {slot.name: slot.values[int(rng.integers(len(slot.values)))] for slot in BASE_SLOTS}

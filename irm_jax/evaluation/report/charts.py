@@ -230,7 +230,7 @@ class Scatter:
 
 
 def scatter_chart(title: str, data: Scatter, marked: Sequence[tuple[str, float, float]], size: int = 400) -> Markup:
-    """Returns a `<figure>`: a point each, those of no group small and grey, without axes.
+    """Returns a `<figure>` without axes, with one point per image; points without a group are small and grey.
 
     `marked`: (name, x, y) of points that stand out, joined by a line; the last is filled.
     """
@@ -244,7 +244,7 @@ def scatter_chart(title: str, data: Scatter, marked: Sequence[tuple[str, float, 
         return size / 2 + float(x), size / 2 - float(y)
 
     parts = []
-    for place in np.argsort(np.asarray(data.group), kind="stable").tolist():  # those of no group below the others
+    for place in np.argsort(np.asarray(data.group), kind="stable").tolist():  # points without a group come first
         group = data.group[place]
         shape = "circle" if group < 0 else MARKS[group % len(MARKS)]
         css = "other" if group < 0 else f"dot s{group % len(DASHES)}"

@@ -226,7 +226,7 @@ def _person(scored: Scored, image: int, value: float, words: str) -> Person:
 def maps(scored: Scored, options: Options) -> tuple[list[Any], str]:
     """Charts of the gallery coloured by person and by camera, with the query without and with its instruction.
 
-    At most `options.points` images are drawn: those of the coloured people first, then others at random.
+    At most `options.points` images are drawn: the coloured people's first, then others at random.
     """
     records, identity = scored.test.gallery.records, scored.identity
     near = [int(identity[i]) for i in np.argsort(-scored.scores[:, 1], kind="stable")[:50] if not scored.itself[i]]
@@ -264,8 +264,8 @@ def page(
 ) -> str:
     """Returns the page; `facts` are named values of the run that its head shows. Every process must call it.
 
-    Raises UserError for a map that needs a library that is not installed, UnknownWordsError for an instruction of which
-    the model would read nothing, ImageError for a gallery picture that cannot be read.
+    Raises UserError for a map that needs a library that is not installed, UnknownWordsError for an instruction
+    without a known word, ImageError for a gallery picture that cannot be read.
     """
     scored = score(embedder, test, question, options)
     charts, map_words = maps(scored, options)

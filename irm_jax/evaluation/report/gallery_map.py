@@ -60,7 +60,7 @@ def main_axes(rows: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n 2"],
 
 
 def most_frequent(groups: Int[np.ndarray, " n"], first: list[int], most: int) -> list[int]:
-    """Returns up to `most` groups to be coloured: those of `first`, then the largest others; -1 is none."""
+    """Returns up to `most` groups to colour: `first`, then the largest others. -1 is no group."""
     names, counts = np.unique(groups[groups >= 0], return_counts=True)
     by_size = names[np.argsort(-counts, kind="stable")].tolist()
     return list(dict.fromkeys([*(g for g in first if g in by_size), *by_size]))[:most]
