@@ -22,10 +22,10 @@ from tests.soak.results import read_bytes, read_conversion, read_run
 ROOT = Path(__file__).resolve().parents[2]
 BUILDER = """
 import functools, sys
-from data_pipelines import build, procedural
+from data_pipelines import build, commands, procedural
 small = procedural.Benchmark(train_people=16, test_people=6, image_size=(64, 32))
 procedural.build = functools.partial(procedural.build, benchmark=small)
-sys.exit(build.main(sys.argv[1:]))
+sys.exit(commands.run(build.main))
 """
 
 

@@ -128,10 +128,11 @@ def test_a_reader_that_ends_itself_is_an_error_too():
 
 
 PROGRAM = """
-import functools, sys, time
+import functools, signal, sys, time
 from pathlib import Path
 from data_pipelines.batches.prefetch import ReadAhead, Stream
 from test_prefetch import make_and_tell
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
 with Stream(functools.partial(make_and_tell, Path(sys.argv[1])), 0, 10**6, ReadAhead(workers=2)) as made:
     next(made), next(made)
     try:
