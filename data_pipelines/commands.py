@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def run(main: Callable[[], int | None]) -> int:
     0 done; 1 worth another start: a RetryError, or Ctrl-C; 2 something that its user has to change: a UserError.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    before, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
         return main() or 0
     except (UserError, RetryError) as error:
@@ -33,6 +35,18 @@ def run(main: Callable[[], int | None]) -> int:
         return RetryError.exit_status
     finally:
         end_silently_at_ctrl_c()  # while the interpreter ends
+        sys.unraisablehook = before
+
+
+def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Sends a Ctrl-C again that came within a finalizer or a callback of the garbage collector, where it is lost."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        # From a thread and later: here it would be lost as well.
+        again = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def status_of(error: UserError | RetryError) -> int:

@@ -1,9 +1,11 @@
 """How commands end: status and message, whatever the error; Ctrl-C at any moment leaves no traceback."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,31 @@ from data_pipelines import commands
 load = functools.partial(toy_shards.load, block_at=30)
 sys.exit(commands.run(lambda: toy_shards.build(Path(sys.argv[1]), load=load, workers=2) and None))
 """
+
+
+def test_ctrl_c_within_the_garbage_collector_is_not_lost(capsys):
+    def collect(phase, _):
+        if phase == "start":
+            gc.callbacks.clear()
+            raise KeyboardInterrupt
+
+    def main():
+        kept = list(gc.callbacks)
+        gc.callbacks[:] = [collect]
+        try:
+            gc.collect()
+            for _ in range(1000):
+                time.sleep(0.001)
+        finally:
+            gc.callbacks[:] = kept
+
+    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    try:
+        assert commands.run(main) == 1
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+    assert sys.unraisablehook is before[1]
+    assert capsys.readouterr().err == STOPPED
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
