@@ -58,6 +58,22 @@ CAPTION_VARIANTS: dict[str, tuple[str, ...]] = {
         "--config.momentum.second_view=True",
     ),
 }
+MUON = ("--config.optimizer.name=muon", "--config.optimizer.learning_rate=5e-3")
+POOLED = ("--config.model.pooled_class_token=True",)
+NEUTRAL = ("--config.data.instruction_dropout=0.5",)
+FIT = (*MUON, *POOLED)
+ROWS = ("--config.loss.contrast_weight=1",)
+COMPOSED = ("--config.loss.composed_contrast_weight=1",)
+RECIPE_VARIANTS: dict[str, tuple[str, ...]] = {
+    "paper": (),
+    "muon": MUON,
+    "pooled": POOLED,
+    "muon_pooled": FIT,
+    "neutral": (*FIT, *NEUTRAL),
+    "composed": (*FIT, *COMPOSED),
+    "rows": (*FIT, *ROWS),
+    "all": (*FIT, *NEUTRAL, *COMPOSED, *ROWS),
+}
 TOGETHER = "all of these"
 T2I = "procedural_t2i"
 CAPTION_PANELS = {
@@ -67,6 +83,7 @@ CAPTION_PANELS = {
 STUDIES = {
     "bank": paired.Study(BANK_VARIANTS, together=TOGETHER),
     "captions": paired.Study(CAPTION_VARIANTS, CAPTION_PANELS, TOGETHER),
+    "recipe": paired.Study(RECIPE_VARIANTS),
 }
 
 

@@ -49,16 +49,19 @@ AT_LEAST = {
             "data.workers", "data.threads", "train.evaluate_every", "checkpoint.every", "optimizer.warmup_steps",
             "optimizer.weight_decay", "optimizer.clip_norm", "evaluation.query_block", "evaluation.rescore_top",
             "report.queries", "report.rollouts", "model.part_tokens", "model.fusion_depth", "loss.alpha", "loss.margin",
-            "loss.rank_weight", "loss.composed_weight", "loss.contrastive_weight", "loss.matching_weight",
-            "loss.masked_weight", "loss.replaced_weight", "text_to_image.queue_size", "text_to_image.soft_ramp_steps",
-            "memory_bank.size", "memory_bank.ramp_steps", "memory_bank.soft_ramp_steps", "memory_bank.weight",
-            "memory_bank.hard_weight", "memory_bank.soft_weight",
+            "loss.rank_weight", "loss.composed_weight", "loss.contrast_weight", "loss.composed_contrast_weight",
+            "loss.contrastive_weight", "loss.matching_weight", "loss.masked_weight", "loss.replaced_weight",
+            "text_to_image.queue_size", "text_to_image.soft_ramp_steps", "memory_bank.size", "memory_bank.ramp_steps",
+            "memory_bank.soft_ramp_steps", "memory_bank.weight", "memory_bank.hard_weight", "memory_bank.soft_weight",
         ),
         0,
     ),
     "model.max_length": 3,  # [CLS], a word, [SEP]
 }  # fmt: skip
-POSITIVE = ("model.mlp_ratio", "model.temperature", "optimizer.learning_rate", "memory_bank.temperature")
+POSITIVE = (
+    "model.mlp_ratio", "model.temperature", "optimizer.learning_rate", "memory_bank.temperature",
+    "loss.contrast_temperature",
+)  # fmt: skip
 SHARES = (
     "data.instruction_dropout", "text_to_image.soft_weight", "text_to_image.masked_probability",
     "text_to_image.replaced_probability",

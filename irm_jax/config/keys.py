@@ -184,6 +184,9 @@ def _add_objectives(config: ConfigDict) -> None:
     config.loss.instruction_similarity = "centered"  # centered | raw (the paper)
     config.loss.instruction_mean_momentum = 0.99  # of the mean that centres instruction features
     config.loss.composed_weight = 1.0  # of the composed rows
+    config.loss.contrast_weight = 0.0  # of each row's contrast with all rows of the batch (ours)
+    config.loss.composed_contrast_weight = 0.0  # of the composed rows' contrast with them (ours)
+    config.loss.contrast_temperature = 0.1  # of both contrasts
     config.loss.contrastive_weight = 0.5  # of the caption rows' contrastive loss
     config.loss.matching_weight = 0.0  # of caption and image matching (the paper: 1; needs model.fusion_depth)
     config.loss.masked_weight = 0.0  # of masked language modelling (the paper: 1; needs model.fusion_depth)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from irm_jax.losses.geometry import LabelledRows, chosen_distances, keep_rows, loss_dtype, pairwise_squared_distance
 from irm_jax.parallel.mesh import constrain_replicated, constrain_rows
@@ -32,6 +32,20 @@ class ComposedTripletAux(NamedTuple):
     own_person: jax.Array  # bool[C]
     positive_distance: jax.Array  # float[C]
     negative_distance: jax.Array  # float[C]
+
+
+def compare_attributes(
+    wanted: Int[Array, "C S"], worn: Int[Array, "B S"]
+) -> tuple[Bool[Array, "C B"], Bool[Array, "C B"]]:
+    """Which rows wear all that an instruction names, and which wear something that is known to differ.
+
+    Neither holds where a named slot is not known of the row and none of the others differs.
+    """
+    asked, shown = wanted[:, None, :], worn[None, :, :]
+    named = asked != UNNAMED
+    matches = jnp.all(~named | (asked == shown), axis=-1)
+    differs = jnp.any(named & (shown != UNNAMED) & (asked != shown), axis=-1)
+    return matches, differs
 
 
 def composed_triplet_loss(
@@ -65,10 +79,7 @@ def composed_triplet_loss(
     rows = constrain_replicated(keep_rows(candidates.features, candidates.valid, dtype))
     squared = pairwise_squared_distance(own, rows)
 
-    wanted, worn = wanted_attributes[:, None, :], attributes[None, :, :]
-    named = wanted != UNNAMED
-    matches = jnp.all(~named | (wanted == worn), axis=-1)
-    differs = jnp.any(named & (worn != UNNAMED) & (wanted != worn), axis=-1)
+    matches, differs = compare_attributes(wanted_attributes, attributes)
     comparable = anchors.valid[:, None] & candidates.valid[None, :]
     comparable &= anchors.dataset[:, None] == candidates.dataset[None, :]
     one_person = anchors.identity[:, None] == candidates.identity[None, :]

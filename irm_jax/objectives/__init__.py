@@ -1,7 +1,7 @@
 """Objectives of a training step, by name: terms of its loss, each over rows of its own.
 
 A new objective is one file with a subclass of `Objective` and one line in `OBJECTIVES`; `config.objectives.NAME`
-switches it on and holds its options. The objectives of the paper are always listed, and switched by their weights.
+switches it on and holds its options. The objectives in `ALWAYS` are switched by weights of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from irm_jax.errors import ConfigError
 from irm_jax.objectives.base import Objective, TrainingMix
 from irm_jax.objectives.captions import Captions
+from irm_jax.objectives.contrast import Contrast
 from irm_jax.objectives.identity_triplet import IdentityTriplet
 from irm_jax.objectives.memory_bank import MemoryBank
 
@@ -21,10 +22,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "identity_triplet": IdentityTriplet,
     "memory_bank": MemoryBank,
     "captions": Captions,
+    "contrast": Contrast,
 }
 """All objectives. A step sums them in this order."""
-ALWAYS = ("identity_triplet", "memory_bank", "captions")
-"""The objectives of the paper, which have their own configuration tables."""
+ALWAYS = ("identity_triplet", "memory_bank", "captions", "contrast")
+"""The objectives that have their own configuration keys and are switched by their weights."""
 
 
 def check_names(config: ConfigDict) -> None:
@@ -34,7 +36,7 @@ def check_names(config: ConfigDict) -> None:
             others = [other for other in OBJECTIVES if other not in ALWAYS]
             raise ConfigError(
                 f"config.objectives.{name}: there is no such further objective; registered in irm_jax.objectives are "
-                f"{', '.join(others) or 'none'} beside {', '.join(ALWAYS)}, which have their own tables"
+                f"{', '.join(others) or 'none'} beside {', '.join(ALWAYS)}, which have keys of their own"
             )
 
 

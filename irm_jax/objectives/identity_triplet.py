@@ -19,7 +19,7 @@ from irm_jax.losses.identity import identity_loss
 from irm_jax.losses.instruction_similarity import InstructionMean, current_mean, similarity, update_mean
 from irm_jax.models.irm import EDITED_GROUPS, EditedRows
 from irm_jax.objectives.base import Batch, LossInputs, Metrics, Objective, Term, TrainingMix
-from irm_jax.objectives.rows import INSTRUCTION_KINDS, flat, join, per_task, row_weights
+from irm_jax.objectives.rows import INSTRUCTION_KINDS, composed_columns, flat, join, per_task, row_weights
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -157,14 +157,8 @@ class IdentityTriplet(Objective):
         """Rows under the instruction of another outfit of their person: the person in that outfit must be nearest."""
         o = self.options
         plain = edited.cls.shape[1]
-        groups = [g for g in EDITED_GROUPS if g in batch and batch[g]["composed_row"].shape[1]]
-
-        def of_row(name: str) -> Array:
-            return join([jnp.take_along_axis(batch[g][name], batch[g]["composed_row"], axis=1) for g in groups])
-
-        identity, dataset, task = of_row("identity"), of_row("dataset"), of_row("task")
-        valid = join([batch[g]["composed_valid"] for g in groups])
-        wanted = join([batch[g]["composed_attributes"] for g in groups])
+        columns = composed_columns(batch, ("identity", "dataset", "task"))
+        identity, dataset, valid = columns["identity"], columns["dataset"], columns["valid"]
         allowed = jnp.take(jnp.asarray(self.mix.head_members), dataset, axis=0)
         classified, triplet, aux = [], [], []
         for name, feature in (("person", edited.person), ("guided", edited.guided)):
@@ -173,7 +167,7 @@ class IdentityTriplet(Objective):
             unit = self.distance_unit(candidate, rows.dataset, rows.valid)
             anchors = LabelledRows(_in_units(anchor, dataset, unit), identity, dataset, valid)
             loss, info = composed_triplet_loss(
-                anchors, wanted, rows.labelled(candidate, unit), rows.attributes, margin=o.margin
+                anchors, columns["wanted"], rows.labelled(candidate, unit), rows.attributes, margin=o.margin
             )
             triplet.append(loss)
             aux.append(info)
@@ -184,7 +178,9 @@ class IdentityTriplet(Objective):
             "composed_active": aux[0].active.astype(per_row.dtype),
             "composed_dropped": aux[0].dropped.astype(per_row.dtype),
         }
-        metrics = per_task(measured, task, valid, [t for t in self.mix.tasks if t.name in self.mix.composed_tasks])
+        metrics = per_task(
+            measured, columns["task"], valid, [t for t in self.mix.tasks if t.name in self.mix.composed_tasks]
+        )
         return o.composed_weight * jnp.sum(weight * per_row), metrics
 
     def distance_unit(self, features: Array, dataset: Array, valid: Array) -> Array:

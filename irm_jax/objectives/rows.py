@@ -16,7 +16,17 @@ from irm_jax.parallel import mesh as mesh_lib
 Array = jax.Array
 INSTRUCTION_KINDS = EDITED_GROUPS
 """Kinds of instructions, by number; each has its own running mean of instruction features."""
-COMPARED = ("identity", "dataset", "task", "clothes", "valid", "attributes", "instruction", "instruction_key")
+COMPARED = (
+    "identity",
+    "dataset",
+    "task",
+    "clothes",
+    "modality",
+    "valid",
+    "attributes",
+    "instruction",
+    "instruction_key",
+)
 """Columns of a batch that losses compare between any two rows."""
 
 
@@ -44,6 +54,20 @@ def whole_columns(batch: Batch) -> Batch:
     for (group, name), part, column in zip(names, parts, gathered, strict=True):
         whole[group][name] = column.reshape(part.shape).astype(part.dtype)
     return whole
+
+
+def composed_columns(batch: Batch, names: Sequence[str]) -> dict[str, Array]:
+    """Columns [C] of the composed rows: the named ones of the rows whose images they take, `valid` and `wanted`.
+
+    `wanted` [C, slots] is what the other instruction names.
+    """
+    groups = [g for g in EDITED_GROUPS if g in batch and batch[g]["composed_row"].shape[1]]
+    columns = {
+        name: join([jnp.take_along_axis(batch[g][name], batch[g]["composed_row"], axis=1) for g in groups])
+        for name in names
+    }
+    wanted = join([batch[g]["composed_attributes"] for g in groups])
+    return {**columns, "valid": join([batch[g]["composed_valid"] for g in groups]), "wanted": wanted}
 
 
 def row_weights(dataset: Array, valid: Array, data_set_weight: Sequence[float], total: float) -> Array:
