@@ -8,11 +8,6 @@ killed build goes on where it stopped when it is run again.
 
 from __future__ import annotations
 
-from data_pipelines import commands
-
-if __name__ == "__main__":
-    commands.end_silently_at_ctrl_c()
-
 import argparse
 import dataclasses
 import sys
@@ -22,7 +17,7 @@ from typing import Any
 
 from absl import logging
 
-from data_pipelines import sources, tasks
+from data_pipelines import commands, sources, tasks
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions, write_dataset

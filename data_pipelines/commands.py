@@ -9,9 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from absl import flags
 
+from data_pipelines import STOPPED, end_now
 from data_pipelines.errors import RetryError, UserError
 
 MISTAKE = "IRM_JAX_MISTAKE"
@@ -23,18 +25,31 @@ def run(main: Callable[[], int | None]) -> int:
 
     0 done; 1 worth another start: a RetryError, or Ctrl-C; 2 something that its user has to change: a UserError.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupted = False
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if _imports(frame):  # an exception would crash the extension modules that are not made for it
+            sys.stdout.flush()
+            end_now()
+        interrupted = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     before, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
         return main() or 0
     except (UserError, RetryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return status_of(error)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C. What is finished is kept: run the same command again to continue", file=sys.stderr)
+    except (KeyboardInterrupt, Exception) as error:
+        # Extension modules make other errors of a KeyboardInterrupt.
+        if not interrupted and not isinstance(error, KeyboardInterrupt):
+            raise
+        print(STOPPED, file=sys.stderr)
         return RetryError.exit_status
     finally:
-        end_silently_at_ctrl_c()  # while the interpreter ends
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the interpreter ends
         sys.unraisablehook = before
 
 
@@ -49,6 +64,13 @@ def _raise_again(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
 def status_of(error: UserError | RetryError) -> int:
     """Returns the exit status for an error, and makes the file IRM_JAX_MISTAKE, where that is set, for a UserError.
 
@@ -58,11 +80,6 @@ def status_of(error: UserError | RetryError) -> int:
         with contextlib.suppress(OSError):
             Path(file).touch()
     return error.exit_status
-
-
-def end_silently_at_ctrl_c() -> None:
-    """Lets Ctrl-C end the program at once, while it imports its parts, where it would print a traceback of them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

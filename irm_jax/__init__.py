@@ -1,7 +1,8 @@
 """irm_jax: instruction-guided person re-identification (Instruct-ReID++, models IRM and IRM++) in JAX and Flax."""
 
-from __future__ import annotations
+import data_pipelines  # noqa: F401 (first: from here on Ctrl-C ends a command without a traceback)
 
+# isort: split
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from data_pipelines import commands
 from irm_jax import allocator
 
 if __name__ == "__main__":
-    commands.end_silently_at_ctrl_c()
     allocator.restart_with_tunables()  # before the imports that follow, which take their time
 
 import sys

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from data_pipelines import commands
-
-if __name__ == "__main__":
-    commands.end_silently_at_ctrl_c()
-
 import argparse
 import re
 import sys
@@ -14,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from absl import logging
 
+from data_pipelines import commands
 from irm_jax.config import command_line
 from irm_jax.convert import folder, kinds, to_torch
 from irm_jax.convert.conversion import UNKNOWN, Conversion, Options

@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import logging
 
+from data_pipelines.commands import run
 from irm_jax.errors import RetryError, UserError
 
 DESCRIPTION = """\
@@ -125,12 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, RetryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

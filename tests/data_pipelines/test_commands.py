@@ -64,6 +64,75 @@ def test_a_mistaken_flag_is_status_2_without_a_traceback(arguments):
     assert "Traceback" not in said
 
 
+INTERRUPT = """
+import os, signal, sys
+modules = os.environ["CTRL_C_AT"].split()
+def look(event, arguments):
+    if event == "import" and arguments[0] in modules:
+        modules.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(look)
+"""
+CHILDREN = {"data_pipelines.child_processes", "irm_jax.compile.compiler_process"}
+COMMANDS = sorted(
+    {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+     for package in ("data_pipelines", "irm_jax") for path in (ROOT / package).rglob("*.py")
+     if '\nif __name__ == "__main__":' in path.read_text("utf-8")} - CHILDREN
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("modules", ["argparse typing", "absl numpy"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c_within_the_first_imports_is_one_line(command, modules, tmp_path):
+    """At the first import of one of the modules."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "CTRL_C_AT": modules, "GLIBC_TUNABLES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", command, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, STOPPED)
+
+
+LATER = """
+import sys
+from data_pipelines import commands
+def main():
+    import late
+sys.exit(commands.run(main))
+"""
+
+
+def test_ctrl_c_within_a_later_import_ends_the_program_as_extension_modules_crash_of_an_exception(tmp_path):
+    (tmp_path / "late.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(1)\n"
+        "finally:\n    print('an exception was raised')"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", LATER], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", STOPPED)
+
+
+def test_an_error_that_ctrl_c_became_is_ctrl_c(capsys):
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert commands.run(main) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == STOPPED
+
+
 BUILD = """
 import functools, sys
 from pathlib import Path

@@ -21,6 +21,8 @@ from tests.soak.results import read_bytes, read_conversion, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILDER = """
+import data_pipelines
+data_pipelines.end_at_ctrl_c()
 import functools, sys
 from data_pipelines import build, commands, procedural
 small = procedural.Benchmark(train_people=16, test_people=6, image_size=(64, 32))
