@@ -1,8 +1,4 @@
-"""python -m irm_jax.main --config NAME --workdir DIR --mode train|evaluate|embed|explain|compare|compile
-
-NAME is a shipped run file such as quickstart, or the path of your own. Exit status: 0 done; 1 worth another
-start, as after a signal, whose state is saved (launchers do that); 2 something that you have to change.
-"""
+"""The command line: `python -m irm_jax.main --config NAME --workdir DIR --mode MODE`; USAGE is what `--help` prints."""
 
 from __future__ import annotations
 
@@ -24,20 +20,46 @@ from ml_collections import ConfigDict, config_flags
 from irm_jax.config import command_line
 from irm_jax.errors import RetryError, UserError
 
-MODES = ("train", "evaluate", "embed", "explain", "compare", "compile")
+MODES = {
+    "train": "train, or resume the run in --workdir; then evaluate and write a report (default)",
+    "evaluate": "evaluate a checkpoint, or converted weights (config.init.model)",
+    "embed": "embed a folder of images under one instruction (config.embed)",
+    "explain": "one page on a query: what its instruction changed (config.explain)",
+    "compare": "compare runs query by query: --mode compare RUN_A RUN_B [RUN_C ...]",
+    "compile": "compile for devices that are not here: memory, time, network (--topology)",
+}
+USAGE = """\
+python -m irm_jax.main --config NAME [--workdir DIR] [--mode MODE] [--config.KEY=VALUE ...]
+
+  --config NAME       a run file: quickstart, own, market1501, ... (folder configs/), or the path of your own
+  --workdir DIR       folder of the run: checkpoints, metrics, evaluations (default: runs/NAME)
+  --config.KEY=VALUE  sets a key of the configuration
+  --keys WORD         lists the keys with WORD in their name: type, default, meaning; without WORD all of them
+  --topology CHIP:SHAPE, --num_slices N
+                      for --mode compile: v5e:16x16, h100:8x4, ...
+
+modes:
+{modes}
+
+examples:
+  python -m irm_jax.main --config quickstart                                  # drawn people: data, training, report
+  python -m irm_jax.main --config own --config.data.table=crops.csv           # your own pictures
+  python -m irm_jax.main --keys memory_bank                                   # what can be set for the memory bank
+
+other commands, each with --help: python -m data_pipelines.build (data sets), irm_jax.search (find a person in your own
+pictures), irm_jax.convert (PyTorch weights), irm_jax.export (StableHLO, ONNX). Documentation: docs/index.md
+exit status: 0 done; 1 try again, as after Ctrl-C, which saves; 2 something that you have to change
+""".format(modes="\n".join(f"  {name:<9} {about}" for name, about in MODES.items()))
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Run file: its name, such as quickstart, or its path.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, report (default: runs/NAME).")
-_MODE = flags.DEFINE_enum(
-    "mode", "train", MODES,
-    "train, evaluate a checkpoint, embed a folder, explain a query, compare runs, or compile for absent devices.",
-)  # fmt: skip
+_MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do; see --help.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "For --mode compile: CHIP:SHAPE, such as v5e:16x16 or h100:8x4.")
 _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "For --mode compile: number of such TPU slices.")
 
-parse = partial(command_line.parse, usage=__doc__)
+parse = partial(command_line.parse, usage=USAGE)
 
 
 def command() -> None:

@@ -13,22 +13,27 @@ from etils import epath
 
 from data_pipelines import storage
 from data_pipelines.storage import StorageError
-from irm_jax.config import run_files
+from irm_jax.config import key_table, run_files
 from irm_jax.config.check_keys import unknown_override
 from irm_jax.errors import ConfigError
 
 _HELP = ("-h", "-help", "--help", "--helpshort")
 
 
-def parse(argv: Sequence[str], usage: str = "") -> list[str]:
+def parse(argv: Sequence[str], usage: str) -> list[str]:
     """The arguments that are no flags, program name first; for `absl.app.run(main, flags_parser=parse)`.
 
-    `--config` takes the name of a shipped run file (`quickstart`) or a path. `usage` is printed before the flags for
-    `--help`, which exits with status 0. Everything that is wrong exits with status 2.
+    `--config` takes the name of a shipped run file (`quickstart`) or a path. `--help` prints `usage`, `--keys WORD` the
+    configuration keys that match; both exit with status 0. Everything that is wrong exits with status 2.
     """
-    if usage and set(_HELP) & set(argv[1:]):
-        print(f"{usage}\nflags:\n{_own_flags(argv[0])}\n  --config.KEY=VALUE: sets a key of the configuration")
+    if set(_HELP) & set(argv[1:]):
+        print(usage, end="")
         sys.exit(0)
+    for place, argument in enumerate(argv):
+        flag, _, word = argument.partition("=")
+        if flag in ("-keys", "--keys"):
+            following = next(iter(argv[place + 1 :]), "")
+            print_keys(word or ("" if following.startswith("-") else following))
     try:
         return list(flags.FLAGS(_with_run_file(argv)))
     except (ConfigError, flags.Error) as error:
@@ -42,6 +47,19 @@ def folder(path: str, flag: str) -> epath.Path:
     except StorageError as error:
         raise ConfigError(f"{flag}: {error}") from error
     return epath.Path(path).expanduser()
+
+
+def print_keys(word: str) -> NoReturn:
+    """Prints the keys whose name has the word in it, all of them for "", and exits; with status 2 if there are none."""
+    found = key_table.listed(word)
+    if found:
+        print(found)
+        sys.exit(0)
+    near = key_table.nearest(word)
+    exit_with(
+        f"no configuration key has {word!r} in its name or description; "
+        + (f"did you mean {', '.join(near)}?" if near else "--keys without a word lists all of them")
+    )
 
 
 def exit_with(message: str) -> NoReturn:
@@ -73,8 +91,3 @@ def _with_nearest(message: str) -> str:
     found = re.search(r"flag --\w+=(\S+): value should be one of <(.*)>", message)
     near = difflib.get_close_matches(found[1], found[2].split("|"), n=1, cutoff=0.5) if found else []
     return f"{message}; did you mean {near[0]}?" if near else message
-
-
-def _own_flags(program: str) -> str:
-    """What the flags of the command are for; those of its libraries are left out."""
-    return flags.FLAGS.module_help(program) or flags.FLAGS.module_help("irm_jax.main")

@@ -25,7 +25,7 @@ def train_unit(data_set: str, task: str) -> ConfigDict:
             "task": task,  # trad | cc | ctcc | vi | t2i | li
             "share": 1.0,  # of the batch's rows, relative to the other sets
             "loss_weight": 1.0,  # of the loss, relative to the other sets
-            "images_per_identity": 1 if captions else 4,  # K of the PK sampler
+            "images_per_identity": 1 if captions else 4,  # K of the PK sampler (captions: 1)
             "outfits": config_dict.placeholder(int),  # outfits per person and batch (0 = any; default: the task's)
             "composed": config_dict.placeholder(bool),  # add rows that ask for another outfit of the person
             "hue": config_dict.placeholder(float),  # hue jitter of this set (default: data.augment.hue)

@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from data_pipelines import tasks
+from irm_jax import main
 from irm_jax.config import data_sets, keys, load, run_files, train_unit
 from irm_jax.config.check import check
 from irm_jax.errors import ConfigError
@@ -228,19 +229,28 @@ def test_command_line_names_the_nearest_key():
     )
 
 
-def test_help_explains_the_modes():
+def test_help_is_one_screen_with_every_mode():
     result = run("-m", "irm_jax.main", "--help")
     assert result.returncode == 0
-    said = " ".join(result.stdout.split())
-    assert (
-        "train, evaluate a checkpoint, embed a folder, explain a query, compare runs, or compile for absent devices"
-        in said
-    )
+    assert len(result.stdout.splitlines()) <= 32
+    assert max(map(len, result.stdout.splitlines())) <= 120
+    assert re.findall(r"^  (\w+) +[a-z]", result.stdout, re.MULTILINE)[: len(main.MODES)] == list(main.MODES)
+
+
+def test_keys_are_listed():
+    result = run("-m", "irm_jax.main", "--keys", "memory_bank.s")
+    assert result.returncode == 0
+    assert [re.split(r"  +", line)[:3] for line in result.stdout.splitlines()] == [
+        ["memory_bank.size", "int", "0"], ["memory_bank.soft_weight", "float", "0.0"],
+        ["memory_bank.soft_ramp_steps", "int", "500"],
+    ]  # fmt: skip
+    assert "keys kept, at least" in result.stdout
 
 
 MISTAKES = {
     "no configuration": ((), "--config is missing: name a run file, such as --config quickstart"),
     "run file": (("--config", "quikstart"), r"no run file of the name 'quikstart'; did you mean --config quickstart\?"),
+    "keys": (("--keys", "memory_bnk"), r"has 'memory_bnk' in its name or description; did you mean memory_bank"),
     "value": (("--config=configs/quickstart.py", "--config.train.steps=many"), r"--config.train.steps=many"),
     "setting": (("--config=quickstart", "--config.train.steps=0"), r"config.train.steps = 0 must be at least 1"),
     "mode": (("--config", "quickstart", "--mode", "trian"), r"--mode=trian: .*; did you mean train\?"),
