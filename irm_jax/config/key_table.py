@@ -104,6 +104,6 @@ def _comments() -> dict[str, str]:
                 found[name] = comments.get(node.end_lineno or 0, "")
             elif isinstance(node, ast.Dict) and function.name in templates:
                 for key in node.keys:
-                    if isinstance(key, ast.Constant):
+                    if isinstance(key, ast.Constant) and isinstance(key.value, str):
                         found[f"{templates[function.name]}.{ENTRY}.{key.value}"] = comments.get(key.lineno, "")
     return found
