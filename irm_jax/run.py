@@ -361,7 +361,7 @@ def _open_test_sets(config: ConfigDict) -> list[TestSet]:
         query, gallery, *distractors = [(datasets[data_set], split) for data_set, split in parts[name]]
         own = config.data.sentences.get(entry.task)
         task = tasks.task(entry.task) if own is None else dataclasses.replace(tasks.task(entry.task), sentence=own)
-        described = test_sets.Entry(name, task, tuple(entry.protocols), entry.task_free)
+        described = test_sets.Entry(name, task, tuple(entry.protocols), entry.task_free, entry.get("query_sentence", 0))
         loader.load(described, query, gallery, distractors)
     return loader.sets
 

@@ -24,7 +24,7 @@ from data_pipelines.batches.make import Batch, BatchMaker, BatchOptions, Labels,
 from data_pipelines.batches.prefetch import ReadAhead, Stream
 from data_pipelines.dataset import schema
 from data_pipelines.dataset.folder import sha256
-from data_pipelines.dataset.reader import Dataset, dataset_names, open_copy, open_dataset
+from data_pipelines.dataset.reader import Dataset, open_copy, open_dataset
 from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from data_pipelines.images import Size
@@ -200,16 +200,16 @@ def open_datasets(config: ConfigDict, names: Sequence[str]) -> dict[str, Dataset
         own_build.build(
             own_plan.make(options.own_of(config)), folder, BuildOptions(wait=True, on_bad_image=on_bad_image)
         )
-    found = dataset_names(folder) if folder.is_dir() else []
     benchmark = options.benchmark_of(config)
-    if config.data.build_missing and set(drawn) - set(found):
+    version = dict.fromkeys(drawn, benchmark.version)
+    if config.data.build_missing and not all((folder / name / benchmark.version).is_dir() for name in drawn):
         logging.info("building the procedural benchmark in %s", folder)
         # Several processes of a host may start at once.
         procedural.build(folder, benchmark, BuildOptions(wait=True))
     if config.data.cache and storage.is_remote(folder):
-        opened = {name: open_copy(folder, name, config.data.cache) for name in wanted}
+        opened = {name: open_copy(folder, name, config.data.cache, version.get(name)) for name in wanted}
     else:
-        opened = {name: open_dataset(folder, name) for name in wanted}
+        opened = {name: open_dataset(folder, name, version.get(name)) for name in wanted}
     opened = {name: dataclasses.replace(found, max_pixels=config.data.max_pixels) for name, found in opened.items()}
     source = benchmark.source() if drawn else {}
     for name in drawn:

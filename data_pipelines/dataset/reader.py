@@ -278,7 +278,9 @@ def version_folder(data_dir: epath.Path, name: str, version: str | None = None) 
     )
 
 
-def open_copy(data_dir: str | os.PathLike[str], name: str, cache: str | os.PathLike[str]) -> Dataset:
+def open_copy(
+    data_dir: str | os.PathLike[str], name: str, cache: str | os.PathLike[str], version: str | None = None
+) -> Dataset:
     """Opens the newest version that `data_dir` holds of a data set, in a copy of it below `cache`.
 
     A copy is reused while the manifest is the same, and an interrupted one is continued. The processes of a host wait
@@ -286,7 +288,7 @@ def open_copy(data_dir: str | os.PathLike[str], name: str, cache: str | os.PathL
     """
     # One cache folder per data_dir: data sets of one name may differ.
     root = Path(cache).expanduser() / os.fspath(data_dir).replace("://", "/").strip("/")
-    remote = version_folder(epath.Path(data_dir), name)
+    remote = version_folder(epath.Path(data_dir), name, version)
     final = root / name / remote.name
     final.parent.mkdir(parents=True, exist_ok=True)
     with open(final.with_name(".lock"), "w") as lock:

@@ -103,6 +103,31 @@ def wanted_sentence(named: Mapping[str, str], rng: np.random.Generator) -> str:
     return _pick(_OPENINGS, rng).format(clothes=clothes_phrase(named, rng))
 
 
+def short_phrase(named: Mapping[str, str], rng: np.random.Generator) -> str:
+    """Returns the named slots alone: "a red shirt, blue trousers and a backpack"."""
+    worn, carried = garment_phrases(named, rng)
+    return _join([*worn, *carried])
+
+
+def key_phrase(named: Mapping[str, str], slots: Sequence[str], rng: np.random.Generator) -> str:
+    """Returns one of the slots in one to three words: "red shirt", "striped", "blue trousers", "backpack", "no bag"."""
+    slot = _pick(slots, rng)
+    value = named[slot]
+    if slot in ("hat", "bag"):
+        return f"no {slot}" if value == "none" else value
+    noun = {"upper colour": "shirt", "lower colour": "trousers", "shoes": "shoes", "sleeves": "sleeves"}.get(slot, "")
+    return f"{value} {noun}".strip()
+
+
+def short_caption(named: Mapping[str, str], rng: np.random.Generator) -> str:
+    """Returns one or two of the named slots as users type them: "a person in a red shirt", "person with no bag"."""
+    kept = rng.permutation(list(named))[: 1 + int(rng.integers(2))]
+    worn, carried = garment_phrases({slot: named[slot] for slot in named if slot in kept}, rng)
+    subject = f"{_pick(('a ', ''), rng)}{_pick(_SUBJECTS, rng)}"
+    clothes = f" {_pick(('in', 'wearing', 'dressed in'), rng)} {_join(worn)}" if worn else ""
+    return f"{subject}{clothes}{f' with {carried[0]}' if carried else ''}"
+
+
 def hair_phrase(shape: str, colour: str, rng: np.random.Generator) -> str:
     """Returns "short black hair" and the like. Raises KeyError for a shape without phrases."""
     return _pick(_HAIR[shape], rng).format(colour=colour)

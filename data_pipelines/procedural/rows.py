@@ -31,6 +31,8 @@ from data_pipelines.procedural.outfits import (
 )
 
 TRAIN_IMAGES, QUERIES, GALLERY_IMAGES = 12, 2, 8
+_MANY_OUTFITS = {"cc": 12, "vi": 6}
+"""Outfits of a training person in edition 2: with few, a model that fits the training people knows them by clothes."""
 _TRAIN_OUTFITS = {"trad": 1, "cc": OWNED, "ctcc": OWNED, "vi": 2, "t2i": OWNED, "li": OWNED}
 _TEST_OUTFITS = _TRAIN_OUTFITS | {"trad": 2}
 _AGREEING = ("ctcc", "li")
@@ -53,12 +55,15 @@ class Row:
     named: Outfit = ()
 
 
-def own_train(task: str, wardrobe: Wardrobe, catalogue: Catalogue, rng: np.random.Generator) -> list[Outfit]:
+def own_train(
+    task: str, wardrobe: Wardrobe, catalogue: Catalogue, rng: np.random.Generator, *, edition: int = 1
+) -> list[Outfit]:
     """Returns the outfits of a training person: none of them is worn in any test."""
     avoid = frozenset(catalogue.trad)
     if task in _AGREEING:
         return own_fresh_agreeing(wardrobe, avoid, rng)
-    return own_fresh(wardrobe, _TRAIN_OUTFITS[task], avoid, rng)
+    count = _MANY_OUTFITS.get(task, _TRAIN_OUTFITS[task]) if edition == 2 else _TRAIN_OUTFITS[task]
+    return own_fresh(wardrobe, count, avoid, rng)
 
 
 def own_test(task: str, catalogue: Catalogue, people: int, rng: np.random.Generator) -> list[list[Outfit]]:

@@ -44,6 +44,7 @@ def evaluation_set(data_set: str, task: str, protocols: tuple[str, ...]) -> Conf
             "task": task,  # trad | cc | ctcc | vi | t2i | li
             "query_split": "query",  # split of the queries
             "gallery_split": "gallery",  # split of the gallery; may be the queries' own (LLCM: test)
+            "query_sentence": 0,  # which sentence of a query's record is asked; the gallery has its first
             "distractors": (),  # galleries of a second ranking per protocol: "SPLIT", or "DATA_SET:SPLIT" of another
             "protocols": protocols,  # rules of irm_jax/evaluation/protocols.py
             "task_free": True,  # its gallery joins the union of galleries
@@ -122,6 +123,7 @@ def _add_data(config: ConfigDict) -> None:
     config.data.procedural.image_size = (128, 64)  # height, width in pixels
     config.data.procedural.template_size = (64, 64)  # of instruction images; height, width in pixels
     config.data.procedural.extras = ()  # further slots of an outfit: shoes, hat, sleeves
+    config.data.procedural.edition = 1  # 1 | 2: larger heads, many training outfits, sentences of three lengths
     config.data.procedural.hard = False  # camera gains of +-30%, which put colour histograms at chance
 
 

@@ -50,12 +50,17 @@ class SplitData:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What a configuration says of a test set; `protocols` are names of rules, the first is the headline."""
+    """What a configuration says of a test set.
+
+    `protocols` are names of rules, the first is the headline. `query_sentence` is the number of the sentence that a
+    query is asked by, among those of its record.
+    """
 
     name: str
     task: tasks.TaskSpec
     protocols: tuple[str, ...]
     task_free: bool = True
+    query_sentence: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -190,7 +195,7 @@ class Loader:
         and why.
         """
         protocols = tuple(protocol_of(name) for name in entry.protocols)
-        queries = self._split(entry.task, *query, side="query")
+        queries = self._split(entry.task, *query, side="query", sentence=entry.query_sentence)
         parts = [self._split(entry.task, *part, side="gallery") for part in (gallery, *distractors)]
         parts[1:] = [_as_distractors(part) for part in parts[1:]]
         records = Records.concat([part.records for part in parts])
@@ -217,10 +222,10 @@ class Loader:
         self.sets.append(test)
         return test
 
-    def _split(self, task: tasks.TaskSpec, dataset: Dataset, split: str, *, side: str) -> SplitData:
+    def _split(self, task: tasks.TaskSpec, dataset: Dataset, split: str, *, side: str, sentence: int = 0) -> SplitData:
         index = dataset.index(split)
         records = self.space.records(dataset, index, len(self.sets))
-        values, own = _own_instructions(dataset, split, index, task, side)
+        values, own = _own_instructions(dataset, split, index, task, side, sentence)
         numbers = [self._instructions.setdefault(value, len(self._instructions)) for value in values]
         records = records.replace(instruction_key=np.array(numbers, np.uint32)[own])
         first = np.unique(own, return_index=True)[1]
@@ -275,9 +280,9 @@ def with_instruction_outfits(query: Records, gallery: Records) -> tuple[Records,
 
 
 def _own_instructions(
-    dataset: Dataset, split: str, index: Index, task: tasks.TaskSpec, side: str
+    dataset: Dataset, split: str, index: Index, task: tasks.TaskSpec, side: str, number: int
 ) -> tuple[list[str | bytes], Int32[np.ndarray, " N"]]:
-    """The distinct instructions, and each record's: the task's sentence, or the first sentence or instruction image.
+    """The distinct instructions, and each record's: the task's sentence, or the sentence or instruction image `number`.
 
     They are compared themselves: the index has a checksum of them, and in a set of 70,000 captions two of one checksum
     are likely.
@@ -288,15 +293,15 @@ def _own_instructions(
         return [tasks.NEUTRAL_SENTENCE], np.zeros(len(index), np.int32)
     field = "instruction_images" if task.kind == "visual" else "sentences"
     counts = index.instruction_image_count if field == "instruction_images" else index.sentence_count
-    if len(counts) and counts.min() < 1:
+    if len(counts) and counts.min() <= number:
         bare = int(np.argmin(counts))
         raise DatasetError(
-            f"data set {dataset.name}, split {split}: record {bare} ({index.file[bare]}) has no {field}, which task "
-            f"{task.name} needs; rebuild the data set with instructions"
+            f"data set {dataset.name}, split {split}: record {bare} ({index.file[bare]}) has {counts[bare]} {field}, "
+            f"but task {task.name} asks by number {number}, counted from 0; rebuild the data set with instructions"
         )
     reader = dataset.reader(split, tuple(f for f in FIELDS if f in (field, "file")))
     place: dict[str | bytes, int] = {}
-    own = [place.setdefault(reader[record][field][0], len(place)) for record in range(len(index))]
+    own = [place.setdefault(reader[record][field][number], len(place)) for record in range(len(index))]
     return list(place), np.array(own, np.int32)
 
 

@@ -18,6 +18,7 @@ from data_pipelines.dataset import schema
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
 from data_pipelines.errors import DatasetError
+from data_pipelines.procedural.benchmark import Benchmark
 from irm_jax.evaluation import open_set
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options, Outcome
 from irm_jax.evaluation.figures import Figure, label, select
@@ -440,3 +441,20 @@ def test_borrowed_pictures_have_the_cameras_of_their_own_set(folder, tmp_path):
 def test_sets_that_cannot_be_evaluated(folder, entry, message):
     with pytest.raises(DatasetError, match=message):
         load_sets(folder, [entry])
+
+
+def test_queries_are_asked_by_the_sentence_that_the_set_names(tmp_path):
+    benchmark = Benchmark(edition=2, train_people=2, test_people=24, image_size=(32, 16), template_size=(16, 16))
+    spec = benchmark.spec("li")
+    write_dataset(tmp_path, spec, BuildOptions(workers=1, progress=False))
+    dataset = open_dataset(tmp_path, "procedural_li")
+    asked = {}
+    for number in range(3):
+        entry = Entry("li", tasks.task("li"), ("identity",), query_sentence=number)
+        test = Loader().load(entry, (dataset, "query"), (dataset, "gallery"))
+        asked[number] = [test.query.instruction(record) for record in range(len(test.query))]
+        gallery = [test.gallery.instruction(record) for record in range(len(test.gallery))]
+        assert gallery == [benchmark.sentences(shot)[0] for shot in spec.splits["gallery"]]
+    assert [*zip(*asked.values(), strict=True)] == [benchmark.sentences(shot) for shot in spec.splits["query"]]
+    with pytest.raises(DatasetError, match=r"has 3 sentences, but task li asks by number 3, counted from 0"):
+        Loader().load(dataclasses.replace(entry, query_sentence=3), (dataset, "query"), (dataset, "gallery"))

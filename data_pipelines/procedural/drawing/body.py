@@ -44,7 +44,7 @@ class Pose:
     """How the person stands in this picture: nuisance, not identity.
 
     `x` and `ground` place the feet, `zoom` scales the person; `stride` opens the legs and `swing` the arms, both in
-    [-1, 1].
+    [-1, 1]. `head` scales the head alone.
     """
 
     view: int
@@ -53,6 +53,7 @@ class Pose:
     zoom: float
     stride: float
     swing: float
+    head: float = 1.0
 
 
 class Body:
@@ -61,7 +62,7 @@ class Body:
     def __init__(self, person: Person, pose: Pose):
         z = pose.zoom
         self.height = z * (0.60 + 0.26 * person.height)
-        self.head = self.height * (0.150 + 0.065 * person.head)
+        self.head = pose.head * self.height * (0.150 + 0.065 * person.head)
         self.leg = self.height * (0.36 + 0.17 * person.leg)
         self.shoulder = z * (0.062 + 0.066 * person.shoulder)
         self.hip = z * (0.052 + 0.060 * person.hip)

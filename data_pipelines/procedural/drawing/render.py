@@ -29,6 +29,7 @@ class Scene:
       draw: key of this picture's random numbers.
       material: key of the fabrics of this person's outfit, which give its brightness in infrared.
       hard: whether every camera has a strong tint.
+      head: size of the head, 1 for what `body` has.
     """
 
     person: Person
@@ -39,6 +40,7 @@ class Scene:
     draw: tuple[int, ...]
     material: tuple[int, ...]
     hard: bool = False
+    head: float = 1.0
 
 
 def _grey(value: float) -> Colour:
@@ -98,6 +100,7 @@ def _expose(described: Scene, size: tuple[int, int]) -> tuple[np.ndarray, int]:
         zoom=draws.between(0.97, 1.03),
         stride=draws.between(-1, 1),
         swing=draws.between(-1, 1),
+        head=described.head,
     )
     canvas = Canvas(scene.background(size, draws, camera.infrared))
     figure.draw_person(canvas, described.person, wear, look, pose)
