@@ -1,11 +1,12 @@
-"""Ablations of the memory bank and of the text-to-image objectives on the procedural benchmark: variants x seeds.
+"""Ablations of the quick recipe, the memory bank and the text-to-image objectives: variants x seeds on drawn people.
 
-Usage: python -m benchmarks.studies.ablation --study bank|captions --workdir runs/ablation [--seeds 5] [--steps 400]
+Usage: python -m benchmarks.studies.ablation --study recipe|bank|captions --workdir runs/study [--seeds 5] [--steps 400]
        python -m benchmarks.studies.ablation --study bank --workdir runs/ablation --table   (write the results so far)
        python -m benchmarks.studies.ablation --study bank --workdir runs/ablation --table --base hard   (another base)
 
-Each variant is `configs/quickstart.py` with some keys changed, trained by `python -m irm_jax.main` with the same steps
-and seeds for all, in WORKDIR/runs/VARIANT/SEED. Both studies share their baseline.
+Each variant is `configs/quickstart_paper.py` with some keys changed, trained by `python -m irm_jax.main` with the same
+steps and seeds for all, in WORKDIR/runs/VARIANT/SEED; bank and captions share their baseline. The variants of `recipe`
+are `configs/quickstart.py` less one part each; take another workdir for them, and `--steps 150`.
 
 WORKDIR/STUDY.md gets, per task and over tasks, task-specific and task-free, the mean over seeds of each variant and its
 paired difference to the first variant with a 95% interval; a last row gives the mean of all variants but the first.
@@ -58,21 +59,20 @@ CAPTION_VARIANTS: dict[str, tuple[str, ...]] = {
         "--config.momentum.second_view=True",
     ),
 }
-MUON = ("--config.optimizer.name=muon", "--config.optimizer.learning_rate=5e-3")
-POOLED = ("--config.model.pooled_class_token=True",)
-NEUTRAL = ("--config.data.instruction_dropout=0.5",)
-FIT = (*MUON, *POOLED)
-ROWS = ("--config.loss.contrast_weight=1",)
-COMPOSED = ("--config.loss.composed_contrast_weight=1",)
+ADAMW = ("--config.optimizer.name=adamw", "--config.optimizer.learning_rate=2e-3")
+LEARNED_CLASS = ("--config.model.pooled_class_token=False",)
+NO_NEUTRAL = ("--config.data.instruction_dropout=0.2",)
+NO_COMPOSED = ("--config.loss.composed_contrast_weight=0",)
+NO_ROWS = ("--config.loss.contrast_weight=0",)
 RECIPE_VARIANTS: dict[str, tuple[str, ...]] = {
-    "paper": (),
-    "muon": MUON,
-    "pooled": POOLED,
-    "muon_pooled": FIT,
-    "neutral": (*FIT, *NEUTRAL),
-    "composed": (*FIT, *COMPOSED),
-    "rows": (*FIT, *ROWS),
-    "all": (*FIT, *NEUTRAL, *COMPOSED, *ROWS),
+    "quickstart": (),
+    "paper": (*ADAMW, *LEARNED_CLASS, *NO_NEUTRAL, *NO_COMPOSED, *NO_ROWS),
+    "paper_losses": (*NO_NEUTRAL, *NO_COMPOSED, *NO_ROWS),
+    "adamw": ADAMW,
+    "learned_class": LEARNED_CLASS,
+    "no_neutral": NO_NEUTRAL,
+    "no_composed": NO_COMPOSED,
+    "no_rows": NO_ROWS,
 }
 TOGETHER = "all of these"
 T2I = "procedural_t2i"
@@ -83,7 +83,7 @@ CAPTION_PANELS = {
 STUDIES = {
     "bank": paired.Study(BANK_VARIANTS, together=TOGETHER),
     "captions": paired.Study(CAPTION_VARIANTS, CAPTION_PANELS, TOGETHER),
-    "recipe": paired.Study(RECIPE_VARIANTS),
+    "recipe": paired.Study(RECIPE_VARIANTS, run_file="quickstart"),
 }
 
 
@@ -102,10 +102,13 @@ def main() -> None:
     parser.add_argument("--base", help="variant that the differences are to, written to STUDY-BASE (default: irm)")
     runner.add_options(parser, seeds=5, steps=400)
     args = parser.parse_args()
-    variants = STUDIES[args.study].variants
+    study = STUDIES[args.study]
+    variants = study.variants
     runner.check_names(parser, [*(args.only or ()), *([args.base] if args.base else ())], variants)
     known = paired.read_known(args.known)
-    done = args.table or runner.run_all(args.workdir / "runs", variants, runner.plan_of(args), known, args.only)
+    done = args.table or runner.run_all(
+        args.workdir / "runs", variants, runner.plan_of(args, study.run_file), known, args.only
+    )
     args.workdir.mkdir(parents=True, exist_ok=True)
     print(results(args.study, args.workdir, args.seeds, known, args.base))
     sys.exit(0 if done else "not all runs are finished: run the same command again")

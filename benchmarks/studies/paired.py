@@ -58,11 +58,13 @@ class Study:
     variants: configuration overrides by variant name.
     panels: the figures that the chart shows, with their titles.
     together: name of an extra row, the mean of all variants but the first ("" for none).
+    run_file: name of the run file that the variants change.
     """
 
     variants: Mapping[str, Sequence[str]]
     panels: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(MEANS))
     together: str = ""
+    run_file: str = "quickstart_paper"
 
     def relative_to(self, base: str) -> Study:
         """Returns the study with `base` as the first variant and no extra row."""

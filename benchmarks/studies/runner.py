@@ -22,11 +22,12 @@ from irm_jax.evaluation.folders import is_evaluated
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What all runs of a study have in common: seeds 0 to seeds - 1, training steps, folder of the data."""
+    """What all runs of a study have in common: seeds 0 to seeds - 1, steps, folder of the data, run file."""
 
     seeds: int
     steps: int
     data_dir: str = "data"
+    run_file: str = "quickstart_paper"
 
     def options(self, overrides: Sequence[str], seed: int) -> list[str]:
         """Returns the options of a variant's run, without the ones that name folders."""
@@ -72,14 +73,14 @@ def run_all(
             options = plan.options(variants[variant], seed)
             check_options(f"--known has, as {variant} of seed {seed},", known[variant, seed].options, options, cure)
     runs = [
-        run(folder / variant / str(seed), plan.options(variants[variant], seed), plan.data_dir)
+        run(folder / variant / str(seed), plan.options(variants[variant], seed), plan.data_dir, plan.run_file)
         for variant, seed in wanted
         if (variant, seed) not in known
     ]
     return all(runs)
 
 
-def run(folder: Path, options: Sequence[str], data_dir: str) -> bool:
+def run(folder: Path, options: Sequence[str], data_dir: str, run_file: str = "quickstart_paper") -> bool:
     """Trains and evaluates one run unless it is finished or another process holds it; returns whether it is finished.
 
     Raises SystemExit if the folder holds a run with other options.
@@ -92,7 +93,7 @@ def run(folder: Path, options: Sequence[str], data_dir: str) -> bool:
         if is_evaluated(folder):
             return True
         command = [
-            sys.executable, "-m", "irm_jax.main", "--config", "configs/quickstart.py", "--workdir", str(folder),
+            sys.executable, "-m", "irm_jax.main", "--config", run_file, "--workdir", str(folder),
             f"--config.data.dir={data_dir}", *options,
         ]  # fmt: skip
         print(" ".join(command[1:]), flush=True)
@@ -138,8 +139,8 @@ def add_options(parser: argparse.ArgumentParser, *, seeds: int, steps: int) -> N
     parser.add_argument("--table", action="store_true", help="write and print the results so far, run nothing")
 
 
-def plan_of(args: argparse.Namespace) -> Plan:
-    return Plan(args.seeds, args.steps, args.data_dir)
+def plan_of(args: argparse.Namespace, run_file: str = "quickstart_paper") -> Plan:
+    return Plan(args.seeds, args.steps, args.data_dir, run_file)
 
 
 def check_names(parser: argparse.ArgumentParser, only: Sequence[str] | None, variants: Mapping[str, object]) -> None:
