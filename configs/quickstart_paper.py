@@ -1,4 +1,4 @@
-"""The quickstart by the paper's recipe, on the first edition of the benchmark: base of the studies in docs/ablations.md."""
+"""The quickstart by the paper's recipe, on the first edition of the benchmark; docs/ablations.md studies it."""
 
 from __future__ import annotations
 
