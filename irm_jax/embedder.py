@@ -44,6 +44,9 @@ class Opened:
 
 def open_checkpoint(checkpoint_dir: str | os.PathLike[str], step: Any = None, batch_size: int = 64) -> Opened:
     """Opens a checkpoint on the devices of this process, for whole batches and for a few rows; see `Embedder`."""
+    if (folder := pretrained.shipped(checkpoint_dir)) is not None:
+        found = pretrained.load(folder)
+        return Opened(epath.Path(folder), found.step, keys.get_config(), _on_devices(found, batch_size))
     workdir = epath.Path(checkpoint_dir).expanduser()
     if workdir.name == run.CHECKPOINTS:
         workdir = workdir.parent
@@ -55,6 +58,12 @@ def open_checkpoint(checkpoint_dir: str | os.PathLike[str], step: Any = None, ba
     found = restored.saved_model(workdir, found_step)
     model = EmbeddingModel(found.model, found.variables, found.tokenizer, found.mesh, batch_size, SIZES)
     return Opened(workdir, found_step, config, model)
+
+
+def _on_devices(found: pretrained.Pretrained, batch_size: int) -> EmbeddingModel:
+    mesh = _mesh()
+    variables = jax.device_put(found.variables, mesh_lib.replicated(mesh))
+    return EmbeddingModel(IRM(found.config), variables, found.tokenizer, mesh, batch_size, SIZES)
 
 
 class Embedder:
@@ -69,7 +78,8 @@ class Embedder:
     and an item with four axes counts as that many pictures, as a DataLoader yields them.
 
     Args:
-        checkpoint_dir: the workdir of a run. Its saved configuration says how the model is built.
+        checkpoint_dir: the workdir of a run, whose saved configuration says how the model is built; or "demo", weights
+            that come with the package and know drawn people alone (irm_jax/weights/demo/README.md).
         step: the number of a checkpoint, "best", or None for the latest.
         batch_size: images embedded at a time; fewer are padded to 1, 4, 16 or 64. The first call of each size compiles,
             and says so; `compile` does it ahead.
@@ -92,22 +102,21 @@ class Embedder:
         found = pretrained.load(source, revision)
         embedder = cls.__new__(cls)
         embedder.step = found.step
-        mesh = _mesh()
-        variables = jax.device_put(found.variables, mesh_lib.replicated(mesh))
-        model = EmbeddingModel(IRM(found.config), variables, found.tokenizer, mesh, batch_size, SIZES)
-        embedder._set(model, found.max_pixels)
+        embedder._set(_on_devices(found, batch_size), found.max_pixels)
         return embedder
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: Any = np.float32) -> None:
         """Writes the model as people know it from Hugging Face: safetensors, configuration, tokenizer files and card.
 
+        Weights are stored as `dtype`, float32 or float16, and computed with in float32.
         `from_pretrained` reads it, here or from the Hub. Raises PretrainedError if the folder holds a model already.
         """
         held = self._model
         variables = jax.device_get(dict(held.variables))
         pretrained.save(
-            folder, pretrained.Pretrained(held.model.config, variables, held.tokenizer, self._max_pixels, self.step)
-        )
+            folder, pretrained.Pretrained(held.model.config, variables, held.tokenizer, self._max_pixels, self.step),
+            _float(dtype),
+        )  # fmt: skip
 
     def _set(self, model: EmbeddingModel, max_pixels: int) -> None:
         self._model, self._max_pixels = model, max_pixels
@@ -258,7 +267,7 @@ def _mesh() -> Any:
 def _float(dtype: Any) -> np.dtype:
     found = np.dtype(dtype)
     if found not in (np.float32, np.float16):
-        raise ValueError(f"embeddings come as float32 or float16, not {found}")
+        raise ValueError(f"dtype must be float32 or float16, not {found}")
     return found
 
 

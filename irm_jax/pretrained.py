@@ -27,6 +27,8 @@ from irm_jax.models.irm import IRM, initialise
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 1
+SHIPPED = Path(__file__).parent / "weights"
+"""Models that the package carries, a folder each."""
 _FILES = [WEIGHTS, CONFIG, CARD, VOCABULARY, "tokenizer_config.json"]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _CARD = """---
@@ -65,10 +67,17 @@ class Pretrained:
     step: int = 0
 
 
-def _files(held: Pretrained) -> dict[str, bytes]:
-    """The content of each file of the folder."""
+def shipped(source: str | os.PathLike[str]) -> Path | None:
+    """The folder of the model that the package carries under this name; None for others and where `source` exists."""
+    name = os.fspath(source)
+    folder = SHIPPED / name
+    return folder if name.isidentifier() and folder.is_dir() and not Path(name).exists() else None
+
+
+def _files(held: Pretrained, dtype: Any) -> dict[str, bytes]:
+    """The content of each file of the folder, weights as `dtype`."""
     c, words = held.config, held.tokenizer
-    tensors = {path: np.asarray(x, order="C") for path, x in flatten_dict(dict(held.variables), sep="/").items()}
+    tensors = {path: np.asarray(x, dtype, order="C") for path, x in flatten_dict(dict(held.variables), sep="/").items()}
     config = {
         "model_type": "irm_jax", "format": FORMAT, "step": int(held.step), "max_pixels": int(held.max_pixels),
         "model": model_config.to_json(c),
@@ -90,19 +99,19 @@ def _files(held: Pretrained) -> dict[str, bytes]:
     }
 
 
-def save(folder: str | os.PathLike[str], held: Pretrained) -> None:
+def save(folder: str | os.PathLike[str], held: Pretrained, dtype: Any = np.float32) -> None:
     """Writes the folder, the configuration last: a folder with one is complete. See `Embedder.save_pretrained`."""
     place = Path(folder).expanduser()
     with lock(place):
         if (place / CONFIG).exists():
             raise PretrainedError(f"{place} holds a model already: delete it, or choose another folder")
-        for name, content in _files(held).items():
+        for name, content in _files(held, dtype).items():
             write_atomically(place / name, content)
 
 
 def load(source: str | os.PathLike[str], revision: str | None = None) -> Pretrained:
     """Reads a folder, or a repository of the Hub. Raises PretrainedError."""
-    place = Path(source).expanduser()
+    place = shipped(source) or Path(source).expanduser()
     if not place.is_dir():
         if not _REPOSITORY.fullmatch(os.fspath(source)):
             raise PretrainedError(f"there is no folder {source}, and it is no name owner/name of a repository")
@@ -120,8 +129,8 @@ def load(source: str | os.PathLike[str], revision: str | None = None) -> Pretrai
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file by path. Raises SafetensorError and OSError."""
-    return dict(safetensors_numpy.load(file.read_bytes()))
+    """The arrays of a safetensors file by path, as float32. Raises SafetensorError and OSError."""
+    return {path: x.astype(np.float32) for path, x in safetensors_numpy.load(file.read_bytes()).items()}
 
 
 def _config(place: Path) -> dict[str, Any]:
