@@ -1,7 +1,7 @@
 """IRM++ at paper scale: configs/irm.py with the memory bank and all text-to-image objectives (docs/method.md).
 
 Bank and queue hold 65,536 entries each; keys see another augmentation and another caption than the rows. Supervision is
-hard alone: soft supervision has not been shown to add anything (docs/ablations.md).
+hard alone: soft supervision has not been shown to add anything (docs/ablations_paper.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The quickstart by the paper's recipe, on the first edition of the benchmark; docs/ablations.md studies it."""
+"""The quickstart by the paper's recipe, on the first edition of the benchmark (docs/ablations_paper.md)."""
 
 from __future__ import annotations
 

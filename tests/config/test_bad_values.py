@@ -6,7 +6,7 @@ import math
 import pytest
 from ml_collections import ConfigDict
 
-from irm_jax.config import load
+from irm_jax.config import irm_plus_plus, load
 from irm_jax.config.check import check
 from irm_jax.errors import ConfigError
 
@@ -35,7 +35,8 @@ def paths(table, above=()):
 @pytest.fixture(scope="module")
 def config():
     """IRM++ on the drawn benchmark, with one training set of each kind and one test set."""
-    config = load("quickstart_pp")
+    config = irm_plus_plus(load("quickstart_pp"))
+    config.model.fusion_depth = 2
     config.unlock()
     for name in set(config.data.train) - {"procedural_ctcc", "procedural_t2i"}:
         del config.data.train[name]

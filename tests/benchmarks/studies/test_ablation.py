@@ -214,7 +214,7 @@ def test_the_pages_tables_and_charts_are_those_of_the_runs_that_it_names(study: 
     for (variant, seed), run in known.items():
         if variant in variants:
             assert run.options == runner.Plan(1, 400).options(variants[variant], seed)
-    page = (DOCS / "ablations.md").read_text("utf-8")
+    page = (DOCS / "ablations_paper.md").read_text("utf-8")
     for base in (None, "hard") if study == "bank" else (None,):
         specific, free, *_ = ablation.results(study, tmp_path, 6, known, base).split("\n\n")
         assert specific in page
