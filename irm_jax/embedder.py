@@ -45,8 +45,8 @@ class Opened:
 def open_checkpoint(checkpoint_dir: str | os.PathLike[str], step: Any = None, batch_size: int = 64) -> Opened:
     """Opens a checkpoint on the devices of this process, for whole batches and for a few rows; see `Embedder`."""
     if (folder := pretrained.shipped(checkpoint_dir)) is not None:
-        found = pretrained.load(folder)
-        return Opened(epath.Path(folder), found.step, keys.get_config(), _on_devices(found, batch_size))
+        held = pretrained.load(folder)
+        return Opened(epath.Path(folder), held.step, keys.get_config(), _on_devices(held, batch_size))
     workdir = epath.Path(checkpoint_dir).expanduser()
     if workdir.name == run.CHECKPOINTS:
         workdir = workdir.parent
