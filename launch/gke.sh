@@ -15,6 +15,7 @@
 #   NAME            of the workload (default: irm-jax-USER); lower-case letters, digits, -
 #   SLICES          TPU slices; more than one talk over the data-centre network (default 1)
 #   MAX_RESTARTS    failures and preemptions after which Kubernetes gives up (default 50)
+#   DRY_RUN         1: prints the command, with the manifest, that would run, and runs nothing
 #   GRACE_SECONDS   that a preempted run has to save (default 120)
 # With XPK (a cluster that XPK made):
 #   CLUSTER         its name; this variable chooses XPK
@@ -41,24 +42,28 @@ NAME=${NAME:-irm-jax-${USER:-run}} SLICES=${SLICES:-1} MAX_RESTARTS=${MAX_RESTAR
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default}
 command=(python -m irm_jax.main --config "$config" --workdir "$workdir" "$@")
 
-needs() { # needs PROGRAM VARIABLE...
-    command -v "$1" >/dev/null || { echo "$0: no $1; install it first" >&2; exit 2; }
-    for name in "${@:2}"; do
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+wants() { # wants VARIABLE...
+    for name in "$@"; do
         [[ -n ${!name:-} ]] || { echo "$0: set $name; $0 explains it at its top" >&2; exit 2; }
     done
 }
 
 if [[ -n ${CLUSTER:-} ]]; then
-    needs xpk TPU_TYPE
+    needs xpk "install it first"
+    wants TPU_TYPE
     # XPK by itself restarts on the statuses 42 and 127 to 255: here on all but 0 and 2. It sends SIGTERM to the shell that
     # runs the command: `exec` makes that the training.
-    exec xpk workload create --cluster="$CLUSTER" ${PROJECT:+--project="$PROJECT"} ${ZONE:+--zone="$ZONE"} \
+    run xpk workload create --cluster="$CLUSTER" ${PROJECT:+--project="$PROJECT"} ${ZONE:+--zone="$ZONE"} \
         --workload="$NAME" --tpu-type="$TPU_TYPE" --num-slices="$SLICES" --docker-image="$IMAGE" \
         --max-restarts="$MAX_RESTARTS" --restart-on-exit-codes=1,3-255 \
         --termination-grace-period-seconds="$GRACE_SECONDS" --command="exec$(printf ' %q' "${command[@]}")"
+    exit 0
 fi
 
-needs kubectl ACCELERATOR TOPOLOGY HOSTS CHIPS
+needs kubectl "install it first"
+wants ACCELERATOR TOPOLOGY HOSTS CHIPS
 COMMAND=
 for word in "${command[@]}"; do # a list in the notation of JSON, which YAML reads
     word=${word//\\/\\\\}
@@ -69,4 +74,5 @@ manifest=$(<"$(dirname "${BASH_SOURCE[0]}")/jobset.yaml")
 for name in NAME MAX_RESTARTS SLICES HOSTS GRACE_SECONDS SERVICE_ACCOUNT ACCELERATOR TOPOLOGY IMAGE COMMAND CHIPS; do
     manifest=${manifest//"\${$name}"/"${!name}"}
 done
+if [[ ${DRY_RUN:-} == 1 ]]; then printf "kubectl apply -f - <<'EOF'\n%s\nEOF\n" "$manifest"; exit 0; fi
 kubectl apply -f - <<<"$manifest"

@@ -14,6 +14,7 @@
 # PROCESSES      how many processes share the run (default 1, which drives all devices of a machine). More rehearse a
 #                cluster on CPUs: they talk over the loopback interface. If one dies, the script says which and why, the
 #                others end within 30 seconds, and all are started again from the newest checkpoint.
+# DRY_RUN        1: prints the commands that would run, and runs nothing.
 # JAX_NUM_CPU_DEVICES   devices that each process makes of its CPU (default 1).
 set -euo pipefail
 
@@ -28,11 +29,21 @@ python=${PYTHON:-.venv/bin/python}
 max_failures=${MAX_FAILURES:-3}
 processes=${PROCESSES:-1}
 grace=30 # seconds in which the others end by themselves once one has died
-command -v "$python" >/dev/null || { echo "$0: no $python; install as README.md says, or set PYTHON" >&2; exit 2; }
 [[ $processes =~ ^[1-9][0-9]*$ ]] || { echo "$0: PROCESSES=$processes is no number of processes" >&2; exit 2; }
 
-# shellcheck source=launch/newest_checkpoint.sh
-source launch/newest_checkpoint.sh
+# shellcheck source=launch/common.sh
+source launch/common.sh
+needs "$python" "install as README.md says, or set PYTHON"
+
+if [[ ${DRY_RUN:-} == 1 ]]; then
+    for ((index = 0; index < processes; index++)); do
+        if ((processes > 1)); then
+            printf '%s ' JAX_COORDINATOR_ADDRESS=127.0.0.1:PORT "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$index"
+        fi
+        run "$python" -m irm_jax.main --config "$config" --workdir "$workdir" "$@"
+    done
+    exit 0
+fi
 
 # Each process gets a process group of its own (set -m): Ctrl-C reaches this script alone, which passes it on once.
 set -m

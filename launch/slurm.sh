@@ -28,13 +28,14 @@
 #   --requeue                  Slurm itself queues the job again when it is preempted or loses a node
 # Variables:
 #   PYTHON          interpreter (default .venv/bin/python)
+#   DRY_RUN         1, without sbatch: prints what would run, and runs nothing
 #   MAX_FAILURES    ends without a new checkpoint in between after which this gives up (default 3)
 # A process that dies takes the others with it, and the run is started again in the same job. Mistakes in the
 # configuration (status 2, or the file IRM_JAX_MISTAKE) are not tried again. `scancel --full --signal=TERM JOB`: the run
 # saves and ends for good.
 set -euo pipefail
 
-if (($# < 2)) || [[ -z ${SLURM_JOB_ID:-} ]]; then
+if (($# < 2)) || [[ -z ${SLURM_JOB_ID:-} && ${DRY_RUN:-} != 1 ]]; then
     echo "usage: sbatch [OPTIONS] launch/slurm.sh CONFIG WORKDIR [--config.KEY=VALUE ...]" >&2
     exit 2
 fi
@@ -47,10 +48,17 @@ if [[ ! -e irm_jax/main.py ]]; then
     echo "launch/slurm.sh: no irm_jax/main.py in $PWD; run sbatch in the root of the checkout" >&2
     exit 2
 fi
-command -v "$python" >/dev/null || { echo "launch/slurm.sh: no $python; install it, or set PYTHON" >&2; exit 2; }
+# shellcheck source=launch/common.sh
+source launch/common.sh
+needs "$python" "install it, or set PYTHON"
 
-# shellcheck source=launch/newest_checkpoint.sh
-source launch/newest_checkpoint.sh
+if [[ ${DRY_RUN:-} == 1 ]]; then
+    run sbatch launch/slurm.sh "$config" "$workdir" "$@"
+    echo "# in the job, for each of its tasks N of COUNT, with a share of its node's GPUs:"
+    printf '%s ' JAX_COORDINATOR_ADDRESS=FIRST_NODE:PORT JAX_NUM_PROCESSES=COUNT JAX_PROCESS_ID=N
+    run "$python" -m irm_jax.main --config "$config" --workdir "$workdir" "$@"
+    exit 0
+fi
 
 # A process makes this file before it ends with status 2: srun passes on the highest status alone, and the others, which
 # lose a process, end with higher ones.

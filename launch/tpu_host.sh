@@ -4,6 +4,7 @@
 #   bash launch/tpu_host.sh install
 #   bash launch/tpu_host.sh run --config CONFIG --workdir WORKDIR ...
 #   bash launch/tpu_host.sh stop
+#   bash launch/tpu_host.sh mistaken    prints IRM_JAX_MISTAKE if the last run ended with status 2
 #   LEFT_SECONDS    that `run` gives the process of an earlier run to save (default 60)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -30,13 +31,18 @@ case ${1:-} in
             if running >/dev/null; then kill -KILL "$left"; fi
         fi
         echo $$ >run.pid # `exec` keeps the number
+        rm -f run.mistake
+        export IRM_JAX_MISTAKE=$PWD/run.mistake # the run makes it before it ends with status 2
         exec .venv/bin/python -m irm_jax.main "$@"
         ;;
     stop)
         if now=$(running); then kill -TERM "$now"; fi
         ;;
+    mistaken)
+        if [[ -e run.mistake ]]; then echo IRM_JAX_MISTAKE; fi
+        ;;
     *)
-        echo "usage: tpu_host.sh install | run ARGUMENTS | stop" >&2
+        echo "usage: tpu_host.sh install | run ARGUMENTS | stop | mistaken" >&2
         exit 2
         ;;
 esac

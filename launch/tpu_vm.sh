@@ -17,6 +17,7 @@
 #   RUNTIME         its software, the one Google names for the type (needed with ACCELERATOR)
 #   SPOT            1: spot capacity, cheaper and taken away at any time
 #   DELETE          1: the slice is deleted when the run is over, whatever ended it (default: it stays, and costs)
+#   DRY_RUN         1: prints what would run where the slice is not there yet, and runs nothing
 #   MAX_FAILURES    ends without a new checkpoint in between after which this gives up (default 3)
 #   POLL_SECONDS    between two looks at a slice that is not ready (default 30)
 # WORKDIR is on object storage (gs://), since every host writes its part of a checkpoint there.
@@ -42,16 +43,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 max_failures=${MAX_FAILURES:-3} poll=${POLL_SECONDS:-30}
 where=(--zone="$ZONE")
 if [[ -n ${PROJECT:-} ]]; then where+=(--project="$PROJECT"); fi
-command -v gcloud >/dev/null || { echo "$0: no gcloud; install the Google Cloud CLI and log in" >&2; exit 2; }
+# shellcheck source=launch/common.sh
+source launch/common.sh
+needs gcloud "install the Google Cloud CLI and log in"
 
-scratch=$(mktemp -d)
+if [[ ${DRY_RUN:-} == 1 ]]; then scratch=/tmp; else scratch=$(mktemp -d); fi
 cleanup() {
-    rm -rf "$scratch"
+    if [[ ${DRY_RUN:-} != 1 ]]; then rm -rf "$scratch"; fi
     if [[ ${DELETE:-} == 1 ]]; then delete || echo "$0: $TPU could not be deleted: do it by hand" >&2; fi
 }
 trap cleanup EXIT
 
-tpus() { gcloud compute tpus "$@" "${where[@]}"; }
+tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
 on_all() { tpus tpu-vm ssh "$TPU" --worker=all --command="$1" </dev/null; }
 node_state() { tpus tpu-vm describe "$TPU" --format='value(state)' 2>/dev/null || true; }
 queue_state() { tpus queued-resources describe "$TPU" --format='value(state.state)' 2>/dev/null || true; }
@@ -62,7 +65,7 @@ create() {
 }
 
 # Orbax marks a complete step on object storage by this file.
-newest_checkpoint() {
+newest_checkpoint() { # without Python, which this machine may lack
     gcloud storage ls "$workdir/checkpoints/*/commit_success.txt" 2>/dev/null |
         sed -nE 's#.*/([0-9]+)/commit_success.txt$#\1#p' | sort -n | tail -n 1
 }
@@ -90,11 +93,13 @@ make_ready() { # waits for the slice, creating it if it is not there; sets `fres
 }
 
 install() { # the files of the checkout that git knows, as they are now, in a virtual environment on every host
-    git ls-files -z | tar --null --files-from=- -czf "$scratch/irm_jax.tar.gz" &&
+    # shellcheck disable=SC2016  # for the shell that runs it
+    run bash -o pipefail -c 'git ls-files -z | tar --null --files-from=- -czf "$0"' "$scratch/irm_jax.tar.gz" &&
         tpus tpu-vm scp "$scratch/irm_jax.tar.gz" "$TPU:" --worker=all &&
         on_all "mkdir -p irm_jax && tar -xzf irm_jax.tar.gz -C irm_jax && bash irm_jax/launch/tpu_host.sh install"
 }
 
+mistake=IRM_JAX_MISTAKE # what a host says that ended with status 2; gcloud tells one status for all hosts
 child='' stopping='' fresh=1 failures=0
 stop() {
     if [[ -n $stopping ]]; then exit 1; fi
@@ -105,6 +110,12 @@ trap stop TERM INT
 
 # Words are quoted once more: a shell on the hosts reads them.
 command="bash irm_jax/launch/tpu_host.sh run$(printf ' %q' --config "$config" --workdir "$workdir" "$@")"
+if [[ ${DRY_RUN:-} == 1 ]]; then
+    if [[ -n ${ACCELERATOR:-} ]]; then create; fi
+    install
+    on_all "$command"
+    exit 0
+fi
 while true; do
     before=$(newest_checkpoint || true)
     status=1
@@ -118,6 +129,10 @@ while true; do
         while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
         wait "$child" && status=0 || status=$?
         child=''
+        if ((status != 0)); then
+            told=$(on_all "bash irm_jax/launch/tpu_host.sh mistaken") || true
+            if [[ $told == *"$mistake"* ]]; then status=2; fi
+        fi
     fi
     if ((status == 0 || status == 2)) || [[ -n $stopping ]]; then exit "$status"; fi
     if [[ $(newest_checkpoint || true) == "$before" ]]; then failures=$((failures + 1)); else failures=1; fi

@@ -134,8 +134,9 @@ def test_tpu_vm_restarts_while_checkpoints_come_and_gives_up_without(world: Worl
     assert len(world.calls("gcloud", containing="tpu_host.sh install")) == 1  # the hosts were the same
 
 
-def test_tpu_vm_does_not_repeat_a_mistake(world: World) -> None:
-    status, _ = world.run(TPU_COMMAND, ["exit 2", "exit 0"], **TPU)
+@pytest.mark.parametrize("action", ["exit 2", "mistake 134"])  # the second: gcloud tells another host's status
+def test_tpu_vm_does_not_repeat_a_mistake(world: World, action: str) -> None:
+    status, _ = world.run(TPU_COMMAND, [action, "exit 0"], **TPU)
     assert status == 2
     assert len(world.calls("gcloud", containing="tpu_host.sh run")) == 1
 
@@ -150,13 +151,30 @@ def test_tpu_vm_has_the_run_save_at_sigterm(world: World) -> None:
     assert len(world.calls("gcloud", containing="tpu_host.sh run")) == 1
 
 
-def test_tpu_host_ends_what_an_earlier_run_left(world: World) -> None:
+def tpu_host(world: World, *arguments: str) -> list[str]:
+    """Returns the command of launch/tpu_host.sh on a host, with what it finds there."""
     tree = world.folder / "tree"
-    (tree / "launch").mkdir(parents=True)
-    shutil.copy(ROOT / "launch/tpu_host.sh", tree / "launch")
-    (tree / ".venv/bin").mkdir(parents=True)
-    (tree / ".venv/bin/python").symlink_to(world.folder / "bin/training")
-    command = ["bash", str(tree / "launch/tpu_host.sh"), "run", "--config", "C", "--workdir", "gs://bucket/run"]
+    if not tree.exists():
+        (tree / "launch").mkdir(parents=True)
+        shutil.copy(ROOT / "launch/tpu_host.sh", tree / "launch")
+        (tree / ".venv/bin").mkdir(parents=True)
+        (tree / ".venv/bin/python").symlink_to(world.folder / "bin/training")
+    return ["bash", str(tree / "launch/tpu_host.sh"), *arguments]
+
+
+HOST_RUN = ("run", "--config", "C", "--workdir", "gs://bucket/run")
+
+
+def test_tpu_host_tells_of_the_mistake_of_the_last_run(world: World) -> None:
+    said = []
+    for _ in range(3):
+        world.run(tpu_host(world, *HOST_RUN), ["exit 1", "mistake 134", "exit 1"])
+        said.append(world.run(tpu_host(world, "mistaken")))
+    assert said == [(0, ""), (0, "IRM_JAX_MISTAKE\n"), (0, "")]
+
+
+def test_tpu_host_ends_what_an_earlier_run_left(world: World) -> None:
+    command = tpu_host(world, *HOST_RUN)
     left = world.start(command, ["wait", "exit 0"])
     world.wait_for(lambda: (world.folder / "training.0.pid").exists())
     status, output = world.run(command, ["wait", "exit 0"])
@@ -333,3 +351,96 @@ def test_slurm_names_the_cure_outside_of_a_job(world: World) -> None:
     status, output = world.run(slurm(world, *ONE), ["exit 0"], PYTHON="/nowhere/python")
     assert status == 2
     assert "no /nowhere/python" in output
+
+
+PART = {
+    "SLURM_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRAY_TASK_MIN": "1",
+    "SLURM_ARRAY_TASK_MAX": "8",
+}  # fmt: skip
+BUILD = ("launch/build.sh", "--dataset", "table", "--out", "my shards")
+
+
+@pytest.mark.parametrize(
+    ("actions", "status", "starts"),
+    [(["exit 1", "exit 0"], 0, 2), (["exit 2", "exit 0"], 2, 1), (["exit 1"] * 4, 1, 3)],
+)
+def test_a_part_of_a_build_restarts_on_1_and_ends_on_2(
+    world: World, actions: list[str], status: int, starts: int
+) -> None:
+    assert world.run(BUILD, actions, **PART)[0] == status
+    arguments = ["-m", "data_pipelines.build", "--dataset", "table", "--out", "my shards", "--part", "3/8"]
+    assert [call["arguments"] for call in world.calls("training")] == [arguments] * starts
+
+
+def test_a_part_of_an_array_with_gaps_is_refused(world: World) -> None:
+    status, output = world.run(BUILD, ["exit 0"], **{**PART, "SLURM_ARRAY_TASK_MAX": "9"})
+    assert status == 2
+    assert "1-N without gaps" in output
+    assert not world.calls("training")
+
+
+def test_the_builds_job_set_restarts_on_1_and_ends_on_2(tmp_path: Path) -> None:
+    job_set = yaml.safe_load((ROOT / "launch/build.yaml").read_text())
+    [part] = job_set["spec"]["replicatedJobs"]
+    job = part["template"]["spec"]
+    assert job["completionMode"] == "Indexed"
+    assert job["parallelism"] == job["completions"] == 8
+    assert job["backoffLimitPerIndex"] > 0
+    [container] = job["template"]["spec"]["containers"]
+    mistake, preempted = job["podFailurePolicy"]["rules"]
+    assert mistake["action"] == "FailJob"
+    assert mistake["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
+    assert (preempted["action"], preempted["onPodConditions"]) == ("Ignore", [{"type": "DisruptionTarget"}])
+    assert job_set["spec"]["failurePolicy"]["rules"] == [
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ]
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    said = []
+    for index in ("0", "7"):
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": index}
+        command = [*container["command"], *container["args"]]
+        said.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert [line.split()[-2:] for line in said] == [["--part", "1/8"], ["--part", "8/8"]]
+    assert said[0].startswith("-m data_pipelines.build --dataset table")
+
+
+XPK = {"CLUSTER": "irm", "TPU_TYPE": "v5litepod-256", "IMAGE": "image:1"}
+JOB_SET = {"ACCELERATOR": "a", "TOPOLOGY": "4x4", "HOSTS": "4", "CHIPS": "4", "IMAGE": "image:1"}
+
+
+@pytest.mark.parametrize(
+    ("command", "variables", "programs"),
+    [
+        (TPU_COMMAND, {**TPU, "DELETE": "1"}, ["gcloud", "bash", "gcloud", "gcloud", "gcloud", "gcloud"]),
+        (GKE_COMMAND, XPK, ["xpk"]),
+        (GKE_COMMAND, JOB_SET, ["kubectl"]),
+        (("launch/slurm.sh", *TPU_COMMAND[1:]), {}, ["sbatch", "python"]),
+        (("launch/one_machine.sh", *TPU_COMMAND[1:]), {"PROCESSES": "2"}, ["python", "python"]),
+        (BUILD, {}, ["sbatch", "python"]),
+    ],
+    ids=["tpu_vm", "gke-xpk", "gke-jobset", "slurm", "one_machine", "build"],
+)
+def test_a_dry_run_prints_the_commands_and_runs_nothing(
+    world: World, command: Sequence[str], variables: dict[str, str], programs: list[str]
+) -> None:
+    shutil.rmtree(world.folder / "bin")
+    world.environment["PYTHON"] = "python"  # which need not be there
+    before = set(world.folder.rglob("*"))
+    status, output = world.run(command, DRY_RUN="1", **variables)
+    assert status == 0, output
+    assert set(world.folder.rglob("*")) - before == {world.folder / "actions"}
+    shown, _, manifest = output.partition("<<'EOF'\n")
+    lines = [shlex.split(line, comments=True) for line in shown.splitlines()]
+    words = [[word for word in line if not re.match(r"[A-Z_]+=", word)] for line in lines]
+    assert [line[0] for line in words if line] == programs
+    given = list(command[1:])
+    if manifest:
+        job_set = yaml.safe_load(manifest.removesuffix("EOF\n"))
+        run = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
+        assert run == TRAINING
+    elif command[0] in ("launch/tpu_vm.sh", "launch/gke.sh"):
+        [told] = [word for line in words for word in line if word.startswith("--command=") and "--workdir" in word]
+        assert [word for word in shlex.split(told.partition("=")[2]) if word in given] == given
+    else:
+        assert [word for word in words[-1] if word in given] == given
