@@ -19,8 +19,9 @@ from absl import logging
 
 from data_pipelines import commands, sources, tasks
 from data_pipelines.dataset import schema
+from data_pipelines.dataset.parts import Part
 from data_pipelines.dataset.reader import open_dataset
-from data_pipelines.dataset.writer import BuildOptions, write_dataset
+from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset, write_part
 from data_pipelines.errors import DatasetError, RetryError, UserError
 from data_pipelines.images import MAX_PIXELS
 from data_pipelines.instructions import clothes_crops
@@ -94,7 +95,12 @@ def count_report(
 
 
 def build(
-    dataset: str, out: str, source_options: SourceOptions, options: BuildOptions | None = None, strict: bool = False
+    dataset: str,
+    out: str,
+    source_options: SourceOptions,
+    options: BuildOptions | None = None,
+    strict: bool = False,
+    part: Part | None = None,
 ) -> None:
     """Builds one data set and prints what was found and written.
 
@@ -104,11 +110,14 @@ def build(
       source_options: what the data set is made of.
       options: how the build runs.
       strict: counts other than the published ones are an error before anything is written, not a warning.
+      part: the part to build where several machines share the work (see dataset.parts); None: everything.
 
     Raises:
       DatasetError: the message names the cause and the cure.
     """
     if dataset == PROCEDURAL:
+        if part is not None:
+            raise DatasetError("the procedural benchmark is drawn by one machine in minutes: leave --part out")
         if source_options != SourceOptions():
             raise DatasetError("the procedural benchmark takes no options of a raw data set: leave them out")
         from data_pipelines import procedural  # only here: a raw data set needs no renderer
@@ -123,9 +132,11 @@ def build(
     if source_options.leave_out:
         tested = [open_dataset(out, name) for name in source_options.leave_out]
         scan, left_out = tested_people.leave_out(scan, source.name, tested)
-    manifest = write_dataset(out, source.spec(raw, scan), options)
-    _print_built(manifest, out)
-    written = {split: {**found, "images": manifest.splits[split]["records"]} for split, found in scan.found.items()}
+    built = _write(out, source.spec(raw, scan), options, part)
+    if built is None:
+        return
+    _print_built(built, out)
+    written = {split: {**found, "images": built.splits[split]["records"]} for split, found in scan.found.items()}
     # What was left out is no fault of the raw folder, whose counts were compared before.
     compared = {split: counts for split, counts in source.expected.items() if split != "train" or not left_out}
     closing, differences = count_report(written, compared)
@@ -135,6 +146,19 @@ def build(
         closing += f"\n{left_out['images']:,} pictures left out of train: {left_out['people']:,} people are tested in "
         closing += ", ".join(left_out["tested_in"])
     print(closing)
+
+
+def _write(out: str, spec: DatasetSpec[Any], options: BuildOptions | None, part: Part | None) -> schema.Manifest | None:
+    """Writes the data set or its part; returns the manifest, None (said in words) while other parts are missing."""
+    if part is None:
+        return write_dataset(out, spec, options)
+    manifest = write_part(out, spec, part, options)
+    if manifest is None:
+        print(
+            f"part {part.index}/{part.count} of {spec.name} is finished in {out}; the last of the other parts joins "
+            "them all. Parts on other disks: copy their folders together, then run this build without --part"
+        )
+    return manifest
 
 
 def _raw_folder(dataset: str, options: SourceOptions) -> Path:
@@ -232,6 +256,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--raw", help="folder of the raw data set in its official layout (procedural needs none)")
     parser.add_argument("--out", help="folder the data set goes to: OUT/NAME/VERSION")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="build part I of N (1/8 to 8/8) of one set; the last one joins them (docs/pods.md)",
+    )
     parser.add_argument("--strict", action="store_true", help="refuse a raw folder with other counts than published")
     parser.add_argument(
         "--on_bad_image", choices=("error", "skip"), default="error", help="a damaged picture, or a table's missing one"
@@ -298,8 +327,8 @@ def _build(args: dict[str, Any]) -> int:
     args["leave_out"] = tuple(args["leave_out"])
     args["skip_missing"] = args["dataset"] == TABLE and args["on_bad_image"] == "skip"
     source_options = SourceOptions(**{field.name: args.pop(field.name) for field in dataclasses.fields(SourceOptions)})
-    dataset, out, strict = args.pop("dataset"), args.pop("out"), args.pop("strict")
-    build(dataset, out, source_options, BuildOptions(**args), strict)
+    dataset, out, strict, part = (args.pop(name) for name in ("dataset", "out", "strict", "part"))
+    build(dataset, out, source_options, BuildOptions(**args), strict, Part.parse(part) if part else None)
     return 0
 
 

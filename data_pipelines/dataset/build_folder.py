@@ -54,7 +54,7 @@ def locked(work: Path, wait: bool = False) -> Iterator[None]:
     """
     with files.lock(work.parent, wait=wait):
         with writing(work):
-            work.mkdir(exist_ok=True)
+            work.mkdir(parents=True, exist_ok=True)
             with open(work / WORKING, "w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield

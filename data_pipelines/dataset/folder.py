@@ -6,6 +6,7 @@
     index-{split}.parquet                          the small fields of every record (older folders: .npz)
     manifest.json, plan.json                       what was built, and the request of the build
 {data_dir}/{name}/.lock                            held while one of its versions is built
+{data_dir}/{name}/.{version}.parts/                 parts of a build (see parts)
 {data_dir}/{name}/.{version}.building/             a build under way, or a killed one waiting to be resumed
 """
 

@@ -18,10 +18,12 @@ from absl import logging
 
 from data_pipelines import child_processes, storage, tasks
 from data_pipelines.child_processes import ChildEnded
-from data_pipelines.dataset import build_folder, schema
+from data_pipelines.dataset import build_folder, parts, schema
 from data_pipelines.dataset.folder import building_folder, check_names, sha256, writing
+from data_pipelines.dataset.parts import Part
 from data_pipelines.dataset.shard_writer import ShardJob, is_finished, write_shard
 from data_pipelines.errors import BuildError, DatasetError
+from data_pipelines.files import write_json
 from data_pipelines.images import MAX_PIXELS, MOST_MAX_PIXELS
 
 T = TypeVar("T")
@@ -163,36 +165,91 @@ def write_dataset(
       BuildError: a worker process was killed.
     """
     options = options or BuildOptions()
-    if not os.fspath(out_dir).strip():
-        raise DatasetError("the folder for the data set is empty text: name one (a build: --out DIR)")
-    if storage.is_remote(out_dir):
-        raise DatasetError(
-            f"data sets are built on a local disk, not in {os.fspath(out_dir)}: build there, then copy the folder "
-            "(gcloud storage rsync -r SHARDS gs://BUCKET/SHARDS)"
-        )
-    spec.check()
-    people = sorted(set(spec.people))
-    request = spec.request(people)
-    final = Path(out_dir, spec.name, spec.version)
-    work = building_folder(out_dir, spec.name, spec.version)
-    with build_folder.locked(work, options.wait):
-        manifest = build_folder.finished(final, request, options.on_bad_image, options.overwrite)
+    plan = _Plan.of(out_dir, spec)
+    with build_folder.locked(plan.work, options.wait):
+        manifest = build_folder.finished(plan.final, plan.request, options.on_bad_image, options.overwrite)
         if manifest is not None:
-            shutil.rmtree(work)
-            return manifest
-        with writing(work):
-            build_folder.prepare(work, request, people)
-        jobs = spec.jobs(work, sha256(people), options)
-        missing = [job for job in jobs if not is_finished(job)]
-        if len(missing) < len(jobs):
-            logging.info("%s: resuming, %d of %d shards are finished", spec.name, len(jobs) - len(missing), len(jobs))
-        _run(missing, options, _Progress(spec.name, len(jobs), missing, options.progress))
-        with writing(work):
-            manifest = build_folder.complete(work / "data", jobs, people, request)
-            build_folder.move_into_place(work, final)
+            shutil.rmtree(plan.work)
+            with parts.adopted(plan.work, plan.request, (), options.wait):  # left by a kill after the last rename
+                return manifest
+        with writing(plan.work):
+            build_folder.prepare(plan.work, plan.request, plan.people)
+        jobs = spec.jobs(plan.work, sha256(plan.people), options)
+        with parts.adopted(plan.work, plan.request, jobs, options.wait):
+            _write_missing(spec.name, jobs, options)
+            with writing(plan.work):
+                manifest = build_folder.complete(plan.work / "data", jobs, plan.people, plan.request)
+                build_folder.move_into_place(plan.work, plan.final)
     if options.progress:
-        logging.info("%s %s: built in %s", spec.name, spec.version, final)
+        logging.info("%s %s: built in %s", spec.name, spec.version, plan.final)
     return manifest
+
+
+def write_part(
+    out_dir: str | os.PathLike[str], spec: DatasetSpec[Any], part: Part, options: BuildOptions | None = None
+) -> schema.Manifest | None:
+    """Builds one part of `write_dataset`'s result, or finishes one that was killed; see `parts`.
+
+    Args:
+      out_dir, spec, options: as of `write_dataset`, the same for all parts.
+      part: which one.
+
+    Returns:
+      The manifest of the whole, if this was the last part or the whole is built already; None while other parts are
+      missing in `out_dir`.
+
+    Raises:
+      LockedError: another process builds this part.
+      DatasetError, BuildError: as of `write_dataset`.
+    """
+    options = options or BuildOptions()
+    plan = _Plan.of(out_dir, spec)
+    manifest = build_folder.finished(plan.final, plan.request, options.on_bad_image, options.overwrite)
+    if manifest is not None:
+        return manifest
+    if part.missing(plan.work, plan.request):  # else a join was killed, which moved shards
+        work = part.folder(plan.work)
+        with build_folder.locked(work, options.wait):
+            with writing(work):
+                (work / parts.FINISHED).unlink(missing_ok=True)
+                build_folder.prepare(work, plan.request, plan.people)
+            _write_missing(spec.name, part.of(spec.jobs(work, sha256(plan.people), options)), options)
+            with writing(work):
+                write_json(work / parts.FINISHED, dataclasses.asdict(part))
+    if part.missing(plan.work, plan.request):
+        return None
+    return write_dataset(out_dir, spec, dataclasses.replace(options, wait=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is written where: people, sorted; the request; the version's folder; its building folder."""
+
+    people: list[str]
+    request: dict[str, Any]
+    final: Path
+    work: Path
+
+    @classmethod
+    def of(cls, out_dir: str | os.PathLike[str], spec: DatasetSpec[Any]) -> _Plan:
+        if not os.fspath(out_dir).strip():
+            raise DatasetError("the folder for the data set is empty text: name one (a build: --out DIR)")
+        if storage.is_remote(out_dir):
+            raise DatasetError(
+                f"data sets are built on a local disk, not in {os.fspath(out_dir)}: build there, then copy the folder "
+                "(gcloud storage rsync -r SHARDS gs://BUCKET/SHARDS)"
+            )
+        spec.check()
+        people = sorted(set(spec.people))
+        work = building_folder(out_dir, spec.name, spec.version)
+        return cls(people, spec.request(people), Path(out_dir, spec.name, spec.version), work)
+
+
+def _write_missing(name: str, jobs: Sequence[ShardJob], options: BuildOptions) -> None:
+    missing = [job for job in jobs if not is_finished(job)]
+    if len(missing) < len(jobs):
+        logging.info("%s: resuming, %d of %d shards are finished", name, len(jobs) - len(missing), len(jobs))
+    _run(missing, options, _Progress(name, len(jobs), missing, options.progress))
 
 
 def worker_pool(workers: int | None = None) -> child_processes.Pool:

@@ -1,6 +1,6 @@
 """A toy data set for the shard tests, and a script that builds it in a separate process, to be killed.
 
-python toy_shards.py OUT WORKERS [BLOCK_AT [FILE_LIMIT]]: record BLOCK_AT prints a line and then waits for ever;
+python toy_shards.py OUT WORKERS [BLOCK_AT [FILE_LIMIT]] [PART]: record BLOCK_AT prints a line and then waits for ever;
 FILE_LIMIT is the largest file, in bytes, that the process may write.
 """
 
@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from data_pipelines.dataset import schema
-from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
+from data_pipelines.dataset.parts import Part
+from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset, write_part
 from data_pipelines.errors import DatasetError
 
 PEOPLE = [f"toy/{i:04d}" for i in range(5)]
@@ -57,7 +58,8 @@ def load_damaged(i: int, damaged: tuple[int, ...], what: str = "image") -> schem
     return schema.Record(**values)
 
 
-def build(out: Path, **changes: Any) -> schema.Manifest:
+def build(out: Path, part: str = "", **changes: Any) -> schema.Manifest | None:
+    """Builds the toy data set, or one part of it ("2/3")."""
     arguments = {
         "name": "toy",
         "version": "1.0.0",
@@ -72,6 +74,8 @@ def build(out: Path, **changes: Any) -> schema.Manifest:
     }
     given = {**arguments, **changes}
     options = {field.name: given.pop(field.name) for field in dataclasses.fields(BuildOptions) if field.name in given}
+    if part:
+        return write_part(out, DatasetSpec(**given), Part.parse(part), BuildOptions(**options))
     return write_dataset(out, DatasetSpec(**given), BuildOptions(**options))
 
 
@@ -85,10 +89,11 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
+    part = sys.argv.pop() if "/" in sys.argv[-1] else ""
     arguments = [*map(int, sys.argv[2:]), -1, -1][:3]
     if arguments[2] > 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (arguments[2], arguments[2]))
     try:
-        build(Path(sys.argv[1]), load=functools.partial(load, block_at=arguments[1]), workers=arguments[0])
+        build(Path(sys.argv[1]), part, load=functools.partial(load, block_at=arguments[1]), workers=arguments[0])
     except DatasetError as error:
         sys.exit(f"error: {error}")
