@@ -3,7 +3,7 @@
     own          trad and cc, from the rows as they are
     own_vi       vi: pictures of both modalities
     own_ctcc     ctcc: the rows with an instruction_image
-    own_li       li: the rows with attributes (or with captions, where li is asked for)
+    own_li       li: the rows with instructions or attributes (or with captions, where li is asked for)
     own_t2i      t2i: captions of train and of the test people, against all their pictures
 
 `own` stands for the table's name. Where the table has no column `split`, a query of ctcc or li asks for another outfit
@@ -149,6 +149,8 @@ def forget() -> None:
 
 def _digest(options: Options, cells: Sequence[table_files.Cells], rows: Sequence[Row]) -> str:
     digest = hashlib.sha256(repr((_VERSION, options.tasks, options.test_share, options.split_seed)).encode())
+    if any(row.instructions for row in rows):  # version 1 did not read them
+        digest.update(b"instruction")
     for _, values in cells:
         digest.update(repr(sorted(values.items(), key=lambda item: item[0])).encode("utf-8", "backslashreplace"))
     for file in sorted({file for row in rows for file in (row.image, row.instruction_image) if file}):
@@ -271,14 +273,18 @@ def _templates(rows: list[Row], divided: bool, asked: bool) -> tuple[list[Row], 
 
 
 def _sentences(rows: list[Row], divided: bool, asked: bool) -> tuple[list[Row], str]:
-    by = "attributes" if any(row.attributes for row in rows) else "caption" if asked else ""
+    columns = (
+        ("instruction", any(row.instructions for row in rows)),
+        ("attributes", any(row.attributes for row in rows)),
+    )
+    by = next((name for name, there in columns if there), "caption" if asked else "")
     if not by:
         raise _CannotError("no column attributes")
 
     def has(row: Row) -> bool:
-        return bool(row.attributes if by == "attributes" else row.captions)
+        return bool(row.captions if by == "caption" else row.instructions or row.attributes)
 
-    if by == "attributes" and any(row.captions for row in rows):  # which describe the picture, for t2i
+    if by != "caption" and any(row.captions for row in rows):  # which describe the picture, for t2i
         rows = [row._replace(captions=()) for row in rows]
     kept = [row for row in rows if has(row) or (divided and row.split == QUERY)]
     _need(kept, by, has)
@@ -357,8 +363,8 @@ def _asking(rows: list[Row], divided: bool, has: Callable[[Row], bool]) -> list[
             wanted = others[int(np.random.default_rng(seed).integers(len(others)))]
             asking.append(
                 row._replace(
-                    captions=wanted.captions, attributes=wanted.attributes, instruction_clothes=wanted.clothes,
-                    instruction_image=wanted.instruction_image,
+                    captions=wanted.captions, instructions=wanted.instructions, attributes=wanted.attributes,
+                    instruction_clothes=wanted.clothes, instruction_image=wanted.instruction_image,
                 )
             )  # fmt: skip
     if not _of(asking, QUERY):

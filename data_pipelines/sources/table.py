@@ -8,6 +8,7 @@
     modality           (optional) visible or infrared; empty is visible
     caption            (optional) sentences, separated by | (JSON: text or list of texts)
     instruction_image  (optional) file of a picture, as image
+    instruction        (optional) sentences of li, as caption; `python -m data_pipelines.sentences` writes them
     instruction_clothes  (optional) of a query: the outfit that its instruction asks for
     attributes         (optional) `slot=value; slot=value` (JSON: that text or an object)
     time               (optional) kept, like any other column
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -164,7 +166,7 @@ def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, tabl
 
 
 def _is_made(row: Row, task: str) -> bool:
-    return task == "li" and not row.captions
+    return task == "li" and not row.captions and not row.instructions
 
 
 def _full_names(rows: Sequence[Row], namespace: str) -> dict[str, str]:
@@ -186,11 +188,9 @@ def _full_names(rows: Sequence[Row], namespace: str) -> dict[str, str]:
         name = person_name(own, pid) if slash else person_name(namespace, row.identity)
         other = first.setdefault(name, row)
         if other.identity != row.identity and "/" not in other.identity + row.identity:
-            is_number = reading.number(row.identity) is not None
-            what, apart = ("number", "zeros") if is_number else ("name", "how accents are coded")
             raise DatasetError(
-                f"{row.where}, column 'identity': {row.identity!r} is the {what} of {other.identity!r} "
-                f"({other.where}): write one person alike, and tell two people apart by more than {apart}"
+                f"{row.where}, column 'identity': {row.identity!r} is the number of {other.identity!r} "
+                f"({other.where}): write one person alike, and tell two people apart by more than zeros"
             )
         names[row.identity] = name
     return names
@@ -236,7 +236,7 @@ def _check_task(rows: Sequence[Row], task: str, table: Path, crops: Kind | None)
             refuse(row, "instruction_image", "give a picture of clothes, or build with --clothes_crops outfit")
         if task == "t2i" and has_caption and not row.captions:
             refuse(row, "caption", "describe the person")
-        if task == "li" and not row.captions and not row.attributes:
+        if task == "li" and not row.captions and not row.attributes and not row.instructions:
             refuse(row, "caption", "give a sentence, or attributes to make one from")
 
 
@@ -262,7 +262,7 @@ def _picture(
         size=reading.listed_size(raw, image, f"{row.where}, column 'image'"),
         clothes=clothes,
         modality=row.modality,
-        sentences=_made(row) if _is_made(row, task) else row.captions,
+        sentences=_sentences(row, task),
         attributes=values,
         instruction_attributes=values,
         instruction_clothes=clothes if tasks.task(task).composed else schema.UNKNOWN,
@@ -271,16 +271,34 @@ def _picture(
     )
 
 
-def _made(row: Row) -> tuple[str, ...]:
-    """Makes sentences of the row's attributes by the templates of `sentences`, seeded by the file's name."""
+def _sentences(row: Row, task: str) -> tuple[str, ...]:
+    """Returns the sentences of a record: captions, or for li the row's instructions, which templates make if missing.
+
+    Outside of training a record has one instruction, chosen by the file's name.
+    """
+    if task != "li":
+        return row.captions
+    count = _PARAPHRASES.get(row.split, 1)
+    if _is_made(row, task):
+        return template_sentences(row, count, row.image)
+    if not row.instructions or count > 1:
+        return row.instructions or row.captions
+    return (row.instructions[zlib.crc32(row.image.encode()) % len(row.instructions)],)
+
+
+def template_sentences(row: Row, count: int, seed: str) -> tuple[str, ...]:
+    """Returns up to `count` sentences of the row's attributes by the templates of `sentences`.
+
+    Raises DatasetError naming the row if there are no templates for its attributes.
+    """
 
     def write(rng: np.random.Generator) -> str:
         return wanted_sentence(dict(row.attributes), rng)
 
     try:
-        return attribute_sentences.paraphrases(write, _PARAPHRASES.get(row.split, 1), row.image)
+        return attribute_sentences.paraphrases(write, count, seed)
     except (ValueError, KeyError) as error:
         raise DatasetError(
-            f"{row.where}, column 'attributes': no sentence can be made ({error}): give a caption, or use the slots "
-            f"upper colour, pattern, lower colour, bag (none, backpack, shoulder bag), shoes, hat, sleeves"
+            f"{row.where}, column 'attributes': no sentence can be made ({error}): give a caption or instruction, or "
+            "use the slots upper colour, pattern, lower colour, bag (none, backpack, shoulder bag), shoes, hat, sleeves"
         ) from error

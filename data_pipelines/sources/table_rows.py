@@ -32,6 +32,7 @@ class Row(NamedTuple):
     instruction_image: str = ""
     attributes: tuple[tuple[str, str], ...] = ()
     instruction_clothes: str = ""
+    instructions: tuple[str, ...] = ()
 
 
 def parse(text: str, name: str, *, json_lines: bool) -> list[Row]:
@@ -67,8 +68,8 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         text = table_files.text_of(values.get(column))
         if text is None:
             wrong(column, f"{values[column]!r} must be text")
-        if not is_utf8(text) or "\0" in text:
-            wrong(column, f"{text!r} holds half a character, or one of number 0, which cannot be stored")
+        if not is_utf8(text):
+            wrong(column, f"{text!r} holds half a character, which cannot be stored")
         return text
 
     def needed(column: str) -> str:
@@ -78,12 +79,15 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         wrong("split", f"{cell('split')!r} is none of {', '.join(SPLITS)}")
     if cell("modality").lower() not in _MODALITIES:
         wrong("modality", f"{cell('modality')!r} is neither visible nor infrared")
-    captions = values.get("caption")
-    if isinstance(captions, list):
-        if not all(isinstance(text, str) and is_utf8(text) for text in captions):
-            wrong("caption", "it must be text, or a list of texts")
-    else:
-        captions = cell("caption").split("|")
+
+    def sentences(column: str) -> tuple[str, ...]:
+        texts = values.get(column)
+        if not isinstance(texts, list):
+            texts = cell(column).split("|")
+        elif not all(isinstance(text, str) and is_utf8(text) for text in texts):
+            wrong(column, "it must be text, or a list of texts")
+        return tuple(text.strip() for text in texts if text.strip())
+
     return Row(
         where=where,
         image=needed("image"),
@@ -92,10 +96,11 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         split=cell("split"),
         clothes=cell("clothes"),
         modality=_MODALITIES[cell("modality").lower()],
-        captions=tuple(text.strip() for text in captions if text.strip()),
+        captions=sentences("caption"),
         instruction_image=cell("instruction_image"),
         attributes=_attributes(values.get("attributes"), cell, wrong),
         instruction_clothes=cell("instruction_clothes"),
+        instructions=sentences("instruction"),
     )
 
 

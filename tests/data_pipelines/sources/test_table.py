@@ -37,11 +37,12 @@ ROWS = st.lists(
         instruction_image=TEXT,
         attributes=st.dictionaries(WORD, WORD, max_size=2).map(lambda named: tuple(sorted(named.items()))),
         instruction_clothes=TEXT,
+        instructions=st.lists(WORD, max_size=2).map(tuple),
     ),
     min_size=1,
     max_size=3,
 )
-WRITTEN = (*table_files.COLUMNS, "instruction_clothes")
+WRITTEN = (*table_files.COLUMNS, "instruction", "instruction_clothes")
 
 
 def cells(row: Row) -> dict[str, str]:
@@ -50,6 +51,7 @@ def cells(row: Row) -> dict[str, str]:
         "camera": "" if row.camera is None else str(row.camera),
         "modality": ("visible", "infrared")[row.modality],
         "caption": "|".join(row.captions),
+        "instruction": "|".join(row.instructions),
         "attributes": "; ".join(f"{slot}={value}" for slot, value in row.attributes),
     }
 
@@ -287,7 +289,7 @@ def test_tables_that_cannot_be_read_or_described(tmp_path: Path, capsys: pytest.
     assert build_table(tmp_path / "slot.csv", tmp_path / "out", "li") == 2
     error = capsys.readouterr().err
     assert "slot.csv, line 2, column 'attributes': no sentence can be made" in error
-    assert "give a caption, or use the slots upper colour" in error
+    assert "give a caption or instruction, or use the slots upper colour" in error
     nine = ";".join(f"slot{i}=1" for i in range(9))
     (tmp_path / "nine.csv").write_text(header + f"a.jpg,1,0,train,{nine}")
     assert build_table(tmp_path / "nine.csv", tmp_path / "out", "trad") == 2
