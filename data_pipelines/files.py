@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -33,9 +34,10 @@ __all__ = [
 
 LOCK = ".lock"
 """File in a folder that is locked while a process writes into it; it stays there when the lock is free."""
-SCRATCH_PREFIX = "tmp-"
+SCRATCH_PREFIX = "tmp-irm_jax-"
 """Begins the name of every file or folder that is being written; one that is left over belongs to a killed process."""
 _SCRATCH = re.compile(rf"{SCRATCH_PREFIX}\d+-.+|\..+\.npz\.\d+")  # the second: per-query files of earlier versions
+_LONGEST_NAME = 200
 _TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EAGAIN, errno.EBUSY)
 """Errors of a disk or a network's file system that may be gone at the next start."""
 _REFUSED = ("Forbidden", "403", "401", "credential", "Anonymous caller")
@@ -95,24 +97,43 @@ def parse_json(data: bytes | str) -> Any:
 
 def scratch_path(path: Path) -> Path:
     """Returns where this process writes the content of `path` before it renames it."""
-    return path.with_name(f"{SCRATCH_PREFIX}{os.getpid()}-{path.name}")
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST_NAME:  # with the prefix it may be longer than a file system takes
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return path.with_name(f"{SCRATCH_PREFIX}{os.getpid()}-{name}")
+
+
+def _target(path: Path) -> Path:
+    """Returns the file that is written for a path: where a link leads, so that the link stays.
+
+    Raises WriteError for a device or a pipe, which a rename would replace.
+    """
+    real = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if real.exists() and not real.is_file() and not real.is_dir():
+        raise WriteError(errno.EINVAL, f"{path} is a device or a pipe, not a file: choose another name")
+    return real
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Replaces a local file by what the block writes to the path that it is given, in one step.
 
-    Its folder is made if missing. The temporary file lies in the same folder; it is flushed to the disk, renamed, and
-    the folder is flushed, so that the new name survives a power failure. After an error it is removed.
+    Its folder is made if missing; a link stays, and the file that it leads to is replaced. The temporary file lies in
+    the same folder; it gets the rights of the old one, is flushed to the disk, renamed, and the folder is flushed, so
+    that the new name survives a power failure. After an error it is removed.
 
     Raises:
       WriteError: the file cannot be written.
       StorageLost: the disk or the network's file system does not answer.
     """
+    path = _target(path)
     scratch = _prepared(path)
     with _explained(path, scratch):
         try:
             yield scratch
+            if path.is_file():
+                with contextlib.suppress(OSError):  # some file systems have no rights
+                    shutil.copymode(path, scratch)
             _flush(scratch)
             os.replace(scratch, path)
             _flush(path.parent)
@@ -239,7 +260,7 @@ def check_writable(path: Path | epath.Path) -> None:
     with _explained(path):
         if os.path.isdir(path):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        scratch = _prepared(Path(path))
+        scratch = _prepared(_target(Path(path)))
         scratch.touch()
         scratch.unlink()
 

@@ -65,7 +65,7 @@ def test_evaluating_a_checkpoint_gives_the_figures_of_the_end_of_training(config
     shutil.copytree(trained_run, workdir)
     first = folders.newest(workdir)
     before = json.loads((first / "results.json").read_text())
-    (workdir / "evaluations" / f"tmp-{2**22 + 1}-step-4").mkdir()  # left by one that was killed
+    (workdir / "evaluations" / f"tmp-irm_jax-{2**22 + 1}-step-4").mkdir()  # left by one that was killed
     modes.evaluate(config, workdir)
     second = folders.newest(workdir)
     after = json.loads((second / "results.json").read_text())

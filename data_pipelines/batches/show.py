@@ -140,8 +140,7 @@ def draw_batch(batch: Batch, plan: BatchPlan, words: Words) -> np.ndarray:
 
 
 def save_png(path: str | Path, image: np.ndarray) -> None:
-    """Writes u8[H,W,3] RGB; the folder is made. Raises OSError if the file cannot be written."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    """Writes u8[H,W,3] RGB; the folder is made. Raises WriteError if the file cannot be written."""
     done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
         raise OSError(f"{path}: an image of shape {image.shape} does not encode as PNG")

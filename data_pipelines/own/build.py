@@ -99,7 +99,6 @@ def make_vocabulary(plan: Plan, folder: Path) -> str | None:
         return None
     path = folder / VOCABULARY
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, "\n".join(vocabulary.entries_of(sentences, least=1)) + "\n")
         logging.info("%s: %d words of the captions", path, len(path.read_text("utf-8").splitlines()))
     return str(folder)

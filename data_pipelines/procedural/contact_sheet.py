@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipelines import commands, tasks
 from data_pipelines.dataset import schema
-from data_pipelines.errors import DatasetError
+from data_pipelines.files import write_atomically
 from data_pipelines.images import decode
 from data_pipelines.procedural.benchmark import Benchmark
 
@@ -84,13 +84,11 @@ def main() -> None:
     options = parser.parse_args()
     height, width = options.size
     benchmark = Benchmark(seed=options.seed, image_size=(height, width), template_size=(height, height))
-    options.out.mkdir(parents=True, exist_ok=True)
     for task in tasks.TASK_NAMES:
         for train in (False, True):
             path = options.out / f"procedural_{task}{'_train' if train else ''}.png"
             sheet = draw_sheet(benchmark, task, options.people, train)
-            if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-                raise DatasetError(f"cannot write {path}: is the folder writable, and the disk not full?")
+            write_atomically(path, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
             print(path)
 
 

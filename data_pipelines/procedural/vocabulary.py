@@ -53,7 +53,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Writes the built-in vocabulary.")
     parser.add_argument("--out", type=pathlib.Path, default=tokenizer.BUILTIN_VOCABULARY, help="the file to write")
     path: pathlib.Path = parser.parse_args().out
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "\n".join(entries()) + "\n")
     print(f"{len(entries())} entries in {path}")
 

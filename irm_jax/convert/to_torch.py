@@ -143,7 +143,6 @@ def _vocabulary_size(vocab: str) -> int:
 
 def _write(file: Place, tensors: Mapping[str, np.ndarray], container: str) -> None:
     place = epath.Path(file).expanduser()
-    place.parent.mkdir(parents=True, exist_ok=True)
     if place.suffix in TORCH_SUFFIXES:
         write_atomically(place, _torch_file(place, tensors, container))
     elif place.suffix == ".safetensors":

@@ -56,6 +56,8 @@ def run(*arguments: str) -> tuple[int, str]:
         ("irm_jax.main", "--config=quickstart", "--mode=trian"),
         ("irm_jax.main", "--config.train.steps=one", "--config=quickstart"),
         ("data_pipelines.build", "--dataset", "markt1501", "--out", "x"),
+        ("data_pipelines.procedural.contact_sheet", "--people", "1", "--size", "32", "16", "--out", "/dev/null/x"),
+        ("data_pipelines.procedural.vocabulary", "--out", "/dev/null/x/vocab.txt"),
     ],
 )
 def test_a_mistaken_flag_is_status_2_without_a_traceback(arguments):

@@ -120,13 +120,46 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_link_stays_and_a_file_keeps_its_rights(tmp_path: Path) -> None:
+    """Results may lie on another disk than the folder of the run; a rename would put a file in the link's place."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "a").write_text("old")
+    (elsewhere / "a").chmod(0o640)
+    for name in ("a", "not_there_yet"):
+        (tmp_path / name).symlink_to(elsewhere / name)
+        files.check_writable(tmp_path / name)
+        write_atomically(tmp_path / name, "new")
+        assert (tmp_path / name).is_symlink()
+        assert (elsewhere / name).read_text() == "new"
+    assert (elsewhere / "a").stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["a", "not_there_yet"]
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """For root, /dev/null and /dev/stdout are names like others."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        for write in (files.check_writable, lambda path: write_atomically(path, "x")):
+            with pytest.raises(files.WriteError, match="a device or a pipe"):
+                write(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_name_may_be_as_long_as_the_file_system_has_it(tmp_path: Path) -> None:
+    write_atomically(tmp_path / ("n" * 255), "x")
+    write_atomically(tmp_path / ("\u00e4" * 127), "x")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_sweep_takes_leftovers_only(tmp_path: Path) -> None:
-    left = ("tmp-12-results.json", ".p_market.npz.4711")
-    kept = ("tmp-results.json", "results.json", ".lock", "tmp-x-1", ".p_market.npz")
+    left = ("tmp-irm_jax-12-results.json", ".p_market.npz.4711")
+    kept = ("tmp-results.json", "tmp-2024-results.csv", "results.json", ".lock", "tmp-x-1", ".p_market.npz")
     for name in (*left, *kept):
         (tmp_path / name).write_text(name)
-    (tmp_path / "tmp-3-step_2").mkdir()
-    (tmp_path / "tmp-3-step_2" / "results.json").write_text("half")
+    (tmp_path / "tmp-irm_jax-3-step_2").mkdir()
+    (tmp_path / "tmp-irm_jax-3-step_2" / "results.json").write_text("half")
     files.sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
     files.sweep(tmp_path / "missing")

@@ -20,7 +20,11 @@ def enter(folder: Path) -> None:
 
 
 def test_one_command_at_a_time_and_leftovers_are_removed(tmp_path: Path) -> None:
-    left = [tmp_path / "tmp-7-run.json", tmp_path / "evaluations" / "tmp-7-step-3", tmp_path / "per_query" / ".a.npz.7"]
+    left = [
+        tmp_path / "tmp-irm_jax-7-run.json",
+        tmp_path / "evaluations" / "tmp-irm_jax-7-step-3",
+        tmp_path / "per_query" / ".a.npz.7",
+    ]
     for path in left:
         path.parent.mkdir(exist_ok=True)
         path.write_text("half")
