@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import zlib
 from pathlib import Path
@@ -45,7 +46,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", "
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
-_FORMATS = ("PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "JPEG", "MPO")
+_FORMATS = ("PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "JPEG")
 _BEGINNINGS = {
     _JPEG: "JPEG",
     _PNG: "PNG",
@@ -285,12 +286,15 @@ def _deep_colour(data: bytes) -> np.ndarray:
 
 
 def _bits(image: PIL.Image.Image, data: bytes) -> int:
-    """Returns the bits per colour of a PNG or TIFF; 8 for other formats."""
+    """Returns the bits per colour of a PNG or TIFF, 16 for a PPM of the largest range; 8 for other formats."""
     if image.format == "PNG":
         return data[24]  # signature 8, chunk header 8, width 4, height 4
     if image.format == "TIFF":
         stated = image.tag_v2.get(_BITS_PER_SAMPLE, (8,))  # type: ignore[attr-defined]
         return int(max(stated)) if isinstance(stated, tuple) else int(stated)
+    if image.format == "PPM":
+        words = re.sub(rb"#[^\n]*\n", b" ", data[:4096]).split(maxsplit=4)
+        return 16 if len(words) > 3 and words[3] == b"65535" else 8
     return 8
 
 
@@ -327,6 +331,11 @@ def _damaged(data: bytes, error: Exception) -> ImageError:
     for start, format_name in _BEGINNINGS.items():
         if data.startswith(start) or start.startswith(data):
             name = format_name
+    if name and isinstance(error, PIL.UnidentifiedImageError):  # whose text is the address of a buffer
+        return ImageError(
+            f"it is a {name} that is damaged, or of a form that is not read: get the picture again, or convert it to 8 "
+            f"bits"
+        )
     if name:
         return ImageError(f"it is a {name} that is damaged or cut short ({error}): get the picture again")
     return ImageError(f"it is of no known picture format (it begins with {data[:8]!r}): convert it to JPEG or PNG")
@@ -335,7 +344,7 @@ def _damaged(data: bytes, error: Exception) -> ImageError:
 def _check_png(data: bytes) -> None:
     """Checks all chunks and their checksums: decoders return the upper part of a cut PNG."""
     again = "get the picture again"
-    at = len(_PNG)
+    at, needs_palette = len(_PNG), data[25:26] == b"\3"
     while True:
         if at + 12 > len(data):
             raise ImageError(f"it is a PNG that is cut short: it has no end chunk: {again}")
@@ -346,6 +355,9 @@ def _check_png(data: bytes) -> None:
             raise ImageError(f"it is a PNG that is cut short in chunk {kind!r}: {again}")
         if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise ImageError(f"it is a PNG that is damaged: wrong checksum in chunk {kind!r}: {again}")
+        if needs_palette and kind == b"IDAT":
+            raise ImageError(f"it is a PNG that is damaged: it has no palette, and decodes to black: {again}")
+        needs_palette = needs_palette and kind != b"PLTE"
         if kind == b"IEND":
             return
         at = end + 4

@@ -116,6 +116,24 @@ def test_colour_of_16_bits_keeps_its_upper_8_and_says_where_they_tell_nothing() 
     np.testing.assert_array_equal(decode(png16(deep)), PIXELS)
     with pytest.raises(ImageError, match="16 bits per colour, of which only values up to 3,919 are used: scale"):
         decode(png16(deep // 16))
+    header = b"P6\n# of a camera of 12 bits\n24 48\n65535\n"
+    np.testing.assert_array_equal(decode(header + deep[..., ::-1].astype(">u2").tobytes()), PIXELS)
+    with pytest.raises(ImageError, match="16 bits per colour, of which only values up to 3,919 are used: scale"):
+        decode(header + (deep // 16)[..., ::-1].astype(">u2").tobytes())
+
+
+def test_a_palette_that_is_missing_is_said() -> None:
+    """Decoders give a black picture."""
+    data = encoded(RGB.convert("P"), "PNG")
+    at = data.index(b"PLTE") - 4
+    with pytest.raises(ImageError, match="it has no palette"):
+        decode(data[:at] + data[at + 12 + int.from_bytes(data[at : at + 4], "big") :])
+
+
+def test_a_header_that_is_not_understood_is_said_in_words() -> None:
+    """Not by the address of a buffer, or the name of a plugin of Pillow."""
+    with pytest.raises(ImageError, match="it is a WebP that is damaged, or of a form that is not read"):
+        decode(b"RIFF\x24\0\0\0WAVEfmt " + bytes(30))
 
 
 NO_PICTURES = {
