@@ -14,14 +14,14 @@ import dataclasses
 import itertools
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from data_pipelines import commands
 from data_pipelines.dataset.reader import Dataset, dataset_names, open_dataset
 from data_pipelines.errors import DatasetError
-from data_pipelines.people.names import known_person, same_name
+from data_pipelines.people.names import ORIGINS, known_person, same_name
 
 EVIDENCE = ("identity", "file", "content")
 """The columns of an index that the comparison reads."""
@@ -57,7 +57,7 @@ class Leak:
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-    """The training part or the test part of one data set."""
+    """The rows of one part that are compared."""
 
     dataset: str
     train: bool
@@ -68,13 +68,66 @@ class _Side:
     by_origin: dict[str, np.ndarray]  # the same, by the name that the file states
 
 
+class Part:
+    """The training part or the test part of a data set: N records, of which few are looked at one by one.
+
+    File names, which are most of an index, are read but not kept.
+
+    Attributes:
+      dataset, splits, train: the data set, its splits that belong to the part, and whether it is trained on.
+      content: u64[N], the column of that name.
+      known: the names of its people (`same_name`), and those that its file names state.
+    """
+
+    def __init__(self, dataset: Dataset, splits: Sequence[str], train: bool) -> None:
+        self.dataset, self.splits, self.train = dataset, list(splits), train
+        index = self._columns()
+        self._identity, self.content = index["identity"], index["content"]
+        self._stated = {row: known_person(str(index["file"][row])) for row in _of_known_origin(index["file"]).tolist()}
+        people = dataset.people
+        self.known = {people[number] for number in np.unique(self._identity)}
+        self.known |= {name for name in self._stated.values() if name is not None}
+
+    def evidence(self, others: Iterable[Part]) -> np.ndarray:
+        """Returns bool[N]: the records of whom, or of which, others know a name or have the picture."""
+        others = list(others)
+        known = set().union(*(other.known for other in others))
+        rows = np.isin(np.array(self.dataset.people), sorted(known))[self._identity]
+        for other in others:
+            rows |= np.isin(self.content, other.content)
+        rows[[row for row, person in self._stated.items() if person in known]] = True
+        return rows
+
+    def repeated(self) -> np.ndarray:
+        """Returns bool[N]: the records whose picture the part has more than once."""
+        pictures, count = np.unique(self.content, return_counts=True)
+        return np.isin(self.content, pictures[count > 1])
+
+    def side(self, rows: np.ndarray) -> _Side:
+        """Returns the records bool[N] as a side of a comparison."""
+        file = self._columns()["file"][rows] if rows.any() else np.zeros(0, np.str_)
+        person = np.array(self.dataset.manifest.people)[self._identity[rows]]
+        by_origin = _group((known_person(name) for name in file.tolist()), len(file))
+        by_name = _group(map(same_name, person.tolist()), len(file))
+        return _Side(self.dataset.name, self.train, person, file, self.content[rows], by_name, by_origin)
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        indexes = [self.dataset.index(split, EVIDENCE) for split in self.splits]
+        return {name: np.concatenate([getattr(index, name) for index in indexes]) for name in EVIDENCE}
+
+
 def find_leaks(datasets: Sequence[Dataset]) -> list[Leak]:
     """Compares all given data sets, each with itself too; returns the leaks sorted, harmful or not.
 
     The split `train` is training, all others are test. Each pair of person names gives one Leak with the strongest
     evidence, in the order name, file, picture.
     """
-    sides = [side for dataset in datasets for side in _sides(dataset)]
+    parts = [part for dataset in datasets for part in _parts(dataset)]
+    sides = []
+    for at, part in enumerate(parts):
+        others = (other for number, other in enumerate(parts) if number != at and (part.train or other.train))
+        rows = part.evidence(others)
+        sides.append(part.side(rows | part.repeated() if part.train else rows))
     leaks: list[Leak] = []
     for at, a in enumerate(sides):
         if a.train:
@@ -85,26 +138,17 @@ def find_leaks(datasets: Sequence[Dataset]) -> list[Leak]:
     return sorted(leaks)
 
 
-def _sides(dataset: Dataset) -> list[_Side]:
-    sides = []
+def _parts(dataset: Dataset) -> Iterator[Part]:
     for train in (True, False):
         splits = [split for split in dataset.splits if (split == "train") == train]
         if splits:
-            sides.append(side(dataset, splits, train))
-    return sides
+            yield Part(dataset, splits, train)
 
 
-def side(dataset: Dataset, splits: Sequence[str], train: bool, rows: np.ndarray | None = None) -> _Side:
-    """Returns the given splits as one side; `rows`: bool[records of all of them], those to examine (None: all)."""
-    people = np.array(dataset.manifest.people)
-    indexes = [dataset.index(split, EVIDENCE) for split in splits]
-    chosen = slice(None) if rows is None else rows
-    person = people[np.concatenate([index.identity for index in indexes])[chosen]]
-    file = np.concatenate([index.file for index in indexes])[chosen]
-    content = np.concatenate([index.content for index in indexes])[chosen]
-    by_origin = _group((known_person(name) for name in file.tolist()), len(file))
-    by_name = _group(map(same_name, person.tolist()), len(file))
-    return _Side(dataset.name, train, person, file, content, by_name, by_origin)
+def _of_known_origin(file: np.ndarray) -> np.ndarray:
+    """Returns the rows whose file name begins with a folder of ORIGINS."""
+    begins = [np.char.startswith(file, folder) for folder in ORIGINS]
+    return np.flatnonzero(np.logical_or.reduce(begins))
 
 
 def _group(keys: Iterable[str | None], count: int) -> dict[str, np.ndarray]:

@@ -10,12 +10,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from data_pipelines.dataset.reader import Dataset
 from data_pipelines.errors import DatasetError
-from data_pipelines.people.leaks import EVIDENCE, Leak, compare, side
-from data_pipelines.people.names import ORIGINS, known_person
+from data_pipelines.people.leaks import Leak, Part, compare
+from data_pipelines.people.names import known_person
 from data_pipelines.sources import Scan, checks
 from data_pipelines.sources.reading import Picture
 
@@ -43,7 +41,8 @@ def leave_out(scan: Scan, name: str, tested: Sequence[Dataset]) -> tuple[Scan, d
         raise DatasetError(f"{name} shows nobody of other data sets: leave --leave_out out")
     names: set[str] = set()
     for dataset in tested:
-        names |= _people(dataset, [split for split in dataset.splits if split != TRAIN])
+        if splits := [split for split in dataset.splits if split != TRAIN]:
+            names |= Part(dataset, splits, train=False).known
     dropped = [item for item in items if item.person in names or known_person(item.file) in names]
     gone = {item.person for item in dropped}
     kept = [item for item in items if item.person not in gone]
@@ -76,43 +75,13 @@ def leaks(training: Iterable[Dataset], tests: Mapping[str, tuple[Dataset, Sequen
       training: data sets with a split `train`.
       tests: name -> (data set, test splits).
     """
-    tested = [(other, splits, _people(other, splits), _contents(other, splits)) for other, splits in tests.values()]
+    tested = [Part(dataset, splits, train=False) for dataset, splits in tests.values()]
     found: list[Leak] = []
-    for dataset in training:
-        index, people = dataset.index(TRAIN, EVIDENCE), np.array(dataset.people)
-        stated = {row: known_person(str(index.file[row])) for row in _of_known_origin(index.file).tolist()}
-        for other, splits, known, content in tested:
-            if other.name == dataset.name:
-                continue
-            evidence = np.isin(people, sorted(known))[index.identity] | np.isin(index.content, content)
-            evidence[[row for row, person in stated.items() if person in known]] = True
-            if evidence.any():
-                training_side = side(dataset, [TRAIN], True, evidence)
-                found += compare(training_side, side(other, splits, False))
+    for part in (Part(dataset, [TRAIN], train=True) for dataset in training):
+        for other in tested:
+            if other.dataset.name != part.dataset.name and (rows := part.evidence([other])).any():
+                found += compare(part.side(rows), other.side(other.evidence([part])))
     return sorted(found)
-
-
-def _people(dataset: Dataset, splits: Sequence[str]) -> set[str]:
-    """Returns the names of the people of some splits, with those that file names state."""
-    names: set[str] = set()
-    for split in splits:
-        index = dataset.index(split, ("identity", "file"))
-        people = dataset.people
-        names |= {people[number] for number in np.unique(index.identity)}
-        stated = (known_person(str(index.file[row])) for row in _of_known_origin(index.file))
-        names |= {name for name in stated if name is not None}
-    return names
-
-
-def _contents(dataset: Dataset, splits: Sequence[str]) -> np.ndarray:
-    """Returns column `content` of some splits, u64[N]."""
-    return np.concatenate([dataset.index(split, ("content",)).content for split in splits])
-
-
-def _of_known_origin(file: np.ndarray) -> np.ndarray:
-    """Returns the rows whose file name begins with a folder of ORIGINS."""
-    begins = [np.char.startswith(file, folder) for folder in ORIGINS]
-    return np.flatnonzero(np.logical_or.reduce(begins))
 
 
 def refusal(found: Sequence[Leak]) -> str:

@@ -114,6 +114,24 @@ def test_strongest_evidence_is_kept(tmp_path: Path) -> None:
     }
 
 
+def test_only_what_is_evidence_is_looked_at_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Millions of other rows cost the memory of their identities and checksums alone."""
+    looked_at: list[int] = []
+    group = leaks._group
+    monkeypatch.setattr(leaks, "_group", lambda keys, count: looked_at.append(count) or group(keys, count))
+    a = dataset(
+        tmp_path, "a", query=[("x/9", "q.jpg", 40)],
+        train=[("x/1", "1.jpg", 1), *((f"a/{n}", f"{n}.jpg", n) for n in range(2, 30)), ("a/7", "again.jpg", 8)],
+    )  # fmt: skip
+    b = dataset(tmp_path, "b", gallery=[("x/1", "4.jpg", 50), *((f"b/{n}", f"{n}.jpg", 50 + n) for n in range(1, 20))])
+    found = [(leak.kind, leak.evidence, leak.person_a, leak.person_b) for leak in find_leaks([a, b])]
+    assert found == [
+        ("train_test", "name", "x/1", "x/1"),
+        ("train_train", "picture", "a/7", "a/8"),
+    ]
+    assert max(looked_at) == 3
+
+
 @pytest.mark.parametrize(
     ("file", "person", "camera"),
     [
