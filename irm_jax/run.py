@@ -175,12 +175,14 @@ class Run:
         Warns if another vocabulary lacks them. Raises UnknownWordsError for a caption without a known word; a caption
         that is not looked at here raises it when it is read.
         """
+        sentences: dict[str, list[str]] = {}
         for dataset in self._training_sets():
             looked_at = list(caption_vocabulary.sentences_of(dataset, caption_vocabulary.LOOKED_AT))
+            sentences[dataset.name] = looked_at
             where = f"data set {dataset.name}, split train"
             unknown_words.check(self.data.tokenizer, looked_at, where)
             caption_vocabulary.warn_of_cut(self.data.tokenizer, looked_at, where)
-        found = caption_vocabulary.misfits(self._training_sets(), self.data.tokenizer)
+        found = caption_vocabulary.misfits(sentences, self.data.tokenizer)
         if not found:
             return
         words = f"config.data.vocab = {self.config.data.vocab!r} does not suit the training data. {'; '.join(found)}"

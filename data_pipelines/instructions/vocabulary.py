@@ -13,7 +13,7 @@ import argparse
 import collections
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -94,14 +94,14 @@ def warn_of_cut(tokenizer: Tokenizer, sentences: Iterable[str], where: str) -> N
         )  # fmt: skip
 
 
-def misfits(datasets: Iterable[Dataset], tokenizer: Tokenizer) -> list[str]:
-    """Returns a message per data set of whose words the tokenizer spells too many, by LOOKED_AT of its records."""
+def misfits(sentences: Mapping[str, Sequence[str]], tokenizer: Tokenizer) -> list[str]:
+    """Returns a message per data set, of whose sentences (by its name) the tokenizer spells too many words."""
     found = []
-    for dataset in datasets:
-        suits = fit(tokenizer, sentences_of(dataset, LOOKED_AT))
+    for name, own in sentences.items():
+        suits = fit(tokenizer, own)
         if suits is not None and suits.spelled > MOST_SPELLED:
             found.append(
-                f"{dataset.name}: {suits.spelled:.0%} of the words have no entry and are spelled in pieces, and "
+                f"{name}: {suits.spelled:.0%} of the words have no entry and are spelled in pieces, and "
                 f"{suits.cut:.0%} of the sentences lose their end"
             )
     return found

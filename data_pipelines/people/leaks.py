@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import sys
 from collections import Counter, defaultdict
@@ -68,10 +69,30 @@ class _Side:
     by_origin: dict[str, np.ndarray]  # the same, by the name that the file states
 
 
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """A split of a data set; equal ones hold the same records."""
+
+    folder: str
+    content_hash: str
+    name: str
+    dataset: Dataset = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(split: _Split) -> tuple[np.ndarray, np.ndarray, dict[int, str | None]]:
+    """Returns identity i32[n], content u64[n] and {record: the person that its file name states}, read once a process.
+
+    File names, which are most of an index, are not kept.
+    """
+    index = split.dataset.index(split.name, EVIDENCE)
+    begins = [np.char.startswith(index.file, folder) for folder in ORIGINS]
+    of_known_origin = np.flatnonzero(np.logical_or.reduce(begins)).tolist()
+    return index.identity, index.content, {row: known_person(str(index.file[row])) for row in of_known_origin}
+
+
 class Part:
     """The training part or the test part of a data set: N records, of which few are looked at one by one.
-
-    File names, which are most of an index, are read but not kept.
 
     Attributes:
       dataset, splits, train: the data set, its splits that belong to the part, and whether it is trained on.
@@ -81,9 +102,14 @@ class Part:
 
     def __init__(self, dataset: Dataset, splits: Sequence[str], train: bool) -> None:
         self.dataset, self.splits, self.train = dataset, list(splits), train
-        index = self._columns()
-        self._identity, self.content = index["identity"], index["content"]
-        self._stated = {row: known_person(str(index["file"][row])) for row in _of_known_origin(index["file"]).tolist()}
+        folder, content_hash = str(dataset.folder), dataset.manifest.content_hash
+        read = [_read(_Split(folder, content_hash, split, dataset)) for split in splits]
+        self._identity, self.content = (np.concatenate([columns[at] for columns in read]) for at in (0, 1))
+        starts = np.cumsum([0, *(len(columns[0]) for columns in read)]).tolist()
+        self._stated = {
+            start + row: person
+            for start, columns in zip(starts, read, strict=False) for row, person in columns[2].items()
+        }  # fmt: skip
         people = dataset.people
         self.known = {people[number] for number in np.unique(self._identity)}
         self.known |= {name for name in self._stated.values() if name is not None}
@@ -105,15 +131,13 @@ class Part:
 
     def side(self, rows: np.ndarray) -> _Side:
         """Returns the records bool[N] as a side of a comparison."""
-        file = self._columns()["file"][rows] if rows.any() else np.zeros(0, np.str_)
+        file = np.zeros(0, np.str_)
+        if rows.any():
+            file = np.concatenate([self.dataset.index(split, ("file",)).file for split in self.splits])[rows]
         person = np.array(self.dataset.manifest.people)[self._identity[rows]]
         by_origin = _group((known_person(name) for name in file.tolist()), len(file))
         by_name = _group(map(same_name, person.tolist()), len(file))
         return _Side(self.dataset.name, self.train, person, file, self.content[rows], by_name, by_origin)
-
-    def _columns(self) -> dict[str, np.ndarray]:
-        indexes = [self.dataset.index(split, EVIDENCE) for split in self.splits]
-        return {name: np.concatenate([getattr(index, name) for index in indexes]) for name in EVIDENCE}
 
 
 def find_leaks(datasets: Sequence[Dataset]) -> list[Leak]:
@@ -143,12 +167,6 @@ def _parts(dataset: Dataset) -> Iterator[Part]:
         splits = [split for split in dataset.splits if (split == "train") == train]
         if splits:
             yield Part(dataset, splits, train)
-
-
-def _of_known_origin(file: np.ndarray) -> np.ndarray:
-    """Returns the rows whose file name begins with a folder of ORIGINS."""
-    begins = [np.char.startswith(file, folder) for folder in ORIGINS]
-    return np.flatnonzero(np.logical_or.reduce(begins))
 
 
 def _group(keys: Iterable[str | None], count: int) -> dict[str, np.ndarray]:

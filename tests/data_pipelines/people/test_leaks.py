@@ -1,14 +1,15 @@
 """Every kind of overlap is found by each evidence, and none where there is none."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import toy_shards
 
-from data_pipelines.dataset import schema
+from data_pipelines.dataset import index, reader, schema
 from data_pipelines.dataset.reader import Dataset, open_dataset
 from data_pipelines.dataset.writer import BuildOptions, DatasetSpec, write_dataset
-from data_pipelines.people import leaks
+from data_pipelines.people import leaks, tested_people
 from data_pipelines.people.leaks import find_leaks
 from data_pipelines.people.names import known_camera, known_person
 
@@ -130,6 +131,25 @@ def test_only_what_is_evidence_is_looked_at_row_by_row(tmp_path: Path, monkeypat
         ("train_train", "picture", "a/7", "a/8"),
     ]
     assert max(looked_at) == 3
+
+
+def test_an_index_is_read_once_for_the_search_before_a_training_and_that_of_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, hashed = Counter(), Counter()
+    load, file_sha256 = index.load, reader.file_sha256
+    monkeypatch.setattr(index, "load", lambda path, names=None: read.update([path.name]) or load(path, names))
+    monkeypatch.setattr(reader, "file_sha256", lambda path: hashed.update([path.name]) or file_sha256(path))
+    for name in "ab":
+        dataset(tmp_path, name, train=[(f"{name}/1", "1.jpg", 1)], query=[(f"{name}/2", "2.jpg", 2)])
+    a, b, again = (open_dataset(tmp_path, name) for name in "aba")
+    assert len(a.index("train", ("camera",))) == 1
+    tested_people.leaks([a], {"b": (b, ["query"])})
+    found = find_leaks([again, b])
+    assert {leak.evidence for leak in found} == {"picture"}
+    # Once for the training, once for both searches, and for the file names of what was found (train alone).
+    assert read == {"index-train.parquet": 1 + 2 + 2, "index-query.parquet": 2}
+    assert hashed == {"index-train.parquet": 2, "index-query.parquet": 2}
 
 
 @pytest.mark.parametrize(
