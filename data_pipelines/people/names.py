@@ -15,6 +15,7 @@ captions of its test and validation images:
 from __future__ import annotations
 
 import re
+import unicodedata
 
 ORIGINS: dict[str, tuple[re.Pattern[str], str]] = {
     "Market/": (re.compile(r"(\d{4})_c\d+"), "market1501"),
@@ -38,15 +39,18 @@ def person_name(namespace: str, pid: int | str) -> str:
     """Returns the global name of a person: numbers have at least four digits, as in the file names of most sets.
 
     Text that is a whole number counts as that number, because programs that read and write tables drop its zeros.
+    Accents count however they are coded: macOS takes the letter and its accent of a folder's name apart (NFD).
     """
     number = int(pid) if isinstance(pid, str) and _NUMBER.fullmatch(pid) else pid
-    return f"{namespace}/{number:04d}" if isinstance(number, int) else f"{namespace}/{number}"
+    if isinstance(number, int):
+        return f"{namespace}/{number:04d}"
+    return unicodedata.normalize("NFC", f"{namespace}/{number}")
 
 
 def same_name(name: str) -> str:
     """Returns the name by which a person is compared: `market1501/50`, as older builds wrote it, is `.../0050`."""
     namespace, slash, pid = name.partition("/")
-    return person_name(namespace, pid) if slash else name
+    return person_name(namespace, pid) if slash else unicodedata.normalize("NFC", name)
 
 
 def known_person(file: str) -> str | None:

@@ -64,7 +64,7 @@ def scan(raw: Path) -> Scan:
 def read_annotations(path: Path, keys: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     """Returns ("file, entry n", entry) of a JSON list of objects. Raises DatasetError for another form."""
     try:
-        entries = json.loads(path.read_bytes())
+        entries = json.loads(path.read_bytes(), object_pairs_hook=reading.unique_keys)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not readable JSON ({error}): get it again") from error
     if not isinstance(entries, list):
@@ -86,7 +86,7 @@ def check_annotation(entry: Any, keys: Sequence[str], where: str) -> None:
         raise DatasetError(f"{where}: id {entry['id']!r} is no number: get the official list again")
     if "file_path" in keys and not isinstance(entry["file_path"], str):
         raise DatasetError(f"{where}: file_path {entry['file_path']!r} is no text: get the official list again")
-    if "id" in keys and not abs(entry["id"]) < 2**63:
+    if "id" in keys and not 0 <= entry["id"] < 2**63:
         raise DatasetError(f"{where}: id {str(entry['id'])[:24]}... is no person's number: get the official list again")
     if "captions" in keys:
         captions = entry["captions"]

@@ -145,9 +145,11 @@ def _is_number(cell: str) -> bool:
 
 def _texts(path: Path) -> dict[str, tuple[str, ...]]:
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), object_pairs_hook=reading.unique_keys)
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist: correct the path of the sentences") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): give the JSON file of the sentences") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path} is not readable JSON ({error}): get the file again") from error
     if not isinstance(values, dict):

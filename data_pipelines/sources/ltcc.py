@@ -38,7 +38,8 @@ def scan(raw: Path) -> Scan:
 def _picture(file: str, size: int) -> Picture:
     match = reading.parsed(_NAME, file, TITLE, "<pid>_<outfit>_c<camera>, as in 001_1_c5_015874.png")
     camera = reading.camera_index(int(match[3]), _CAMERAS, file, TITLE)
-    return Picture(file, person_name(NAMESPACE, int(match[1])), camera, size, clothes=int(match[2]))
+    outfit = reading.outfit_number(int(match[2]), file, TITLE)
+    return Picture(file, person_name(NAMESPACE, int(match[1])), camera, size, clothes=outfit)
 
 
 SOURCES = {

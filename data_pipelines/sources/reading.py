@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +99,16 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def check_text(text: str, path: Path) -> None:
+    """Raises DatasetError for text of a file that was cut and filled with zeros, or is in UTF-16 or UTF-32."""
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DatasetError(
+            f"{path}, line {line}: it holds bytes of zero: the file is damaged, or no text in UTF-8: get it again, or "
+            f"save it as such"
+        )
+
+
 def check_sentences(sentences: Sequence[Any], where: str) -> None:
     """Raises DatasetError unless all are text that can be stored; `where` is their place."""
     for text in sentences:
@@ -165,7 +176,8 @@ def folders(raw: Path, folder: str, title: str) -> list[str]:
 def parsed(pattern: re.Pattern[str], file: str, title: str, form: str) -> re.Match[str]:
     """Matches the last part of a file's path. `form` describes what it should begin with."""
     match = pattern.match(file.rsplit("/", 1)[-1])
-    if match is None:
+    # \d takes digits of every script, and any number of them.
+    if match is None or any(part and part.isdigit() and number(part) is None for part in match.groups()):
         raise DatasetError(
             f"{file}: the name does not begin with {form}: remove the file if it is no picture of {title}, else get "
             f"the data set again"
@@ -182,14 +194,39 @@ def camera_index(number: int, cameras: int, file: str, title: str) -> int:
     return number - 1
 
 
+def outfit_number(number: int, file: str, title: str) -> int:
+    """Returns the number of an outfit. Raises DatasetError for one that cannot be stored."""
+    if number > schema.MAX_CLOTHES:
+        raise DatasetError(
+            f"{file}: outfit {number}, but numbers go to {schema.MAX_CLOTHES}: remove or rename the file if it is no "
+            f"picture of {title}"
+        )
+    return number
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object, for `json.loads(object_pairs_hook=...)`, which takes the last of several equal keys.
+
+    Raises ValueError naming a key that stands there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands there twice in one object")
+    return found
+
+
 def lines(path: Path) -> list[tuple[str, str]]:
     """Returns ("file, line n", text) of every line of a text file that is not blank."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist: get the list again, or correct the path") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}): give a text file that may be read") from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not text in UTF-8 ({error}): save it as such") from error
+    check_text(text, path)
     # Not splitlines: it ends a line at U+2028 and the like, which a file's name may hold.
     listed = enumerate(text.split("\n"), 1)
     return [(f"{path}, line {number}", line.removesuffix("\r")) for number, line in listed if line.strip()]
@@ -232,11 +269,15 @@ def as_listed(raw: Path, file: str) -> str:
     return file.replace("\\", "/") if "\\" in file and not os.path.lexists(raw / file) else file
 
 
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _near(path: Path) -> str:
-    """Returns the words that name a file of the same folder whose name differs in upper and lower case alone."""
+    """Returns the words that name a file of the same folder whose name differs in case, or in how accents are coded."""
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(path.parent)):
-            if name.casefold() == path.name.casefold():
+            if _plain(name) == _plain(path.name) and name != path.name:
                 return f" ({name} is: write it as on the disk)"
     return ""
 

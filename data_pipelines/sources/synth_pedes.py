@@ -69,12 +69,15 @@ def scan(raw: Path) -> Scan:
     """Reads the list as a stream and looks at every picture's size; records are sorted by person, then as listed."""
     reading.check_tree(raw, TITLE, ["Part1/", _LIST])
     columns = {name: array.array("I" if _ROW[name] == np.uint32 else "q") for name in _ROW.names or ()}
+    files = array.array("Q")
     sentences, last = 0, time.monotonic()
     for offset, data, entry in json_stream.objects(raw / _LIST):
         where = f"{raw / _LIST}, byte {offset}"
         check_annotation(entry, ("id", "file_path"), where)
         sentences += len(_sentences(entry, where))
-        size = reading.listed_size(raw, json_stream.text(entry["file_path"]), where)
+        file = json_stream.text(entry["file_path"])
+        size = reading.listed_size(raw, file, where)
+        files.append(schema.short_hash(file.encode()))
         for name, value in zip(columns, (entry["id"], offset, len(data), zlib.crc32(data), size), strict=True):
             columns[name].append(value)
         if time.monotonic() - last >= _LOG_SECONDS:
@@ -84,6 +87,7 @@ def scan(raw: Path) -> Scan:
     for name, column in columns.items():
         rows[name] = column
         del column[:]
+    _check_people(raw / _LIST, rows, np.array(files, np.uint64))
     rows = _distinct(rows[np.argsort(rows["id"], kind="stable")])
     people = np.unique(rows["id"]).tolist()
     return Scan(
@@ -103,6 +107,18 @@ def _sentences(entry: dict[str, Any], where: str) -> tuple[str, ...]:
         if said := tuple(text for text in sentences if reading.says_something(text)):
             return said
     raise DatasetError(f"{where} has neither captions nor prompt_caption: get the official list again")
+
+
+def _check_people(path: Path, rows: np.ndarray, files: np.ndarray) -> None:
+    """Raises DatasetError for a picture under two people; `files`: u64[N], a hash of each row's picture's path."""
+    order = np.lexsort((rows["id"], files))
+    both = np.flatnonzero((np.diff(files[order]) == 0) & (np.diff(rows["id"][order]) != 0))
+    if len(both):
+        one, other = rows[order[both[0] : both[0] + 2]]
+        raise DatasetError(
+            f"{path}: the entries at byte {one['offset']} (id {one['id']}) and {other['offset']} (id {other['id']}) "
+            f"have one picture, which shows one person: get the official list again"
+        )
 
 
 def _distinct(rows: np.ndarray) -> np.ndarray:

@@ -188,9 +188,11 @@ def _full_names(rows: Sequence[Row], namespace: str) -> dict[str, str]:
         name = person_name(own, pid) if slash else person_name(namespace, row.identity)
         other = first.setdefault(name, row)
         if other.identity != row.identity and "/" not in other.identity + row.identity:
+            is_number = reading.number(row.identity) is not None
+            what, apart = ("number", "zeros") if is_number else ("name", "how accents are coded")
             raise DatasetError(
-                f"{row.where}, column 'identity': {row.identity!r} is the number of {other.identity!r} "
-                f"({other.where}): write one person alike, and tell two people apart by more than zeros"
+                f"{row.where}, column 'identity': {row.identity!r} is the {what} of {other.identity!r} "
+                f"({other.where}): write one person alike, and tell two people apart by more than {apart}"
             )
         names[row.identity] = name
     return names

@@ -73,9 +73,11 @@ def _text(path: Path) -> str:
         raise DatasetError(f"{path} is a spreadsheet or an archive: save the table as CSV, or unpack it")
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not text in UTF-8 ({error}): save it as such") from error
+    reading.check_text(text, path)
+    return text
 
 
 def _whole_numbers(cells: Sequence[Cells], column: str, name: str) -> None:
@@ -143,7 +145,7 @@ def json_cells(text: str, name: str) -> Iterator[Cells]:
     """Yields the objects of JSON lines, or of a JSON list."""
     if name.lower().endswith(".json") and text.lstrip().startswith("["):
         try:
-            listed = json.loads(text)
+            listed = json.loads(text, object_pairs_hook=reading.unique_keys)
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{name}, line 1: not JSON ({error}): a list of objects, or one a line") from error
         values = [(f"{name}, entry {number}", value) for number, value in enumerate(listed, 1)]
@@ -151,7 +153,7 @@ def json_cells(text: str, name: str) -> Iterator[Cells]:
         values = [(f"{name}, line {n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     for where, value in values:
         try:
-            row = json.loads(value) if isinstance(value, str) else value
+            row = json.loads(value, object_pairs_hook=reading.unique_keys) if isinstance(value, str) else value
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{where}: not JSON ({error}): one object a line") from error
         if not isinstance(row, dict):
@@ -167,15 +169,23 @@ def _parquet(path: Path) -> Iterator[Cells]:
 
     try:
         table = pq.read_table(path)
+        # Python's times have no nanoseconds, which pandas writes.
+        times = [n for n, field in enumerate(table.schema) if pa.types.is_timestamp(field.type)]
+        for n in times:
+            table = table.set_column(n, table.column_names[n], table.column(n).cast(pa.string()))
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"cannot read the table {path} ({error}): correct the path, or write it again") from error
     names = [_column(name) for name in table.column_names]
     check_columns(str(path), names)
     number = 0
     for batch in table.to_batches():
-        for row in batch.to_pylist():
+        try:
+            columns = [column.to_pylist() for column in batch.columns]
+        except ValueError as error:
+            raise DatasetError(f"{path}, row {number + 1} and after: {error}: write the table again") from error
+        for row in zip(*columns, strict=True):
             number += 1
-            yield f"{path}, row {number}", dict(zip(names, row.values(), strict=True))
+            yield f"{path}, row {number}", dict(zip(names, row, strict=True))
 
 
 def _list(path: Path, split: str | None = None, root: Path | None = None) -> Iterator[Cells]:

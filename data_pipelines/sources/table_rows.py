@@ -68,8 +68,8 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         text = table_files.text_of(values.get(column))
         if text is None:
             wrong(column, f"{values[column]!r} must be text")
-        if not is_utf8(text):
-            wrong(column, f"{text!r} holds half a character, which cannot be stored")
+        if not is_utf8(text) or "\0" in text:
+            wrong(column, f"{text!r} holds half a character, or one of number 0, which cannot be stored")
         return text
 
     def needed(column: str) -> str:

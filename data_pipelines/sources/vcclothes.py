@@ -37,7 +37,8 @@ def scan(raw: Path) -> Scan:
 def _picture(file: str, size: int) -> Picture:
     match = reading.parsed(_NAME, file, TITLE, "<pid>-<camera>-<outfit>-<number>, as in 0001-01-01-01.jpg")
     camera = reading.camera_index(int(match[2]), _CAMERAS, file, TITLE)
-    return Picture(file, person_name(NAMESPACE, int(match[1])), camera, size, clothes=int(match[3]))
+    outfit = reading.outfit_number(int(match[3]), file, TITLE)
+    return Picture(file, person_name(NAMESPACE, int(match[1])), camera, size, clothes=outfit)
 
 
 SOURCES = {

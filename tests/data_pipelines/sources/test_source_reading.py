@@ -5,12 +5,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from official_trees import TREES, draw, write
 
 from data_pipelines import sources
 from data_pipelines.errors import DatasetError
-from data_pipelines.sources import datalist, json_stream, reading, table
+from data_pipelines.people import names
+from data_pipelines.sources import datalist, json_stream, reading, table, table_files, table_rows
 
 HEADER = "image,identity,camera,split"
 
@@ -239,3 +242,92 @@ def test_a_list_says_one_thing_of_a_picture(tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text(f"{HEADER}\na.jpg,7,0,train\na.jpg,{other},train\n")
         with pytest.raises(DatasetError, match=r"t.csv, split train: a.jpg stands there twice, with (person|camera)"):
             table.source("x", "trad", "x", str(tmp_path / "t.csv")).scan(tmp_path)
+
+
+DIGITS = "1" * 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "line", "message"),
+    [
+        ("msmt17", "list_train.txt", f"0001/0001_005_{DIGITS}_x.jpg 1", "the name does not begin with <pid>_<number>"),
+        ("msmt17", "list_train.txt", "0001/0001_005_07\0_x.jpg 1", "line 3: it holds bytes of zero"),
+        ("llcm", "idx/train_vis.txt", f"vis/0003/0003_c{DIGITS}_x.jpg 0", "the name does not begin with <pid>_c"),
+        ("llcm", "idx/train_vis.txt", f"vis/0003/{DIGITS}_c01_x.jpg 0", "the name does not begin with <pid>_c"),
+        ("llcm", "test_vis/cam\u0661/0001/1.jpg", None, "the name does not begin with cam<number>"),
+        ("ltcc", "LTCC_ReID/train/000_\u0663_c5_1.png", None, "the name does not begin with <pid>_<outfit>"),
+        ("ltcc", "LTCC_ReID/train/000_99999999999_c5_1.png", None, "outfit 99999999999, but numbers go to 2147483647"),
+        ("vcclothes", "train/0001-02-99999999999-07.jpg", None, "outfit 99999999999, but numbers go to 2147483647"),
+    ],
+)  # fmt: skip
+def test_numbers_of_names_are_what_can_be_stored(
+    name: str, file: str, line: str | None, message: str, tmp_path: Path
+) -> None:
+    raw = TREES[name].make(tmp_path)
+    if line is None:
+        draw(raw, [file])
+    else:
+        (raw / file).write_text((raw / file).read_text().rstrip("\n") + f"\n{line}\n")
+    with pytest.raises(DatasetError, match=message):
+        sources.get_source(name).scan(raw)
+
+
+def test_no_person_of_captions_has_a_number_below_zero_nor_a_picture_of_another(tmp_path: Path) -> None:
+    for name, listed in (("cuhk_pedes", "reid_raw.json"), ("synth_pedes", "synthpedes_dataset.json")):
+        raw = TREES[name].make(tmp_path / name)
+        entries = json.loads((raw / listed).read_text())
+        (raw / listed).write_text(json.dumps([{**entries[0], "id": -1}, *entries[1:]]))
+        with pytest.raises(DatasetError, match="id -1"):
+            sources.get_source(name).scan(raw)
+        (raw / listed).write_text(json.dumps([*entries, {**entries[0], "id": 77}]))
+        with pytest.raises(DatasetError, match=r"a picture shows one person|one picture, which shows one person"):
+            sources.get_source(name).scan(raw)
+
+
+def test_a_key_of_json_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    """Parsers take the last of them without a word."""
+    row = '{"image": "a.jpg", "image": "b.jpg", "identity": "1"}'
+    for name, text in (("t.jsonl", row), ("t.json", f"[{row}]")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DatasetError, match=r"'image' stands there twice"):
+            table_files.read(tmp_path / name)
+    (tmp_path / "sentences.json").write_text('{"k": "a red shirt", "k": "a blue shirt"}')
+    with pytest.raises(DatasetError, match=r"'k' stands there twice"):
+        datalist._texts(tmp_path / "sentences.json")
+    with pytest.raises(DatasetError, match="cannot be read"):
+        datalist._texts(tmp_path)
+    with pytest.raises(DatasetError, match="cannot be read"):
+        reading.lines(tmp_path)
+
+
+def test_names_differ_by_more_than_the_codes_of_their_accents(tmp_path: Path) -> None:
+    """A table has the last letter of Zoë as one character, a folder's name on macOS as two."""
+    apart, whole = "Zoe\u0308", "Zo\u00eb"
+    assert names.person_name("x", apart) == names.person_name("x", whole) == f"x/{whole}"
+    assert names.same_name(f"x/{apart}") == f"x/{whole}"
+    draw(tmp_path, ["a.jpg"])
+    (tmp_path / "t.csv").write_text(f"{HEADER}\na.jpg,{apart},0,train\na.jpg,{whole},0,train")
+    with pytest.raises(DatasetError, match=rf"line 3, column 'identity': '{whole}' is the name of '{apart}' .*line 2"):
+        scan_table(tmp_path)
+    (tmp_path / "t.csv").write_text(f"{HEADER}\na.jpg,x\0,0,train\n")
+    with pytest.raises(DatasetError, match="line 2: it holds bytes of zero"):
+        scan_table(tmp_path)
+    (tmp_path / "t.jsonl").write_text('{"image": "a.jpg", "identity": "x\\u0000"}')
+    with pytest.raises(DatasetError, match="of number 0"):
+        table_rows.rows_of(table_files.read(tmp_path / "t.jsonl"))
+
+
+def scan_table(folder: Path) -> None:
+    table.scan(folder, task="trad", namespace="x", table=folder / "t.csv")
+
+
+def test_what_pandas_and_others_write_into_parquet_is_read_or_named(tmp_path: Path) -> None:
+    images, people = ["a.jpg", "b.jpg"], ["1", "2"]
+    times = pa.array([1, 2], pa.timestamp("ns"))
+    pq.write_table(pa.table({"image": images, "identity": people, "time": times}), tmp_path / "t.parquet")
+    rows = table_files.read(tmp_path / "t.parquet")
+    assert [row["time"] for _, row in rows] == ["1970-01-01 00:00:00.000000001", "1970-01-01 00:00:00.000000002"]
+    broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"2"]).buffers())
+    pq.write_table(pa.table({"image": images, "identity": broken}), tmp_path / "t.parquet")
+    with pytest.raises(DatasetError, match=r"t.parquet, row 1 and after: 'utf-8' codec"):
+        table_files.read(tmp_path / "t.parquet")
