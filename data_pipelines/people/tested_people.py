@@ -41,8 +41,8 @@ def leave_out(scan: Scan, name: str, tested: Sequence[Dataset]) -> tuple[Scan, d
         raise DatasetError(f"{name} shows nobody of other data sets: leave --leave_out out")
     names: set[str] = set()
     for dataset in tested:
-        if splits := [split for split in dataset.splits if split != TRAIN]:
-            names |= Part(dataset, splits, train=False).known
+        if own := [split for split in dataset.splits if split != TRAIN]:
+            names |= Part(dataset, own, train=False).known
     dropped = [item for item in items if item.person in names or known_person(item.file) in names]
     gone = {item.person for item in dropped}
     kept = [item for item in items if item.person not in gone]
