@@ -81,6 +81,8 @@ LEFT: Reasons = (
     (r"(.*\.)?embeddings\.position_ids", "a counter, not a weight"),
     (r"cls\.seq_relationship\..*", "does a sentence follow another: no task here"),
 )
+COMPUTES = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "position_embedding_type": "absolute", "is_decoder": False}
+"""Entries of config.json that the weights do not show, and what `TextEncoder` computes."""
 ANCHOR = "embeddings.word_embeddings.weight"
 """The tensor by which a BERT is found among others."""
 HEADS = {768: 12, 1024: 16}
@@ -94,6 +96,7 @@ def fusion_rules(first: int) -> tuple[Rule, ...]:
 
 def read(source: Source, options: Options) -> Conversion:
     """Converts a plain BERT of any width and depth. Raises ConvertError for one with cross-attention."""
+    _check_config(source)
     tensors, _ = find_tower(source.tensors, (ANCHOR,), options.prefix)
     refuse(tensors, ((r".*\.crossattention\..*", "a BERT with cross-attention: use --kind albef"),))
     conversion = Conversion("bert", "", sentence_sep=True)
@@ -102,6 +105,16 @@ def read(source: Source, options: Options) -> Conversion:
     left = add_word_head(conversion, Tensors(source.tensors, outer)) if outer != tensors.prefix else ()
     conversion.account(tensors, (*left, *LEFT))
     return conversion
+
+
+def _check_config(source: Source) -> None:
+    """Raises ConvertError for a configuration that says of the weights that they are of another computation."""
+    for key, own in COMPUTES.items():
+        if (stated := source.config.get(key, own)) != own:
+            raise ConvertError(
+                f"{source.folder / 'config.json'}: {key} is {stated!r}, but the text encoder here computes with "
+                f"{own!r}: take another text encoder"
+            )
 
 
 def add_text(conversion: Conversion, tensors: Tensors, heads: int | None) -> None:

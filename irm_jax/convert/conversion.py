@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from irm_jax.models.weight_files import FIRST_PART, LAYOUTS, SLOTTED, ConvertError, Reasons, Rule, Sizes, Tensors
+from irm_jax.models.weight_files import FIRST_PART, LAYOUTS, PARTS, SLOTTED, ConvertError, Reasons, Rule, Sizes, Tensors
 from irm_jax.parallel.rules import path_string
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -196,8 +196,13 @@ def _read(rule: Rule, name: str, tensor: np.ndarray, path: str, sizes: Sizes) ->
             f"{name} holds NaN or infinity ({np.sum(~np.isfinite(tensor)):,} of {tensor.size:,} numbers): the training "
             "that made it diverged, or the file is damaged. Take an earlier checkpoint, or download it again"
         )
+    layout = LAYOUTS[rule.layout]
     try:
-        return LAYOUTS[rule.layout].read(tensor, sizes)
+        found = layout.read(tensor, sizes)
+        # A transposed matrix has as many numbers, and would be reshaped without a word.
+        if rule.layout not in PARTS and (expected := layout.write(found, sizes).shape) != tensor.shape:
+            raise ValueError(f"the shape is to be {list(expected)}")
+        return found
     except ValueError as error:
         raise ConvertError(
             f"{name} {list(tensor.shape)} does not fit {path} (layout {rule.layout}, {dict(sizes)}): {error}. "

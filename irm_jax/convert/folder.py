@@ -47,6 +47,11 @@ def _save(conversion: Conversion, source: Source, place: epath.Path) -> epath.Pa
     if words is not None and len(words) == conversion.towers["text_encoder"]["vocab_size"]:
         write_atomically(place / manifest.VOCABULARY, "\n".join(words) + "\n")
     else:
+        if words is not None:
+            rows = conversion.towers["text_encoder"]["vocab_size"]
+            conversion.notes.append(
+                f"the vocabulary beside the weights is left: it has {len(words):,} entries, the table {rows:,} rows"
+            )
         words = None
     record = {
         "format": manifest.FORMAT,

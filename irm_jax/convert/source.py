@@ -139,7 +139,8 @@ def _first_line(error: Exception) -> str:
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
     """Orders layer 2 before layer 10."""
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
+    numbers = [int(part) if re.fullmatch("[0-9]{1,18}", part) else -1 for part in name.split(".")]
+    return [(number >= 0, number, part) for number, part in zip(numbers, name.split("."), strict=True)]
 
 
 def _weight_files(path: Path) -> list[Path]:

@@ -114,7 +114,9 @@ LAYOUTS: dict[str, Layout] = {
     # Statistics of a neck that both streams share [D] -> [2D], per stream.
     "both_streams": Layout(lambda x, s: np.concatenate([x, x]), lambda x, s: x[: len(x) // 2]),
 }
-FIRST_PART = "first_position"
+PARTS = ("first_position", "other_positions")
+"""Layouts that read a part of a tensor."""
+FIRST_PART = PARTS[0]
 """Of the parts of one tensor, the one with this layout stands first."""
 SLOTTED = ("head_kernel", "head_bias", "token")
 """Layouts whose rules fill slots of a joint array."""

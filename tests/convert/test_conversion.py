@@ -303,6 +303,50 @@ def test_a_layout_and_heads_that_the_weights_do_not_show(tmp_path):
             converted(kind, tmp_path, shapes, Options())
 
 
+def test_a_transposed_matrix_is_refused(tmp_path):
+    """It has as many numbers as the right one; that of a square matrix cannot be told."""
+    for kind, shapes, name in (
+        ("vit", weights.vit(), "blocks.1.attn.qkv.weight"),
+        ("bert", weights.bert(), "encoder.layer.0.intermediate.dense.weight"),
+    ):
+        tensors = weights.write(shapes, tmp_path / "w.safetensors")
+        tensors[name] = np.ascontiguousarray(tensors[name].T)
+        save_file(tensors, tmp_path / "w.safetensors")
+        with pytest.raises(ConvertError, match=r"does not fit|do not fit"):
+            convert(kind, Source(tmp_path / "w.safetensors"), Options(heads=2))
+
+
+def test_a_number_of_a_layer_may_be_of_any_length(tmp_path):
+    shapes = weights.vit() | {f"blocks.{'1' * 5000}.norm1.weight": (8,)}
+    weights.write(shapes, tmp_path / "w.safetensors")
+    assert len(Source(tmp_path / "w.safetensors").tensors) == len(shapes)
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden_act", "relu"), ("layer_norm_eps", 1e-5), ("is_decoder", True)])
+def test_what_a_configuration_says_of_another_computation_is_refused(key, value, tmp_path):
+    """The weights do not show it: their features would be of no model that was trained."""
+    weights.write(weights.bert(), tmp_path / "model.safetensors")
+    stated = {"num_attention_heads": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    for config in (stated, {**stated, key: value}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if config is stated:
+            convert("bert", Source(tmp_path), Options())
+            continue
+        with pytest.raises(ConvertError, match=f"config.json: {key} is {value!r}, but the text encoder here computes"):
+            convert("bert", Source(tmp_path), Options())
+
+
+def test_a_vocabulary_of_other_weights_is_left_with_a_word(tmp_path):
+    weights.write(weights.bert(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n")
+    source = Source(tmp_path)
+    found = convert("bert", source, Options())
+    folder.save(found, source, tmp_path / "out")
+    assert not (tmp_path / "out" / "vocab.txt").exists()
+    assert found.notes[-1] == "the vocabulary beside the weights is left: it has 3 entries, the table 20 rows"
+
+
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     for value in (np.nan, np.inf):
         tensors = weights.write(weights.vit(), tmp_path / "w.safetensors")
