@@ -24,11 +24,13 @@ from data_pipelines.batches import layout
 from irm_jax.config import check, get_config, load
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in PAGES}
 SCRIPTS = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in sorted(ROOT.glob("launch/*.sh"))}
 TABLES = "|".join(get_config())
-FLAGS = {"config", "workdir", "mode", "topology", "num_slices"}
+FLAGS = {"config", "keys", "workdir", "mode", "topology", "num_slices"}
+RUN_PAGES = ("README.md", "docs/training.md")
+"""Pages whose commands of irm_jax.main the nightly test runs."""
 
 
 def found(pattern: str) -> list[tuple[str, str]]:
@@ -60,9 +62,7 @@ def module_of(words: list[str]) -> str:
 def test_paths_exist() -> None:
     top = "configs|docs|tests|launch|benchmarks|irm_jax|data_pipelines"
     named = found(rf"(?<![\w/-])(?:{top})/[\w/]*(?:\w\.(?:py|sh|txt|md)\b|(?=`))")
-    file_map = TEXTS["README.md"].partition("## File map")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?) \|", file_map, re.MULTILINE)
-    named += [("README.md", path) for row in rows for path in re.findall(r"`(.*?)`", row)]
+    named = [(name, path) for name, path in named if not path.startswith("docs/_build")]
     assert len(named) > 20
     assert [(name, path) for name, path in named if not (ROOT / path).exists()] == []
 
@@ -86,6 +86,31 @@ def test_links_lead_somewhere() -> None:
     assert wrong == []
 
 
+def test_the_site_has_every_page() -> None:
+    tables = re.findall(r"```{toctree}\n(.*?)```", TEXTS["docs/index.md"], re.DOTALL)
+    entries = [line for table in tables for line in table.splitlines() if line and not line.startswith(":")]
+    listed = [re.sub(r"^.* <(?:api/)?(.*)>$", r"\1", line) for line in entries]
+    pages = {path.stem for path in ROOT.glob("docs/*.md")}
+    assert sorted(listed) == sorted(pages - {"index"})
+
+
+def test_the_readme_fits_one_sitting() -> None:
+    assert len(TEXTS["README.md"].splitlines()) <= 150
+
+
+def test_messages_of_the_troubleshooting_page_exist() -> None:
+    """What stands as code in a first column is in the source, or in a library's message, or a word of ours."""
+    rows = re.findall(r"^\| (.*?) \|", TEXTS["docs/troubleshooting.md"], re.MULTILINE)
+    said = {fragment for row in rows for fragment in re.findall(r"`([^`]+)`", row)}
+    sources = "".join(
+        path.read_text("utf-8") for top in ("irm_jax", "data_pipelines") for path in (ROOT / top).rglob("*.py")
+    )
+    sources = re.sub(r'"\s*\n\s*f?"', "", sources)  # texts that go on in the next line
+    others = ("No matching", "pip install", "'.[", "python -c", "RESOURCE_EXHAUSTED")
+    assert len(said) > 40
+    assert sorted(text for text in said if text not in sources and not text.startswith(others)) == []
+
+
 def test_modules_can_be_run() -> None:
     modules = found(r"python -m\s+((?:irm_jax|data_pipelines|benchmarks)[\w.]+)")
     assert len(modules) > 10
@@ -93,9 +118,9 @@ def test_modules_can_be_run() -> None:
 
 
 def test_configuration_keys_exist() -> None:
-    named = {*found(r"(?<![\w./])config\.(?!json\b)([a-z]\w*(?:\.\w+)*)")}  # config.json is a file
-    named |= {*found(rf"`((?:{TABLES})(?:\.[a-z]\w*)+)[=`]")}
-    named -= {("README.md", "a.b")}
+    named = {*found(rf"`((?:{TABLES})(?:\.[a-z]\w*)+)[=`]")}
+    named = {(name, key) for name, key in named if name != "docs/from_pytorch.md"}  # the keys of other projects
+    named |= {*found(r"(?<![\w./])config\.(?!json\b)([a-z]\w*(?:\.\w+)*)")}  # config.json is a file
     # The run file of this page is executed by tests/extending.
     named = {(name, key) for name, key in named if name != "docs/extending.md" or key.startswith(("train.", "logs."))}
     names = {key for _, key in named if not key.endswith((".py", ".json", ".html"))}
@@ -163,11 +188,10 @@ def parsed_config(words: list[str]) -> ConfigDict | None:
 
 
 def runnable() -> list[list[str]]:
-    """The README's commands of irm_jax.main that need neither real data nor another chip."""
-    commands = [words for name, words in lines() if name == "README.md" and module_of(words) == "irm_jax.main"]
-    free = [
-        words for words in commands if not {"--topology", "CONFIG"} & set(words) and "SHARDS" not in " ".join(words)
-    ]
+    """The commands of irm_jax.main that need neither own data nor another chip; `--mode compare` last."""
+    commands = [words for name, words in lines() if name in RUN_PAGES and module_of(words) == "irm_jax.main"]
+    free = [words for words in commands if not {"--topology", "CONFIG", "own"} & set(words)]
+    free.sort(key=lambda words: "compare" in words)
     return [words[words.index("irm_jax.main") :] for words in free]
 
 
@@ -233,7 +257,7 @@ def configured(command: str) -> ConfigDict:
 
 
 def test_the_pod_commands_are_found() -> None:
-    assert [name for name, _ in commands()] == ["README.md"] * 3 + [
+    assert [name for name, _ in commands()] == ["docs/pods.md"] * 3 + [
         "launch/gke.sh", "launch/slurm.sh", "launch/tpu_vm.sh",
     ]  # fmt: skip
 

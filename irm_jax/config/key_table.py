@@ -33,7 +33,11 @@ def described() -> list[Key]:
     """Returns every key of `get_config()`, in its order; entries that a user names, by their templates."""
     comments = _comments()
     place = {name: number for number, name in enumerate(comments)}
-    return sorted(_keys(keys.get_config(), "", comments), key=lambda key: place[key.name])
+
+    def order(key: Key) -> tuple[int, int]:
+        return place[key.name.partition(f".{ENTRY}.")[0]], place[key.name]
+
+    return sorted(_keys(keys.get_config(), "", comments), key=order)
 
 
 def matching(word: str) -> list[Key]:

@@ -1,0 +1,66 @@
+"""What the documentation's build makes of docstrings and of a run's figures."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from irm_jax.evaluation import figures
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def module(name: str) -> ModuleType:
+    """Loads a script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def test_a_docstring_is_paragraphs_entries_and_code() -> None:
+    lines = [
+        "Ranks `G` images, u8[H, W, 3], of *some* set_.", "It goes on.", "",
+        "Args:", "    query, gallery: f32[Q, D]", "        and f32[G, D].", "    **labels: columns.", "",
+        "    code = 1", "",
+        "* one", "  more", "* two",
+    ]  # fmt: skip
+    assert module("docstrings").to_rst(lines) == [
+        r"Ranks ``G``\  images, u8\[H, W, 3\], of \*some\* set\_. It goes on.", "", "",
+        "**Args**", "", r"* **query, gallery**: f32\[Q, D\] and f32\[G, D\].", r"* **\*\*labels**: columns.", "",
+        "::", "", "        code = 1", "",
+        "* one more", "* two", "",
+    ]  # fmt: skip
+
+
+def test_the_table_of_results_replaces_the_one_behind_its_marker() -> None:
+    results_table = module("results_table")
+    page = "a\n\n<!-- quickstart results -->\n| old |\n|---|\n\nb\n"
+    assert results_table.replaced(page, "| new |") == "a\n\n<!-- quickstart results -->\n| new |\n\nb\n"
+    with pytest.raises(SystemExit, match="no table"):
+        results_table.replaced("a\n", "| new |")
+    for path in results_table.PAGES:
+        results_table.replaced(path.read_text("utf-8"), "| new |")
+
+
+def test_the_table_of_results_has_the_headlines_and_their_controls() -> None:
+    results_table = module("results_table")
+
+    def row(task: str, mAP: float | None, system: str = "model", setting: str = "task_specific") -> figures.Figure:
+        free = {"gallery": "union", "gallery_instruction": "neutral"} if setting == "task_free" else {}
+        return figures.Figure(
+            test_set=task, task=task, protocol="market", setting=setting, system=system, mAP=mAP, **free
+        )
+
+    tasks = results_table.TASKS
+    rows = [row(task, 0.1 * number) for number, task in enumerate(tasks, 1)]
+    rows += [row(task, 0.25, setting="task_free") for task in tasks]
+    rows += [row(task, 0.01, system="random") for task in tasks]
+    lines = results_table.table(figures.Results(tuple(rows), ())).splitlines()
+    assert lines[2] == "| quickstart | .100 | .200 | .300 | .400 | .500 | .600 | .350 | .250 |"
+    assert lines[3] == "| colour histogram | – | – | – | – | – | – | – |  |"
+    assert lines[4] == "| random embedding | .010 | .010 | .010 | .010 | .010 | .010 | .010 |  |"
