@@ -314,7 +314,7 @@ def lock(folder: Path | epath.Path, *, wait: bool = False) -> Iterator[None]:
             raise object_lock.locked(folder, _owner_of(path)) from None
         if isinstance(held, filelock.UnixFileLock):  # the lock of a file system without flock keeps its own text
             with contextlib.suppress(OSError):  # a full disk is reported by who writes more
-                path.write_text(object_lock.describe_owner() + "\n")
+                path.write_text(object_lock.describe_owner() + "\n", "utf-8", "backslashreplace")
     try:
         yield
     finally:
@@ -323,6 +323,6 @@ def lock(folder: Path | epath.Path, *, wait: bool = False) -> Iterator[None]:
 
 def _owner_of(path: Path) -> str:
     try:
-        return path.read_text(errors="replace")
+        return path.read_text("utf-8", "replace")
     except OSError:
         return ""

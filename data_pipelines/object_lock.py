@@ -205,7 +205,7 @@ def _place() -> dict[str, Any]:
 def _start_of(process: int) -> str | None:
     """When a process of this machine started, in the kernel's ticks; None if there is none."""
     try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] == "Z" else fields[19]

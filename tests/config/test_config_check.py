@@ -322,3 +322,19 @@ def test_a_caption_is_drawn_once_per_person_unless_one_says_otherwise() -> None:
     assert {task: keys.train_unit("x", task).images_per_identity for task in tasks.TASKS} == {
         "trad": 4, "cc": 4, "ctcc": 4, "vi": 4, "t2i": 1, "li": 4,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:", "line 1: SyntaxError: invalid syntax"),
+        ("\n\ndef get_config():\n    return 1 / 0\n", "line 4: ZeroDivisionError: division by zero"),
+        ("import nothing_of_that_name", "line 1: ModuleNotFoundError: No module named"),
+        ("def get_config():\n    pass\n", "get_config returns NoneType, not a ConfigDict"),
+        ("def get_config(argument):\n    pass\n", "TypeError: .*argument"),
+    ],
+)
+def test_a_run_file_that_fails_is_named_with_the_line(text, message, tmp_path):
+    (tmp_path / "run.py").write_text(text)
+    with pytest.raises(ConfigError, match=f"run.py.*{message}"):
+        load(str(tmp_path / "run.py"))

@@ -66,6 +66,41 @@ def test_a_mistaken_flag_is_status_2_without_a_traceback(arguments):
     assert "Traceback" not in said
 
 
+PRINTED = """
+import sys
+from data_pipelines import commands
+def main():
+    print("Zo\u00eb \U0001f642", *range(100_000))
+    if sys.argv[1:]:
+        sys.exit(int(sys.argv[1]))
+sys.exit(commands.run(main))
+"""
+
+
+@pytest.mark.parametrize("ends", [(), ("0",), ("2",)])
+def test_an_output_that_cannot_be_written_is_one_line_and_one_that_nobody_reads_none(ends):
+    def run(output, **more):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
+        command = [sys.executable, "-c", PRINTED, *ends]
+        return subprocess.run(command, env=environment, stdout=output, stderr=subprocess.PIPE, check=False, timeout=60)
+
+    with open("/dev/full", "w") as full:
+        done = run(full)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        b"error: the output, or a file, cannot be written (No space left on device): free space"
+    )
+    assert done.stderr.count(b"\n") == 1
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run(writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+    done = run(subprocess.PIPE, PYTHONIOENCODING="latin-1")  # a locale that has no such characters
+    assert done.stdout.startswith(b"Zo\xeb \\U0001f642 0 1 2")
+    assert (done.returncode, done.stderr) == (int((ends or "0")[0]), b"")
+
+
 INTERRUPT = """
 import os, signal, sys
 modules = os.environ["CTRL_C_AT"].split()

@@ -153,6 +153,15 @@ def test_a_name_may_be_as_long_as_the_file_system_has_it(tmp_path: Path) -> None
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_lock_names_its_owner_in_a_locale_without_the_letters_of_its_command(tmp_path: Path) -> None:
+    code = "import sys; from data_pipelines import files; files.lock(sys.argv[1]).__enter__()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), "Zo\u00eb"], text=True, encoding="utf-8", capture_output=True,
+        check=False, env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_sweep_takes_leftovers_only(tmp_path: Path) -> None:
     left = ("tmp-irm_jax-12-results.json", ".p_market.npz.4711")
     kept = ("tmp-results.json", "tmp-2024-results.csv", "results.json", ".lock", "tmp-x-1", ".p_market.npz")
