@@ -42,8 +42,11 @@ class Opened:
     model: EmbeddingModel
 
 
-def open_checkpoint(checkpoint_dir: str | os.PathLike[str], step: Any = None, batch_size: int = 64) -> Opened:
-    """Opens a checkpoint on the devices of this process, for whole batches and for a few rows; see `Embedder`."""
+def open_checkpoint(
+    checkpoint_dir: str | os.PathLike[str], step: Any = None, batch_size: int = 64,
+    devices: Sequence[jax.Device] | None = None,
+) -> Opened:  # fmt: skip
+    """Opens a checkpoint on `devices`, for whole batches and for a few rows; see `Embedder`."""
     if (folder := pretrained.shipped(checkpoint_dir)) is not None:
         held = pretrained.load(folder)
         return Opened(epath.Path(folder), held.step, keys.get_config(), _on_devices(held, batch_size))
@@ -54,7 +57,7 @@ def open_checkpoint(checkpoint_dir: str | os.PathLike[str], step: Any = None, ba
     config = keys.completed(saved["config"])
     config.evaluation.batch_size = batch_size
     run.enable_compilation_cache(config)
-    found_step, restored = run.from_checkpoint(config, workdir, step, mesh=_mesh())
+    found_step, restored = run.from_checkpoint(config, workdir, step, mesh=_mesh(devices))
     found = restored.saved_model(workdir, found_step)
     model = EmbeddingModel(found.model, found.variables, found.tokenizer, found.mesh, batch_size, SIZES)
     return Opened(workdir, found_step, config, model)
@@ -83,12 +86,17 @@ class Embedder:
         step: the number of a checkpoint, "best", or None for the latest.
         batch_size: images embedded at a time; fewer are padded to 1, 4, 16 or 64. The first call of each size compiles,
             and says so; `compile` does it ahead.
+        devices: those that share the work; None stands for those of this process. Where they belong to several
+            processes, every process makes the same calls, reads its share of the images, and has the whole result.
 
     Raises CheckpointError if there is no such checkpoint or it cannot be read.
     """
 
-    def __init__(self, checkpoint_dir: str | os.PathLike[str], *, step: Any = None, batch_size: int = 64) -> None:
-        opened = open_checkpoint(checkpoint_dir, step, batch_size)
+    def __init__(
+        self, checkpoint_dir: str | os.PathLike[str], *, step: Any = None, batch_size: int = 64,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:  # fmt: skip
+        opened = open_checkpoint(checkpoint_dir, step, batch_size, devices)
         self.step = opened.step
         self._set(opened.model, opened.config.data.max_pixels)
 
@@ -260,8 +268,8 @@ class _Compiling:
     def __exit__(self, *_: object) -> None: ...
 
 
-def _mesh() -> Any:
-    return mesh_lib.make_mesh({"data": -1, "fsdp": 1, "model": 1}, jax.local_devices())
+def _mesh(devices: Sequence[jax.Device] | None = None) -> Any:
+    return mesh_lib.make_mesh({"data": -1, "fsdp": 1, "model": 1}, devices or jax.local_devices())
 
 
 def _float(dtype: Any) -> np.dtype:

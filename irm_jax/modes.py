@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
@@ -75,6 +76,8 @@ def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
     The file holds `files` and `embeddings` f32[n, 2D]. With `config.embed.text_to_image` the images are embedded as the
     gallery of a text-to-image search, f32[n, P], and `query` f32[P] is the sentence: `embeddings @ query` ranks them.
 
+    Several processes share the images, each reading its rows of a batch; process 0 writes.
+
     Raises ConfigError if there are no images, or no sentence to search by; ImageError naming the first image that
     cannot be read.
     """
@@ -94,16 +97,20 @@ def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
             if config.embed.instruction
             else "config.embed.text_to_image searches by a sentence: give it as config.embed.instruction"
         )
-    embedder = Embedder(workdir, step=_chosen_step(config))
+    _join_processes()
+    embedder = Embedder(workdir, step=_chosen_step(config), devices=jax.devices())
     target = workdir / config.embed.output
     with locked(workdir):
-        writing.check_writable(target)
+        if processes.is_main():
+            writing.check_writable(target)
         embeddings = embedder.project_images(files) if search else embedder(files, [instruction] * len(files))
         query = {"query": embedder.project_sentences([ask])[0]} if search else {}
         names = np.array([str(p.relative_to(folder)) for p in files])
         content = io.BytesIO()
         np.savez_compressed(content, files=names, embeddings=embeddings, instruction=np.array(str(ask)), **query)
-        writing.write_atomically(target, content.getvalue())
+        if processes.is_main():
+            writing.write_atomically(target, content.getvalue())
+        processes.barrier("embed")
     logging.info("%d embeddings of %d floats in %s", *embeddings.shape, target)
 
 

@@ -23,6 +23,7 @@ from irm_jax.evaluation.embed import NotFiniteError
 from irm_jax.evaluation.features import EmbedOptions, Variant, embed_split
 from irm_jax.evaluation.figures import read_results
 from irm_jax.evaluation.report import explain
+from irm_jax.parallel import processes
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 
@@ -282,6 +283,11 @@ def test_a_folder_is_embedded_into_one_file(config, trained_run, embedder, peopl
         np.testing.assert_allclose(file["query"], embedder.project_sentences(["wears a red shirt"])[0], atol=1e-5)
         expected = embedder.project_images([pictures[1], pictures[2], pictures[0]])
         np.testing.assert_allclose(file["embeddings"], expected, atol=1e-5)
+    (workdir / "embeddings.npz").unlink()
+    with monkeypatch.context() as patch:  # several processes embed alike, the first one writes
+        patch.setattr(processes, "is_main", lambda: False)
+        modes.embed_folder(config, workdir)
+    assert not (workdir / "embeddings.npz").exists()
     for wrong in ("", "template.png"):
         config.embed.instruction = wrong
         with pytest.raises(check.ConfigError, match=r"text_to_image searches by a sentence"):

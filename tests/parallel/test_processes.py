@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from faulty_main import record_batches, share_programs
+from PIL import Image
 from quick_compilation import few_optimizations
 
 from irm_jax import checkpoint, modes
@@ -165,7 +166,7 @@ def one_process(config, first_devices, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def launch(config, tmp_path_factory):
-    """Runs launch/one_machine.sh: (processes, workdir, faults, failures allowed) -> (status, output, batches)."""
+    """Runs launch/one_machine.sh: (processes, workdir, faults, failures allowed, flags) -> (status, output, batches)"""
     folder = tmp_path_factory.mktemp("launch")
     (folder / "config.py").write_text(
         f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
@@ -177,7 +178,7 @@ def launch(config, tmp_path_factory):
     )
     python.chmod(0o755)
 
-    def run(count, workdir, faults=(), max_failures=1):
+    def run(count, workdir, faults=(), max_failures=1, flags=()):
         batches = tmp_path_factory.mktemp("batches")
         files = [f"{fault}:{batches}/fault{number}" for number, fault in enumerate(faults)]
         environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
@@ -185,7 +186,7 @@ def launch(config, tmp_path_factory):
             "MAX_FAILURES": str(max_failures), "FAULTS": " ".join(files), "BATCHES": str(batches),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "GLIBC_TUNABLES": "glibc.malloc.arena_max=8",
         }  # fmt: skip
-        command = [ROOT / "launch/one_machine.sh", folder / "config.py", workdir]
+        command = [ROOT / "launch/one_machine.sh", folder / "config.py", workdir, *flags]
         done = subprocess.run(command, env=environ, stderr=subprocess.PIPE, text=True, timeout=600, check=False)
         print(done.stderr)
         return done.returncode, done.stderr, batches
@@ -285,3 +286,31 @@ def test_a_killed_process_ends_the_other_and_a_restart_resumes(stopped, one_proc
     left = STEPS - STOPPED
     assert read_batches(batches, left) == read_batches(one_process[1], left)
     assert_same_evaluation(config, workdir)
+
+
+@pytest.mark.nightly
+def test_two_processes_embed_and_evaluate_to_the_digits_of_one(one_process, launch, tmp_path):
+    """As commands of their own, with as many devices in all; the second batch of pictures is not full."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(70):
+        pixels = rng.integers(0, 255, (64, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"pictures/{number:02d}.png")
+    embed = ["--mode=embed", f"--config.embed.images={tmp_path}/pictures"]
+    search = ["--config.embed.text_to_image=True", "--config.embed.instruction=a red shirt"]
+    found = {}
+    for count in (1, 2):
+        workdir = tmp_path / str(count)
+        shutil.copytree(one_process[0] / loop.CHECKPOINTS, workdir / loop.CHECKPOINTS)
+        for name, flags in {"images": embed, "search": [*embed, *search], "figures": ["--mode=evaluate"]}.items():
+            status, output, _ = launch(count, workdir, flags=flags)
+            assert status == 0, output
+            if name == "figures":
+                found[count, name] = read_results(workdir).figures
+            else:
+                with np.load(workdir / "embeddings.npz") as file:
+                    found[count, name] = {key: file[key].tolist() for key in file.files}
+        assert len(list((workdir / "evaluations").glob("step-*"))) == 1  # process 0 wrote it
+    assert len(found[1, "images"]["embeddings"]) == 70
+    for name in ("images", "search", "figures"):
+        assert found[2, name] == found[1, name], name
