@@ -10,7 +10,7 @@ from etils import epath
 
 from data_pipelines.errors import UserError
 
-EXTRAS = {"gs": "pip install -e '.[gcs]'", "s3": "pip install s3fs", "az": "pip install adlfs"}
+EXTRAS = {"gs": "pip install -e '.[gcs]'", "s3": "pip install -e '.[s3]'", "az": "pip install adlfs"}
 """How the library of each kind of object storage is installed."""
 THREADS = 16
 """Concurrent requests: a single one mostly waits for its answer and leaves the network idle."""
@@ -39,6 +39,28 @@ def require_library(path: str | os.PathLike[str]) -> None:
         fsspec.get_filesystem_class(kind)
     except ImportError as error:
         raise StorageError(f"{kind}:// needs a library that is missing here: {EXTRAS[kind]}") from error
+
+
+def require_workdir(path: str | os.PathLike[str]) -> None:
+    """Raises StorageError for a kind of storage that holds no checkpoints, or whose library is missing."""
+    kind = os.fspath(path).partition("://")[0]
+    if is_remote(path) and kind in EXTRAS and kind != "gs":
+        raise StorageError(
+            f"{os.fspath(path)} cannot hold a run: a checkpoint is renamed when it is whole, which {kind}:// cannot "
+            "do. Name a folder of gs://, or one on a disk that all hosts share, and copy the finished run "
+            "(aws s3 sync); config.data.dir may be there"
+        )
+    require_library(path)
+
+
+def require_data_folder(path: str | os.PathLike[str], cache: str) -> None:
+    """Raises StorageError for a data folder whose records cannot be read in place, without a `cache` for a copy."""
+    require_library(path)
+    if is_remote(path) and not os.fspath(path).startswith("gs://") and not cache:
+        raise StorageError(
+            f"records are read from local folders and gs://, not from {os.fspath(path)}: set config.data.cache to a "
+            "local folder, which gets a copy"
+        )
 
 
 def file_sizes(paths: Sequence[epath.Path]) -> list[int | None]:

@@ -159,7 +159,7 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
         yield "config.data.dir is empty; name the folder of the built data sets (default: data)"
     if not 1 <= d.max_pixels <= images.MOST_MAX_PIXELS:
         yield f"config.data.max_pixels = {d.max_pixels}; it must lie between 1 and {images.MOST_MAX_PIXELS}"
-    yield from _refused("config.data.dir", lambda: storage.require_library(d.dir))
+    yield from _refused("config.data.dir", lambda: storage.require_data_folder(d.dir, d.cache))
     yield from _refused("config.data.vocab", lambda: Tokenizer(vocab=d.vocab))
     yield from _refused("config.data.procedural", lambda: options.benchmark_of(config))
     for name, unit in d.train.items():

@@ -41,9 +41,9 @@ def parse(argv: Sequence[str], usage: str) -> list[str]:
 
 
 def folder(path: str, flag: str) -> epath.Path:
-    """The local or remote folder that a flag names. Raises ConfigError if its kind of storage cannot be reached."""
+    """The folder of a run that a flag names. Raises ConfigError if its kind of storage cannot be it, or be reached."""
     try:
-        storage.require_library(path)
+        storage.require_workdir(path)
     except StorageError as error:
         raise ConfigError(f"{flag}: {error}") from error
     return epath.Path(path).expanduser()

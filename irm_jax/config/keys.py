@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
 def _add_data(config: ConfigDict) -> None:
     """Adds the keys of the training data."""
     config.data = ConfigDict()
-    config.data.dir = "data"  # folder of the built shards; may be on object storage (gs://BUCKET/SHARDS)
+    config.data.dir = "data"  # folder of the built shards; may be on object storage (gs://, s3://)
     config.data.table = ""  # own pictures: a CSV, TSV, JSON lines or Parquet file, a list or a folder (configs/own.py)
     config.data.own = ConfigDict()  # how data.table is read
     config.data.own.pictures = ""  # folder in which the table's paths begin ('' = the table's)

@@ -6,6 +6,7 @@ Not part of the suite: pip install -e '.[dev,gcs]' gcp-storage-emulator && pytho
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import threading
 import types
@@ -18,12 +19,16 @@ import numpy as np
 import pytest
 from etils import epath
 
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it asks another service, which has no emulator
+os.environ["NO_GCE_CHECK"] = "true"
 pytest.importorskip("gcsfs", reason="needs pip install -e '.[gcs]'")
 emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs pip install gcp-storage-emulator")
 
+from data_pipelines import files, object_lock  # noqa: E402
 from data_pipelines.dataset.reader import open_copy, open_dataset  # noqa: E402
 from irm_jax import checkpoint  # noqa: E402
-from irm_jax.logs import writers  # noqa: E402
+from irm_jax.logs import run_record, writers  # noqa: E402
+from irm_jax.logs.workdir import locked  # noqa: E402
 
 # The emulator's errors for files that are not there, connections that clients drop, and gcsfs's try for credentials.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -95,3 +100,27 @@ def test_records(bucket: epath.Path, procedural_dir: Path, tmp_path: Path) -> No
     for split in here.splits:
         for i in (0, len(here.reader(split)) - 1):
             assert there.reader(split)[i] == copied.reader(split)[i] == here.reader(split)[i]
+
+
+def test_the_lock_object(bucket: epath.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made only if absent, renewed, and taken over from a process that does not renew it."""
+    monkeypatch.setattr(object_lock, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(object_lock, "EXPIRY", 2.0)
+    monkeypatch.setattr(object_lock, "_place", dict)
+    folder = bucket / "locked"
+    with files.lock(folder):
+        with pytest.raises(files.LockedError, match="is working in gs://bucket/locked"), files.lock(folder):
+            pass
+        assert json.loads((folder / ".lock-000001.json").read_bytes())["beat"] > 0
+    (folder / ".lock-000001.json").write_text('{"owner": "a process that is gone"}')
+    with files.lock(folder):
+        assert [path.name for path in folder.iterdir()] == [".lock-000002.json"]
+
+
+def test_a_workdir(bucket: epath.Path) -> None:
+    """Lock, run record and the folder of an evaluation."""
+    workdir = bucket / "a run"
+    with locked(workdir):
+        run_record.append_run_record(workdir, {"seed": 1})
+    run_record.append_run_record(workdir, {"seed": 2})
+    assert [start["seed"] for start in json.loads((workdir / "run.json").read_bytes())] == [1, 2]

@@ -283,3 +283,18 @@ def test_a_missing_library_and_an_unknown_kind_are_configuration_errors(
         command_line.folder("gx://bucket/run", "--workdir")
     assert command_line.folder("~/run", "--workdir") == epath.Path("~/run").expanduser()
     storage.require_library("runs/a")
+
+
+def test_s3_needs_a_copy_of_the_data_and_holds_no_runs(
+    micro_config: ConfigDict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lambda kind: Bucket)  # as if s3fs were installed
+    micro_config.data.dir = "s3://bucket/shards"
+    with pytest.raises(check.ConfigError, match=r"config\.data\.dir: records .* set config\.data\.cache to a local"):
+        check.check_values(micro_config)
+    micro_config.data.cache = str(tmp_path)
+    check.check_values(micro_config)
+    for kind in ("s3", "az"):
+        with pytest.raises(check.ConfigError, match=rf"--workdir: {kind}://bucket/run cannot hold a run.* a folder of gs://"):
+            command_line.folder(f"{kind}://bucket/run", "--workdir")
+    command_line.folder("gs://bucket/run", "--workdir")
