@@ -295,6 +295,8 @@ def test_s3_needs_a_copy_of_the_data_and_holds_no_runs(
     micro_config.data.cache = str(tmp_path)
     check.check_values(micro_config)
     for kind in ("s3", "az"):
-        with pytest.raises(check.ConfigError, match=rf"--workdir: {kind}://bucket/run cannot hold a run.* a folder of gs://"):
+        with pytest.raises(
+            check.ConfigError, match=rf"--workdir: {kind}://bucket/run cannot hold a run.* a folder of gs://"
+        ):
             command_line.folder(f"{kind}://bucket/run", "--workdir")
     command_line.folder("gs://bucket/run", "--workdir")

