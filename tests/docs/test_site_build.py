@@ -1,4 +1,4 @@
-"""What the documentation's build makes of docstrings and of a run's figures."""
+"""What the documentation's build makes of docstrings, of the source, and of a run's figures."""
 
 import importlib.util
 import sys
@@ -14,6 +14,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def module(name: str) -> ModuleType:
     """Loads a script of docs/, which is no package."""
+    if str(DOCS) not in sys.path:
+        sys.path.append(str(DOCS))  # they import each other
     spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -35,6 +37,21 @@ def test_a_docstring_is_paragraphs_entries_and_code() -> None:
         "::", "", "        code = 1", "",
         "* one more", "* two", "",
     ]  # fmt: skip
+
+
+def test_the_reference_has_every_module_and_public_name(tmp_path: Path) -> None:
+    module("api_pages").write(DOCS.parent, tmp_path / "api")
+    pages = {path.stem: path.read_text("utf-8") for path in (tmp_path / "api").glob("*.rst")}
+    for top in ("irm_jax", "data_pipelines"):
+        for path in (DOCS.parent / top).rglob("*.py"):
+            parts = path.relative_to(DOCS.parent).with_suffix("").parts
+            name = ".".join(part for part in parts if part != "__init__")
+            assert parts[-1] == "__main__" or f".. py:module:: {name}\n" in pages[".".join(parts[:-1])]
+    page = pages["irm_jax"]
+    assert "\n.. py:class:: Embedder(checkpoint_dir: str | os.PathLike[str], *, step: Any=None" in page
+    assert "\n   .. py:method:: embed_text(sentences: Iterable[str], *, dtype: Any=np.float32) -> np.ndarray" in page
+    assert "\n   .. py:method:: from_pretrained(source" in page
+    assert "_batches" not in page
 
 
 def test_the_table_of_results_replaces_the_one_behind_its_marker() -> None:
