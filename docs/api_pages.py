@@ -59,7 +59,7 @@ def _members(body: list[ast.stmt], *, method: bool) -> Iterator[str]:
             continue
         seen.add(name)
         if isinstance(node, ast.ClassDef):
-            yield from _described("py:class", f"{name}{_signature(_constructor(node))}", [], node)
+            yield from _described("py:class", f"{name}({_constructor(node)})", [], node)
         elif isinstance(node, ast.FunctionDef):
             yield from _function(node, method=method)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -87,26 +87,31 @@ def _function(node: ast.FunctionDef, *, method: bool) -> Iterator[str]:
     yield from _described("py:method" if method else "py:function", signature, options, node)
 
 
-def _constructor(node: ast.ClassDef) -> ast.arguments | None:
-    found = [item.args for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
-    if not found:
-        return None
-    found[0].args = found[0].args[1:]
-    return found[0]
+def _constructor(node: ast.ClassDef) -> str:
+    """The arguments of `__init__`, or the fields of a data class, in the source's words."""
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            return _signature(item.args, skip_first=True)[1:-1]
+    fields = [
+        f"{_name(item)}: {ast.unparse(item.annotation)}{' = ...' if item.value else ''}"
+        for item in node.body
+        if isinstance(item, ast.AnnAssign)
+        and not _name(item).startswith("_")
+        and "ClassVar" not in ast.unparse(item.annotation)
+    ]
+    return ", ".join(fields)
 
 
-def _signature(arguments: ast.arguments | None, *, skip_first: bool = False) -> str:
-    if arguments is None:
-        return ""
+def _signature(arguments: ast.arguments, *, skip_first: bool = False) -> str:
     if skip_first:
         arguments.args = arguments.args[1:]
     return f"({ast.unparse(arguments)})"
 
 
 def _value(name: str, node: ast.Assign | ast.AnnAssign, after: ast.stmt | None, *, kind: str) -> Iterator[str]:
-    """A constant or a field, with the text under it. One of a module without a text is no part of the reference."""
+    """A constant or a field, with the text under it. A field without one stands in its class's arguments alone."""
     text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
-    if not isinstance(text, str) and kind == "py:data" and not isinstance(node, ast.AnnAssign):
+    if not isinstance(text, str) and (kind == "py:attribute" or not isinstance(node, ast.AnnAssign)):
         return
     options = [f":type: {ast.unparse(node.annotation)}"] if isinstance(node, ast.AnnAssign) else []
     value = ast.unparse(node.value) if node.value else ""

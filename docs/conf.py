@@ -31,6 +31,7 @@ add_module_names = False
 suppress_warnings = ["myst.xref_missing", "ref.python"]
 html_theme = "furo"
 html_title = "irm_jax"
+html_copy_source = html_use_index = html_domain_indices = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {"source_edit_link": "", "top_of_page_buttons": []}
