@@ -96,6 +96,7 @@ def test_the_site_has_every_page() -> None:
 
 def test_the_readme_fits_one_sitting() -> None:
     assert len(TEXTS["README.md"].splitlines()) <= 150
+    assert (ROOT / "docs" / "query.jpg").stat().st_size <= 300_000
 
 
 def test_messages_of_the_troubleshooting_page_exist() -> None:
