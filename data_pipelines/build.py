@@ -247,7 +247,7 @@ def _print_built(manifest: schema.Manifest, out: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Builds a data set into shards; a killed build goes on when run again.",
-        epilog="Your own pictures: --dataset table --table people.csv --task trad --name mine --out DIR (README).",
+        epilog="Your own: --dataset table --table people.csv --task trad --name mine --out DIR (docs/data_sets.md).",
     )
     parser.add_argument("--dataset", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
     parser.add_argument(

@@ -193,7 +193,7 @@ class Run:
             f"{words}. It holds the words of the drawn benchmark: give the folder of another, "
             "--config.data.vocab=FOLDER. `python -m data_pipelines.instructions.vocabulary --data_dir "
             f"{self.config.data.dir} --out FOLDER` makes one of the training captions; BERT's comes with its weights "
-            "(README, 'Pretrained weights')"
+            "(docs/pretrained.md)"
         )
 
     def _training_sets(self) -> list[Any]:

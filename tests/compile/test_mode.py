@@ -62,7 +62,7 @@ def test_a_table_for_gpus(micro_config, tmp_path, capsys):
 
 @pytest.mark.skipif(NO_TPU_COMPILER, reason="needs the extra tpu")
 def test_a_table_for_a_tpu_slice_in_a_process_of_its_own(tmp_path):
-    """The command of the README; a model that does not fit ends with a status and says what to change."""
+    """The command of docs/training.md; a model that does not fit ends with a status and says what to change."""
     command = [
         sys.executable, "-m", "irm_jax.main", "--config", "configs/quickstart.py", "--mode", "compile", "--topology",
         "v5e:2x2", "--num_slices", "2", "--workdir", str(tmp_path), "--config.data.dir=nowhere",

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from irm_jax.config import load
 from irm_jax.evaluation import figures
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -81,3 +82,9 @@ def test_the_table_of_results_has_the_headlines_and_their_controls() -> None:
     assert lines[2] == "| quickstart | .100 | .200 | .300 | .400 | .500 | .600 | .350 | .250 |"
     assert lines[3] == "| colour histogram | – | – | – | – | – | – | – |  |"
     assert lines[4] == "| random embedding | .010 | .010 | .010 | .010 | .010 | .010 | .010 |  |"
+
+
+def test_the_run_file_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (DOCS / "training.md").read_text("utf-8")
+    (tmp_path / "mine.py").write_text(page.split("```python\n")[1].split("```")[0])
+    assert load(str(tmp_path / "mine.py")).train.steps == 600

@@ -1,4 +1,4 @@
-"""What the parity tests share. Importing it skips a test file where torch is missing (README.md: how to run them)."""
+"""What the parity tests share. Importing it skips a test file where torch is missing (docs/parity.md)."""
 
 from typing import Any
 

@@ -296,10 +296,10 @@ def test_tables_that_cannot_be_read_or_described(tmp_path: Path, capsys: pytest.
     assert "column 'attributes': 9 slots (slot0, slot1" in capsys.readouterr().err
 
 
-def test_the_example_of_the_readme_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("### Your own pictures")[1].split("\n### ")[0]
-    text = section.split("```csv\n")[1].split("```")[0]
+def test_the_example_of_the_documentation_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data_sets.md").read_text(encoding="utf-8")
+    section = page.split("## A table, one task at a time")[1].split("\n## ")[0]
+    text = section.split("```text\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     Path("people.csv").write_text(text, encoding="utf-8")
     official_trees.draw(Path(), [row.image for row in parse(text, "people.csv", json_lines=False)])
