@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -285,7 +285,8 @@ def _sentences(row: Row, task: str) -> tuple[str, ...]:
         return template_sentences(row, count, row.image)
     if not row.instructions or count > 1:
         return row.instructions or row.captions
-    return (row.instructions[zlib.crc32(row.image.encode()) % len(row.instructions)],)
+    number = int.from_bytes(hashlib.sha256(row.image.encode()).digest()[:8], "big")
+    return (row.instructions[number % len(row.instructions)],)
 
 
 def template_sentences(row: Row, count: int, seed: str) -> tuple[str, ...]:

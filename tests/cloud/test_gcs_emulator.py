@@ -79,10 +79,11 @@ def test_checkpoints(bucket: epath.Path) -> None:
 
 
 def test_logs(bucket: epath.Path) -> None:
-    with writers.MetricLog([writers.JsonLines(writers.RunStart(bucket / "run"))]) as log:
+    kinds = ("jsonl", "tensorboard")
+    with writers.MetricLog.open(kinds, writers.RunStart(bucket / "run", None), primary=True) as log:
         for step in (1, 2, 3):
             log.write(step, {"loss": float(step)})
-    with writers.MetricLog([writers.JsonLines(writers.RunStart(bucket / "run", 2))]):
+    with writers.MetricLog.open(kinds, writers.RunStart(bucket / "run", 2), primary=True):
         pass
     assert [record["step"] for record in writers.read_metrics(bucket / "run")] == [1, 2]
     assert len(list((bucket / "run/tensorboard").iterdir())) == 2

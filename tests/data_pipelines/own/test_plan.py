@@ -25,6 +25,7 @@ def write_table(folder: Path, *columns: str, people: int = 8, **changes: Any) ->
         "modality": lambda p, k: ("visible", "infrared")[k % 2],
         "attributes": lambda p, k: f"upper colour={('red', 'blue')[k % 2]}",
         "instruction_image": lambda p, k: f"t/{k % 2}.png",
+        "instruction": lambda p, k: f"somebody in {('red', 'blue')[k % 2]}|in {('red', 'blue')[k % 2]} today",
         "time": lambda p, k: f"12:0{k}", "shift": lambda p, k: p % 3,
     }  # fmt: skip
     rows = [
@@ -84,6 +85,21 @@ def test_a_query_asks_for_an_outfit_that_it_does_not_wear(tmp_path: Path) -> Non
                 assert query.template == asked.template
             else:
                 assert ("red" in query.sentences[0]) == ("red" in asked.sentences[0])
+
+
+def test_instructions_stand_in_place_of_templates(tmp_path: Path) -> None:
+    """A training picture has all of its row, a query one of the picture that it asks for; captions are t2i's alone."""
+    found = plan.make(write_table(tmp_path, "camera", "clothes", "attributes", "instruction", "caption"))
+    assert "li (instruction)" in found.said
+    splits = found.scans["my_crops_li"].splits
+    colours = ("red", "blue")
+    said = [{f"somebody in {colour}", f"in {colour} today"} for colour in colours]
+    for item in splits["train"]:
+        assert set(item.sentences) == said[int(item.file[-5]) % 2]
+    for query in splits["query"]:
+        [sentence] = query.sentences
+        assert sentence in said[1 - int(query.file[-5]) % 2]
+    assert len({query.sentences for query in splits["query"]}) > 1
 
 
 def test_captions_of_all_test_pictures_are_queries(tmp_path: Path) -> None:
