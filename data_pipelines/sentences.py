@@ -163,6 +163,7 @@ def _cell(value: Any) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.sentences",
         description="Writes sentences of the attributes of a table of own pictures, by a language model or templates.",
         epilog="Only attributes are sent to the server. A killed or failed command goes on when run again. Exit "
         "status: 0 done, 1 worth another start (the server does not answer), 2 something to change.",
