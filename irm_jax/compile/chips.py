@@ -3,11 +3,13 @@
 All figures are published peaks per chip (one JAX device): FLOP/s of dense matrix products, memory size and bandwidth,
 bandwidth of all links within a slice or node in one direction, and the chip's share of the network between these.
 
-    TPU     Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (2025). They give the links in both
-            directions together, halved here, and the data-centre network per host or pod, divided by its chips here.
-            An f32 product takes one bf16 pass at JAX's default precision and six at HIGHEST.
-    GPU     NVIDIA's data sheets of the A100 80GB SXM and the H100 SXM, without sparsity. An f32 product at default
-            precision is TF32. NVLink within a node; between nodes InfiniBand, 200 (A100) or 400 (H100) Gbit/s per GPU.
+    TPU     Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)" (2025). They give the
+            links in both directions together, halved here, and the data-centre network per host or pod, divided by its
+            chips here. An f32 product takes one bf16 pass at JAX's default precision and six at HIGHEST. JAX sees a
+            TPU7x as two devices, of half its figures each.
+    GPU     NVIDIA's data sheets of the A100 80GB SXM, H100 SXM, H200 SXM and HGX B200, without sparsity. An f32 product
+            at default precision is TF32. NVLink within a node; between nodes InfiniBand, 200 (A100) or 400 Gbit/s per
+            GPU.
 
 A TPU program can use a little less than the published memory. `memory_bytes` of v5e is the limit that libtpu's compiler
 names in its refusals; for other TPUs it is the published size less the same share, for GPUs the published size.
@@ -40,6 +42,7 @@ class Chip:
         memory_bandwidth, link_bandwidth, far_bandwidth: bytes/s to memory, over all links in one direction, and between
             slices or nodes.
         axes: dimensions of the torus, 0 for a switch.
+        devices: JAX devices per chip of a slice's shape.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Chip:
     link_bandwidth: float
     far_bandwidth: float
     axes: int
+    devices: int = 1
 
     @property
     def is_tpu(self) -> bool:
@@ -75,19 +79,22 @@ CHIPS: dict[str, Chip] = {
         _tpu("v5e", ("TPU v5 lite", "TPU v5e"), 197, 15.75, 819, 200, 3.125, 2),
         _tpu("v5p", ("TPU v5", "TPU v5p"), 459, 95.74, 2765, 600, 6.25, 3),
         _tpu("v6e", ("TPU v6 lite", "TPU v6e"), 918, 31.25, 1638, 400, 12.5, 2),
+        dataclasses.replace(_tpu("tpu7x", ("TPU7x",), 1153.5, 94.74, 3690, 300, 6.25, 3), devices=2),
         Chip(
             "a100", ("NVIDIA A100-SXM4-80GB",), 312e12, 156e12, 19.5e12, 80e9, 2039e9, 300e9, 25e9, 0,
         ),
         Chip(
             "h100", ("NVIDIA H100 80GB HBM3",), 989e12, 494e12, 67e12, 80e9, 3350e9, 450e9, 50e9, 0,
         ),
+        Chip("h200", ("NVIDIA H200",), 989e12, 494e12, 67e12, 141e9, 4800e9, 450e9, 50e9, 0),
+        Chip("b200", ("NVIDIA B200",), 2250e12, 1100e12, 80e12, 180e9, 7700e9, 900e9, 50e9, 0),
     )
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`groups` slices (TPU) or nodes (GPU) of `size` chips each; `name`: of one slice, or as the user wrote it."""
+    """`groups` slices (TPU) or nodes (GPU) of `size` devices each; `name`: of one slice, or as the user wrote it."""
 
     name: str
     chip: Chip
@@ -121,7 +128,7 @@ def parse_topology(text: str, num_slices: int = 1) -> Topology:
             raise TopologyError(
                 f"--topology={text!r}: {name} has {chip.axes} dimensions, as v5e:4x4 and v5p:4x4x4 have"
             )
-        return Topology(text, chip, math.prod(sizes), num_slices)
+        return Topology(text, chip, math.prod(sizes) * chip.devices, num_slices)
     if len(sizes) > 2 or num_slices != 1:
         raise TopologyError(f"--topology={text!r}: for GPUs give CHIP:GPUSxNODES, say h100:8x4, and no --num_slices")
     return Topology(text, chip, sizes[0], sizes[1] if len(sizes) > 1 else 1)

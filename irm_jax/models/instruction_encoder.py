@@ -7,7 +7,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from irm_jax.models import transformer
+from irm_jax.models import attention, transformer
 
 PAD = 0
 
@@ -89,6 +89,6 @@ class WordHead(nn.Module):
         x = nn.Dense(self.block.width, kernel_init=transformer.INIT, dtype=dtype, name="transform")(x)
         x = self.block.layer_norm("transform_norm")(transformer.gelu(x))
         bias = self.param("word_bias", nn.initializers.zeros, (table.shape[0],))
-        full = transformer.at_least_f32(dtype)
+        full = attention.at_least_f32(dtype)
         logits = jnp.einsum("bld,vd->blv", x, table.astype(dtype), preferred_element_type=full)
         return logits + bias[None, None, :]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from irm_jax.models import encoders, transformer
+from irm_jax.models import attention, encoders, transformer
 from irm_jax.models.config import IRMConfig
 from irm_jax.models.editing_transformer import EditedNeck, EditingTransformer
 from irm_jax.models.encoders.features import ImageFeatures
@@ -67,7 +67,7 @@ class IRM(nn.Module):
         # Bias-free necks: the paper's BNNeck freezes the bias at 0. Statistics in f32 over the global batch.
         neck: dict[str, Any] = {
             "momentum": 0.9, "epsilon": 1e-5, "use_bias": False, "use_fast_variance": False,
-            "dtype": transformer.at_least_f32(dtype),
+            "dtype": attention.at_least_f32(dtype),
         }  # fmt: skip
         self.edited_neck = EditedNeck(neck)
         self.cls_neck = nn.BatchNorm(**neck)
@@ -124,7 +124,9 @@ class IRM(nn.Module):
         embedding, instruction = None, None
         if embeddings:
             embedding, instruction = self._key_embeddings(batch, groups, images, sentences)
-        caption = self._caption_keys(images["caption"], sentences) if captions else None
+        caption = None
+        if captions:
+            caption = self._caption_keys(images["caption"], sentences, batch["caption"].get("guessed"))
         return KeyRows(embedding, instruction, caption)
 
     def encode_images(self, image: UInt8[Array, "B H W 3"], *, train: bool = False) -> ImageFeatures:
@@ -169,13 +171,19 @@ class IRM(nn.Module):
         return full_precision(self.text_projection(instruction.feature))
 
     def fuse_captions(
-        self, pairs: Captions | None, masked: Captions | None, replaced: Captions | None, *, train: bool
+        self,
+        pairs: Captions | None,
+        masked: Captions | None,
+        replaced: Captions | None,
+        guessed: Int[Array, "R C"] | None = None,
+        *,
+        train: bool,
     ) -> FusedCaptions:
         """Lets captions read images, all three kinds in one pass of the fusion encoder, and applies their heads.
 
-        `pairs` are judged to belong together or not; of `masked` captions the masked words are predicted; of
-        `replaced` ones the words that do not belong are found. Source: docs/method.md, text-to-image objectives; the
-        heads of ALBEF and RaSa on BERT's upper layers.
+        `pairs` are judged to belong together or not; of `masked` captions the masked words are predicted, at the places
+        `guessed` of a block or at all; of `replaced` ones the words that do not belong are found. Source:
+        docs/method.md, text-to-image objectives; the heads of ALBEF and RaSa on BERT's upper layers.
         """
         kinds = (pairs, masked, replaced)
         given = [kind for kind in kinds if kind is not None]
@@ -183,7 +191,7 @@ class IRM(nn.Module):
         parts = split(fused, [0 if kind is None else kind[1].shape[1] for kind in kinds])
         return FusedCaptions(
             matching=full_precision(self.matching_head(parts[0][:, :, 0])) if pairs is not None else None,
-            words=self._word_logits(parts[1]) if masked is not None else None,
+            words=self._word_logits(parts[1], guessed) if masked is not None else None,
             replaced=full_precision(self.replaced_head(parts[2])) if replaced is not None else None,
         )
 
@@ -328,14 +336,18 @@ class IRM(nn.Module):
             replaced=sentences.get("replaced_tokens"),
         )
 
-    def _caption_keys(self, image: ImageFeatures, sentences: dict[str, Instruction]) -> CaptionKeyRows:
+    def _caption_keys(
+        self, image: ImageFeatures, sentences: dict[str, Instruction], guessed: Array | None
+    ) -> CaptionKeyRows:
         names = [name for name in ("masked_tokens", "hidden_tokens") if name in sentences]
         logits: dict[str, Array] = {}
         if names:
             fused = self._fuse(
                 join([sentences[name] for name in names]), join([image_tokens(image)] * len(names)), train=False
             )
-            logits = dict(zip(names, jnp.split(self._word_logits(fused), len(names), axis=1), strict=True))
+            parts = dict(zip(names, jnp.split(fused, len(names), axis=1), strict=True))
+            places = {"masked_tokens": guessed}
+            logits = {name: self._word_logits(part, places.get(name)) for name, part in parts.items()}
         projections = None
         if "tokens" in sentences:
             projections = (self.project_images(image), self.project_sentences(sentences["tokens"]))
@@ -346,8 +358,12 @@ class IRM(nn.Module):
         rows = to_rows((sentence.tokens, sentence.mask, images))
         return to_blocks(self.fusion_encoder(*rows, deterministic=not train), images.shape[0])
 
-    def _word_logits(self, fused: Array) -> Array:
-        """[R, n, L, D] -> f32[R, n, L, V]."""
+    def _word_logits(self, fused: Array, guessed: Array | None) -> Array:
+        """[R, n, L, D] -> f32[R, n, L, V], or f32[R, C, V] at the places `guessed` i[R, C] of the n * L of a block."""
+        if guessed is not None:
+            places = fused.reshape(len(fused), -1, fused.shape[-1])
+            rows = jnp.take_along_axis(places, guessed[:, :, None], axis=1)
+            return self.word_head(rows, self.text_encoder.word_table())
         return to_blocks(self.word_head(to_rows(fused), self.text_encoder.word_table()), fused.shape[0])
 
 

@@ -48,7 +48,7 @@ class FusedCaptions:
     """Logits f32 of captions that have read an image; None for what was not given.
 
     `matching` [R, M, 2]: of M pairs, class 1 means that they belong together. `words` [R, B, L, V]: of the masked
-    caption's words. `replaced` [R, B, L, 2]: class 1 means that another word stands here.
+    caption's words, or [R, C, V] at C places. `replaced` [R, B, L, 2]: class 1 means that another word stands here.
     """
 
     matching: Leaf | None
@@ -61,7 +61,8 @@ class CaptionKeyRows:
     """Keys of caption rows; None for what was not requested.
 
     `projections`: of images and captions, [R, b, P] each, not normalised. `masked`, `hidden` [R, b, L, V]: logits of
-    the words at every position, of the captions as masked for masked words and for replaced words.
+    the words at every position, of the captions as masked for masked words (or [R, C, V] at C places) and for replaced
+    words.
     """
 
     projections: tuple[Leaf, Leaf] | None

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int, Shaped
 
-from irm_jax.models import transformer
+from irm_jax.models import attention
 from irm_jax.models.encoders.features import ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction
 from irm_jax.parallel.mesh import constrain_rows
@@ -21,7 +21,7 @@ Tree = TypeVar("Tree")
 
 def full_precision(x: Inexact[Array, "*S"]) -> Float[Array, "*S"]:
     """bfloat16 as float32; float32 and float64 unchanged."""
-    return x.astype(transformer.at_least_f32(x.dtype))
+    return x.astype(attention.at_least_f32(x.dtype))
 
 
 def to_rows(tree: Tree) -> Tree:

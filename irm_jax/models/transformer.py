@@ -8,7 +8,6 @@ the computation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from irm_jax.models import dense, plain_forms
+from irm_jax.models import attention, dense
 from irm_jax.models.config import IRMConfig
 from irm_jax.parallel.mesh import constrain_first_axis
 
@@ -33,11 +32,6 @@ _KEPT = {
 EMBEDDING_INIT = nn.initializers.truncated_normal(stddev=0.02)
 INIT = nn.initializers.xavier_uniform()
 """For dense layers, as in the original ViT: a deviation of 0.02 everywhere lets narrow models collapse."""
-
-
-def at_least_f32(dtype: Any) -> Any:
-    """The dtype of sums and statistics: float64 for float64, else float32."""
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,65 +120,9 @@ class QueryKeyValue(nn.Module):
         return project(x[:, :queries], 0), project(x, 1), project(x, 2)
 
 
-def softmax(scores: Float[Array, "*S N"]) -> Float[Array, "*S N"]:
-    """Attention weights, in at least float32."""
-    return jax.nn.softmax(scores.astype(at_least_f32(scores.dtype)), axis=-1)
-
-
-def _attend(scores: Array, value: Array, drop: Callable[[Array], Array] = lambda weights: weights) -> Array:
-    return jnp.einsum("bhqk,bhkd->bhqd", drop(softmax(scores).astype(value.dtype)), value)
-
-
-def _attend_on_cpu(scores: Array, value: Array) -> Array:
-    wide = at_least_f32(scores.dtype)
-    weights = jnp.exp(scores.astype(wide) - jnp.max(scores, axis=-1, keepdims=True).astype(wide))
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value)
-    return (mixed.astype(wide) / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
-
-
-@jax.custom_vjp
-def attend(scores: Float[Array, "B H Q N"], value: Float[Array, "B H N d"]) -> Float[Array, "B H Q d"]:
-    """Computes softmax(scores) @ value, both of one dtype.
-
-    On a CPU the division by the sum comes after the product, as in flash attention: XLA then makes one pass of scores,
-    exponentials and product, and a ViT-B/16 embeds faster ("jax, plain" in benchmarks/torch_speed.py is without it).
-    Other platforms compute the plain form, whose gradient is used everywhere. Compiled for TPUs, flash attention's
-    order moved more memory, since a head's array [Q, d] is not smaller than [Q, N] here.
-    """
-    return jax.lax.platform_dependent(scores, value, cpu=_attend_on_cpu, default=_attend)
-
-
-def _attend_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    scores, value = kept
-    weights, to_scores = jax.vjp(lambda scores: softmax(scores).astype(value.dtype), scores)
-    to_weights = jnp.einsum("bhqd,bhkd->bhqk", gradient, value)
-    return *to_scores(to_weights), jnp.einsum("bhqk,bhqd->bhkd", weights, gradient)
-
-
-attend.defvjp(lambda scores, value: (attend(scores, value), (scores, value)), _attend_backward)
-
-
-def attention_scores(
-    query: Float[Array, "B H Q d"], key: Float[Array, "B H N d"], mask: Bool[Array, "B N"] | None = None
-) -> Float[Array, "B H Q N"]:
-    """Scores of scaled queries; keys whose `mask` is False are not attended to.
-
-    Products of bfloat16 are added in float32 and rounded to bfloat16, as under torch's autocast. They are the largest
-    arrays of a block: half as wide, they take a tenth off the memory traffic of a step at paper scale.
-    """
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key)
-    return scores if mask is None else jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
-
-
-def mix(
-    scores: Float[Array, "B H Q N"], value: Float[Array, "B H N d"], dropout: nn.Dropout, *, deterministic: bool
-) -> Float[Array, "B Q H d"]:
-    """Averages values by attention weights, with dropout of weights."""
-    if dropout.rate and not deterministic:
-        mixed = _attend(scores, value, partial(dropout, deterministic=False))
-    else:
-        mixed = (_attend if plain_forms.active() else attend)(scores, value)
-    return jnp.swapaxes(mixed, 1, 2)
+def _weight_dropout(rate: float, *, deterministic: bool) -> attention.Drop | None:
+    """Dropout of attention weights; None where it does nothing."""
+    return partial(nn.Dropout(rate), deterministic=False) if rate and not deterministic else None
 
 
 class Attention(nn.Module):
@@ -204,10 +142,9 @@ class Attention(nn.Module):
         c = self.config
         query, key, value = QueryKeyValue(c, name="query_key_value")(x, queries)
         query = query * jnp.asarray((c.width // c.heads) ** -0.5, c.dtype)
-        scores = attention_scores(query, key, mask)
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "attention", softmax(scores))
-        mixed = mix(scores, value, nn.Dropout(c.dropout), deterministic=deterministic)
+            self.sow("intermediates", "attention", attention.softmax(attention.attention_scores(query, key, mask)))
+        mixed = attention.mix(query, key, value, mask, _weight_dropout(c.dropout, deterministic=deterministic))
         return _dense(c.width, c.dtype, "output", axis=(-2, -1))(mixed)
 
 
@@ -232,7 +169,7 @@ class CrossAttention(nn.Module):
 
         query = project(x, "query") * jnp.asarray(head_width**-0.5, c.dtype)
         key, value = project(context, "key"), project(context, "value")
-        mixed = mix(attention_scores(query, key), value, nn.Dropout(c.dropout), deterministic=deterministic)
+        mixed = attention.mix(query, key, value, None, _weight_dropout(c.dropout, deterministic=deterministic))
         return _dense(c.width, c.dtype, "output", axis=(-2, -1))(mixed)
 
 
@@ -277,7 +214,7 @@ class Block(nn.Module):
     ) -> Float[Array, "B Q D"]:
         """Returns [B, Q, D] with Q = `queries` or N. `drop_path`: rate of stochastic depth."""
         c = self.config
-        attention = Attention(c, name="attention")
+        self_attention = Attention(c, name="attention")
         mlp = Mlp(c, name="mlp")
         norm_attention, norm_mlp = c.layer_norm("norm_attention"), c.layer_norm("norm_mlp")
 
@@ -287,7 +224,7 @@ class Block(nn.Module):
                 branch = drop_rows(branch, drop_path, self.make_rng("dropout"))
             return constrain_first_axis(skip + branch)
 
-        attended = attention(
+        attended = self_attention(
             norm_attention(x) if c.norm_first else x, mask, queries=self.queries, deterministic=self.deterministic
         )
         x = residual(x[:, : self.queries], attended)

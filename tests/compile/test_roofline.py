@@ -11,6 +11,7 @@ def test_topologies():
     assert parse_topology("v5e:16x16", 2).devices == 512
     assert parse_topology("v5e:16x16", 2).title == "2 x v5e:16x16"
     assert parse_topology("v5p:4x4x4").devices == 64
+    assert parse_topology("tpu7x:2x2x1").devices == 8  # two devices per chip
     gpus = parse_topology("h100:8x4")
     assert (gpus.size, gpus.groups, gpus.devices, gpus.title) == (8, 4, 32, "h100:8x4")
     for text, slices in (

@@ -100,47 +100,6 @@ def test_a_drop_path_of_nothing_drops_nothing_in_bfloat16():
     np.testing.assert_array_equal(np.asarray(noisy, np.float32), np.asarray(quiet, np.float32))
 
 
-def test_scores_of_bfloat16_are_rounded_once():
-    query, key = (jax.random.normal(jax.random.key(n), (2, 3, 5, 16), jnp.bfloat16) for n in (0, 1))
-    exact = np.einsum("bhqd,bhkd->bhqk", *(np.asarray(x, np.float64) for x in (query, key)))
-    found = transformer.attention_scores(query, key)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(np.asarray(found, np.float32), exact.astype(jnp.bfloat16).astype(np.float32))
-    single = transformer.attention_scores(query.astype(jnp.float32), key.astype(jnp.float32))
-    np.testing.assert_allclose(single, exact, rtol=1e-6, atol=1e-6)
-
-
-def test_attention_mixes_values_by_the_softmax_of_scores():
-    draw = np.random.default_rng(0)
-    scores, value, weight = (draw.normal(size=shape) * 3 for shape in ((2, 3, 4, 5), (2, 3, 5, 6), (2, 3, 4, 6)))
-    scores[0, :, :, 2:] = np.finfo(np.float32).min  # padding
-    scores[1, 0, 0] = np.finfo(np.float32).min  # nothing may be attended to: the mean
-
-    def softmax_product(scores, value):
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        return np.einsum("bhqk,bhkd->bhqd", weights / weights.sum(-1, keepdims=True), value)
-
-    expected = softmax_product(scores, value)
-    np.testing.assert_allclose(expected[1, 0, 0], value[1, 0].mean(0))
-    with jax.enable_x64(True):
-        arrays = jnp.asarray(scores), jnp.asarray(value)
-        np.testing.assert_allclose(transformer.attend(*arrays), expected, rtol=1e-12)
-        gradients = jax.grad(lambda *x: (weight * transformer.attend(*x)).sum(), argnums=(0, 1))(*arrays)
-    for _ in range(3):
-        way = [draw.normal(size=x.shape) * 1e-5 for x in (scores, value)]
-        way[0][scores < -1e30] = 0.0
-        ends = [(weight * softmax_product(scores + s * way[0], value + s * way[1])).sum() for s in (1, -1)]
-        slope = 2 * sum((np.asarray(g) * w).sum() for g, w in zip(gradients, way, strict=True))
-        np.testing.assert_allclose(slope, ends[0] - ends[1], rtol=1e-6)
-
-
-@pytest.mark.parametrize(("platform", "after"), [("cpu", True), ("tpu", False), ("cuda", False)])
-def test_attention_divides_after_the_product_on_a_cpu_only(platform, after):
-    arrays = jnp.zeros((1, 2, 4, 5)), jnp.zeros((1, 2, 5, 3))
-    program = jax.jit(transformer.attend).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
-    assert (program.rindex("stablehlo.divide") > program.rindex("stablehlo.dot_general")) is after
-
-
 def test_plain_forms_ask_for_no_platform():
     """What exporters to other formats can follow; it computes the same."""
     block = transformer.Block(transformer.BlockConfig(width=16, heads=2))
