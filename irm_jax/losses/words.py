@@ -1,6 +1,7 @@
 """Losses on the words of captions: hiding words, guessing them, and finding words that were replaced."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -108,17 +109,75 @@ def masked_word_loss(
     Source: docs/method.md, "Text-to-image objectives", masked words; ALBEF's masked language modelling with
     distillation.
     """
+    nats, right = _guesses(logits, words.tokens, taught, soft_share, vocabulary, release_axis=release_axis)
+    return _per_caption(nats, words), _per_caption(right, words)
+
+
+class Guesses(NamedTuple):
+    """The places of hidden words in R blocks of captions, padded to one number C per block.
+
+    Attributes:
+        place: numbers of places in a block, its captions one after the other.
+        counted: False for padding.
+    """
+
+    place: Int[Array, "R C"]
+    counted: Bool[Array, "R C"]
+
+
+def guessed_places(selected: Bool[Array, "R b L"], probability: float) -> tuple[Guesses, Bool[Array, "R b L"]]:
+    """Lists the selected words of each block; returns the list, and `selected` without what found no room.
+
+    The list has room for 6 standard deviations more than are selected on average: less than one draw in 10^8 is cut.
+    """
+    blocks, captions, length = selected.shape
+    count = captions * length
+    spread = math.sqrt(count * probability * (1.0 - probability))
+    room = min(count, math.ceil(count * probability + 6.0 * spread) + 1)
+    flat = selected.reshape(blocks, count)
+    place = jnp.argsort(~flat, axis=1, stable=True)[:, :room]
+    counted = jnp.take_along_axis(flat, place, axis=1)
+    kept = flat & (jnp.cumsum(flat, axis=1) <= room)
+    return Guesses(place, counted), kept.reshape(selected.shape)
+
+
+def guessed_word_loss(
+    logits: Inexact[Array, "R C V"],
+    guesses: Guesses,
+    words: CaptionWords,
+    taught: Inexact[Array, "R C V"] | None,
+    soft_share: Float[Array, ""] | float,
+    vocabulary: Vocabulary,
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """`masked_word_loss` of B = R * b captions, of which the hidden words alone are guessed."""
+    blocks, (captions, length) = len(guesses.place), words.tokens.shape
+    word = jnp.take_along_axis(words.tokens.reshape(blocks, -1), guesses.place, axis=1)
+    nats, right = _guesses(logits, word, taught, soft_share, vocabulary)
+
+    def placed(values: Array) -> Array:
+        values = jnp.where(guesses.counted, values, jnp.zeros((), values.dtype))
+        empty = jnp.zeros((blocks, captions * length // blocks), values.dtype)
+        rows = jnp.arange(blocks)[:, None]
+        return empty.at[rows, guesses.place].add(values).reshape(captions, length)
+
+    return _per_caption(placed(nats), words), _per_caption(placed(right), words)
+
+
+def _guesses(
+    logits: Array, word: Array, taught: Array | None, soft_share: Array | float, vocabulary: Vocabulary,
+    *, release_axis: bool = False,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Cross-entropy [...] of logits [..., V] for the words [...], hard and soft, and 1 where the best is right."""
     dtype = loss_dtype(logits)
     real = _real_words(logits.astype(dtype), vocabulary)
     log_p = jax.nn.log_softmax(real, axis=-1)
-    nats = -jnp.take_along_axis(log_p, words.tokens[..., None], axis=-1)[..., 0]
+    nats = -jnp.take_along_axis(log_p, word[..., None], axis=-1)[..., 0]
     if taught is not None:
         q = jax.nn.softmax(_real_words(jax.lax.stop_gradient(taught).astype(dtype), vocabulary), axis=-1)
         share = jnp.asarray(soft_share).astype(dtype)
         over = jax.nn.log_softmax(logits.astype(dtype), axis=1) if release_axis else log_p
         nats = (1.0 - share) * nats - share * jnp.sum(jnp.where(q > 0, q * over, jnp.zeros((), dtype)), axis=-1)
-    right = jnp.argmax(real, axis=-1) == words.tokens
-    return _per_caption(nats, words), _per_caption(right.astype(dtype), words)
+    return nats, (jnp.argmax(real, axis=-1) == word).astype(dtype)
 
 
 def replaced_word_loss(

@@ -21,7 +21,10 @@ from irm_jax.losses.geometry import unit_rows
 from irm_jax.losses.matching import draw_negatives, matching_loss
 from irm_jax.losses.words import (
     CaptionWords,
+    Guesses,
     draw_words,
+    guessed_places,
+    guessed_word_loss,
     is_word,
     mask_words,
     masked_word_loss,
@@ -80,11 +83,13 @@ class MaskDraws:
 
     Attributes:
         selected: bool[R, b, L], the hidden words that are to be guessed.
+        guesses: their places, at which alone words are guessed; None: at every place.
         replaced: bool[R, b, L], where another word stands.
-        taught: [R, b, L, V], the momentum model's logits of the hidden words.
+        taught: the momentum model's logits of the hidden words, [R, C, V] at those places, or [R, b, L, V].
     """
 
     selected: Array | None = None
+    guesses: Guesses | None = None
     replaced: Array | None = None
     taught: Array | None = None
 
@@ -130,7 +135,7 @@ class Captions(Objective):
     def draw(self, batch: Batch, key: Array) -> tuple[Batch, MaskDraws]:
         """Adds `masked_tokens` (masked words) and `hidden_tokens` (where replacements are drawn) to the captions.
 
-        Both are int32[R, b, L], each there if its objective is on.
+        Both are int32[R, b, L], each there if its objective is on; `guessed` int32[R, C] are places of hidden words.
         """
         o, group, draws = self.options, dict(batch["caption"]), MaskDraws()
         masked_key, hidden_key = jax.random.split(jax.random.fold_in(key, WORDS))
@@ -138,6 +143,9 @@ class Captions(Objective):
         if o.masked_weight > 0:
             group["masked_tokens"], selected = mask_words(masked_key, group["tokens"], o.masked_probability, vocabulary)
             draws = MaskDraws(selected=selected)
+            if not o.release_mlm_axis:  # which reads the logits of every place
+                guesses, selected = guessed_places(selected, o.masked_probability)
+                group["guessed"], draws = guesses.place, MaskDraws(selected, guesses)
         if o.replaced_weight > 0:
             group["hidden_tokens"], _ = mask_words(hidden_key, group["tokens"], o.replaced_probability, vocabulary)
         return {**batch, "caption": group}, draws
@@ -162,7 +170,7 @@ class Captions(Objective):
                 jax.random.fold_in(key, REPLACEMENTS), group["tokens"], rows.caption.hidden, self.mix.vocabulary
             )  # fmt: skip
             replaced = group["replaced_tokens"] != group["tokens"]
-        draws = MaskDraws(drawn.selected, replaced, rows.caption.masked)
+        draws = MaskDraws(drawn.selected, drawn.guesses, replaced, rows.caption.masked)
         return {**batch, "caption": group}, Prepared(keys, draws)
 
     def loss(self, inputs: LossInputs) -> Term:
@@ -225,6 +233,8 @@ class Captions(Objective):
             return None
         assert draws.selected is not None
         words = CaptionWords(columns.tokens, flat(draws.selected), columns.valid, columns.dataset)
+        if draws.guesses is not None:
+            return guessed_word_loss(fused.words, draws.guesses, words, draws.taught, share, self.mix.vocabulary)
         taught = flat(draws.taught) if draws.taught is not None else None
         return masked_word_loss(
             flat(fused.words), words, taught, share, self.mix.vocabulary, release_axis=self.options.release_mlm_axis
@@ -259,5 +269,6 @@ class Captions(Objective):
             pairs = (sentence, jnp.concatenate([rows.tokens, other_image, rows.tokens], axis=1))
         masked = (rows.masked, rows.tokens) if rows.masked is not None else None
         replaced = (rows.replaced, rows.tokens) if rows.replaced is not None else None
-        fused = inputs.apply(pairs, masked, replaced, method="fuse_captions", dropout=FUSION_DROPOUT)
+        guessed = group.get("guessed")
+        fused = inputs.apply(pairs, masked, replaced, guessed, method="fuse_captions", dropout=FUSION_DROPOUT)
         return fused, counted

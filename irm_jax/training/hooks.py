@@ -28,12 +28,13 @@ from irm_jax.models.config import to_json
 from irm_jax.parallel import processes
 from irm_jax.training.optimizer import evaluation_params
 from irm_jax.training.state import TrainState
+from irm_jax.training.step import StepMetrics
 from irm_jax.training.stop_signal import Interrupted, Stopped, StopSignal
 
 if TYPE_CHECKING:
     from irm_jax.run import Run
 
-Metrics = Mapping[str, jax.Array]
+Metrics = StepMetrics
 
 
 class NonFiniteLoss(UserError):
@@ -151,7 +152,7 @@ class Training:
         """Waits for the metrics of the step under way, if they are not known yet, and gives them to the hooks."""
         if self._pending is not None:
             (step, metrics), self._pending = self._pending, None
-            self.hooks.on_metrics(step, {name: float(value) for name, value in metrics.items()})
+            self.hooks.on_metrics(step, metrics.on_host())
 
     def set_pending(self, step: int, metrics: Metrics) -> None:
         """Makes these the metrics that `fetch_metrics` waits for."""

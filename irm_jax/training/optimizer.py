@@ -111,7 +111,7 @@ def make_optimizer(options: OptimizerOptions) -> optax.GradientTransformation:
     frozen = scaled(clip, LayerRates(frozen=options.rates.frozen), gradients=True)
     if options.name == "schedule_free":
         return optax.chain(frozen, _schedule_free(options))
-    return optax.chain(frozen, scaled(_named(options), options.rates))
+    return optax.chain(frozen, scaled(without_moments(_named(options), options.rates.frozen), options.rates))
 
 
 def evaluation_params(params: Any, opt_state: Any) -> Any:
@@ -211,10 +211,39 @@ def without_gradient(params: Any, frozen: str) -> Any:
         return params
 
     def cut(path: Any, leaf: Any) -> Any:
-        cut_off = all(re.search(frozen, name) for name in _layers(path_string(path), leaf))
-        return jax.lax.stop_gradient(leaf) if cut_off else leaf
+        return jax.lax.stop_gradient(leaf) if _is_frozen(path, leaf, frozen) else leaf
 
     return jax.tree_util.tree_map_with_path(cut, params)
+
+
+def _is_frozen(path: Any, leaf: Any, frozen: str) -> bool:
+    """Whether a leaf is frozen whole, with all layers that it stacks."""
+    return all(re.search(frozen, name) for name in _layers(path_string(path), leaf))
+
+
+def without_moments(inner: optax.GradientTransformation, frozen: str) -> optax.GradientTransformation:
+    """Returns `inner` with one zero in the place of every frozen parameter, whose update is 0.
+
+    Its state has the same paths as without frozen parameters, with one number for a moment, so that either is read back
+    when the pattern changes (`state.with_saved_moments`).
+    """
+    if not frozen:
+        return inner
+
+    def pruned(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jnp.zeros((1,) * x.ndim, x.dtype) if _is_frozen(path, x, frozen) else x, tree
+        )
+
+    def init(params: Any) -> Any:
+        return inner.init(pruned(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        small = None if params is None else pruned(params)
+        found, state = inner.update(pruned(updates), state, small)
+        return jax.tree.map(lambda f, u: f if f.shape == u.shape else jnp.zeros_like(u), found, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def factors(params: Any, rates: LayerRates) -> Any:

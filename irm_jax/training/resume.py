@@ -65,7 +65,7 @@ def restore(run: Run, checkpoints: checkpoint.Checkpointer, step: int) -> TrainS
         _require_same_numbers(plan, fingerprint)
         plan = fingerprint
     abstract = run.abstract_state()
-    target = states.with_saved_banks(abstract, arrays)
+    target = states.with_saved_moments(states.with_saved_banks(abstract, arrays), arrays)
     try:
         restored, _ = checkpoints.restore(target, step)
     except checkpoint.CheckpointError as error:
@@ -76,6 +76,9 @@ def restore(run: Run, checkpoints: checkpoint.Checkpointer, step: int) -> TrainS
         raise
     checkpoint.check_fingerprint(plan, fingerprint)
     if target is not abstract:
+        restored, fresh = states.with_fresh_moments(restored, abstract)
+        if fresh:
+            logging.warning("%d moments of the optimizer begin anew: config.optimizer.frozen is another one", fresh)
         restored, kept = states.with_relaid_banks(restored, abstract)
         for name, count in kept.items():
             logging.warning("the %s was laid anew for this batch and size: %d keys kept", name.replace("_", " "), count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,38 @@ def with_saved_banks(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStr
         found = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole) for leaf in found]
         changed[name] = jax.tree.unflatten(structure, found)
     return dataclasses.replace(abstract, **changed) if changed else abstract
+
+
+def with_saved_moments(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStruct]) -> TrainState:
+    """Returns the state to restore into: moments of parameters that were frozen when they were saved, or are now.
+
+    A frozen parameter has one number for a moment. It is `abstract` itself where nothing differs.
+    """
+
+    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        found = saved.get("opt_state/" + jax.tree_util.keystr(path, simple=True, separator="/"))
+        if found is None or found.shape == leaf.shape or 1 not in (math.prod(found.shape), math.prod(leaf.shape)):
+            return leaf
+        return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=abstract.step.sharding)
+
+    changed = jax.tree_util.tree_map_with_path(one, abstract.opt_state)
+    same = all(a is b for a, b in zip(jax.tree.leaves(changed), jax.tree.leaves(abstract.opt_state), strict=True))
+    return abstract if same else dataclasses.replace(abstract, opt_state=changed)
+
+
+def with_fresh_moments(state: TrainState, target: TrainState) -> tuple[TrainState, int]:
+    """Zeros for the moments of a state restored by `with_saved_moments` that `target` has otherwise; and how many."""
+    count = 0
+
+    def one(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+        nonlocal count
+        if leaf.shape == wanted.shape:
+            return leaf
+        count += 1
+        zeros = np.zeros(wanted.shape, wanted.dtype)
+        return jax.make_array_from_callback(wanted.shape, wanted.sharding, lambda index: zeros[index])
+
+    return dataclasses.replace(state, opt_state=jax.tree.map(one, state.opt_state, target.opt_state)), count
 
 
 def with_relaid_banks(state: TrainState, target: TrainState) -> tuple[TrainState, dict[str, int]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -25,6 +26,43 @@ from irm_jax.training.state import TrainState
 Array = jax.Array
 MOVED = ("batch_stats", "instruction_mean")
 """Fields of the state that a forward pass moves on, from one accumulated batch to the next."""
+
+
+@jax.tree_util.register_pytree_node_class
+class StepMetrics(Mapping[str, Array]):
+    """The metrics of a step by name, kept as one array: a host fetches them in one transfer."""
+
+    def __init__(self, names: tuple[str, ...], values: Any) -> None:
+        self.names, self.array = names, values
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> StepMetrics:
+        """Stacks scalars: as float64 if one of them is, else as float32."""
+        dtype = jnp.float64 if any(value.dtype == jnp.float64 for value in metrics.values()) else jnp.float32
+        return cls(tuple(metrics), jnp.stack([value.astype(dtype) for value in metrics.values()]))
+
+    def on_host(self) -> dict[str, float]:
+        """Waits for the step, and fetches the values."""
+        return dict(zip(self.names, np.asarray(self.array).tolist(), strict=True))
+
+    def __getitem__(self, name: str) -> Array:
+        try:
+            return self.array[self.names.index(name)]
+        except ValueError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def tree_flatten(self) -> tuple[tuple[Any], tuple[str, ...]]:
+        return (self.array,), self.names
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], children: tuple[Any]) -> StepMetrics:
+        return cls(names, *children)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +93,11 @@ def make_train_step(
     """
     step = _TrainStep(model, optimizer, tuple(objectives), options)
 
-    def in_mesh(state: TrainState, batch: Batch, constants: Array, key: Array) -> tuple[TrainState, Metrics]:
+    def in_mesh(state: TrainState, batch: Batch, constants: Array, key: Array) -> tuple[TrainState, StepMetrics]:
         shardings = rules.shardings(state, mesh)
         new, metrics = step(state, batch, constants, key)
-        return jax.lax.with_sharding_constraint(new, shardings), metrics
+        packed = jax.lax.with_sharding_constraint(StepMetrics.of(metrics), mesh_lib.replicated(mesh))
+        return jax.lax.with_sharding_constraint(new, shardings), packed
 
     return jax.jit(in_mesh, donate_argnums=0, compiler_options=mesh_lib.compiler_options(mesh))
 

@@ -9,6 +9,8 @@ from irm_jax.losses.words import (
     CaptionWords,
     Vocabulary,
     draw_words,
+    guessed_places,
+    guessed_word_loss,
     is_word,
     mask_words,
     masked_word_loss,
@@ -108,6 +110,42 @@ def test_the_masked_word_loss_is_its_twin(taught, release_axis):
         assert share == pytest.approx(guess[own].sum() / counted[own].sum(), rel=1e-5)
     assert loss[2] == 0
     assert loss[5] == 0
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_words_guessed_where_they_are_hidden_have_the_loss_of_all(taught):
+    """Two blocks of four captions; values, shares and the gradient of the logits."""
+    rng = np.random.default_rng(4)
+    tokens = captions(8, 9, seed=1)
+    selected = jnp.asarray(mask_words(jax.random.key(1), tokens, 0.15, WORDS)[1])
+    guesses, kept = guessed_places(selected.reshape(2, 4, 9), 0.15)
+    np.testing.assert_array_equal(kept.reshape(8, 9), selected)
+    assert guesses.place.shape[1] < 4 * 9
+    words = CaptionWords(jnp.asarray(tokens), selected, jnp.arange(8) != 5, jnp.arange(8) // 4)
+    logits, teacher = (jnp.asarray(rng.normal(size=(8, 9, TABLE)), jnp.float32) for _ in range(2))
+
+    def at_places(x):
+        return jnp.take_along_axis(x.reshape(2, 36, TABLE), guesses.place[..., None], axis=1)
+
+    def every(logits):
+        return masked_word_loss(logits, words, teacher if taught else None, 0.3, WORDS)
+
+    def some(logits):
+        teach = at_places(teacher) if taught else None
+        return guessed_word_loss(at_places(logits), guesses, words, teach, 0.3, WORDS)
+
+    for found, expected in zip(some(logits), every(logits), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    gradients = [jax.grad(lambda x, f=f: (f(x)[0] ** 2).sum())(logits) for f in (some, every)]
+    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-7)
+
+
+def test_hidden_words_beyond_the_room_are_not_judged():
+    selected = jnp.ones((1, 10, 100), bool)
+    guesses, kept = guessed_places(selected, 0.15)
+    room = guesses.place.shape[1]
+    assert 150 + 6 * np.sqrt(150 * 0.85) <= room < 300
+    np.testing.assert_array_equal(np.flatnonzero(kept[0]), np.arange(room))
 
 
 def test_the_teacher_gets_no_gradient_and_padding_entries_none():

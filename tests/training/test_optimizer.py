@@ -124,6 +124,32 @@ def test_frozen_parameters_have_no_gradient_and_no_backward_pass():
     assert np.all(jax.tree.leaves(gradient)[0] == 1)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_frozen_parameters_have_no_moments(name):
+    """One number each, at the same paths; the other parameters' steps are those without any moment left out."""
+    params = tower_of({f"layer_0/{path}": leaf[0] for path, leaf in matrices(1).items()})
+    params |= {"image_encoder": jax.tree.map(jnp.copy, params["text_encoder"]), "head_cls": jnp.ones((4, 2))}
+    options = OptimizerOptions(learning_rate=0.1, steps=10, warmup_steps=0, weight_decay=0.1, name=name)
+    frozen = dataclasses.replace(options, rates=LayerRates("^image_encoder"))
+    steps, states = [], []
+    for settings in (options, frozen):
+        chain = optimizer.make_optimizer(settings)
+        with jax.numpy_dtype_promotion("standard"):
+            gradient, before = jax.tree.map(jnp.sin, params), jax.jit(chain.init)(params)
+            updates, state = jax.jit(chain.update)(gradient, before, params)
+        steps.append(updates)
+        states.append(state)
+    for part in ("text_encoder", "head_cls"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), steps[1][part], steps[0][part])
+    assert all(np.all(x == 0) for x in jax.tree.leaves(steps[1]["image_encoder"]))
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    for (path, full), small in zip(
+        jax.tree_util.tree_leaves_with_path(states[0]), jax.tree.leaves(states[1]), strict=True
+    ):
+        of_frozen = "image_encoder" in jax.tree_util.keystr(path)
+        assert small.size == 1 if of_frozen else small.shape == full.shape
+
+
 def test_rates_that_cannot_be_meant():
     for rates, message in (
         (LayerRates(multipliers=("0.5",)), "'0.5' is no PATTERN=FACTOR"),
