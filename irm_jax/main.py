@@ -8,6 +8,7 @@ from irm_jax import allocator
 if __name__ == "__main__":
     allocator.restart_with_tunables()  # before the imports that follow, which take their time
 
+import gc
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -122,6 +123,7 @@ def _run(mode: str, arguments: Sequence[str]) -> None:
         return
     from irm_jax import modes
 
+    gc.freeze()  # what the imports left lives as long as the process: tracing programs need not look through it again
     {"train": modes.train, "evaluate": modes.evaluate, "embed": modes.embed_folder, "explain": modes.explain}[mode](
         config, workdir
     )

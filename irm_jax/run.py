@@ -378,4 +378,4 @@ def enable_compilation_cache(config: ConfigDict) -> None:
             logging.warning("config.compilation_cache: %s; compiled programs are not kept", error)
             return
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # an evaluation has dozens of small ones

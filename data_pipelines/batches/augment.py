@@ -164,14 +164,18 @@ def colour_jitter(
     return image
 
 
+def shrunk(image: UInt8[np.ndarray, "_ _ 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _ 3"]:
+    """An image that is larger than `size`, resized; jitter then works on fewer pixels, and further views share it."""
+    return resize(image, size) if image.shape[0] * image.shape[1] > size[0] * size[1] else image
+
+
 def augment_into(out: UInt8[np.ndarray, "_ _ 3"], image: UInt8[np.ndarray, "_ _ 3"], chosen: Parameters) -> None:
     """Augments an image and writes it into `out`, u8[H,W,3] of any size; outside the crop it is black.
 
-    An image larger than `out` is resized before the jitter, which then works on fewer pixels.
+    An image larger than `out` is resized before the jitter, see `shrunk`.
     """
     height, width = out.shape[:2]
-    if image.shape[0] * image.shape[1] > height * width:
-        image = resize(image, (height, width))
+    image = shrunk(image, (height, width))
     if chosen.jitter:
         image = colour_jitter(image, chosen.jitter)
     image = resize(image, (height, width))

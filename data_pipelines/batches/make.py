@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from data_pipelines.batches import sampling
-from data_pipelines.batches.augment import DRAWS, Augment, augment_into, parameters
+from data_pipelines.batches.augment import DRAWS, Augment, augment_into, parameters, shrunk
 from data_pipelines.batches.layout import BatchPlan, UnitLayout
 from data_pipelines.dataset import schema
 from data_pipelines.images import MAX_PIXELS, Size, decode_record, resize
@@ -197,7 +197,7 @@ class _BlockRows:
         return list(zip(self.drawn.entry_record.tolist(), self.drawn.entry_choice.tolist(), strict=True))
 
     def write_images(self, size: Size) -> None:
-        """Decodes and augments the rows' images, once per view."""
+        """Decodes the rows' images once, and augments them once per view."""
         draws = {
             view: self.stream(purpose).random((self.layout.rows, DRAWS))
             for view, purpose in VIEWS.items()
@@ -205,7 +205,7 @@ class _BlockRows:
         }
         for row, record in enumerate(self.drawn.record.tolist()):
             fields = self.records[record]
-            image = self._decoded(fields["image"], size, record)
+            image = shrunk(self._decoded(fields["image"], size, record), size)
             for view, uniform in draws.items():
                 out = self.arrays[view][self.layout.row + row]
                 augment_into(out, image, parameters(uniform[row], self.source.augment, size))

@@ -73,8 +73,8 @@ def restore_for_evaluation(
     quieten_orbax()
     folder = as_folder(directory)
     chosen = choose_step(folder, step)
-    restored, metadata = restore(folder, abstract_subset, chosen, partial=True, ignore=tuple(ignore))
-    prefix = averages.averages_prefix(_saved_shapes(folder, chosen))
+    restored, metadata, saved = _restore(folder, abstract_subset, chosen, partial=True, ignore=tuple(ignore))
+    prefix = averages.averages_prefix(saved)
     fields = restored if isinstance(restored, Mapping) else vars(restored)
     if prefix is None or fields.get("params") is None:
         return restored, metadata
@@ -109,25 +109,29 @@ def load_arrays(directory: str | os.PathLike[str]) -> Any:
         ) from error
 
 
-def restore(
-    folder: epath.Path, abstract: Tree, step: StepChoice, *, partial: bool = False, ignore: tuple[str, ...] = ()
-) -> tuple[Tree, dict[str, Any]]:
-    """Returns (state, metadata). `abstract` has shapes, dtypes and target shardings; `partial`: of some fields only.
+def restore(folder: epath.Path, abstract: Tree, step: StepChoice) -> tuple[Tree, dict[str, Any]]:
+    """Returns (state, metadata). `abstract` has shapes, dtypes and target shardings.
 
     Raises CheckpointError if paths, shapes or dtypes differ from the checkpoint's, or if it cannot be read.
     """
-    chosen = choose_step(folder, step)
+    return _restore(folder, abstract, choose_step(folder, step))[:2]
+
+
+def _restore(
+    folder: epath.Path, abstract: Tree, chosen: int, *, partial: bool = False, ignore: tuple[str, ...] = ()
+) -> tuple[Tree, dict[str, Any], dict[str, jax.ShapeDtypeStruct]]:
+    """As `restore`, with the shapes of all saved arrays (`array_shapes`); `partial`: of some fields only."""
     record = read_record(folder, chosen)
     _check_hashes(folder, chosen, record)
     metadata = record["metadata"]
     target = jax.tree.map(lambda leaf: _target(leaf, partial), abstract)
     expected = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
-    saved = _saved_shapes(folder, chosen)
+    every = saved = _saved_shapes(folder, chosen)
     if partial:
         parts = {path.partition("/")[0] for path in expected}
         saved = {
             path: leaf
-            for path, leaf in saved.items()
+            for path, leaf in every.items()
             if path in expected or (path.partition("/")[0] in parts and not path.startswith(ignore))
         }
     comparing.check_arrays(saved, expected, f"step {chosen} in {folder}")
@@ -143,7 +147,7 @@ def restore(
         raise _unreadable(folder, chosen, error) from error
     if partial:
         restored = jax.tree.unflatten(structure, [restored.get(_path(path), field) for path, field in fields])
-    return restored, metadata
+    return restored, metadata, every
 
 
 def _check_hashes(folder: epath.Path, step: int, record: Mapping[str, Any]) -> None:

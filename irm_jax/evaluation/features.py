@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32
@@ -169,6 +170,19 @@ def embed_split(
     return _SplitEmbedding(embedder, split, variants, options).run()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Rows by record: `rows` are those of the table rows `used` (ascending), `index` has the table row of a record."""
+
+    rows: np.ndarray
+    used: np.ndarray
+    index: np.ndarray
+
+    def __getitem__(self, records: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.rows[np.searchsorted(self.used, self.index[records])]
+        return found
+
+
 class _SplitEmbedding:
     """A split in the making: pieces of its features, by kind and variant, in the order of `ids`."""
 
@@ -205,6 +219,7 @@ class _SplitEmbedding:
         """Embeds the records i[n], whose instructions are encoded together."""
         embedder, size = self.embedder, self.embedder.batch_size
         table, local = _encode_segment(embedder, self.variants, segment)
+        grey = {v.name: self._grey_rows(table, local[v.name], segment) for v in self.variants if v.grey}
         padded = np.resize(segment, -(-len(segment) // size) * size)
         rows = embedder.local_rows()
         reader = self.split.dataset.reader(self.split.split, ("image", "file"))
@@ -219,7 +234,20 @@ class _SplitEmbedding:
                 records = padded[start : start + size]
                 kept = min(size, len(segment) - start)
                 self.ids.append(records[:kept])
+                for name, rows_of in grey.items():
+                    self.pieces.setdefault(("embedding", name), []).append(rows_of[records[:kept]])
                 self._embed_batch(images, table, {name: index[records] for name, index in local.items()}, kept)
+
+    def _grey_rows(self, table: EncodedInstruction, index: np.ndarray, segment: np.ndarray) -> _Rows:
+        """Embeddings of the grey image by record; each distinct row of the table is computed once."""
+        assert self.grey is not None
+        used, size = np.unique(index[segment]), self.embedder.batch_size
+        pieces = []
+        for start in range(0, len(used), size):
+            part = used[start : start + size]
+            found = self.embedder.edit(self.grey, table, np.resize(part, size)).embedding
+            pieces.append(np.asarray(found)[: len(part)])
+        return _Rows(np.concatenate(pieces), used, index)
 
     def _embed_batch(
         self, images: np.ndarray, table: EncodedInstruction, index: dict[str, np.ndarray], kept: int
@@ -235,10 +263,14 @@ class _SplitEmbedding:
         projection = keep("projection", "", embedder.project_images(features)[:kept])
         if self.options.tokens:
             keep("tokens", "", embedder.image_tokens(features)[:kept])
-        own = None
+        own, done = None, dict[bytes, Any]()
         for variant in self.variants:
-            seen = self.grey if variant.grey and self.grey is not None else features
-            result = embedder.edit(seen, table, index[variant.name])
+            if variant.grey:
+                continue
+            same = index[variant.name].tobytes()  # a gallery's own instruction may be the neutral one
+            if same not in done:
+                done[same] = embedder.edit(features, table, index[variant.name])
+            result = done[same]
             embedding = keep("embedding", variant.name, np.asarray(result.embedding)[:kept])
             if self.options.instruction and variant.name == OWN:
                 keep("instruction", OWN, np.asarray(result.instruction)[:kept])

@@ -159,6 +159,18 @@ def test_erase_fills_its_rectangle_and_nothing_else():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("size", [(40, 30), (20, 40), (90, 50)])
+def test_views_of_a_picture_that_is_resized_once_are_those_of_the_picture(size):
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    once = augment.shrunk(picture, (32, 16))
+    for seed in (1, 2):
+        chosen = augment.parameters(np.random.default_rng(seed).random(DRAWS), Augment(), (32, 16))
+        found, expected = (np.empty((32, 16, 3), np.uint8) for _ in range(2))
+        augment.augment_into(found, once, chosen)
+        augment.augment_into(expected, picture, chosen)
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("size", [(64, 32), (32, 16), (128, 64), (40, 40)])
 def test_no_augmentation_is_a_resize_and_the_source_stays_as_it_was(size):
     image = picture()
