@@ -19,11 +19,10 @@ def units_of(config: ConfigDict) -> list[Unit]:
         changes = {
             "share": unit.share,
             "loss_weight": unit.loss_weight,
-            "images_per_identity": unit.images_per_identity,
             "share_instruction": spec.composed and unit.share_instruction,
             "sentence": config.data.sentences.get(unit.task),
         }
-        changes |= {key: unit[key] for key in ("outfits", "composed") if unit[key] is not None}
+        changes |= {key: unit[key] for key in ("images_per_identity", "outfits", "composed") if unit[key] is not None}
         units.append(Unit.of_task(unit.data_set, unit.task, **changes))
     return units
 

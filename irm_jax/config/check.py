@@ -170,12 +170,13 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
             yield f"config.data.train.{name}.data_set is empty; name a data set of data.dir"
         if (unit.outfits or 0) < 0:
             yield f"config.data.train.{name}.outfits = {unit.outfits} must be at least 0 (0 = any)"
-        if not 1 <= unit.images_per_identity <= 4096:
-            yield f"config.data.train.{name}.images_per_identity = {unit.images_per_identity} must lie in 1 ... 4096"
+        per_identity = unit.images_per_identity
+        if per_identity is not None and not 1 <= per_identity <= 4096:
+            yield f"config.data.train.{name}.images_per_identity = {per_identity} must lie in 1 ... 4096"
         spec = tasks.task(unit.task)
-        if spec.has_query_image and unit.images_per_identity < 2:
+        if spec.has_query_image and per_identity is not None and per_identity < 2:
             yield (
-                f"config.data.train.{name}.images_per_identity = {unit.images_per_identity}: the triplet loss of task "
+                f"config.data.train.{name}.images_per_identity = {per_identity}: the triplet loss of task "
                 f"{unit.task} needs at least 2 images of each identity in a batch"
             )
         if unit.loss_weight < 0:

@@ -10,22 +10,19 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from data_pipelines import tasks
-
 COMPILED_STEPS = ("train", "embed", "ranking")
 """What `--mode compile` can compile."""
 
 
 def train_unit(data_set: str, task: str) -> ConfigDict:
     """One training data set of the joint mix; `config.data.train.<name>`."""
-    captions = task in tasks.TASKS and not tasks.task(task).has_query_image
     return ConfigDict(
         {
             "data_set": data_set,  # folder under data.dir
             "task": task,  # trad | cc | ctcc | vi | t2i | li
             "share": 1.0,  # of the batch's rows, relative to the other sets
             "loss_weight": 1.0,  # of the loss, relative to the other sets
-            "images_per_identity": 1 if captions else 4,  # K of the PK sampler (captions: 1)
+            "images_per_identity": config_dict.placeholder(int),  # K of the PK sampler (default: 4, of captions 1)
             "outfits": config_dict.placeholder(int),  # outfits per person and batch (0 = any; default: the task's)
             "composed": config_dict.placeholder(bool),  # add rows that ask for another outfit of the person
             "hue": config_dict.placeholder(float),  # hue jitter of this set (default: data.augment.hue)

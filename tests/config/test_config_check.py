@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from data_pipelines import tasks
+from data_pipelines import options
 from irm_jax import main
 from irm_jax.config import data_sets, keys, load, run_files, train_unit
 from irm_jax.config.check import check
@@ -319,9 +319,15 @@ def test_a_saved_configuration_is_completed_with_what_was_added_since():
 
 
 def test_a_caption_is_drawn_once_per_person_unless_one_says_otherwise() -> None:
-    assert {task: keys.train_unit("x", task).images_per_identity for task in tasks.TASKS} == {
-        "trad": 4, "cc": 4, "ctcc": 4, "vi": 4, "t2i": 1, "li": 4,
-    }  # fmt: skip
+    """Also where a task is changed after its entry was made, as on the command line."""
+    config = keys.get_config()
+    with config.unlocked():
+        config.data.train.x = keys.train_unit("x", "trad")
+    for task, images in {"trad": 4, "cc": 4, "ctcc": 4, "vi": 4, "t2i": 1, "li": 4}.items():
+        config.data.train.x.task = task
+        assert options.units_of(config)[0].images_per_identity == images
+    config.data.train.x.images_per_identity = 2
+    assert options.units_of(config)[0].images_per_identity == 2
 
 
 @pytest.mark.parametrize(
