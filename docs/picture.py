@@ -42,10 +42,12 @@ def best_lists(report: str, sets: list[str]) -> list[RankList]:
     """Returns the rank list with the highest AP of each test set."""
     data = re.findall(r'<image id="(\w+)"[^>]*href="data:image/\w+;base64,([^"]+)"', report)
     pictures = {name: Image.open(io.BytesIO(base64.b64decode(content))) for name, content in data}
-    articles = re.findall(r'<article class="ranklist.*?</article>', report, re.DOTALL)
+    sections = re.findall(r'<section id="section-.*?</section>', report, re.DOTALL)
     found = []
     for name in sets:
-        lists = [_rank_list(article, pictures) for article in articles if f"<code>{name} query" in article]
+        section = next((text for text in sections if f"<code>{name}</code></h2>" in text), "")
+        articles = re.findall(r'<article class="ranklist.*?</article>', section, re.DOTALL)
+        lists = [_rank_list(article, pictures) for article in articles]
         if not lists:
             raise SystemExit(f"the report shows no query of {name}")
         found.append(max(lists, key=lambda one: one.ap))

@@ -1,6 +1,7 @@
 """What the documentation's build makes of docstrings, of the source, and of a run's figures."""
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,8 +10,10 @@ import pytest
 
 from irm_jax.config import load
 from irm_jax.evaluation import figures
+from irm_jax.evaluation.report import write
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 
 
 def module(name: str) -> ModuleType:
@@ -41,24 +44,24 @@ def test_a_docstring_is_paragraphs_entries_and_code() -> None:
 
 
 def test_the_reference_has_every_module_and_public_name(tmp_path: Path) -> None:
-    module("api_pages").write(DOCS.parent, tmp_path / "api")
+    module("api_pages").write(ROOT, tmp_path / "api")
     pages = {path.stem: path.read_text("utf-8") for path in (tmp_path / "api").glob("*.rst")}
     for top in ("irm_jax", "data_pipelines"):
-        for path in (DOCS.parent / top).rglob("*.py"):
-            parts = path.relative_to(DOCS.parent).with_suffix("").parts
+        for path in (ROOT / top).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
             name = ".".join(part for part in parts if part != "__init__")
             assert parts[-1] == "__main__" or f".. py:module:: {name}\n" in pages[".".join(parts[:-1])]
-    page = pages["irm_jax"]
-    assert "\n.. py:class:: Embedder(checkpoint_dir: str | os.PathLike[str], *, step: Any=None" in page
-    assert "\n   .. py:method:: embed_text(sentences: Iterable[str], *, dtype: Any=np.float32) -> np.ndarray" in page
-    assert "\n   .. py:method:: from_pretrained(source" in page
-    assert "_batches" not in page
+    first = pages["irm_jax"]
+    assert "\n.. py:class:: Embedder(checkpoint_dir: str | os.PathLike[str], *, step: Any=None" in first
+    assert "\n   .. py:method:: embed_text(sentences: Iterable[str], *, dtype: Any=np.float32) -> np.ndarray" in first
+    assert "\n   .. py:method:: from_pretrained(source" in first
+    assert "_batches" not in first
 
 
 def test_the_table_of_results_replaces_the_one_behind_its_marker() -> None:
     results_table = module("results_table")
-    page = "a\n\n<!-- quickstart results -->\n| old |\n|---|\n\nb\n"
-    assert results_table.replaced(page, "| new |") == "a\n\n<!-- quickstart results -->\n| new |\n\nb\n"
+    text = "a\n\n<!-- quickstart results -->\n| old |\n|---|\n\nb\n"
+    assert results_table.replaced(text, "| new |") == "a\n\n<!-- quickstart results -->\n| new |\n\nb\n"
     with pytest.raises(SystemExit, match="no table"):
         results_table.replaced("a\n", "| new |")
     for path in results_table.PAGES:
@@ -85,6 +88,24 @@ def test_the_table_of_results_has_the_headlines_and_their_controls() -> None:
 
 
 def test_the_run_file_of_the_documentation_is_one(tmp_path: Path) -> None:
-    page = (DOCS / "training.md").read_text("utf-8")
-    (tmp_path / "mine.py").write_text(page.split("```python\n")[1].split("```")[0])
+    text = (DOCS / "training.md").read_text("utf-8")
+    (tmp_path / "mine.py").write_text(text.split("```python\n")[1].split("```")[0])
     assert load(str(tmp_path / "mine.py")).train.steps == 600
+
+
+def test_the_picture_has_the_best_list_of_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "evaluation" / "report"))
+    from report_example import SENTENCE, fake_data, fake_results
+
+    picture = module("picture")
+    data, sets = fake_data(), ["procedural_ctcc", "procedural_li"]
+    report = write.write_report(tmp_path / "run", fake_results(), data).read_text("utf-8")
+    templates, sentences = picture.best_lists(report, sets)
+    assert sentences.instruction == SENTENCE
+    assert templates.instruction.size[0] > 0
+    section = next(section for section in data.sections if section.test_set == "procedural_li")
+    lists = [*section.examples, *section.best, *section.worst]
+    best = max(lists, key=lambda one: 0 if math.isnan(one.ap) else one.ap)
+    assert [right for _, right in sentences.ranked] == [hit.relation == "positive" for hit in best.ranked]
+    drawn = picture.draw([templates, sentences], images=4)
+    assert drawn.size == (picture.WIDE * 5 + picture.TEXT + picture.GAP * 8, picture.TOP + 2 * (picture.HIGH + 20))
