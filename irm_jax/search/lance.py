@@ -7,6 +7,7 @@ committed yet. Every change of a table is one new version, whose manifest appear
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import warnings
@@ -61,27 +62,25 @@ class LanceStore(GalleryStore):
 
     @classmethod
     def open(cls, uri: str) -> LanceStore:
-        database = connect(uri)
-        if not cls.exists(uri):
+        found = _gallery(uri)
+        if found is None:
             raise SearchError(
                 f"there is no search index at {uri}: make one, python -m irm_jax.search build {uri} --model RUN "
                 "--images FOLDER"
             )
-        return cls(uri, database, _said(uri, database.open_table, GALLERY))
+        return cls(uri, *found)
 
     @classmethod
     def create(cls, uri: str, about: About) -> LanceStore:
-        database = connect(uri)
         if cls.exists(uri):
             raise SearchError(f"there is an index at {uri} already: choose another place, or add to it")
+        database = connect(uri)
         table = _said(uri, database.create_table, GALLERY, schema=_stored(about))
         return cls(uri, database, table)
 
     @classmethod
     def exists(cls, uri: str) -> bool:
-        if not storage.is_remote(uri) and not Path(uri).is_dir():
-            return False
-        return GALLERY in _tables(uri, connect(uri))
+        return _gallery(uri) is not None
 
     def version(self) -> int:
         self._latest()
@@ -288,7 +287,24 @@ def connect(uri: str) -> Any:
     options = {}
     if uri.startswith("s3://") and (endpoint := os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")):
         options = {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
+    if uri.startswith("gs://") and (endpoint := os.environ.get("STORAGE_EMULATOR_HOST")):
+        nobody = dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        key = {"gcs_base_url": f"http://{endpoint.split('://')[-1]}", "disable_oauth": True, **nobody}
+        options = {"google_service_account_key": json.dumps(key), "allow_http": "true"}
     return _said(uri, lancedb.connect, uri, storage_options=options or None)
+
+
+def _gallery(uri: str) -> tuple[Any, Any] | None:
+    """The database and its gallery; None if there is none, or a process was killed before its first version."""
+    if not storage.is_remote(uri) and not Path(uri).is_dir():
+        return None
+    database = connect(uri)
+    try:
+        return database, _said(uri, database.open_table, GALLERY)
+    except SearchError as error:
+        if str(error.__cause__) == f"Table '{GALLERY}' was not found":
+            return None
+        raise
 
 
 def _tables(uri: str, database: Any) -> list[str]:

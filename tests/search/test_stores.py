@@ -129,6 +129,20 @@ def test_parts_become_visible_at_once_and_once(tmp_path: Path) -> None:
     assert not list(Path(made.uri).glob("part-*"))
 
 
+def test_an_index_whose_making_was_killed_is_none(tmp_path: Path) -> None:
+    """No version had been written: building again makes the index."""
+    pytest.importorskip("lancedb", reason="needs pip install -e '.[search]'")
+    uri = str(tmp_path / "index")
+    made = engines.create_store(uri, about())
+    shutil.rmtree(Path(uri, "gallery.lance", "_versions"))
+    assert not engines.exists(uri)
+    with pytest.raises(SearchError, match="there is no search index"):
+        engines.open_store(uri)
+    made = engines.create_store(uri, about())
+    made.add(entries(2))
+    assert engines.open_store(uri).count() == 2
+
+
 def test_a_part_that_was_half_removed(tmp_path: Path) -> None:
     """A process was killed while it dropped a part: files are missing, some or all of one kind."""
     pytest.importorskip("lancedb", reason="needs pip install -e '.[search]'")
