@@ -31,11 +31,25 @@ BUCKETS = (1, 16, 64, 256, 1024)
 """Numbers of queries that are compiled for."""
 TOPS = (32, 256, 1024)
 """Numbers of best images that are compiled for; beyond, the next power of two."""
+STEPS = 32
+"""Memory is taken for a number of vectors rounded up by at most this part: programs are compiled for few numbers, and
+an index that grows keeps them."""
 
 
 def rounded(vectors: np.ndarray) -> np.ndarray:
     """The nearest vectors f16[n,d] whose numbers bfloat16 holds too: eight bits, which cost a cosine about 1e-4."""
     return np.asarray(vectors, np.float32).astype(ml_dtypes.bfloat16).astype(np.float32).astype(np.float16)
+
+
+def capacity(count: int) -> int:
+    """For how many vectors there is memory, of `count`."""
+    step = max(1024, (1 << count.bit_length()) // (2 * STEPS))
+    return -(-count // step) * step
+
+
+def on_host(mesh: Mesh) -> bool:
+    """Whether several queries are ranked by the host: XLA on a CPU takes four times as long as BLAS."""
+    return jax.process_count() == 1 and mesh.devices.flat[0].platform == "cpu"
 
 
 class VectorBuffer(Buffer):
@@ -46,6 +60,7 @@ class VectorBuffer(Buffer):
 
     def __init__(self, count: int, width: int, mesh: Mesh | None = None) -> None:
         super().__init__(count, mesh)
+        self.layout = device.Layout.of(capacity(count), self.layout.shards)
         self.width = width
         self._padded_width = -(-width // LANES) * LANES
         rows = self.layout.width * self.layout.shards
@@ -70,8 +85,7 @@ class VectorBuffer(Buffer):
         gc.collect(0)
         spec = jax.sharding.NamedSharding(self.mesh, P(device.AXIS))
         self._vectors = jax.make_array_from_callback(host.shape, spec, lambda index: host[index])
-        count = host.shape[0]
-        self._scale = self.place(np.ones(count, np.float32)[: self.images], P(device.AXIS))
+        self._scale = self.place(np.ones(self.images, np.float32), P(device.AXIS))
         self._open = self.place(np.zeros(self.images, np.float32), P(device.AXIS))
 
     def host_vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -84,7 +98,10 @@ class VectorBuffer(Buffer):
     ) -> tuple[Float32[np.ndarray, "Q k"], np.ndarray]:
         """The k best products of each query and their rows; (-inf, -1) where fewer pass. Ties in order of rows."""
         k = min(k, self.images)
-        wide = min(next((top for top in TOPS if top >= k), 1 << (k - 1).bit_length()), self.images)
+        if len(query) > 1 and on_host(self.mesh):
+            return self._top_on_host(query, k, passes)
+        wide = next((top for top in TOPS if top >= k), 1 << (k - 1).bit_length())
+        wide = min(wide, self.layout.width * self.layout.shards)
         offset = self._open
         if passes is not None:
             offset = self.place(np.where(passes, 0, np.inf).astype(np.float32), P(device.AXIS))
@@ -102,6 +119,29 @@ class VectorBuffer(Buffer):
             scores.append(best[: len(part), :k])
             rows.append(column[: len(part), :k])
         return np.concatenate(scores), np.concatenate(rows)
+
+    def _top_on_host(self, query: np.ndarray, k: int, passes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """`top` by NumPy's matrix product, chunk by chunk, keeping the k best so far."""
+        vectors = np.asarray(self._vectors)  # of one CPU device: the same memory
+        best = np.full((len(query), k), -np.inf, np.float32)
+        rows = np.full((len(query), k), -1, np.int32)
+        for start in range(0, self.images, CHUNK):
+            stop = min(start + CHUNK, self.images)
+            scores = query @ vectors[start:stop, : self.width].astype(np.float32).T
+            if passes is not None:
+                scores[:, ~passes[start:stop]] = -np.inf
+            least = best[:, -1:]
+            if not start and k < stop:  # the k-th best of the first chunk
+                least = np.nextafter(np.partition(scores, -k, axis=1)[:, -k:][:, :1], np.float32(-np.inf))
+            asked, column = np.nonzero(scores > least)
+            of = np.concatenate([np.repeat(np.arange(len(query)), k), asked])
+            score = np.concatenate([best.ravel(), scores[asked, column]])
+            row = np.concatenate([rows.ravel(), (column + start).astype(np.int32)])
+            order = np.lexsort((row, -score, of))
+            first = np.searchsorted(of[order], np.arange(len(query)))
+            kept = order[first[:, None] + np.arange(k)]
+            best, rows = score[kept], row[kept]
+        return best, rows
 
     def _scores(self, query: np.ndarray, size: int, offset: jax.Array, used: jax.Array | None) -> jax.Array:
         assert self._vectors is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from irm_jax.search import gallery
 from irm_jax.search.gallery import VectorBuffer, rounded
 
 
@@ -22,8 +23,14 @@ def unit(rng: np.random.Generator, count: int, width: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(("count", "queries"), [(1, 1), (700, 1), (700, 5), (3000, 20)])
-def test_best_of_queries(count: int, queries: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "queries", "host"),
+    [(1, 1, False), (700, 1, False), (3000, 20, False), (1, 2, True), (700, 5, True), (3000, 20, True)],
+)
+def test_best_of_queries(count: int, queries: int, host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the host in chunks, and on the devices, where one query is ranked in any case."""
+    monkeypatch.setattr(gallery, "on_host", lambda mesh: host)
+    monkeypatch.setattr(gallery, "CHUNK", 512 if host else gallery.CHUNK)
     rng = np.random.default_rng(count)
     vectors = rounded(unit(rng, count, 40))
     query = unit(rng, queries, 40)
@@ -40,10 +47,12 @@ def test_best_of_queries(count: int, queries: int) -> None:
         assert (rows[np.isneginf(best)] == -1).all()
 
 
-def test_equal_vectors_are_in_order_of_their_rows() -> None:
+@pytest.mark.parametrize("queries", [1, 2])
+def test_equal_vectors_are_in_order_of_their_rows(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "CHUNK", 64)
     vectors = rounded(unit(np.random.default_rng(0), 1, 8).repeat(600, axis=0))
-    _, rows = buffer_of(vectors).top(vectors[:1].astype(np.float32), 10)
-    assert rows.tolist() == [list(range(10))]
+    _, rows = buffer_of(vectors).top(vectors[:queries].astype(np.float32), 10)
+    assert rows.tolist() == [list(range(10))] * queries
 
 
 def test_rounded_numbers_are_bfloat16_ones() -> None:
