@@ -182,6 +182,29 @@ class LiveLine:
             self._messages, self._handler.stream = self._handler.stream, sys.stderr
 
 
+class Pace:
+    """The time that is left, by the last hundred reports: a slow start and compilation soon leave the estimate."""
+
+    def __init__(self) -> None:
+        self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=100)
+
+    def add(self, now: float, done: int) -> None:
+        self._times.append((now, done))
+
+    def rate(self) -> float:
+        """How many a second; 0 while that is unknown."""
+        (start, first), (now, last) = self._times[0], self._times[-1]
+        return (last - first) / max(now - start, 1e-9) if last > first else 0.0
+
+    def left(self, total: int) -> str:
+        """Minutes and seconds, or hours, until `total` are done."""
+        if not (rate := self.rate()):
+            return "--:--"
+        seconds = round(max(total - self._times[-1][1], 0) / rate)
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
+
+
 class Console(MetricWriter):
     """The progress line: step, loss, images per second, share of time waiting for data, and the time left.
 
@@ -204,13 +227,12 @@ class Console(MetricWriter):
         self._stream, self._clock = stream or sys.stderr, clock
         self._live = LiveLine(self._stream) if self._stream.isatty() else None
         self._every = every_seconds if self._live is None else 0.1
-        # The pace of the last hundred steps: a slow start and compilation soon leave the estimate.
-        self._times: collections.deque[tuple[float, int]] = collections.deque(maxlen=100)
+        self._pace = Pace()
         self._shown_at = -math.inf
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now, total = self._clock(), self.start.total_steps
-        self._times.append((now, step))
+        self._pace.add(now, step)
         if now - self._shown_at < self._every and step < total:
             return
         self._shown_at = now
@@ -221,7 +243,7 @@ class Console(MetricWriter):
             parts.append(f"{values[IMAGES_PER_SECOND]:.4g} img/s")
         if DATA_WAIT in values:
             parts.append(f"waiting for data {values[DATA_WAIT]:.0%}")
-        text = "  ".join([*parts, f"left {self._left(step, total)}"])
+        text = "  ".join([*parts, f"left {self._pace.left(total)}"])
         if self._live is not None:
             self._live.show(text, step, total)
             return
@@ -231,14 +253,6 @@ class Console(MetricWriter):
     def close(self) -> None:
         if self._live is not None:
             self._live.close()
-
-    def _left(self, step: int, total: int) -> str:
-        (start, first), (now, last) = self._times[0], self._times[-1]
-        if last <= first:
-            return "--:--"
-        seconds = round((now - start) / (last - first) * max(total - step, 0))
-        hours, minutes = divmod(seconds // 60, 60)
-        return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
 
 
 WRITERS: dict[str, Callable[[RunStart], MetricWriter]] = {

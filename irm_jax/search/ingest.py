@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from irm_jax.logs.writers import LiveLine, Pace
 from irm_jax.parallel import processes
 from irm_jax.search import crops
 from irm_jax.search.crops import BadImage, Crop, Crops, Picture
@@ -56,27 +57,39 @@ class Added:
 
 
 class Progress:
-    """One line on a terminal, rewritten; elsewhere a line every half minute."""
+    """The progress line of training, of pictures: a bar on a terminal; elsewhere a line every half minute."""
 
     def __init__(self, what: str, total: int, quiet: bool = False) -> None:
         self.what, self.total, self.done, self.quiet = what, total, 0, quiet
         self._start = self._shown = time.monotonic()
-        self._live = sys.stderr.isatty()
+        self._pace = Pace()
+        self._live = LiveLine(sys.stderr) if sys.stderr.isatty() and not quiet else None
 
-    def advance(self, count: int, done: bool = False) -> None:
+    def advance(self, count: int) -> None:
         """Counts pictures, and shows the line if it is time."""
         self.done += count
         now = time.monotonic()
-        if self.quiet or not (done or now - self._shown >= (0.5 if self._live else 30.0)):
+        if self.quiet or now - self._shown < (0.1 if self._live else 30.0):
             return
         self._shown = now
-        rate = self.done / max(now - self._start, 1e-9)
-        left = (self.total - self.done) / max(rate, 1e-9)
-        line = f"{self.what}: {self.done:,} of {self.total:,}, {rate:,.0f}/s, {left:,.0f} s left"
-        if done:
-            line = f"{self.what}: {self.done:,} in {now - self._start:,.1f} s, {rate:,.0f}/s"
-        sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if done else "") if self._live else f"{line}\n")
-        sys.stderr.flush()
+        self._pace.add(now, self.done)
+        left = self._pace.left(self.total)
+        self._show(f"{self.what}: {self.done:,} of {self.total:,}  {self._pace.rate():,.0f}/s  left {left}")
+
+    def end(self) -> None:
+        """Says how many there were, and how long it took."""
+        seconds = time.monotonic() - self._start
+        if not self.quiet:
+            rate = self.done / max(seconds, 1e-9)
+            self._show(f"{self.what}: {self.done:,} in {seconds:,.1f} s  {rate:,.0f}/s")
+        if self._live is not None:
+            self._live.close()
+
+    def _show(self, text: str) -> None:
+        if self._live is not None:
+            self._live.show(text, self.done, self.total)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 def build(uri: str, model: str, found: Crops, *, step: Any = None, skip_bad: bool = True, quiet: bool = False) -> Added:
@@ -154,7 +167,7 @@ class _Adding:
             # What was embedded is kept, whatever ended the list.
             self._embed(batch)
             self._write()
-        self.progress.advance(0, done=True)
+            self.progress.end()
         return self.result
 
     def _read(self, crop: Crop) -> Picture | BadImage | None:

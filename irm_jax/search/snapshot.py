@@ -104,16 +104,20 @@ class Snapshot:
             missing[place[known]] = False
 
 
+def local_folder(key: str, end: str = "") -> Path:
+    """A folder of this machine for what may be computed or read again."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home, "irm_jax", "search", hashlib.sha256(key.encode()).hexdigest()[:24] + end)
+
+
 class _Cache:
     """The local copy of a space's vectors of an index on object storage: ids and vectors as two NumPy files."""
 
     def __init__(self, store: GalleryStore, space: str) -> None:
         self._folder: Path | None = None
         if storage.is_remote(store.uri) and not store.uri.startswith("milvus://"):
-            home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
             key = f"{store.uri.rstrip('/')} {store.about.fingerprint} {store.about.widths[space]}"
-            name = hashlib.sha256(key.encode()).hexdigest()[:24]
-            self._folder = Path(home, "irm_jax", "search", f"{name}-{space}")
+            self._folder = local_folder(key, f"-{space}")
 
     def read(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Ids S32[n] in ascending order and vectors f16[n,d], not read into memory; None if there is no whole copy."""
