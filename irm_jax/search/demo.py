@@ -22,12 +22,14 @@ from irm_jax.search.crops import read_crops
 from irm_jax.search.index import Answer, Index
 from irm_jax.search.store import SearchError
 
-SEED, TASK = 7, "t2i"
-"""Seed and task of the drawn people; the training sets are drawn with another seed."""
+SEED, TASK, EDITION = 7, "t2i", 2
+"""Seed, task and edition of the drawn people; the training sets are drawn with another seed."""
 PICTURES = 4
 """Pictures per person."""
 CAMERAS = ("gate", "hall", "yard", "shop", "car park", "stairs", "roof", "office")
 START = datetime.datetime(2026, 1, 1, 8)
+WEIGHTS = Path(__file__).parents[1] / "weights" / "demo"
+"""Weights that the package carries, which `SearchModel` opens by the name of the folder."""
 RUN = "runs/quickstart"
 QUERY = "query.jpg"
 
@@ -92,7 +94,7 @@ def draw(folder: Path, people: int) -> None:
     if table.exists() and table.read_text().count("\n") == people * PICTURES + 1:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    benchmark = Benchmark(seed=SEED, train_people=2, test_people=people)
+    benchmark = Benchmark(seed=SEED, train_people=2, test_people=people, edition=EDITION)
     shots = benchmark.shots(TASK)
     chosen: dict[str, list[Shot]] = {}
     for shot in shots["gallery"]:
@@ -115,12 +117,14 @@ def draw(folder: Path, people: int) -> None:
 
 
 def _model(given: str | None, folder: Path) -> str:
-    """The run that embeds: the one that is named, the quickstart's, or one that is trained now.
+    """What embeds: the run that is named, the package's own weights, the quickstart's run, or one that is trained now.
 
     Raises SearchError if the named one is none, RetryError if the training was interrupted.
     """
+    if WEIGHTS.is_dir() and given in (None, WEIGHTS.name):
+        return WEIGHTS.name
     if given is not None and not (Path(given) / CHECKPOINTS).is_dir():
-        raise SearchError(f"no model in {given}: name the folder of a run, or leave --model out to train a quickstart")
+        raise SearchError(f"no model in {given}: name the folder of a run, or leave --model out")
     workdir = Path(given or RUN)
     if not (workdir / CHECKPOINTS).is_dir():
         workdir = folder / "quickstart"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax.embedder import open_checkpoint
 from irm_jax.evaluation.embed import EmbeddingModel, Instruction, finite, of_length_one
 from irm_jax.models.instruction_encoder import Instruction as EncodedInstruction
+from irm_jax.run import CHECKPOINTS
 
 KEPT_INSTRUCTIONS = 64
 
@@ -24,7 +26,7 @@ class SearchModel:
     """A trained model for searching. Thread-safe: one call at a time is on the devices.
 
     Args:
-        workdir: the folder of a run.
+        workdir: the folder of a run, or "demo", see `Embedder`.
         step: the number of a checkpoint, "best", or None for the latest.
 
     Raises CheckpointError if there is no such checkpoint or it cannot be read.
@@ -34,7 +36,8 @@ class SearchModel:
         opened = open_checkpoint(workdir, step)
         folder = opened.workdir
         self.step = opened.step
-        self.workdir = str(folder if "://" in str(folder) else folder.resolve())
+        of_run = "://" not in str(folder) and (folder / CHECKPOINTS).is_dir()
+        self.workdir = str(folder.resolve()) if of_run else os.fspath(workdir)
         self._model = opened.model
         self.judges = bool(self._model.model.config.fusion_depth and opened.config.loss.matching_weight > 0)
         """Whether a matching head was trained."""
