@@ -136,17 +136,27 @@ class Page:
             shown.select(self._choose, [hits], [chosen, detail, more], api_visibility="private")
             more.click(self._similar, [chosen, *filters], outputs, api_visibility="private")
             clear.click(self._cleared, None, outputs, api_visibility="private")
+            app.load(self._opened, None, [notes, filters[0]], api_visibility="private")
         return app
 
     def _examples(self) -> list[tuple[str | None, str | None, str | None]]:
         return [(sentence, picture, sentence or words) for sentence, picture, words in self.examples]
 
+    def _opened(self) -> list[Any]:
+        """Number of pictures and cameras of the version that is served when the page is opened."""
+        cameras = self._cameras()
+        return [self._empty(), gr.update(choices=cameras, visible=len(cameras) > 0)]
+
+    def _cameras(self) -> list[str]:
+        found = self.index.snapshot.table["camera"].unique().to_pylist()
+        return sorted(one for one in found if one is not None)[:MOST_CAMERAS]
+
     def _filters(self) -> list[Any]:
         """Cameras, from, to, filter, number of hits."""
-        cameras = [one for one in self.index.snapshot.table["camera"].unique().to_pylist() if one is not None]
+        cameras = self._cameras()
         columns = ", ".join(f"{name} ({kind})" for name, kind in sorted(self.index.about.columns.items()))
         with gr.Accordion("Filter", open=False, elem_id="filters"):
-            camera = gr.Dropdown(sorted(cameras)[:MOST_CAMERAS], multiselect=True, label="Cameras", value=[],
+            camera = gr.Dropdown(cameras, multiselect=True, label="Cameras", value=[],
                                  elem_id="cameras", visible=len(cameras) > 0)  # fmt: skip
             with gr.Row():
                 start = gr.Textbox(label="From", placeholder="2026-01-31 08:00", max_lines=1, elem_id="from")
@@ -256,7 +266,7 @@ def launch(page: Page, access: Access) -> Any:
 def _refreshed(index: Index) -> None:
     try:
         if index.refresh():
-            logging.info("version %d: %d entries", index.snapshot.version, len(index.snapshot))
+            print(f"version {index.snapshot.version}: {len(index.snapshot):,} pictures", flush=True)
     except (UserError, RetryError) as error:  # the version in memory goes on being served
         logging.warning("no newer version can be read: %s", error)
 

@@ -1,49 +1,37 @@
-"""An index from pictures to hits, with the smallest model: what is found, and what is refused."""
+"""An index from pictures to hits: what is found, and what is refused; with a stand-in, nightly with a model."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from search_pictures import picture
 
-import irm_jax.search
 from irm_jax.errors import RetryError
 from irm_jax.evaluation.figures import read_results
+from irm_jax.evaluation.ranking.rescore import Rescored
+from irm_jax.evaluation.ranking.scores import Selection
 from irm_jax.search import __main__ as command
 from irm_jax.search import crops, engines, ingest, store
 from irm_jax.search.crops import read_crops
+from irm_jax.search.gallery import rounded
 from irm_jax.search.index import Index
-from irm_jax.search.model import SearchModel
 from irm_jax.search.rebuild import rebuild
 from irm_jax.search.recall import recall
 from irm_jax.search.store import SearchError
-
-
-@pytest.fixture(scope="module")
-def index(crops_dir: Path, run_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
-    """The index of `crops_dir`; not to be changed."""
-    from quick_compilation import few_optimizations
-
-    uri = str(tmp_path_factory.mktemp("search") / "index")
-    with few_optimizations():
-        ingest.build(uri, run_dir, read_crops(crops_dir, crops_dir / "crops.csv"), quiet=True)
-        yield irm_jax.search.open(uri)
 
 
 @pytest.fixture
 def copy(index: Index, tmp_path: Path) -> Index:
     """The same index with the same model, to be changed."""
     shutil.copytree(index.store.uri, tmp_path / "copy")
-    made = Index(str(tmp_path / "copy"))
-    made._model = index.model
-    return made
+    return Index(str(tmp_path / "copy"))
 
 
 def test_a_picture_finds_itself_with_its_columns(index: Index, crops_dir: Path) -> None:
@@ -78,15 +66,32 @@ def test_scores_are_those_of_the_model(index: Index, crops_dir: Path) -> None:
     check(index.query(sentence="a red shirt", top=30), caption @ model.embed_sentence("a red shirt"), 2e-3)
 
 
+def test_the_second_stage_is_the_evaluators(index: Index) -> None:
+    """The order of hits is that of the scoring `two_stage` over the stored vectors and pictures."""
+    model, snapshot, words = index.model, index.snapshot, "wearing a red shirt"
+    ids = [one.decode() for one in snapshot.ids]
+    query = model.embed_under([picture(99)], words)
+    stored = index.store.pictures(ids)
+
+    def judge(_: np.ndarray, images: np.ndarray) -> np.ndarray:
+        return model.embed_under([crops.decode(stored[ids[image]], "") for image in images], words) @ query[0]
+
+    neutral = snapshot.vectors("neutral").host_vectors(np.arange(30))
+    placed = Rescored(query, neutral, judge, 20).place(Selection.whole(1, 30))
+    scores = placed.buffer.on_host(placed.block(np.array([0]), 1, None))[0]
+    expected = [ids[image] for image in np.argsort(-scores, kind="stable")]
+    assert [hit.id for hit in index.query(picture(99), words, top=30, rescore=20)] == expected
+
+
 def test_a_sentence_is_judged_by_the_matching_head(index: Index) -> None:
     assert index.model.judges
-    answer = index.query(sentence="a red shirt", top=30, rescore=10)
+    answer = index.query(sentence="a red shirt", top=30, rescore=20)
     judged = [hit.match for hit in answer]
-    assert judged[:10] == sorted(judged[:10], reverse=True)
-    assert judged[10:] == [None] * 20
+    assert judged[:20] == sorted(judged[:20], reverse=True)
+    assert judged[20:] == [None] * 10
     cosine = [hit.id for hit in index.query(sentence="a red shirt", top=30, rescore=0)]
-    assert {hit.id for hit in answer[:10]} == set(cosine[:10])
-    assert [hit.id for hit in answer[10:]] == cosine[10:]
+    assert {hit.id for hit in answer[:20]} == set(cosine[:20])
+    assert [hit.id for hit in answer[20:]] == cosine[20:]
 
 
 def test_a_filter_is_applied_before_ranking(index: Index, crops_dir: Path) -> None:
@@ -110,8 +115,8 @@ def test_more_like_a_hit(index: Index, crops_dir: Path) -> None:
         index.similar("f" * 32)
 
 
-def test_thresholds_are_those_of_the_evaluation(index: Index, run_dir: str, crops_dir: Path) -> None:
-    measured = {row.task: row for row in read_results(run_dir).open_set}
+def test_thresholds_are_those_of_the_evaluation(index: Index, run: str, crops_dir: Path) -> None:
+    measured = {row.task: row for row in read_results(run).open_set}
     answer = index.query(crops_dir / "00.png", "do not change clothes")
     assert answer.threshold is not None
     assert answer.threshold.value == measured["trad"].threshold["0.01"]
@@ -150,19 +155,18 @@ def test_queries_that_are_none(index: Index, given: dict, reason: str) -> None:
 
 def test_a_picture_is_embedded_once(copy: Index, crops_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(crops_dir, tmp_path / "more")
-    for number in (40, 41):
-        cv2.imwrite(str(tmp_path / "more" / f"{number}.png"), picture(number))
-    shutil.copy(tmp_path / "more" / "40.png", tmp_path / "more" / "42.png")
+    cv2.imwrite(str(tmp_path / "more" / "40.png"), picture(40))
+    shutil.copy(tmp_path / "more" / "40.png", tmp_path / "more" / "41.png")
     (tmp_path / "more" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     (tmp_path / "more" / "gone.jpg").symlink_to(tmp_path / "nowhere")
     result = ingest.add(copy.store, copy.model, read_crops(tmp_path / "more"), quiet=True)
-    assert (result.new, result.known, len(result.bad)) == (2, 31, 2)
+    assert (result.new, result.known, len(result.bad)) == (1, 31, 2)
     assert all(name in text for name, text in zip(("broken.jpg", "gone.jpg"), result.bad, strict=True))
-    assert copy.store.count() == len(store.ids_of(copy.store)) == 32
+    assert copy.store.count() == len(store.ids_of(copy.store)) == 31
     with pytest.raises(crops.BadImage, match="broken"):
         ingest.add(copy.store, copy.model, read_crops(tmp_path / "more"), skip_bad=False, quiet=True)
     copy.refresh()
-    assert copy.query(tmp_path / "more" / "41.png", top=1)[0].path == str(tmp_path / "more" / "41.png")
+    assert copy.query(tmp_path / "more" / "40.png", top=1)[0].path == str(tmp_path / "more" / "40.png")
 
 
 def test_a_reader_sees_its_version_until_it_looks_again(copy: Index, crops_dir: Path, tmp_path: Path) -> None:
@@ -201,19 +205,46 @@ def test_two_writers(copy: Index, crops_dir: Path) -> None:
         ingest.add(engines.open_store(copy.store.uri), copy.model, read_crops(crops_dir), quiet=True)
 
 
-def test_another_model_is_refused_and_rebuild_takes_it(copy: Index, run_dir: str, crops_dir: Path) -> None:
-    other = SearchModel(run_dir, step=2)
+def test_another_model_is_refused_and_rebuild_takes_it(copy: Index, run: str, crops_dir: Path) -> None:
+    other = type(copy.model)(run, step=2)
     assert other.fingerprint != copy.about.fingerprint
     with pytest.raises(SearchError, match=rf"(?s){copy.about.fingerprint}.*{other.fingerprint}.*rebuild"):
         ingest.add(copy.store, other, read_crops(crops_dir), quiet=True)
     columns = [copy.query(crops_dir / "05.png", top=1)[0].columns]
-    assert rebuild(copy.store, run_dir, 2, quiet=True) == 30
+    assert rebuild(copy.store, run, 2, quiet=True) == 30
     again = Index(copy.store.uri)
-    again._model = other
     assert again.about.fingerprint == other.fingerprint
     hit = again.query(crops_dir / "05.png", top=1)[0]
     assert [hit.columns] == columns
     assert hit.score == pytest.approx(1, abs=2e-3)
+
+
+def test_an_interrupted_rebuild_goes_on(copy: Index, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was embedded is not embedded again, and the vectors are those of a rebuild in one go."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(ingest, "BATCH", 29)
+    model = type(copy.model)
+    embed = model.embed_pictures
+    asked: list[int] = []
+
+    def embed_pictures(self: Any, pictures: list[np.ndarray]) -> Any:
+        asked.append(len(pictures))
+        if len(asked) == 2:
+            raise OSError("the disk is full")
+        return embed(self, pictures)
+
+    monkeypatch.setattr(model, "embed_pictures", embed_pictures)
+    before = copy.about
+    with pytest.raises(SearchError, match="the disk is full"):
+        rebuild(copy.store, run, 2, quiet=True)
+    assert engines.open_store(copy.store.uri).about == before
+    assert rebuild(engines.open_store(copy.store.uri), run, 2, quiet=True) == 30
+    assert asked == [29, 1, 1]
+    rows = next(iter(engines.open_store(copy.store.uri).scan([store.ID, store.PICTURE, "_neutral", "_caption"])))
+    pixels = [crops.decode(data, "") for data in rows.column(1).to_pylist()]
+    for column, vectors in zip((2, 3), embed(model(run, 2), pixels), strict=True):
+        np.testing.assert_array_equal(rows.column(column).to_pylist(), rounded(vectors))
+    assert not list((tmp_path / "cache").rglob("*.npz"))
 
 
 def test_commands(copy: Index, crops_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from irm_jax.search import ingest
-from irm_jax.search.crops import read_crops
 from irm_jax.search.index import Index
 from irm_jax.search.store import SearchError
 
@@ -21,7 +19,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.nightly]  # of G
 
 
 @pytest.fixture(scope="module")
-def site(crops_dir: Path, run_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
+def site(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
     """The address of a served page, and a browser."""
     pytest.importorskip("gradio", reason="needs pip install -e '.[search]'")
     playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
@@ -31,9 +29,6 @@ def site(crops_dir: Path, run_dir: str, tmp_path_factory: pytest.TempPathFactory
 
     folder = tmp_path_factory.mktemp("page")
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "scratch")
-    uri = str(folder / "index")
-    ingest.build(uri, run_dir, read_crops(crops_dir, crops_dir / "crops.csv"), quiet=True)
-    index = Index(uri)
     index.warm()
     app = page.launch(page.Page(index), page.Access.of("127.0.0.1", 0, None))
     with playwright.sync_playwright() as driver:
