@@ -198,9 +198,10 @@ class Pace:
 
     def left(self, total: int) -> str:
         """Minutes and seconds, or hours, until `total` are done."""
-        if not (rate := self.rate()):
+        (start, first), (now, last) = self._times[0], self._times[-1]
+        if last <= first:
             return "--:--"
-        seconds = round(max(total - self._times[-1][1], 0) / rate)
+        seconds = round((now - start) / (last - first) * max(total - last, 0))
         hours, minutes = divmod(seconds // 60, 60)
         return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
 
