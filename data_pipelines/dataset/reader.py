@@ -24,10 +24,10 @@ from absl import logging
 from array_record.python import array_record_module
 from etils import epath
 
-from data_pipelines import storage
+from data_pipelines import files, storage
 from data_pipelines.dataset import index, record_format, schema
 from data_pipelines.dataset.folder import MANIFEST, file_sha256, load_manifest, version_key
-from data_pipelines.errors import DatasetError
+from data_pipelines.errors import DatasetError, UserError
 from data_pipelines.images import MAX_PIXELS
 from data_pipelines.people.names import same_name
 
@@ -295,10 +295,22 @@ def open_copy(
     """Opens the newest version that `data_dir` holds of a data set, in a copy of it below `cache`.
 
     A copy is reused while the manifest is the same, and an interrupted one is continued. The processes of a host wait
-    for one another. Raises DatasetError as `open_dataset` does, OSError for a full disk.
+    for one another. Raises DatasetError as `open_dataset` does, WriteError for a cache that cannot be written.
     """
+    folder = Path(cache).expanduser()
+    try:
+        return _open_copy(data_dir, name, folder, version)
+    except OSError as error:
+        about = str(error.filename or "")
+        ours = about and (about.startswith(str(folder)) or str(folder).startswith(about))
+        if isinstance(error, UserError) or not ours:  # of the storage that is copied
+            raise
+        raise files.write_failure(about, error) from error
+
+
+def _open_copy(data_dir: str | os.PathLike[str], name: str, cache: Path, version: str | None) -> Dataset:
     # One cache folder per data_dir: data sets of one name may differ.
-    root = Path(cache).expanduser() / os.fspath(data_dir).replace("://", "/").strip("/")
+    root = cache / os.fspath(data_dir).replace("://", "/").strip("/")
     remote = version_folder(epath.Path(data_dir), name, version)
     final = root / name / remote.name
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 import toy_shards
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from data_pipelines import files
 from data_pipelines.dataset import reader as reader_module
 from data_pipelines.dataset import record_format, schema
 from data_pipelines.dataset.reader import dataset_names, open_dataset
@@ -245,3 +246,10 @@ def test_parse_refuses_other_bytes() -> None:
 def test_serialize_refuses_values_out_of_range(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         record_format.serialize(dataclasses.replace(toy_shards.load(0), **changes), 0)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    toy_shards.build(tmp_path / "data")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(files.WriteError, match=r"file.* cannot be written .*(Not a directory|File exists)"):
+        reader_module.open_copy(tmp_path / "data", "toy", tmp_path / "file" / "cache")
