@@ -24,9 +24,9 @@ def test_the_tutorial_runs_as_a_notebook(tmp_path: Path) -> None:
         text = text.replace(written, small)
     notebook = jupytext.reads(text, fmt="md")
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert len(cells) >= 8
+    assert len(cells) == 7
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
         nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert "mAP" in str(cells[5].outputs)
+    assert "mAP" in str(cells[4].outputs)
     assert "image/png" in cells[-1].outputs[-1]["data"]
