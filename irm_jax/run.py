@@ -290,6 +290,7 @@ class Run:
             flip=e.flip,
             rerank=e.rerank,
             rescore_top=e.rescore_top if judges else 0,
+            two_stage=e.two_stage,
             open_set=e.open_set,
             seed=config.seed,
             threads=config.data.threads,

@@ -48,6 +48,7 @@ AT_LEAST = {
         (
             "data.workers", "data.threads", "train.evaluate_every", "checkpoint.every", "optimizer.warmup_steps",
             "optimizer.weight_decay", "optimizer.clip_norm", "evaluation.query_block", "evaluation.rescore_top",
+            "evaluation.two_stage",
             "report.queries", "report.rollouts", "model.part_tokens", "model.fusion_depth", "loss.alpha", "loss.margin",
             "loss.rank_weight", "loss.composed_weight", "loss.contrast_weight", "loss.composed_contrast_weight",
             "loss.contrastive_weight", "loss.matching_weight", "loss.masked_weight", "loss.replaced_weight",
@@ -69,6 +70,7 @@ SHARES = (
 AT_MOST = {
     **dict.fromkeys(("data.batch_size", "data.batch_blocks", "evaluation.batch_size", "model.vocab_multiple"), 2**20),
     **dict.fromkeys(("evaluation.query_block", "evaluation.top_k", "evaluation.rescore_top"), 2**20),
+    "evaluation.two_stage": 2**20,
     **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.model", "model.identity_multiple"), 2**20),
     **dict.fromkeys(("memory_bank.size", "text_to_image.queue_size", "compare.samples"), 2**28),
     **dict.fromkeys(("data.workers", "data.threads", "data.prefetch", "data.augment.pad"), 4096),

@@ -269,6 +269,7 @@ def _add_modes(config: ConfigDict) -> None:
     config.evaluation.flip = False  # also rank embeddings averaged over image and mirror image
     config.evaluation.rerank = False  # also rank by k-reciprocal distances, k1 20, k2 6, lambda 0.3
     config.evaluation.rescore_top = 128  # images per caption that a trained matching head ranks again
+    config.evaluation.two_stage = 0  # images per query that are ranked in search's two stages (its own: 200; 0 = none)
     config.evaluation.open_set = True  # ROC of the best score, for queries with and without a match in the gallery
     config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed, explain
 

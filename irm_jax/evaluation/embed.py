@@ -66,7 +66,8 @@ class EmbeddingModel:
         self._project_sentences = jax.jit(method("project_sentences"), out_shardings=replicated)
         self._captions = jax.jit(method("encode_captions"), out_shardings=replicated)
         self._match = jax.jit(method("match"), out_shardings=replicated)
-        self._take = jax.jit(lambda table, index: jax.tree.map(lambda x: jnp.take(x, index, axis=0), table))
+        self._take = jax.jit(rows_at)
+        self._take_rows = jax.jit(rows_at, out_shardings=mesh_lib.batch_sharding(mesh))
         self._tokens = jax.jit(image_tokens, out_shardings=replicated)
         self.between_batches: Callable[[], None] = lambda: None
         """Called before each batch of a split, in every process; may raise to leave the evaluation."""
@@ -108,6 +109,19 @@ class EmbeddingModel:
     def edit(self, features: ImageFeatures, table: EncodedInstruction, index: Int[np.ndarray, " B"]) -> Embedding:
         """Embeds B images, each under the instruction `index` of the table; whole on every host."""
         return self._call(self._edit, features, self._take(table, np.asarray(index, np.int32)))
+
+    def edit_pairs(
+        self, features: ImageFeatures, rows: Int[np.ndarray, " n"], table: EncodedInstruction,
+        index: Int[np.ndarray, " n"],
+    ) -> Float[np.ndarray, "n D2"]:  # fmt: skip
+        """Embeds n pairs of an image of a batch (`rows`) and an instruction of the table (`index`)."""
+        pieces = []
+        for start in range(0, len(rows), self.batch_size):
+            chunk = slice(start, min(start + self.batch_size, len(rows)))
+            row, which = (np.resize(x[chunk], self.batch_size).astype(np.int32) for x in (rows, index))
+            pieces.append(np.asarray(self.edit(self._take_rows(features, row), table, which).embedding))
+            pieces[-1] = pieces[-1][: chunk.stop - start]
+        return np.concatenate(pieces)
 
     def project_images(self, features: ImageFeatures) -> Float[np.ndarray, "B P"]:
         """Image features as captions are compared with them."""
@@ -196,6 +210,11 @@ class EmbeddingModel:
     def _call(self, function: Any, *arrays: Any) -> Any:
         with jax.set_mesh(self.mesh):
             return function(self.variables, *arrays)
+
+
+def rows_at(table: Any, index: jax.Array) -> Any:
+    """Some rows of each array of a tree."""
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), table)
 
 
 def distinct_instructions(instructions: Sequence[Instruction]) -> tuple[list[Instruction], list[int]]:

@@ -27,8 +27,9 @@ class Options:
     """How an evaluation ranks, and what it computes beside the plain figures; see `config.evaluation`.
 
     tau_similarity: "attributes" | "clothes" | "model". overlaps: pairs of data sets that share people who are not
-    linked. rescore_top: images per caption judged by the matching head; 0: the model has none. seed: of the controls
-    and the open set. threads, workers: of reading images.
+    linked. rescore_top: images per caption judged by the matching head; 0: the model has none. two_stage: images
+    per query embedded again under its instruction; 0: none. seed: of the controls and the open set.
+    threads, workers: of reading images.
     """
 
     metric: str = "cosine"
@@ -43,6 +44,7 @@ class Options:
     flip: bool = False
     rerank: bool = False
     rescore_top: int = 0
+    two_stage: int = 0
     open_set: bool = True
     seed: int = 0
     threads: int = 2

@@ -11,7 +11,7 @@ from absl import logging
 from irm_jax.evaluation.controls import control_rows, swapped_instruction, swapped_row
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.embedded_set import EmbeddedSet, Options, Outcome
-from irm_jax.evaluation.features import FLIP, OWN, EmbedOptions, embed_set
+from irm_jax.evaluation.features import FLIP, NEUTRAL, OWN, EmbedOptions, embed_set
 from irm_jax.evaluation.figures import MEAN, Figure, OpenSetFigure, Results, counterpart, headlines
 from irm_jax.evaluation.open_set import rank_open_set
 from irm_jax.evaluation.protocols import MARKET, protocol_of
@@ -100,10 +100,12 @@ class Evaluator:
         if o.controls and test.task.sentence is None and test.task.has_query_image:
             swaps = swapped_instruction(test.query.records, test.gallery.records, test.protocols[0])
         neutral = o.task_free and test.task_free
+        two_stage = o.two_stage > 0 and test.task.has_query_image
         features = embed_set(
             self.embedder, test,
             EmbedOptions(
-                neutral, o.controls, o.flip, o.rescore_top > 0, o.workers, o.threads, o.tau_similarity == "model"
+                neutral or two_stage, o.controls, o.flip, tokens=o.rescore_top > 0, two_stage=two_stage,
+                workers=o.workers, threads=o.threads, instruction=o.tau_similarity == "model",
             ), swaps,
         )  # fmt: skip
         return EmbeddedSet(test, features, o, self.embedder.mesh)
@@ -125,7 +127,8 @@ def rank_task_specific(embedded: EmbeddedSet) -> list[Outcome]:
         cut.append(embedded.outcome(case, embedded.own, options.ranking(cut=CUT), words, cut=CUT))
     for scoring, words, scores in _processed(embedded):
         for row, case in zip(rows, test.cases, strict=True):
-            row.append(embedded.outcome(case, scores, options.ranking(), words, scoring=scoring))
+            metric = {"metric": "cosine"} if scoring == ("two_stage",) else {}
+            row.append(embedded.outcome(case, scores, options.ranking(), words, scoring=scoring, **metric))
     return [outcome for row in rows for outcome in row] + cut
 
 
@@ -144,14 +147,21 @@ def _taus(embedded: EmbeddedSet) -> tuple[dict[str, str], dict[str, object]]:
 
 
 def _processed(embedded: EmbeddedSet) -> Iterator[tuple[tuple[str, ...], str, Scores]]:
-    """(scoring, words, scores) of what else is made of the same model: flips, rescoring of captions, re-ranking."""
+    """(scoring, words, scores) of what else is made of the same model: flips, rescoring, two stages, re-ranking."""
     options, mesh, features = embedded.options, embedded.mesh, embedded.features
     flip = "embeddings averaged over image and mirror"
     if options.flip:
         yield ("flip",), flip, embedded.scores(FLIP, FLIP)
-    if features.matcher is not None:
+    if features.matcher is not None and features.caption:
         words = f"the {options.rescore_top} best by cosine judged again by the matching head, before the rest"
         yield ("rescored",), words, Rescored(*features.pair(OWN, OWN), features.matcher, options.rescore_top, mesh)
+    elif features.matcher is not None:
+        words = (
+            f"by cosine with the gallery under the neutral sentence, the {options.two_stage} best embedded again under "
+            "the query's instruction, before the rest"
+        )
+        pair = features.pair(OWN, NEUTRAL)
+        yield ("two_stage",), words, Rescored(*pair, features.matcher, options.two_stage, mesh, at_once=True)
     if options.rerank and not features.caption:  # captions are no neighbours of captions
         words = "k-reciprocal re-ranking"
         yield ("rerank",), words, KReciprocal(*features.pair(OWN, OWN), metric=options.metric, mesh=mesh)

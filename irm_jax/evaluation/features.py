@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,14 @@ from data_pipelines.batches.image_batches import StoredImages, image_batches
 from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax.evaluation import embed
-from irm_jax.evaluation.embed import EmbeddingModel, Instruction, distinct_instructions
-from irm_jax.evaluation.ranking.rescore import CaptionMatcher
+from irm_jax.evaluation.embed import EmbeddingModel, Instruction, distinct_instructions, of_length_one
+from irm_jax.evaluation.ranking.rescore import CaptionMatcher, InstructedMatcher
 from irm_jax.evaluation.test_sets import SplitData, TestSet
+from irm_jax.models.encoders.features import ImageFeatures
 from irm_jax.models.instruction_encoder import Instruction as EncodedInstruction
 
+Matcher = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Scores f32[P] of pairs of queries i[P] and gallery images i[P]."""
 OWN, NEUTRAL, GREY, SWAPPED = "own", "neutral", "grey", "swapped"
 FLIP = "own+flip"
 """The variant OWN averaged over each image and its mirror."""
@@ -53,6 +56,7 @@ class EmbedOptions:
     neutral: the variant NEUTRAL. controls: NEUTRAL and GREY.
     flip: FLIP, and the projection's mean over image and mirror.
     tokens: the images' tokens, which captions read in the matching head.
+    two_stage: `SetFeatures.matcher` judges images under the query's instruction; needs NEUTRAL.
     instruction: also keep the features of the records' own instructions, which mAP_tau by model similarity reads.
     workers, threads: see `ReadAhead`.
     """
@@ -61,6 +65,7 @@ class EmbedOptions:
     controls: bool = False
     flip: bool = False
     tokens: bool = False
+    two_stage: bool = False
     workers: int = 0
     threads: int = 2
     instruction: bool = False
@@ -101,14 +106,14 @@ class SetFeatures:
     """Features of a test set's queries and gallery records (those of all parts).
 
     caption: queries are captions, which are compared with the images' projections.
-    swaps: i32[Q], see `controls.swapped_instruction`. matcher: of the set's captions and images, if they are rescored.
+    swaps: i32[Q], see `controls.swapped_instruction`. matcher: judges pairs of queries and images again, if asked for.
     """
 
     caption: bool
     query: SplitFeatures
     gallery: SplitFeatures
     swaps: np.ndarray | None = None
-    matcher: CaptionMatcher | None = None
+    matcher: Matcher | None = None
 
     def of_queries(self, variant: str) -> Float[np.ndarray, "Q d"]:
         """Embeddings of the queries under an instruction variant (captions: projections)."""
@@ -146,17 +151,46 @@ def embed_set(
 
     gallery = SplitFeatures.concat([embedded(part) for part in test.parts])
     if test.one_split and len(test.parts) == 1:
-        return SetFeatures(caption, gallery, gallery)
+        return _judged(embedder, test, SetFeatures(caption, gallery, gallery), options)
     if caption:
         captions = [str(test.query.instruction(record)) for record in range(len(test.query))]
         query = SplitFeatures({}, {}, embedder.project_sentences(captions))
         matcher = CaptionMatcher(embedder, captions, gallery.tokens) if gallery.tokens is not None else None
         return SetFeatures(caption, query, gallery, matcher=matcher)
     if swaps is None:
-        return SetFeatures(caption, embedded(test.query), gallery)
+        return _judged(embedder, test, SetFeatures(caption, embedded(test.query), gallery), options)
     index = np.where(swaps >= 0, test.gallery.instruction_index[np.maximum(swaps, 0)], 0).astype(np.int32)
     query = embedded(test.query, Variant(SWAPPED, test.gallery.instructions, index))
-    return SetFeatures(caption, query, gallery, swaps)
+    return _judged(embedder, test, SetFeatures(caption, query, gallery, swaps), options)
+
+
+def _judged(embedder: EmbeddingModel, test: TestSet, features: SetFeatures, options: EmbedOptions) -> SetFeatures:
+    """The features with a matcher of query images and gallery images under the query's instruction, if asked for."""
+    if not options.two_stage:
+        return features
+    query = features.query.embedding[OWN]
+    first = test.query.instructions[0]
+    every = (one for split in (test.query, *test.parts) for one in split.instructions)
+    if all(isinstance(one, str) and one == first for one in every):  # the gallery is embedded so already
+        return dataclasses.replace(features, matcher=_cosines(query, features.gallery.embedding[OWN]))
+
+    def batches(images: np.ndarray) -> Iterator[tuple[np.ndarray, ImageFeatures]]:
+        start = 0
+        for part in test.parts:
+            records = images[(images >= start) & (images < start + len(part))] - start
+            for chosen, kept, pictures in read_batches(embedder, part, records, options):
+                yield chosen[:kept] + start, embedder.image_features(pictures)
+            start += len(part)
+
+    own = test.query.instructions, test.query.instruction_index
+    matcher = InstructedMatcher(embedder, query, own, len(test.gallery_records), batches)
+    return dataclasses.replace(features, matcher=matcher)
+
+
+def _cosines(query: np.ndarray, gallery: np.ndarray) -> Matcher:
+    """Judges pairs by the cosine of embeddings."""
+    left, right = of_length_one(query), of_length_one(gallery)
+    return lambda queries, images: np.einsum("pd,pd->p", left[queries], right[images])
 
 
 def embed_split(
@@ -168,6 +202,26 @@ def embed_split(
     Raises DatasetError naming data set, split, record and file for a picture that does not decode.
     """
     return _SplitEmbedding(embedder, split, variants, options).run()
+
+
+def read_batches(
+    embedder: EmbeddingModel, split: SplitData, records: np.ndarray, options: EmbedOptions
+) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+    """Yields batches of some images of a split: records i[B], how many are no padding, this host's images."""
+    if not len(records):
+        return
+    size, rows = embedder.batch_size, embedder.local_rows()
+    padded = np.resize(records, -(-len(records) // size) * size)
+    reader = split.dataset.reader(split.split, ("image", "file"))
+    where = f"data set {split.dataset.name}, split {split.split}"
+    images_of = StoredImages(reader, where, max_pixels=split.dataset.max_pixels)
+    ahead = ReadAhead(options.workers, options.threads)
+    wanted = padded.reshape(-1, size)[:, rows].ravel()
+    with image_batches(images_of, wanted, embedder.model.config.image_size, len(rows), ahead) as batches:
+        for number, (_, images) in enumerate(batches):
+            embedder.between_batches()
+            start = number * size
+            yield padded[start : start + size], min(size, len(records) - start), images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,26 +271,13 @@ class _SplitEmbedding:
 
     def _embed_segment(self, segment: np.ndarray) -> None:
         """Embeds the records i[n], whose instructions are encoded together."""
-        embedder, size = self.embedder, self.embedder.batch_size
-        table, local = _encode_segment(embedder, self.variants, segment)
+        table, local = _encode_segment(self.embedder, self.variants, segment)
         grey = {v.name: self._grey_rows(table, local[v.name], segment) for v in self.variants if v.grey}
-        padded = np.resize(segment, -(-len(segment) // size) * size)
-        rows = embedder.local_rows()
-        reader = self.split.dataset.reader(self.split.split, ("image", "file"))
-        where = f"data set {self.split.dataset.name}, split {self.split.split}"
-        images_of = StoredImages(reader, where, max_pixels=self.split.dataset.max_pixels)
-        ahead = ReadAhead(self.options.workers, self.options.threads)
-        wanted = padded.reshape(-1, size)[:, rows].ravel()
-        with image_batches(images_of, wanted, embedder.model.config.image_size, len(rows), ahead) as batches:
-            for number, (_, images) in enumerate(batches):
-                embedder.between_batches()
-                start = number * size
-                records = padded[start : start + size]
-                kept = min(size, len(segment) - start)
-                self.ids.append(records[:kept])
-                for name, rows_of in grey.items():
-                    self.pieces.setdefault(("embedding", name), []).append(rows_of[records[:kept]])
-                self._embed_batch(images, table, {name: index[records] for name, index in local.items()}, kept)
+        for records, kept, images in read_batches(self.embedder, self.split, segment, self.options):
+            self.ids.append(records[:kept])
+            for name, rows_of in grey.items():
+                self.pieces.setdefault(("embedding", name), []).append(rows_of[records[:kept]])
+            self._embed_batch(images, table, {name: index[records] for name, index in local.items()}, kept)
 
     def _grey_rows(self, table: EncodedInstruction, index: np.ndarray, segment: np.ndarray) -> _Rows:
         """Embeddings of the grey image by record; each distinct row of the table is computed once."""

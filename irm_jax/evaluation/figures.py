@@ -23,7 +23,7 @@ TAU_TABLES = ("mAP_tau", "mAP_tau_common", "tau_positives_kept", "mAP_tau_droppe
 SETTINGS = ("task_specific", "task_free")
 GALLERIES = ("own", "union")
 INSTRUCTIONS = ("own", "neutral")
-SCORINGS = ("flip", "rescored", "rerank")
+SCORINGS = ("flip", "rescored", "two_stage", "rerank")
 MEAN = "mean_mAP"
 """Name of the mean of mAP over the test sets' headlines."""
 MODEL = "model"
@@ -50,7 +50,8 @@ class Figure:
       distractors: the test set's distractors are in the gallery.
       metric: "cosine" | "euclidean".
       scoring: what was done to the scores, in this order: "flip" (embeddings averaged over image and mirror),
-        "rescored" (the best images judged by the matching head), "rerank" (k-reciprocal re-ranking).
+        "rescored" (the best images judged by the matching head), "two_stage" (the best images of the gallery under the
+        neutral sentence judged under the query's instruction, as search does), "rerank" (k-reciprocal re-ranking).
       cut: the ranking was cut at this rank before junk was removed, as the released code does.
       system: "model", one of CONTROLS, or "swapped_instruction" (the model under wrong instructions).
       description: the rule and the variant in words; of swapped instructions, what they were swapped with.

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 from data_pipelines import images
 from data_pipelines.errors import ImageError
 from data_pipelines.tasks import NEUTRAL_SENTENCE
+from irm_jax.evaluation.ranking.rescore import order_again
 from irm_jax.search import crops, engines, filters, store
 from irm_jax.search.model import SearchModel
 from irm_jax.search.snapshot import Snapshot
@@ -235,9 +236,9 @@ class _Request:
         if again is not None and len(ids):
             count = min(self.rescore, len(ids))
             pictures = self.index.store.pictures(ids[:count])
-            there = [one for one in ids[:count] if one in pictures]
+            there = sorted(one for one in ids[:count] if one in pictures)
             judged = np.asarray(again([crops.decode(pictures[one], f"entry {one}") for one in there]), np.float64)
-            order = np.argsort(-judged, kind="stable")
+            order = order_again(judged)
             place = {one: i for i, one in enumerate(ids)}
             first = [there[i] for i in order]
             rest = [one for one in ids if one not in set(there)]

@@ -1,5 +1,6 @@
 """One whole evaluation of a model that has learnt nothing: every figure, variant and control of the results."""
 
+import copy
 import json
 
 import jax
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.batches.training_data import make_tokenizer
-from data_pipelines.tasks import TASKS
+from data_pipelines.images import decode_record
+from data_pipelines.tasks import NEUTRAL_SENTENCE, TASKS
 from irm_jax import run
 from irm_jax.evaluation import folders
+from irm_jax.evaluation.evaluator import Evaluator, Options
 from irm_jax.evaluation.figures import METRICS, counterpart, headlines, label, select
 from irm_jax.evaluation.report.results import benchmark_checks
 from irm_jax.evaluation.report.write import write_evaluation
@@ -19,6 +22,7 @@ from irm_jax.models.irm import IRM
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 SETS = [f"procedural_{task}" for task in TASKS]
 CONTROLS = ("random", "color_histogram", "image_only", "instruction_only", "perfect_identity", "oracle")
+TWO_STAGE = 20
 FREE = {"setting": "task_free", "gallery": "union", "gallery_instruction": "neutral"}
 
 
@@ -26,7 +30,7 @@ FREE = {"setting": "task_free", "gallery": "union", "gallery_instruction": "neut
 def evaluated(make_micro_config, first_devices):
     """(config, evaluation, embedder): all six sets with controls and the union of galleries."""
     config = make_micro_config()
-    config.evaluation.update({"batch_size": 64, "query_block": 16})
+    config.evaluation.update({"batch_size": 64, "query_block": 16, "two_stage": TWO_STAGE})
     config.report.update({"queries": 1, "rollouts": 1})
     config.model.fusion_depth = 1
     config.loss.matching_weight = 1.0
@@ -58,7 +62,7 @@ def test_every_ranking_has_its_row(figures):
         expected |= {label(first), person, f"{label(first)} (task-free)", f"{person} (task-free)"}
         expected |= {f"{label(first)} (task-free, own gallery)"}
         own = f"{label(first)} (task-free, gallery under its own instructions)"
-        only_images = {f"{person} (top 500)", own}
+        only_images = {f"{person} (top 500)", own, f"{label(first)} (two_stage)", f"{person} (two_stage)"}
         expected |= only_images if image_query else {f"{label(first)} (rescored)", f"{person} (rescored)"}
     of_the_model = select(figures, system="model")
     assert {label(figure) for figure in of_the_model} == expected
@@ -154,6 +158,50 @@ def test_task_free_rankings_leave_out_the_query_itself(evaluated):
             number, record = outcome.source[row]
             gallery = evaluation.sets[number].gallery
             assert gallery.records.content[record] == outcome.gallery.content[row]
+
+
+@pytest.mark.parametrize("name", ["procedural_li", "procedural_ctcc", "procedural_cc"])
+def test_two_stages(evaluated, name):
+    """Against a loop over queries that embeds pictures one list at a time: sentences, pictures, a constant sentence."""
+    _, evaluation, embedder = evaluated
+    test = next(test for test in evaluation.sets if test.name == name)
+    # Other parameters, of both signs: embeddings of the others are nearly equal.
+    embedder, random = copy.copy(embedder), np.random.default_rng(5)
+
+    def signed(path, x):
+        name = jax.tree_util.keystr(path[-1:])
+        if "var" in name:
+            return x
+        made = random.standard_normal(x.shape) * (0 if "bias" in name or "mean" in name else 0.5)
+        return jax.device_put(made.astype(x.dtype), x.sharding)
+
+    embedder.variables = jax.tree_util.tree_map_with_path(signed, embedder.variables)
+    options = Options(two_stage=TWO_STAGE, controls=False, task_free=False, open_set=False)
+    evaluation = Evaluator(embedder, [test], options).run()
+    wanted = counterpart(
+        evaluation.figures, evaluation.headline(test).figure, scoring=("two_stage",), protocol="market"
+    )
+    outcome = next(outcome for outcome in evaluation.outcomes if outcome.figure is wanted)
+
+    def pictures(split):
+        reader = split.dataset.reader(split.split, ("image",))
+        return [decode_record(reader[i]["image"], "", max_pixels=split.dataset.max_pixels) for i in range(len(split))]
+
+    gallery, asked = pictures(test.gallery), pictures(test.query)
+    neutral = embedder.embed(gallery.__getitem__, [NEUTRAL_SENTENCE] * len(gallery))
+    for number, record in enumerate(outcome.record[:4]):
+        own = test.query.instruction(record)
+        query = embedder.embed(lambda _, record=record: asked[record], [own])[0]
+        scores = neutral @ query
+        best = np.argsort(-scores, kind="stable")[:TWO_STAGE]
+        scores[best] = 10 + embedder.embed(lambda i, best=best: gallery[best[i]], [own] * TWO_STAGE) @ query
+        assert np.ptp(scores[best]) > 0.01
+        same = test.gallery_records.identity == test.query.records.identity[record]
+        scores[same & (test.gallery_records.camera == test.query.records.camera[record])] = -np.inf  # junk
+        ids = outcome.ranking.top_ids[number]
+        np.testing.assert_allclose(scores[ids], np.sort(scores)[::-1][: len(ids)], atol=1e-5)
+    assert wanted.metric == "cosine"
+    assert "neutral sentence" in wanted.description
 
 
 def test_the_report_is_written(evaluated, tmp_path):

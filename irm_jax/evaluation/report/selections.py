@@ -15,6 +15,7 @@ NOT_METRICS = ("test_set", "task", "protocol", "setting", "system", "description
 SCORING_NOTES = {
     "flip": "embeddings averaged over image and mirror",
     "rescored": "the best images judged again by the matching head",
+    "two_stage": "gallery under the neutral sentence, the best images again under the query's instruction",
     "rerank": "k-reciprocal re-ranking",
 }
 

@@ -1,10 +1,10 @@
-"""The best by cosine judged again, before the rest."""
+"""The best of a first ranking judged again, before the rest."""
 
 import jax
 import numpy as np
 import pytest
 
-from irm_jax.evaluation.ranking.rescore import CaptionMatcher, Rescored
+from irm_jax.evaluation.ranking.rescore import CaptionMatcher, InstructedMatcher, Rescored
 from irm_jax.evaluation.ranking.scores import Selection
 
 QUERY = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
@@ -84,3 +84,42 @@ def test_a_pair_of_sentence_and_image_is_judged_once():
     assert not embedder.asked
     np.testing.assert_array_equal(matcher(np.array([1, 0]), np.array([2, 1])), [32, 71])
     assert set(embedder.asked) == {(3.0, 2.0)}
+
+
+class EditingEmbedder:
+    """Embeds an image (a number per feature) under an instruction (a word's length) as [image + length, 1]."""
+
+    def instructions(self, instructions):
+        return np.array([len(one) for one in instructions], np.float32)
+
+    def edit_pairs(self, features, rows, table, index):
+        made = features[rows] + table[index]
+        return np.stack([made, np.ones_like(made)], axis=1)
+
+
+@pytest.mark.parametrize("table_rows", [1024, 2])
+def test_images_are_judged_under_the_querys_instruction(table_rows, monkeypatch):
+    """Against a loop over pairs; each image is encoded once per table of instructions."""
+    monkeypatch.setattr("irm_jax.evaluation.ranking.rescore.TABLE_ROWS", table_rows)
+    words, own = ["a", "red shirt", "bag"], np.array([1, 0, 2, 1])
+    pixels = np.array([-3.0, 0.5, -7.0, 2.0, -1.0], np.float32)
+    query = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    encoded = []
+
+    def batches(images):
+        for start in range(0, len(images), 2):
+            encoded.append(images[start : start + 2].tolist())
+            yield images[start : start + 2], np.resize(pixels[images[start : start + 2]], 3)
+
+    match = InstructedMatcher(EditingEmbedder(), query, (words, own), 5, batches)
+    pairs = np.array([(q, g) for q in range(4) for g in range(5) if g != 2])
+    found = match(pairs[:, 0], pairs[:, 1])
+    for (q, g), score in zip(pairs, found, strict=True):
+        image = np.array([pixels[g] + len(words[own[q]]), 1])
+        expected = query[q] @ image / np.linalg.norm(query[q]) / np.linalg.norm(image)
+        assert score == pytest.approx(expected, abs=1e-6)
+    assert encoded == [[0, 1], [3, 4]] * (2 if table_rows == 2 else 1)
+    np.testing.assert_array_equal(match(np.array([3, 0]), np.array([4, 0])), found[[-1, 0]])
+    assert len(encoded) == (4 if table_rows == 2 else 2)
+    match(np.array([0]), np.array([2]))
+    assert encoded[-1] == [2]
