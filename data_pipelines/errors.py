@@ -32,3 +32,8 @@ class ImageError(UserError, ValueError):
 
     The message says what is wrong with it and what to do; who knows its file or record puts that in front.
     """
+
+
+def pip_line(extra: str) -> str:
+    """Returns the command that installs an extra of this project, which works wherever it is installed already."""
+    return f"pip install 'irm_jax[{extra}]'"

@@ -28,8 +28,8 @@ from data_pipelines.errors import RetryError, UserError
 from data_pipelines.object_lock import LockedError
 
 __all__ = [
-    "LockedError", "StorageLost", "WriteError", "folder_in_one_step", "jsonable", "lock", "parse_json", "replacing",
-    "scratch_path", "sweep", "write_atomically", "write_json",
+    "LockedError", "StorageLost", "WriteError", "check_place", "folder_in_one_step", "jsonable", "lock", "parse_json",
+    "replacing", "scratch_path", "sweep", "write_atomically", "write_json",
 ]  # fmt: skip
 
 LOCK = ".lock"
@@ -263,6 +263,17 @@ def check_writable(path: Path | epath.Path) -> None:
         scratch = _prepared(_target(Path(path)))
         scratch.touch()
         scratch.unlink()
+
+
+def check_place(folder: Path | epath.Path) -> None:
+    """Raises WriteError if a local folder that is not there yet cannot be made; makes nothing."""
+    path = Path(folder).absolute()
+    with _explained(path):
+        above = next(parent for parent in path.parents if parent.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def sweep(folder: Path | epath.Path) -> None:

@@ -8,9 +8,9 @@ from concurrent import futures
 
 from etils import epath
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, pip_line
 
-EXTRAS = {"gs": "pip install -e '.[gcs]'", "s3": "pip install -e '.[s3]'", "az": "pip install adlfs"}
+EXTRAS = {"gs": pip_line("gcs"), "s3": pip_line("s3"), "az": "pip install adlfs"}
 """How the library of each kind of object storage is installed."""
 THREADS = 16
 """Concurrent requests: a single one mostly waits for its answer and leaves the network idle."""

@@ -15,7 +15,8 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines.images import Picture, pixels_of
+from data_pipelines.images import MAX_PIXELS, Picture, pixels_of
+from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, pretrained, run
 from irm_jax.config import keys
@@ -23,6 +24,7 @@ from irm_jax.errors import ImageError
 from irm_jax.evaluation.embed import EmbeddingModel, Instruction, finite, of_length_one
 from irm_jax.models.irm import IRM
 from irm_jax.parallel import mesh as mesh_lib
+from irm_jax.parallel.devices import memory_named, warn_of_unseen_gpu
 
 __all__ = ["Embedder", "ImageError"]
 
@@ -30,6 +32,7 @@ SIZES = (1, 4, 16, 64)
 """Numbers of rows that programs are compiled for, beside whole batches."""
 LOGGED_EVERY = 20
 """Batches per progress line."""
+_LESS = "lower batch_size (in --mode embed: --config.evaluation.batch_size)"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,9 +111,14 @@ class Embedder:
         The Hub needs huggingface_hub (extra `hub`). Raises PretrainedError for a folder that holds no such model.
         """
         found = pretrained.load(source, revision)
+        return cls.of(_on_devices(found, batch_size), found.step, found.max_pixels)
+
+    @classmethod
+    def of(cls, model: EmbeddingModel, step: int = 0, max_pixels: int = MAX_PIXELS) -> Embedder:
+        """The embedder of a model that is on the devices already."""
         embedder = cls.__new__(cls)
-        embedder.step = found.step
-        embedder._set(_on_devices(found, batch_size), found.max_pixels)
+        embedder.step = step
+        embedder._set(model, max_pixels)
         return embedder
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: Any = np.float32) -> None:
@@ -139,6 +147,10 @@ class Embedder:
     def variables(self) -> Mapping[str, Any]:
         """Parameters and batch statistics."""
         return self._model.variables
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._model.tokenizer
 
     def compile(self, rows: Sequence[int] = (1,)) -> None:
         """Compiles the programs for queries of so many images under one sentence, ahead of the first query."""
@@ -218,7 +230,8 @@ class Embedder:
             if len(own) < len(batch):
                 count = len(done) * self._model.batch_size
                 raise ValueError(f"{count + len(batch)} images or more but {count + len(own)} instructions; one each")
-            done.append(embed(batch, own).astype(_float(dtype)))
+            with memory_named(f"embedding {len(batch)} images at a time", _LESS):
+                done.append(embed(batch, own).astype(_float(dtype)))
             if progress and len(done) % LOGGED_EVERY == 0:
                 logging.info("%d images embedded", sum(map(len, done)))
         if not one and next(asked, None) is not None:
@@ -269,6 +282,7 @@ class _Compiling:
 
 
 def _mesh(devices: Sequence[jax.Device] | None = None) -> Any:
+    warn_of_unseen_gpu()
     return mesh_lib.make_mesh({"data": -1, "fsdp": 1, "model": 1}, devices or jax.local_devices())
 
 

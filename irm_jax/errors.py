@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from data_pipelines.errors import ImageError, RetryError, UserError
+from data_pipelines.errors import ImageError, RetryError, UserError, pip_line
 
-__all__ = ["ConfigError", "ImageError", "RetryError", "UserError"]
+__all__ = ["ConfigError", "ImageError", "RetryError", "UserError", "pip_line"]
 
 
 class ConfigError(UserError, ValueError):

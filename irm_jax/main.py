@@ -26,6 +26,7 @@ MODES = {
     "evaluate": "evaluate a checkpoint, or converted weights (config.init.model)",
     "embed": "embed a folder of images under one instruction (config.embed)",
     "explain": "one page on a query: what its instruction changed (config.explain)",
+    "export": "write the model as StableHLO and ONNX, with all that its user needs (config.export)",
     "compare": "compare runs query by query: --mode compare RUN_A RUN_B [RUN_C ...]",
     "compile": "compile for devices that are not here: memory, time, network (--topology)",
 }
@@ -48,7 +49,7 @@ examples:
   python -m irm_jax.main --keys memory_bank                                   # what can be set for the memory bank
 
 other commands, each with --help: python -m data_pipelines.build (data sets), irm_jax.search (find a person in your own
-pictures), irm_jax.convert (PyTorch weights), irm_jax.export (StableHLO, ONNX). Documentation: docs/index.md
+pictures), irm_jax.convert (PyTorch weights). Documentation: docs/index.md
 exit status: 0 done; 1 try again, as after Ctrl-C, which saves; 2 something that you have to change
 """.format(modes="\n".join(f"  {name:<9} {about}" for name, about in MODES.items()))
 
@@ -108,7 +109,7 @@ def _run(mode: str, arguments: Sequence[str]) -> None:
     from irm_jax.config import check, check_keys, own_data
 
     check_keys.check_keys(config)
-    if mode != "embed":  # which reads a checkpoint and the pictures of a folder
+    if mode not in ("embed", "export"):  # which read a checkpoint, and no data set
         own_data.complete(config)
     check.check(config)
     workdir = command_line.folder(_WORKDIR.value or f"runs/{_config_name()}", "--workdir")
@@ -124,9 +125,11 @@ def _run(mode: str, arguments: Sequence[str]) -> None:
     from irm_jax import modes
 
     gc.freeze()  # what the imports left lives as long as the process: tracing programs need not look through it again
-    {"train": modes.train, "evaluate": modes.evaluate, "embed": modes.embed_folder, "explain": modes.explain}[mode](
-        config, workdir
-    )
+    functions = {
+        "train": modes.train, "evaluate": modes.evaluate, "embed": modes.embed_folder, "explain": modes.explain,
+        "export": modes.export_functions,
+    }  # fmt: skip
+    functions[mode](config, workdir)
 
 
 def _config_name() -> str:

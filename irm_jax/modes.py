@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import files as writing
-from data_pipelines import images
+from data_pipelines import images, storage
 from data_pipelines.images import SUFFIXES, Picture
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax import checkpoint, objectives
@@ -24,10 +24,14 @@ from irm_jax.compile import programs
 from irm_jax.embedder import Embedder
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation.report import explain as explaining
+from irm_jax.evaluation.report import gallery_map
 from irm_jax.evaluation.report.write import write_evaluation
-from irm_jax.logs import run_record
-from irm_jax.logs.workdir import locked
-from irm_jax.parallel import processes
+from irm_jax.export import folder as exporting
+from irm_jax.export import functions
+from irm_jax.logs import run_record, writers
+from irm_jax.logs.workdir import locked, require_free
+from irm_jax.parallel import devices, processes
+from irm_jax.training import estimates
 from irm_jax.training.hooks import Hook, hooks_of
 from irm_jax.training.loop import fit
 
@@ -37,15 +41,18 @@ def train(config: ConfigDict, workdir: epath.Path, hooks: Sequence[Hook] | None 
 
     `hooks`: see `fit`.
     """
+    writers.require(config.logs.writers)
     run = runs.build(config)
     # What the configuration names is found, or refused, before a device or a data set is touched.
     _ = run.optimizer
     objectives.check_names(config)
     hooks = hooks_of(config) if hooks is None else hooks
-    _join_processes()
+    _join_processes(workdir)
     runs.enable_compilation_cache(config)
     run.ideal_seconds = partial(programs.ideal_seconds, run)
-    fit(run, workdir, hooks)
+    rows = f"training with batches of {config.data.batch_size} rows"
+    with devices.memory_named(rows, estimates.memory_cure(config)):
+        fit(run, workdir, hooks)
 
 
 def evaluate(config: ConfigDict, workdir: epath.Path) -> None:
@@ -98,7 +105,8 @@ def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
             else "config.embed.text_to_image searches by a sentence: give it as config.embed.instruction"
         )
     _join_processes()
-    embedder = Embedder(workdir, step=_chosen_step(config), devices=jax.devices())
+    size = min(64, config.evaluation.batch_size)
+    embedder = Embedder(workdir, step=_chosen_step(config), batch_size=size, devices=jax.devices())
     target = workdir / config.embed.output
     with locked(workdir):
         if processes.is_main():
@@ -130,6 +138,7 @@ def explain(config: ConfigDict, workdir: epath.Path) -> None:
     name = e.test_set or next(iter(config.evaluation.sets), "")
     if name not in config.evaluation.sets:
         raise ConfigError(f"config.explain.test_set = {name!r}; the test sets are {', '.join(config.evaluation.sets)}")
+    gallery_map.require(e.map)
     path, limit = Path(e.query).expanduser(), config.data.max_pixels
     picture = images.pixels_of(path, limit)
     asked = images.pixels_of(Path(e.instruction), limit) if _is_picture(e.instruction) else e.instruction
@@ -154,14 +163,39 @@ def explain(config: ConfigDict, workdir: epath.Path) -> None:
     logging.info("%s is explained: %s", path.name, target)
 
 
+def export_functions(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes the folder `config.export.output` in `workdir`: the model as StableHLO and ONNX, with all its user needs.
+
+    Raises ExportError for a format whose packages are missing, and WriteError if the folder is there already.
+    """
+    e = config.export
+    functions.require(e.formats)
+    target = workdir / e.output
+    if storage.is_remote(target):
+        raise ConfigError(f"{target}: exports go to a local folder; give config.export.output as an absolute path")
+    if target.exists():
+        raise ConfigError(f"{target} is there already: delete it, or name another by --config.export.output=NAME")
+    embedder = Embedder(workdir, step=_chosen_step(config))
+    with locked(workdir):
+        exporting.export(embedder, Path(target), e.formats, e.functions)
+    print(f"{target}: step {embedder.step}; README.md there says how to use it")
+
+
 def _is_picture(instruction: str) -> bool:
     return Path(instruction).suffix.lower() in SUFFIXES
 
 
-def _join_processes() -> None:
-    """Joins the other processes of this run, if any. All but the first log warnings only."""
+def _join_processes(workdir: epath.Path | None = None) -> None:
+    """Joins the other processes of this run, if any. All but the first log warnings only.
+
+    With `workdir`, raises what `workdir.require_free` does before a device is touched.
+    """
     processes.start()
-    if not processes.is_main():
+    if workdir is not None:
+        require_free(workdir)
+    if processes.is_main():
+        devices.warn_of_unseen_gpu()
+    else:
         logging.set_verbosity(logging.WARNING)
 
 

@@ -20,7 +20,7 @@ from safetensors import numpy as safetensors_numpy
 from data_pipelines.files import lock, parse_json, write_atomically
 from data_pipelines.images import MAX_PIXELS
 from data_pipelines.instructions.tokenizer import VOCABULARY, Tokenizer
-from irm_jax.errors import UserError
+from irm_jax.errors import UserError, pip_line
 from irm_jax.models import config as model_config
 from irm_jax.models.config import IRMConfig
 from irm_jax.models.irm import IRM, initialise
@@ -80,22 +80,29 @@ def _files(held: Pretrained, dtype: Any) -> dict[str, bytes]:
     tensors = {path: np.asarray(x, dtype, order="C") for path, x in flatten_dict(dict(held.variables), sep="/").items()}
     config = {
         "model_type": "irm_jax", "format": FORMAT, "step": int(held.step), "max_pixels": int(held.max_pixels),
-        "model": model_config.to_json(c),
-    }  # fmt: skip
-    tokenizer = {
-        "tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": words.max_length,
-        "add_sep_token": words.sep,
+        "vocabulary": words.fingerprint(), "model": model_config.to_json(c),
     }  # fmt: skip
     card = _CARD.format(
         step=held.step, size=" x ".join(map(str, c.image_size)), width=c.embedding_width, length=words.max_length,
         sep="closed by [SEP]" if words.sep else "not closed by [SEP]",
     )  # fmt: skip
     return {
-        VOCABULARY: ("\n".join(words.entries) + "\n").encode(),
-        "tokenizer_config.json": (json.dumps(tokenizer, indent=1) + "\n").encode(),
+        **tokenizer_files(words),
         CARD: card.encode(),
         WEIGHTS: safetensors_numpy.save(tensors, {"format": "np"}),
         CONFIG: (json.dumps(config, indent=1) + "\n").encode(),
+    }
+
+
+def tokenizer_files(words: Tokenizer) -> dict[str, bytes]:
+    """Returns the files of a tokenizer, as Hugging Face's BertTokenizer reads them: name -> content."""
+    config = {
+        "tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": words.max_length,
+        "add_sep_token": words.sep,
+    }  # fmt: skip
+    return {
+        VOCABULARY: ("\n".join(words.entries) + "\n").encode(),
+        "tokenizer_config.json": (json.dumps(config, indent=1) + "\n").encode(),
     }
 
 
@@ -122,8 +129,12 @@ def load(source: str | os.PathLike[str], revision: str | None = None) -> Pretrai
         tokenizer = Tokenizer(place, saved.max_length, saved.sentence_sep)
         arrays = _arrays(place / WEIGHTS)
         numbers = int(config.get("max_pixels", MAX_PIXELS)), int(config.get("step", 0))
-    except (KeyError, TypeError, OSError, SafetensorError) as error:
+    except UserError as error:
+        raise PretrainedError(f"{place}: {error}") from error
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         raise PretrainedError(f"{place} is damaged ({type(error).__name__}: {error}): get it again") from error
+    if config.get("vocabulary", tokenizer.fingerprint()) != tokenizer.fingerprint():
+        raise PretrainedError(f"{place / VOCABULARY} is not the vocabulary of this model: get it again")
     _check(place, saved, arrays)
     return Pretrained(saved, unflatten_dict(arrays, sep="/"), tokenizer, *numbers)
 
@@ -166,7 +177,7 @@ def _download(name: str, revision: str | None) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise PretrainedError(
-            f"there is no folder {name}; a repository of the Hub needs huggingface_hub: pip install -e '.[hub]'"
+            f"there is no folder {name}; a repository of the Hub needs huggingface_hub: {pip_line('hub')}"
         ) from error
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_FILES))

@@ -36,8 +36,8 @@ from irm_jax.models import presets
 from irm_jax.models.config import IRMConfig
 from irm_jax.models.irm import IRM
 from irm_jax.objectives.base import Objective, TrainingMix
+from irm_jax.parallel import devices, processes
 from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.parallel import processes
 from irm_jax.training.loop import CHECKPOINTS
 from irm_jax.training.optimizer import OptimizerOptions, make_optimizer
 from irm_jax.training.state import MemoryShapes, TrainState, abstract_state, create_state, with_variables
@@ -296,7 +296,12 @@ class Run:
             threads=config.data.threads,
             workers=config.data.workers,
         )
-        return Evaluator(embedding_model, self.test_sets, options).run()
+        sizes = f"evaluating {e.batch_size} images and {e.query_block or 'many'} queries at a time"
+        cure = (
+            f"lower --config.evaluation.batch_size={max(e.batch_size // 2, 1)} and --config.evaluation.query_block=64"
+        )
+        with devices.memory_named(sizes, cure):
+            return Evaluator(embedding_model, self.test_sets, options).run()
 
 
 def build(

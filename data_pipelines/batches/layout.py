@@ -224,7 +224,7 @@ def plan_batch(
     rows, entries, composed = (dict.fromkeys(tasks.KINDS, 0) for _ in range(3))
     taken = dict.fromkeys(datasets, 0)
     layouts = []
-    for unit, identities in zip(units, _identities_per_block(units, batch_size, batch_blocks), strict=True):
+    for unit, identities in zip(units, identities_per_block(units, batch_size, batch_blocks), strict=True):
         spec = tasks.task(unit.task)
         layout = UnitLayout(
             unit=unit,
@@ -267,7 +267,7 @@ def next_batch_size(units: Sequence[Unit], least: int, batch_blocks: int) -> int
     return int(valid[valid >= least][0])
 
 
-def _identities_per_block(units: Sequence[Unit], batch_size: int, batch_blocks: int) -> list[int]:
+def identities_per_block(units: Sequence[Unit], batch_size: int, batch_blocks: int) -> list[int]:
     """Returns whole identities per block of each unit. Raises ValueError naming the nearest batch sizes that work."""
     steps = [batch_blocks * unit.images_per_identity for unit in units]
     total = sum(unit.share for unit in units)

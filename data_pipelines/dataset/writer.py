@@ -16,9 +16,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from absl import logging
 
-from data_pipelines import child_processes, storage, tasks
+from data_pipelines import child_processes, storage, tasks, words
 from data_pipelines.child_processes import ChildEnded
-from data_pipelines.dataset import build_folder, parts, schema
+from data_pipelines.dataset import build_folder, parts, record_format, schema
 from data_pipelines.dataset.folder import building_folder, check_names, sha256, writing
 from data_pipelines.dataset.parts import Part
 from data_pipelines.dataset.shard_writer import ShardJob, is_finished, write_shard
@@ -32,6 +32,10 @@ OnBadImage = Literal["error", "skip"]
 # Part of every request: raise it when the same input would give other bytes, so that half-built folders start over.
 _WRITER_VERSION = 2  # since 2 an index has hashes of the records
 _PROGRESS_SECONDS = 5.0
+ROOMY = 2**21
+"""Bytes that a record never has: where so large ones would fit, the space is not looked at."""
+LOOKED_AT = 16
+"""Records by whose bytes those of all are estimated, each of another shard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,6 +253,8 @@ def _write_missing(name: str, jobs: Sequence[ShardJob], options: BuildOptions) -
     missing = [job for job in jobs if not is_finished(job)]
     if len(missing) < len(jobs):
         logging.info("%s: resuming, %d of %d shards are finished", name, len(jobs) - len(missing), len(jobs))
+    if missing:
+        _require_space(name, missing)
     _run(missing, options, _Progress(name, len(jobs), missing, options.progress))
 
 
@@ -282,6 +288,27 @@ def _describe(item: Any) -> str:
             f"keep; use a tuple, a string or a dataclass"
         )
     return text
+
+
+def _require_space(name: str, jobs: Sequence[ShardJob]) -> None:
+    """Raises DatasetError if the disk does not hold the shards to be written, estimated from some of the records.
+
+    None is looked at where records of ROOMY bytes would fit.
+    """
+    work, records = Path(jobs[0].work), sum(len(job.items) for job in jobs)
+    free = shutil.disk_usage(work).free
+    if records * ROOMY <= free:
+        return
+    found = []
+    for job in jobs[:: -(-len(jobs) // LOOKED_AT)]:
+        with contextlib.suppress(Exception):  # the build names what is wrong with it
+            found.append(len(record_format.serialize(job.load(job.items[len(job.items) // 2]), 0)))
+    if found and (needed := records * sum(found) / len(found)) > free:
+        raise DatasetError(
+            f"the disk of {work.parent} does not hold {name}: {records:,} records of about "
+            f"{words.size(sum(found) / len(found))} are {words.size(needed)}, and {words.size(free)} are free. Free "
+            "space there, or build into another folder"
+        )
 
 
 def _run(jobs: Sequence[ShardJob], options: BuildOptions, progress: _Progress) -> None:
@@ -326,14 +353,6 @@ class _Progress:
         if self._enabled and (now - self._last >= _PROGRESS_SECONDS or self._finished == self._shards):
             self._last = now
             rate = self._written / max(now - self._start, 1e-9)
-            left = "" if self._finished == self._shards else f", {_duration(self._images - self._written, rate)} left"
+            seconds = max(self._images - self._written, 0) / max(rate, 1e-9)
+            left = "" if self._finished == self._shards else f", {words.duration(seconds)} left"
             logging.info("%s: %d of %d shards, %.0f images/s%s", self._name, self._finished, self._shards, rate, left)
-
-
-def _duration(images: int, rate: float) -> str:
-    """Returns the time that `images` take at `rate` images/s in words: 50 s, 12 min, 3 h 20 min."""
-    seconds = max(images, 0) / max(rate, 1e-9)
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

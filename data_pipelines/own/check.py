@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shlex
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,16 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import words
 from data_pipelines.errors import DatasetError
 from data_pipelines.images import decode, read_file
 from data_pipelines.own import build, plan
 from data_pipelines.people import near_duplicates
 from data_pipelines.people.names import JUNK
 from data_pipelines.sources import reading, table, table_files
+from data_pipelines.sources.division import QUERY
 from data_pipelines.sources.table import Row
 
 LISTED = 3
 """Examples that one line gives."""
+FEW_QUERIES = 50
+"""Queries of a test set below which its figures are said to be rough."""
 SMALL = 32
 """Pixels: a picture of fewer rows shows too little of a person."""
 _THREADS = 8
@@ -65,7 +70,7 @@ def check(options: plan.Options) -> Report:
     lines = [f"{options.table}: {len(rows):,} pictures of {len({row.identity for row in rows}):,} people"]
     lines += [f"  {name:<11}{text}" for name, text in _counts(rows, cells, looked)]
     bad = [(row, one.problem) for row, one in zip(rows, looked, strict=True) if one.problem]
-    lines += _odd(rows, looked)
+    lines += _odd(rows, looked, nested=path.is_dir())
     found, refusal = _plan(options) if not bad else (None, "")
     if bad:
         lines.append(f"unreadable: {len(bad):,} of {len(rows):,} pictures")
@@ -75,9 +80,9 @@ def check(options: plan.Options) -> Report:
         lines.append(refusal)
     if found:
         lines.append(f"can be trained and tested: {found.said}")
-        lines += [f"  {note}" for note in [*found.notes, build.look_alikes(found)] if note]
+        lines += [f"  {note}" for note in [*found.notes, build.look_alikes(found), _few_queries(found)] if note]
         lines += _cost(found, rate, sum(one.bytes for one in looked) / len(looked))
-        lines.append(f"next: python -m irm_jax.main --config own --config.data.table={options.table}")
+        lines.append(f"next: {_command(options)}")
     return Report(tuple(lines), ready=found is not None)
 
 
@@ -128,9 +133,15 @@ def _counts(
         yield "kept", f"{', '.join(others)} (other columns)"
 
 
-def _odd(rows: Sequence[Row], looked: Sequence[_Looked]) -> list[str]:
-    """Returns a line for each suspicious thing, under a heading."""
-    found = [*_odd_people(rows), *_odd_pictures(rows, looked), *_alike(rows, looked), *_odd_captions(rows)]
+def _odd(rows: Sequence[Row], looked: Sequence[_Looked], nested: bool) -> list[str]:
+    """Returns a line for each suspicious thing, under a heading. `nested`: whether folders name the people."""
+    found = [
+        *_odd_people(rows),
+        *(_odd_folders(rows) if nested else ()),
+        *_odd_pictures(rows, looked),
+        *_alike(rows, looked),
+        *_odd_captions(rows),
+    ]
     return ["suspicious:", *(f"  {line}" for line in found)] if found else ["nothing suspicious"]
 
 
@@ -152,6 +163,15 @@ def _odd_people(rows: Sequence[Row]) -> Iterator[str]:
         stay = [name for name, cameras in alone.items() if len(cameras) == 1 and None not in cameras]
         if stay:
             yield f"{len(stay):,} people are seen by one camera only: no other camera finds them again: {_few(stay)}"
+
+
+def _odd_folders(rows: Sequence[Row]) -> Iterator[str]:
+    deep = [row.image for row in rows if not Path(row.image).parent.as_posix().endswith(row.identity)]
+    if deep:
+        yield (
+            f"{len(deep):,} pictures lie in folders below their person's, whom the first folder names, as {deep[0]}: "
+            "if the last one does, write a table with the columns image and identity"
+        )
 
 
 def _odd_pictures(rows: Sequence[Row], looked: Sequence[_Looked]) -> Iterator[str]:
@@ -201,20 +221,31 @@ def _odd_captions(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{len(blank):,} pictures have a caption without a word, which is left out: {_few(blank)}"
 
 
+def _command(options: plan.Options) -> str:
+    """Returns the command that trains on what was checked."""
+    command = ["python", "-m", "irm_jax.main", "--config", "own", f"--config.data.table={options.table}"]
+    command += [f"--config.data.own.pictures={options.pictures}"] if options.pictures else []
+    command += [f"--config.data.own.tasks={options.tasks!r}"] if options.tasks else []
+    return shlex.join(command)
+
+
+def _few_queries(found: plan.Plan) -> str:
+    """Returns what few queries mean for the figures; "" for many."""
+    counts = {name: len(scan.splits.get(QUERY, ())) for name, scan in found.scans.items()}
+    name, least = min(counts.items(), key=lambda item: item[1])
+    if not 0 < least < FEW_QUERIES:
+        return ""
+    return f"{name} has {least} queries only: one of them is {1 / least:.0%} of rank-1, so figures are rough"
+
+
 def _cost(found: plan.Plan, rate: float, size: float) -> Iterator[str]:
     """Yields the time and disk of the build, from the speed at which this check read the pictures."""
     records = sum(len(items) for scan in found.scans.values() for items in scan.splits.values())
     seconds = records / max(rate, 1e-9) * 2  # a build reads, checks, hashes and writes
     yield (
-        f"  build: {records:,} records in {len(found.scans)} data sets, about {_duration(seconds)} and "
-        f"{records * size / 2**20:,.0f} MiB on {os.cpu_count()} cores; training says its own time after ten steps"
+        f"  build: {records:,} records in {len(found.scans)} data sets, about {words.duration(max(seconds, 1))} and "
+        f"{words.size(records * size)} on {os.cpu_count()} cores; training says its own time after ten steps"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _range(values: np.ndarray) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_pipelines.errors import RetryError, UserError
+from data_pipelines.errors import RetryError, UserError, pip_line
 from data_pipelines.files import LockedError, write_failure
 from data_pipelines.instructions import read_back
 
@@ -178,7 +178,7 @@ def ask(
         import openai
     except ImportError as error:
         raise LanguageModelError(
-            "--llm needs a library that is missing here: pip install -e '.[llm]' (without --llm, templates write)"
+            f"--llm needs a library that is missing here: {pip_line('llm')} (without --llm, templates write)"
         ) from error
     if not re.match(r"https?://[^/]", asking.url):
         raise LanguageModelError(f"{asking.url!r} is no address of a server: give one as http://localhost:8000/v1")

@@ -13,9 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipelines.errors import DatasetError
+from data_pipelines.errors import DatasetError, pip_line
 
-_INSTALL = "install the extra that reads MATLAB's files: pip install -e '.[mat]'"
+_INSTALL = f"install the extra that reads MATLAB's files: {pip_line('mat')}"
 
 
 def load_mat(path: Path) -> dict[str, Any]:

@@ -57,8 +57,7 @@ def read(path: Path) -> list[Cells]:
         else:
             cells = list(csv_cells(text, str(path)))
     if not cells:
-        form = "it needs a folder a person, PERSON/*.jpg, or lists" if path.is_dir() else "give one line a picture"
-        raise DatasetError(f"{path} has no rows: {form}")
+        raise DatasetError(f"{path} has no rows: {_wanted(path) if path.is_dir() else 'give one line a picture'}")
     for column in ("identity", "camera", "clothes", "instruction_clothes"):
         _whole_numbers(cells, column, str(path))
     return cells
@@ -239,6 +238,17 @@ def _folder(folder: Path) -> Iterator[Cells]:
                 yield f"{folder}, {name}", {**row, "split": split} if split else row
 
 
+def _wanted(folder: Path) -> str:
+    """Returns what a folder without rows needs."""
+    loose = sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+    if not loose:
+        return "it needs a folder a person, PERSON/*.jpg, or lists"
+    return (
+        f"{loose:,} pictures lie in it directly, and who they show is not said: put them into a folder a person, "
+        "PERSON/*.jpg, or write a table with the columns image and identity"
+    )
+
+
 def _column(name: Any) -> str:
     """Returns the name of a column: known ones however they are capitalised."""
     plain = str(name).strip()
@@ -254,7 +264,7 @@ def check_columns(where: str, names: Sequence[str]) -> None:
     if missing:
         raise DatasetError(
             f"{where}: column {missing[0]!r} is missing (needed: {', '.join(REQUIRED)}; found: "
-            f"{', '.join(filter(None, names)) or 'none'})"
+            f"{', '.join(filter(None, names)) or 'none'}); rename the column that holds it, or add a line of names"
         )
 
 

@@ -73,7 +73,7 @@ def _row(where: str, values: dict[str, Any]) -> Row:
         return text
 
     def needed(column: str) -> str:
-        return cell(column) or wrong(column, "it is empty")
+        return cell(column) or wrong(column, "it is empty; fill it in, or leave the row out")
 
     if "split" in values and cell("split") not in SPLITS:
         wrong("split", f"{cell('split')!r} is none of {', '.join(SPLITS)}")

@@ -23,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from data_pipelines import storage
+from data_pipelines import storage, words
 from data_pipelines.files import jsonable, write_atomically
 from irm_jax.checkpoint import reading
 from irm_jax.checkpoint.errors import (
@@ -193,8 +193,8 @@ class Checkpointer:
         free = shutil.disk_usage(self.directory).free
         if processes.any_process(free < needed):
             raise CheckpointError(
-                f"no space to save step {step} in {self.directory}: it needs {_size(needed)} and {_size(free)} are "
-                f"free. {self._full_disk_cure()}"
+                f"no space to save step {step} in {self.directory}: it needs {words.size(needed)} and "
+                f"{words.size(free)} are free. {self._full_disk_cure()}"
             )
 
     def _full_disk_cure(self) -> str:
@@ -266,7 +266,3 @@ def save_arrays(directory: str | os.PathLike[str], tree: Any) -> None:
             writer.save(folder, args=HashedSave(tree), force=True)
     except Exception as error:
         raise CheckpointError(f"writing {folder} failed: {first_line(error)}; is there space?") from error
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

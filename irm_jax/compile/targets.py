@@ -18,6 +18,7 @@ from irm_jax.compile.chips import GIB, Topology, TopologyError
 from irm_jax.compile.programs import Program
 from irm_jax.compile.scheduled import Compilation, CompilerError, Job
 from irm_jax.compile.traffic import Traffic, count_traffic
+from irm_jax.errors import pip_line
 from irm_jax.parallel import mesh as mesh_lib
 
 
@@ -50,7 +51,7 @@ def make_mesh(shape: Mapping[str, int], topology: Topology) -> Mesh:
             raise TopologyError(f"{len(devices)} simulated devices, but {topology.name} has {topology.devices}")
         return mesh_lib.make_mesh(shape, devices[: topology.devices])
     if importlib.util.find_spec("libtpu") is None:
-        raise TopologyError("the TPU compiler is not installed: pip install -c constraints.txt -e '.[tpu]'")
+        raise TopologyError(f"the TPU compiler is not installed: {pip_line('tpu')}")
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": topology.groups} if topology.groups > 1 else {}

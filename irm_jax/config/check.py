@@ -15,7 +15,7 @@ from data_pipelines.batches import layout
 from data_pipelines.instructions.tokenizer import Tokenizer
 from irm_jax.config import layer_rates
 from irm_jax.config.check_keys import check_keys
-from irm_jax.config.keys import COMPILED_STEPS
+from irm_jax.config.keys import COMPILED_STEPS, EXPORT_FORMATS, EXPORT_FUNCTIONS
 from irm_jax.convert import manifest
 from irm_jax.errors import ConfigError
 from irm_jax.evaluation import protocols
@@ -188,6 +188,11 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
     yield from _refused("config.data.train", lambda: options.augments_of(config))
     if d.train and (problem := block_problem(config, max(config.mesh.data, 1) * max(config.mesh.fsdp, 1))):
         yield problem
+    if d.train:
+        yield from _refused(
+            "config.data.batch_size",
+            lambda: layout.identities_per_block(options.units_of(config), d.batch_size, d.batch_blocks),
+        )
     if d.train and not sum(unit.loss_weight for unit in d.train.values()) > 0:
         yield "the loss_weight of every data set in config.data.train is 0; give at least one a positive weight"
 
@@ -227,12 +232,16 @@ def _run_problems(config: ConfigDict) -> Iterator[str]:
     if o.warmup_steps > t.steps:
         yield (
             f"config.optimizer.warmup_steps = {o.warmup_steps} is longer than the run, config.train.steps = {t.steps}: "
-            "the learning rate would never reach its peak; shorten the warm-up"
+            f"the learning rate would never reach its peak; set --config.optimizer.warmup_steps={t.steps // 10}"
         )
     if not re.fullmatch("latest|best|[0-9]{1,9}", e.checkpoint):
         yield f"config.evaluation.checkpoint = {e.checkpoint!r}; it must be latest, best or the number of a step"
-    if not config.embed.output.strip():
-        yield "config.embed.output is empty; name a file of the workdir, such as embeddings.npz"
+    for key, what in (("embed", "file of the workdir, such as embeddings.npz"), ("export", "folder to make")):
+        if not config[key].output.strip():
+            yield f"config.{key}.output is empty; name a {what}"
+    for key, known in (("formats", EXPORT_FORMATS), ("functions", EXPORT_FUNCTIONS)):
+        if not config.export[key] or set(config.export[key]) - set(known):
+            yield f"config.export.{key} = {tuple(config.export[key])}; it must name one or more of {', '.join(known)}"
     try:
         re.compile(o.no_decay)
     except re.error as error:

@@ -12,6 +12,9 @@ from ml_collections import ConfigDict, config_dict
 
 COMPILED_STEPS = ("train", "embed", "ranking")
 """What `--mode compile` can compile."""
+EXPORT_FORMATS = ("stablehlo", "onnx")
+EXPORT_FUNCTIONS = ("embed_sentence", "embed_picture", "search_sentence", "search_image")
+"""What `--mode export` can write (irm_jax/export/functions.py)."""
 
 
 def train_unit(data_set: str, task: str) -> ConfigDict:
@@ -271,7 +274,7 @@ def _add_modes(config: ConfigDict) -> None:
     config.evaluation.rescore_top = 128  # images per caption that a trained matching head ranks again
     config.evaluation.two_stage = 0  # images per query that are ranked in search's two stages (its own: 200; 0 = none)
     config.evaluation.open_set = True  # ROC of the best score, for queries with and without a match in the gallery
-    config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed, explain
+    config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed, explain, export
 
     config.report = ConfigDict()
     config.report.queries = 4  # rank lists shown per task and kind
@@ -283,6 +286,11 @@ def _add_modes(config: ConfigDict) -> None:
     config.embed.instruction = ""  # sentence, or path of an instruction image ('' = the neutral sentence)
     config.embed.text_to_image = False  # embed a text-to-image gallery, and the instruction as its query
     config.embed.output = "embeddings.npz"  # in the workdir
+
+    config.export = ConfigDict()  # --mode export
+    config.export.formats = EXPORT_FORMATS  # stablehlo (extra export), onnx (extra onnx)
+    config.export.functions = EXPORT_FUNCTIONS  # each is one file, weights inside
+    config.export.output = "export"  # folder to make, in the workdir
 
     config.explain = ConfigDict()
     config.explain.query = ""  # picture of a person for --mode explain

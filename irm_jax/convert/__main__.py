@@ -19,8 +19,8 @@ from irm_jax.errors import RetryError, UserError
 DESCRIPTION = """\
 Converts pretrained weights into a folder that --config.init.image_encoder, .text_encoder, .template_encoder and .model
 read. Files are read, never executed; .safetensors needs nothing more, .pth and .bin need torch, .onnx (as PyTorch
-writes it) the package onnx: pip install -e '.[convert]' brings both. Prints every tensor that was taken, every one that
-was left out and why, and what keeps its initial value.
+writes it) the package onnx: pip install 'irm_jax[convert]' brings both. Prints every tensor that was taken, every one
+that was left out and why, and what keeps its initial value.
 
 kinds:
 """

@@ -16,6 +16,7 @@ from safetensors import deserialize
 from data_pipelines import storage
 from data_pipelines.files import parse_json
 from irm_jax.convert import onnx_source
+from irm_jax.errors import pip_line
 from irm_jax.models.weight_files import ConvertError
 
 FOLDER_FILES = (
@@ -180,8 +181,7 @@ def _read_onnx(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         return onnx_source.read(file)
     except ImportError as error:
         raise ConvertError(
-            f"{file.name} is an ONNX file, and the package onnx is not installed: pip install -e '.[convert]' (or onnx "
-            "alone)"
+            f"{file.name} is an ONNX file, and the package onnx is not installed: {pip_line('convert')} (or onnx alone)"
         ) from error
 
 
@@ -195,7 +195,7 @@ def _read_torch(file: Path) -> tuple[dict[str, np.ndarray], set[str]]:
         import torch
     except ImportError as error:
         raise ConvertError(
-            f"{file.name} is a PyTorch file, and torch is not installed: pip install -e '.[convert]', or save the "
+            f"{file.name} is a PyTorch file, and torch is not installed: {pip_line('convert')}, or save the "
             "weights as .safetensors"
         ) from error
     import argparse

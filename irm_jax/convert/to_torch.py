@@ -21,7 +21,7 @@ from irm_jax.convert import folder, irm_release
 from irm_jax.convert.conversion import Taken, give_back
 from irm_jax.convert.kinds import Names, kinds
 from irm_jax.convert.source import TORCH_SUFFIXES
-from irm_jax.errors import UserError
+from irm_jax.errors import UserError, pip_line
 from irm_jax.models.config import POOLED_CLASS, IRMConfig
 from irm_jax.models.weight_files import ConvertError, single_layers
 
@@ -156,7 +156,7 @@ def _torch_file(place: epath.Path, tensors: Mapping[str, np.ndarray], container:
         import torch
     except ImportError as error:
         raise ConvertError(
-            f"{place.name} is written with torch, which is not installed: pip install -e '.[convert]', or write to a "
+            f"{place.name} is written with torch, which is not installed: {pip_line('convert')}, or write to a "
             ".safetensors file"
         ) from error
 

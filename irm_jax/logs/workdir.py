@@ -7,9 +7,22 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from data_pipelines import files
+from data_pipelines import files, storage
 from irm_jax.errors import RetryError, UserError
 from irm_jax.parallel import processes
+
+
+def require_free(workdir: epath.Path) -> None:
+    """Raises as `locked` would, at once and without making the folder, before long work whose results go there.
+
+    Only a process that is alone looks: of several, each would find another one's lock.
+    """
+    if storage.is_remote(workdir) or not processes.alone():
+        return
+    if workdir.exists():
+        with files.lock(workdir):
+            return
+    files.check_place(workdir)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from rich.text import Text
 
 from data_pipelines import storage
 from data_pipelines.files import jsonable, parse_json, write_atomically
-from irm_jax.errors import UserError
+from irm_jax.errors import UserError, pip_line
 from irm_jax.logs.files import EventFile, open_for_append
 from irm_jax.logs.timing import DATA_WAIT, IMAGES_PER_SECOND
 
@@ -125,12 +125,9 @@ class WeightsAndBiases(MetricWriter):
 
     def __init__(self, start: RunStart) -> None:
         super().__init__(start)
-        try:
-            import wandb
-        except ImportError as error:
-            raise MetricLogError(
-                "config.logs.writers names wandb, which is not installed: pip install 'irm_jax[wandb]', or leave it out"
-            ) from error
+        require(["wandb"])
+        import wandb
+
         start.workdir.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project="irm_jax", group=start.workdir.name, name=f"{start.workdir.name}.from-{start.first_step}",
@@ -263,6 +260,17 @@ WRITERS: dict[str, Callable[[RunStart], MetricWriter]] = {
     "wandb": WeightsAndBiases,
 }
 """Writers by the names that `config.logs.writers` takes. The curves of a report are read from what `jsonl` writes."""
+
+
+def require(names: Sequence[str]) -> None:
+    """Raises MetricLogError for a writer whose package is missing, before a run that would open it starts."""
+    if "wandb" in names:
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise MetricLogError(
+                f"config.logs.writers names wandb, which is not installed: {pip_line('wandb')}, or leave it out"
+            ) from error
 
 
 class MetricLog:

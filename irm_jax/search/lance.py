@@ -21,6 +21,7 @@ import pyarrow as pa
 from etils import epath
 
 from data_pipelines import files, storage
+from irm_jax.errors import pip_line
 from irm_jax.search.filters import Filter, to_sql
 from irm_jax.search.store import (
     ID,
@@ -39,7 +40,7 @@ for _name in ("RUST_LOG", "LANCE_LOG"):
 try:
     import lancedb
 except ImportError as error:
-    raise SearchError("search needs LanceDB, which is missing here: pip install -e '.[search]'") from error
+    raise SearchError(f"search needs LanceDB, which is missing here: {pip_line('search')}") from error
 
 GALLERY, PART = "gallery", "part-"
 METADATA = b"irm_jax.search"

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from irm_jax.errors import pip_line
 from irm_jax.search import filters
 from irm_jax.search.filters import KINDS, Filter
 from irm_jax.search.store import ID, PICTURE, SPACES, About, GalleryStore, SearchError, StoreLost, vector_column
@@ -25,7 +26,7 @@ try:
     from pymilvus import DataType, MilvusClient
     from pymilvus.exceptions import MilvusException
 except ImportError as error:
-    raise SearchError("milvus:// needs pymilvus, which is missing here: pip install -e '.[milvus]'") from error
+    raise SearchError(f"milvus:// needs pymilvus, which is missing here: {pip_line('milvus')}") from error
 
 _ADDRESS = re.compile(r"milvus://(?P<place>.*)/(?P<name>[A-Za-z_][A-Za-z0-9_]*)")
 _BATCH = 512

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import logging
 
-from irm_jax.errors import RetryError, UserError
+from irm_jax.errors import RetryError, UserError, pip_line
 from irm_jax.search import crops
 from irm_jax.search.index import Answer, Hit, Index
 from irm_jax.search.store import SearchError
@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 try:
     import gradio as gr
 except ImportError as error:
-    raise SearchError("the page needs Gradio, which is missing here: pip install -e '.[search]'") from error
+    raise SearchError(f"the page needs Gradio, which is missing here: {pip_line('search')}") from error
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 MOST_CAMERAS = 200

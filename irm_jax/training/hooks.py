@@ -26,6 +26,7 @@ from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.logs import run_record, timing, writers
 from irm_jax.models.config import to_json
 from irm_jax.parallel import processes
+from irm_jax.training import estimates
 from irm_jax.training.optimizer import evaluation_params
 from irm_jax.training.state import TrainState
 from irm_jax.training.step import StepMetrics
@@ -321,9 +322,11 @@ class Logging(Hook):
             "%s parameters on mesh %s; rows per batch: %s", f"{count:,}", dict(training.run.mesh.shape), ", ".join(rows)
         )
         _ = training.metric_log
+        self._pace = estimates.Pace(training.start, training.steps)
 
     def on_metrics(self, step: int, values: dict[str, float]) -> None:
         training = self._training
+        self._pace.finished(step)
         values |= training.timer.finished(step)
         if step % training.run.config.train.log_every == 0 or step == training.steps:
             training.metric_log.write(step, values)

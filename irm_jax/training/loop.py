@@ -15,7 +15,7 @@ from irm_jax.checkpoint import Checkpointer
 from irm_jax.logs.workdir import locked
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import processes
-from irm_jax.training import resume
+from irm_jax.training import estimates, resume
 from irm_jax.training.hooks import Hook, Metrics, Training, hooks_of
 from irm_jax.training.state import STEPS, TrainState, random_key
 from irm_jax.training.stop_signal import Interrupted, StopSignal
@@ -35,7 +35,7 @@ def fit(run: Run, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> T
         hooks: what happens beside the steps; None stands for `hooks_of(run.config)`.
 
     Raises:
-        ConfigError: for data that must not be trained on.
+        ConfigError: for data that must not be trained on, and for a disk that does not hold the checkpoints.
         LockedError: while another command works in the folder.
         CheckpointError: for a checkpoint of another run, and where no checkpoint can be written.
         NonFiniteLoss: at the first metric that is not finite.
@@ -54,6 +54,7 @@ def fit(run: Run, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> T
         state, training.resumed = resume.first_state(run, checkpoints)
         training.start = int(state.step)
         with jax.set_mesh(run.mesh), training.resources:
+            estimates.announce(training, state)
             stream, take_step = _Batches(training), _Step(run)
             training.hooks.on_start(training, state)
             try:

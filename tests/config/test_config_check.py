@@ -170,6 +170,9 @@ CASES = {
     "negative seed": (lambda c: c.update({"seed": -1}), r"config.seed = -1 must be a whole number from 0"),
     "seed that the devices would cut": (lambda c: c.update({"seed": 2**32}), r"config.seed = 4294967296 must be"),
     "batch by a slip": (lambda c: c.data.update({"batch_size": 10**9}), r"batch_size = 1000000000 must be at most"),
+    "batch of parts of people": (lambda c: c.data.update({"batch_size": 50}), r"batch_size: batch_size = 50 cannot be"),
+    "no export format": (lambda c: c.export.update({"formats": ()}), r"export.formats = \(\); it must name .*onnx"),
+    "an export of what": (lambda c: c.export.update({"functions": ("x",)}), r"export.functions = .*embed_sentence"),
     "batch as a float": (lambda c: c.data.update({"batch_size": 1e10}), r"batch_size = 10000000000.0 is of type float"),
     "rate without end": (
         lambda c: c.optimizer.update({"learning_rate": float("inf")}), r"learning_rate = inf; it must be a finite",

@@ -71,6 +71,19 @@ def test_full_disk_is_named_and_nothing_finished_is_lost(tmp_path: Path, uninter
     assert toy_shards.contents(tmp_path) == uninterrupted
 
 
+def test_a_build_that_does_not_fit_the_disk_is_refused_before_it_starts(
+    tmp_path: Path, uninterrupted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage._replace(free=20_000))
+    with pytest.raises(DatasetError, match=r"does not hold toy: 57 records of about [\d.]+ KiB are [\d.]+ KiB, and"):
+        toy_shards.build(tmp_path)
+    assert not list(tmp_path.rglob("*.array_record*"))
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage._replace(free=10**6))
+    toy_shards.build(tmp_path)
+    assert toy_shards.contents(tmp_path) == uninterrupted
+
+
 def test_processes_write_the_same_bytes(tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     with worker_pool(2) as pool:
         toy_shards.build(tmp_path, pool=pool)

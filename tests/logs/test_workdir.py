@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
+from data_pipelines import files
 from data_pipelines.errors import RetryError, UserError
 from data_pipelines.files import LockedError, WriteError
 from irm_jax.logs import workdir
@@ -35,6 +36,24 @@ def test_one_command_at_a_time_and_leftovers_are_removed(tmp_path: Path) -> None
     enter(tmp_path)
     with pytest.raises(WriteError):
         enter(tmp_path / "evaluations" / ".." / ".lock" / "run")
+
+
+def test_a_folder_is_looked_at_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = epath.Path(tmp_path) / "new" / "run"
+    workdir.require_free(new)
+    assert list(tmp_path.iterdir()) == []
+    with locked(epath.Path(tmp_path)):
+        with pytest.raises(LockedError, match=r"another process \(process \d+ on"):
+            workdir.require_free(epath.Path(tmp_path))
+        monkeypatch.setattr(processes, "alone", lambda: False)
+        workdir.require_free(epath.Path(tmp_path))  # of this run, by another of its processes
+        monkeypatch.undo()
+    workdir.require_free(epath.Path(tmp_path))
+    with pytest.raises(WriteError, match="Not a directory"):
+        workdir.require_free(epath.Path(tmp_path / ".lock" / "run"))
+    monkeypatch.setattr(files.os, "access", lambda path, mode: path != tmp_path)  # as on a disk without right to write
+    with pytest.raises(WriteError, match=r"new/run cannot be written \(Permission denied\): make it writable"):
+        workdir.require_free(new)
 
 
 @pytest.mark.parametrize("kind", [RetryError, UserError])

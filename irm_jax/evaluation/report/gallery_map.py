@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from irm_jax.errors import UserError
+from irm_jax.errors import UserError, pip_line
 
 METHODS = ("auto", "tsne", "pca")
 LEAST_TSNE = 10
@@ -26,20 +26,29 @@ class Map:
     words: str
 
 
+def _has_tsne() -> bool:
+    return importlib.util.find_spec("sklearn") is not None
+
+
+def require(method: str) -> None:
+    """Raises UserError for "tsne" without scikit-learn."""
+    if method == "tsne" and not _has_tsne():
+        raise UserError(f"config.explain.map=tsne needs scikit-learn: {pip_line('explain')}, or set it to pca")
+
+
 def project(rows: Float[np.ndarray, "n d"], method: str, seed: int) -> Map:
     """Returns the map of n embeddings of length 1. `method`: one of METHODS; "auto" is t-SNE if it can be had.
 
     Raises UserError for "tsne" without scikit-learn.
     """
-    has_tsne = importlib.util.find_spec("sklearn") is not None
-    if method == "tsne" and not has_tsne:
-        raise UserError("config.explain.map=tsne needs scikit-learn: pip install 'irm_jax[explain]', or set it to pca")
+    has_tsne = _has_tsne()
+    require(method)
     if method == "pca" or not has_tsne or len(rows) < LEAST_TSNE:
         points, share = main_axes(rows)
         words = f"The two main axes (PCA), which hold {share:.0%} of the spread: what lies apart here is apart, what "
         words += "lies together need not be near."
         if method == "auto" and not has_tsne:
-            words += " With pip install 'irm_jax[explain]' the map is t-SNE, which keeps neighbours together."
+            words += f" With {pip_line('explain')} the map is t-SNE, which keeps neighbours together."
         return Map(points, "pca", words)
     manifold: Any = importlib.import_module("sklearn.manifold")
     perplexity = min(30.0, (len(rows) - 1) / 3)

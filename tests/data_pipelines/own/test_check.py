@@ -55,6 +55,20 @@ def test_what_is_odd_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert line in text
 
 
+def test_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their own names in the next command; folders below a person's; pictures without a person."""
+    people = tmp_path / "my people"
+    draw(people, [f"p{n}/day {k % 2}/{k}.jpg" for n in range(6) for k in range(4)])
+    status, text = screen(people, capsys, "--task", "trad", "--raw", str(people))
+    assert status == 0
+    assert "24 pictures lie in folders below their person's, whom the first folder names, as p0/day 0/0.jpg" in text
+    assert "my_people has 2 queries only: one of them is 50% of rank-1" in text
+    assert f"'--config.data.table={people}' '--config.data.own.pictures={people}' " in text
+    assert text.endswith("'--config.data.own.tasks=('\"'\"'trad'\"'\"',)'\n")
+    assert build.main(["--check", str(people / "p0" / "day 0")]) == 2
+    assert "day 0 has no rows: 2 pictures lie in it directly, and who they show" in capsys.readouterr().err
+
+
 def test_unreadable_pictures_are_named_and_the_status_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
