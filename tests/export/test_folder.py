@@ -115,6 +115,7 @@ def embedder():
     return Embedder.of(EmbeddingModel(model, variables, words, mesh, 4, (1,)), step=7)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("quick_programs")
 @pytest.mark.filterwarnings("ignore")  # of the packages that write and run the files
 @pytest.mark.parametrize("format_", ["stablehlo", "onnx"])
