@@ -157,16 +157,13 @@ def export_onnx(model: IRM, variables: Mapping[str, Any], name: str) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences jax2onnx, which reports each layer and each library that it does not know."""
-    loggers = [python_logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(python_logging.ERROR)
+    before = python_logging.root.manager.disable
+    python_logging.disable(python_logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        python_logging.disable(before)
 
 
 def serialized(format_: str, model: IRM, variables: Mapping[str, Any], name: str) -> bytes:
