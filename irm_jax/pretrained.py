@@ -75,9 +75,13 @@ def shipped(source: str | os.PathLike[str]) -> Path | None:
 
 
 def _files(held: Pretrained, dtype: Any) -> dict[str, bytes]:
-    """The content of each file of the folder, weights as `dtype`."""
-    c, words = held.config, held.tokenizer
+    """The content of each file of the folder, weights as `dtype`.
+
+    The identity heads are left out: no embedding needs them, and they know the people of the training.
+    """
+    c, words = dataclasses.replace(held.config, num_identities=1), held.tokenizer
     tensors = {path: np.asarray(x, dtype, order="C") for path, x in flatten_dict(dict(held.variables), sep="/").items()}
+    tensors |= {path: np.zeros_like(x[:, :1]) for path, x in tensors.items() if path.startswith("params/head_")}
     config = {
         "model_type": "irm_jax", "format": FORMAT, "step": int(held.step), "max_pixels": int(held.max_pixels),
         "vocabulary": words.fingerprint(), "model": model_config.to_json(c),

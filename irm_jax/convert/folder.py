@@ -25,7 +25,8 @@ from irm_jax.models.weight_files import ConvertError
 def save(conversion: Conversion, source: Source, folder: str | os.PathLike[str]) -> epath.Path:
     """Writes the arrays, then the manifest, in one step: a folder with a manifest is complete.
 
-    Raises ConvertError if it has one, and LockedError while another process writes there.
+    A folder that holds this very conversion stays as it is, so that the same command may be given again. Raises
+    ConvertError if it holds another, and LockedError while another process writes there.
     """
     place = epath.Path(folder).expanduser()
     with lock(place):
@@ -34,25 +35,40 @@ def save(conversion: Conversion, source: Source, folder: str | os.PathLike[str])
 
 
 def _save(conversion: Conversion, source: Source, place: epath.Path) -> epath.Path:
+    words = _vocabulary(conversion, source)
+    record = _record(conversion, source, words)
     if (place / manifest.FILE).exists():
         try:
-            manifest.read(place)
+            found = manifest.read(place)
         except manifest.ManifestError as error:
             logging.warning("%s: an unfinished or damaged conversion is made anew (%s)", place, error)
             (place / manifest.FILE).unlink()  # half the arrays are to have no manifest
         else:
-            raise ConvertError(f"{place} holds a conversion already; delete it or choose another --out")
+            if found != record:
+                raise ConvertError(f"{place} holds another conversion already; delete it or choose another --out")
+            logging.info("%s holds this conversion already", place)
+            return place
     checkpoint.save_arrays(place / manifest.ARRAYS, unflatten_dict(conversion.arrays, sep="/"))
-    words = source.vocabulary() if "text_encoder" in conversion.towers else None
-    if words is not None and len(words) == conversion.towers["text_encoder"]["vocab_size"]:
+    if words is not None:
         write_atomically(place / manifest.VOCABULARY, "\n".join(words) + "\n")
-    else:
-        if words is not None:
-            rows = conversion.towers["text_encoder"]["vocab_size"]
-            conversion.notes.append(
-                f"the vocabulary beside the weights is left: it has {len(words):,} entries, the table {rows:,} rows"
-            )
-        words = None
+    write_atomically(place / manifest.FILE, json.dumps({**record, "sha256": manifest.digest(record)}, indent=1))
+    return place
+
+
+def _vocabulary(conversion: Conversion, source: Source) -> list[str] | None:
+    """The words of the text encoder; None if there are none, or too few or many, which becomes a note."""
+    words = source.vocabulary() if "text_encoder" in conversion.towers else None
+    if words is None or len(words) == conversion.towers["text_encoder"]["vocab_size"]:
+        return words
+    rows = conversion.towers["text_encoder"]["vocab_size"]
+    conversion.notes.append(
+        f"the vocabulary beside the weights is left: it has {len(words):,} entries, the table {rows:,} rows"
+    )
+    return None
+
+
+def _record(conversion: Conversion, source: Source, words: list[str] | None) -> dict[str, Any]:
+    """What the manifest says, as JSON values."""
     record = {
         "format": manifest.FORMAT,
         "kind": conversion.kind,
@@ -69,9 +85,7 @@ def _save(conversion: Conversion, source: Source, place: epath.Path) -> epath.Pa
         "initial": conversion.initial,
         "notes": conversion.notes,
     }
-    record = json.loads(json.dumps(record))
-    write_atomically(place / manifest.FILE, json.dumps({**record, "sha256": manifest.digest(record)}, indent=1))
-    return place
+    return json.loads(json.dumps(record))  # type: ignore[no-any-return]
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

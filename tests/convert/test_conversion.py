@@ -1,5 +1,6 @@
 """Conversions: every tensor is accounted for, what does not fit is refused, the way back is exact to the last bit."""
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -215,8 +216,12 @@ def test_folders_and_broken_files(tmp_path):
     out = folder.save(convert("bert", source, Options()), source, tmp_path / "out")
     assert (out / "vocab.txt").read_text().split("\n")[:-1] == words
     assert manifest.read(out)["vocabulary"] == manifest.fingerprint(words)
-    with pytest.raises(ConvertError, match="holds a conversion already"):
-        folder.save(convert("bert", source, Options()), source, out)
+    before = (out / "manifest.json").read_bytes()
+    assert folder.save(convert("bert", source, Options()), source, out) == out, "killed at its end, it is given again"
+    assert (out / "manifest.json").read_bytes() == before
+    other = dataclasses.replace(convert("bert", source, Options()), notes=["of something else"])
+    with pytest.raises(ConvertError, match="holds another conversion already"):
+        folder.save(other, source, out)
     # The same in two shards: the same tensors.
     sharded = tmp_path / "sharded"
     sharded.mkdir()
@@ -248,7 +253,8 @@ def test_the_command_prints_what_became_of_every_tensor(tmp_path, capsys):
     assert "head.weight (classifier of the pre-training data)" in printed
     assert "left: 3 tensors, of them 1 UNKNOWN" in printed
     assert "mystery (no rule knows this name)" in printed
-    assert command.main(arguments) == 2  # the folder is there already
+    assert command.main(arguments) == 0, "the same conversion is there already"
+    assert command.main([*arguments[:-1], "1"]) == 2, "another"
     assert command.main(["--source", str(tmp_path / "out"), "--to_torch", str(tmp_path / "b.safetensors")]) == 0
     assert "not in it: 3" in capsys.readouterr().out
 
@@ -261,8 +267,8 @@ def test_folders_and_files_in_a_bucket(tmp_path, monkeypatch):
     assert str(folder.save(found, source, "gs://b/weights")) == "gs://b/weights"
     assert places == ["gs://b/weights/arrays"]
     assert manifest.read("gs://b/weights")["kind"] == "vit"
-    with pytest.raises(ConvertError, match="gs://b/weights holds a conversion already"):
-        folder.save(found, source, "gs://b/weights")
+    with pytest.raises(ConvertError, match="gs://b/weights holds another conversion already"):
+        folder.save(dataclasses.replace(found, notes=["of something else"]), source, "gs://b/weights")
     monkeypatch.undo()
 
     local, bucket = folder.save(found, source, tmp_path / "out"), install(monkeypatch)
