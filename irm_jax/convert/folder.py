@@ -85,7 +85,8 @@ def _record(conversion: Conversion, source: Source, words: list[str] | None) -> 
         "initial": conversion.initial,
         "notes": conversion.notes,
     }
-    return json.loads(json.dumps(record))  # type: ignore[no-any-return]
+    found: dict[str, Any] = json.loads(json.dumps(record))
+    return found
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
