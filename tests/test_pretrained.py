@@ -1,5 +1,6 @@
 """Models as folders: what a broken one is called, and a stand-in of the Hub."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from data_pipelines.instructions.tokenizer import Tokenizer
@@ -22,7 +24,7 @@ from irm_jax.pretrained import Pretrained, PretrainedError
 WORDS = Tokenizer("builtin", 10)
 CONFIG = presets.preset(
     "tiny", width=16, image_size=(32, 16), image_depth=1, image_heads=2, text_depth=1, text_heads=2, max_length=10,
-    template_heads=2, projection_width=8, editing_depth=1, vocab_size=WORDS.vocab_size, num_identities=8,
+    template_heads=2, projection_width=8, editing_depth=1, vocab_size=WORDS.vocab_size, num_identities=1,
     instruction_tokens=None, stem="patch", template_stem="patch",
 )  # fmt: skip
 
@@ -140,3 +142,16 @@ def test_a_repository_of_the_hub(saved, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(PretrainedError, match=r"needs huggingface_hub: pip install 'irm_jax\[hub\]'"):
         Embedder.from_pretrained("owner/name")
+
+
+def test_the_identity_heads_are_left_out(shapes, tmp_path):
+    """They know the people of the training; the model of one identity that is left embeds as before."""
+    variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    heads = {name: np.ones((16, 8), np.float32) for name in ("head_cls", "head_person", "head_guided")}
+    many = {**variables, "params": {**variables["params"], **heads}}
+    pretrained.save(tmp_path / "m", Pretrained(dataclasses.replace(CONFIG, num_identities=8), many, WORDS), np.float16)
+    found = pretrained.load(tmp_path / "m")
+    assert found.config == CONFIG
+    for path, array in flatten_dict(found.variables, sep="/").items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, 0.0 if "head_" in path else 1.0)

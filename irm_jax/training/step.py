@@ -51,6 +51,9 @@ class StepMetrics(Mapping[str, Array]):
         except ValueError:
             raise KeyError(name) from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 

@@ -7,7 +7,16 @@ from data_pipelines import words
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (50, "50 s"), (89, "89 s"), (600, "10 min"), (12_000, "3 h 20 min"), (186_000, "2 d 4 h")],
+    [
+        (0.4, "0 s"),
+        (50, "50 s"),
+        (89, "89 s"),
+        (120, "2 min"),
+        (600, "10 min"),
+        (7_200, "2 h 0 min"),
+        (12_000, "3 h 20 min"),
+        (186_000, "2 d 4 h"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert words.duration(seconds) == text

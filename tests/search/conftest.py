@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import pytest
+from model_stand_in import StandIn
 from quick_compilation import few_optimizations
 from search_pictures import picture
-from stand_in import StandIn
 
 if TYPE_CHECKING:
     from irm_jax.search.index import Index

@@ -11,7 +11,7 @@ import toy_shards
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.dataset import index, schema, writer
+from data_pipelines.dataset import index, schema
 from data_pipelines.dataset.reader import open_dataset
 from data_pipelines.errors import DatasetError
 from data_pipelines.sources import json_stream
@@ -134,18 +134,3 @@ def test_a_long_index_is_joined_in_groups_of_rows(tmp_path: Path, monkeypatch: p
     joined = index.load(tmp_path / "joined.parquet")
     for name in whole:
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
-
-
-@pytest.mark.parametrize(
-    ("images", "rate", "words"),
-    [
-        (100, 2.0, "50 s"),
-        (178, 2.0, "89 s"),
-        (240, 2.0, "2 min"),
-        (7_200, 1.0, "2 h 0 min"),
-        (4_791_711, 400, "3 h 20 min"),
-        (-3, 1.0, "0 s"),
-    ],
-)
-def test_time_left_in_words(images: int, rate: float, words: str) -> None:
-    assert writer._duration(images, rate) == words
