@@ -38,7 +38,7 @@ def test_checkpoints_on_the_disk(keep, every, evaluate_every, steps, start, ther
 
 def test_the_time_is_said_after_ten_steps(caplog) -> None:
     now = iter([100.0, 125.0])  # 2.5 s a step, once the first one is done
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     pace = estimates.Pace(20, 1031, clock=lambda: next(now))
     for step in range(21, 40):
         pace.finished(step)
@@ -51,7 +51,7 @@ def test_the_time_is_said_after_ten_steps(caplog) -> None:
 @pytest.mark.usefixtures("first_devices", "quick_programs")
 def test_a_disk_that_does_not_hold_the_checkpoints_is_refused(make_run_config, tmp_path, monkeypatch, caplog) -> None:
     config = make_run_config()
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(estimates.shutil, "disk_usage", lambda _: usage._replace(free=2**20))
     with pytest.raises(ConfigError, match=r"does not hold the run's checkpoints: 2 checkpoints of .*, where 1\.0 MiB"):
