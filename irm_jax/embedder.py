@@ -49,10 +49,12 @@ def open_checkpoint(
     checkpoint_dir: str | os.PathLike[str], step: Any = None, batch_size: int = 64,
     devices: Sequence[jax.Device] | None = None,
 ) -> Opened:  # fmt: skip
-    """Opens a checkpoint on `devices`, for whole batches and for a few rows; see `Embedder`."""
-    if (folder := pretrained.shipped(checkpoint_dir)) is not None:
-        held = pretrained.load(folder)
-        return Opened(epath.Path(folder), held.step, keys.get_config(), _on_devices(held, batch_size))
+    """Opens a checkpoint, or a folder of `save_pretrained`, on `devices`, for whole batches and for a few rows."""
+    if (folder := pretrained.folder_of(checkpoint_dir)) is not None:
+        opened = _open_pretrained(folder, None, batch_size, devices)
+        if step not in (None, opened.step):
+            raise checkpoint.CheckpointError(f"{folder} holds step {opened.step} alone, not {step}")
+        return opened
     workdir = epath.Path(checkpoint_dir).expanduser()
     if workdir.name == run.CHECKPOINTS:
         workdir = workdir.parent
@@ -66,10 +68,15 @@ def open_checkpoint(
     return Opened(workdir, found_step, config, model)
 
 
-def _on_devices(found: pretrained.Pretrained, batch_size: int) -> EmbeddingModel:
-    mesh = _mesh()
+def _open_pretrained(
+    source: str | os.PathLike[str], revision: str | None, batch_size: int, devices: Sequence[jax.Device] | None
+) -> Opened:
+    found, config, mesh = pretrained.load(source, revision), keys.get_config(), _mesh(devices)
+    config.data.max_pixels = found.max_pixels
+    run.enable_compilation_cache(config)
     variables = jax.device_put(found.variables, mesh_lib.replicated(mesh))
-    return EmbeddingModel(IRM(found.config), variables, found.tokenizer, mesh, batch_size, SIZES)
+    model = EmbeddingModel(IRM(found.config), variables, found.tokenizer, mesh, batch_size, SIZES)
+    return Opened(epath.Path(source), found.step, config, model)
 
 
 class Embedder:
@@ -84,8 +91,9 @@ class Embedder:
     and an item with four axes counts as that many pictures, as a DataLoader yields them.
 
     Args:
-        checkpoint_dir: the workdir of a run, whose saved configuration says how the model is built; or "demo", weights
-            that come with the package and know drawn people alone (irm_jax/weights/demo/README.md).
+        checkpoint_dir: the workdir of a run, whose saved configuration says how the model is built; a folder of
+            `save_pretrained`; or "demo", weights that come with the package and know drawn people alone
+            (irm_jax/weights/demo/README.md).
         step: the number of a checkpoint, "best", or None for the latest.
         batch_size: images embedded at a time; fewer are padded to 1, 4, 16 or 64. The first call of each size compiles,
             and says so; `compile` does it ahead.
@@ -110,8 +118,8 @@ class Embedder:
 
         The Hub needs huggingface_hub (extra `hub`). Raises PretrainedError for a folder that holds no such model.
         """
-        found = pretrained.load(source, revision)
-        return cls.of(_on_devices(found, batch_size), found.step, found.max_pixels)
+        opened = _open_pretrained(source, revision, batch_size, None)
+        return cls.of(opened.model, opened.step, opened.config.data.max_pixels)
 
     @classmethod
     def of(cls, model: EmbeddingModel, step: int = 0, max_pixels: int = MAX_PIXELS) -> Embedder:

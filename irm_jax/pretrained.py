@@ -74,6 +74,12 @@ def shipped(source: str | os.PathLike[str]) -> Path | None:
     return folder if name.isidentifier() and folder.is_dir() and not Path(name).exists() else None
 
 
+def folder_of(source: str | os.PathLike[str]) -> Path | None:
+    """The folder of `save` that `source` names or is; None for anything else, such as the workdir of a run."""
+    place = shipped(source) or Path(source).expanduser()
+    return place if (place / CONFIG).is_file() and (place / WEIGHTS).is_file() else None
+
+
 def _files(held: Pretrained, dtype: Any) -> dict[str, bytes]:
     """The content of each file of the folder, weights as `dtype`.
 

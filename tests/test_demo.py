@@ -8,6 +8,8 @@ import pytest
 from data_pipelines import images
 from data_pipelines.procedural.benchmark import Benchmark
 from irm_jax import Embedder, pretrained
+from irm_jax.checkpoint.errors import CheckpointError
+from irm_jax.embedder import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("first_devices")
 SEED = 11
@@ -58,6 +60,15 @@ def test_they_find_people_by_words(embedder, benchmark):
         if count:
             shares.append(np.mean(wearing[order[:count]]))
     assert np.mean(shares) >= 0.5  # at random 1 in 8
+
+
+def test_the_folder_is_opened_as_the_name_is():
+    """What an index of search keeps of its model is the folder and the step."""
+    opened = open_checkpoint(pretrained.SHIPPED / "demo", 1200)
+    assert opened.step == 1200
+    assert opened.model.model.config.num_identities == 1
+    with pytest.raises(CheckpointError, match="holds step 1200 alone, not 7"):
+        open_checkpoint(pretrained.SHIPPED / "demo", 7)
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):

@@ -102,7 +102,7 @@ def _asking(command: Callable[..., argparse.ArgumentParser]) -> None:
     _served(one)
     one = command("demo", "Draws people, makes an index of them and serves the page.", index=False)
     one.add_argument("--folder", default="search_demo", help="where people and index go (default: search_demo)")
-    one.add_argument("--model", metavar="RUN", help="the model (default: the package's own weights, or a quickstart)")
+    one.add_argument("--model", metavar="RUN", help="the model (default: the weights that come with the package)")
     one.add_argument("--people", type=int, default=500)
     one.add_argument("--no_page", "--no-page", action="store_true", help="end after the three prepared queries")
     _served(one)

@@ -6,8 +6,6 @@ import csv
 import dataclasses
 import datetime
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,10 @@ import numpy as np
 from data_pipelines import files
 from data_pipelines.procedural import outfits
 from data_pipelines.procedural.benchmark import Benchmark, Shot
-from irm_jax.errors import RetryError
-from irm_jax.run import CHECKPOINTS
+from irm_jax import pretrained
 from irm_jax.search import engines, ingest
 from irm_jax.search.crops import read_crops
 from irm_jax.search.index import Answer, Index
-from irm_jax.search.store import SearchError
 
 SEED, TASK, EDITION = 7, "t2i", 2
 """Seed, task and edition of the drawn people; the training sets are drawn with another seed."""
@@ -28,9 +24,8 @@ PICTURES = 4
 """Pictures per person."""
 CAMERAS = ("gate", "hall", "yard", "shop", "car park", "stairs", "roof", "office")
 START = datetime.datetime(2026, 1, 1, 8)
-WEIGHTS = Path(__file__).parents[1] / "weights" / "demo"
-"""Weights that the package carries, which `SearchModel` opens by the name of the folder."""
-RUN = "runs/quickstart"
+WEIGHTS = pretrained.SHIPPED / "demo"
+"""The model, unless another is named."""
 QUERY = "query.jpg"
 
 
@@ -57,9 +52,9 @@ EXAMPLES = (
 def prepare(folder: Path, people: int, model: str | None) -> Index:
     """Draws people, builds or completes the index, answers the examples; returns the index.
 
-    Raises as `_model`.
+    Raises CheckpointError if there is no model in the folder `model`.
     """
-    workdir = _model(model, folder)
+    workdir = model or str(WEIGHTS)
     pictures = folder / "people"
     draw(pictures, people)
     uri = str(folder / "index")
@@ -114,22 +109,3 @@ def draw(folder: Path, people: int) -> None:
     asked = next(s for s in shots["query"] if outfits.UPPER.values[s.row.outfit[0]] not in ("white", "red"))
     files.write_atomically(folder / QUERY, benchmark.load(asked).image)
     files.write_atomically(table, text.getvalue())
-
-
-def _model(given: str | None, folder: Path) -> str:
-    """What embeds: the run that is named, the package's own weights, the quickstart's run, or one that is trained now.
-
-    Raises SearchError if the named one is none, RetryError if the training was interrupted.
-    """
-    if WEIGHTS.is_dir() and given in (None, WEIGHTS.name):
-        return WEIGHTS.name
-    if given is not None and not (Path(given) / CHECKPOINTS).is_dir():
-        raise SearchError(f"no model in {given}: name the folder of a run, or leave --model out")
-    workdir = Path(given or RUN)
-    if not (workdir / CHECKPOINTS).is_dir():
-        workdir = folder / "quickstart"
-        print(f"no model in {RUN}: training a quickstart in {workdir} (minutes); what is there already is kept")
-        words = [sys.executable, "-m", "irm_jax.main", "--config", "quickstart", "--workdir", str(workdir)]
-        if (status := subprocess.run(words, check=False).returncode) != 0:
-            raise RetryError(f"the training ended with status {status}; the same command goes on")
-    return str(workdir)
