@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from irm_jax.config import load, paper_recipe
+from irm_jax.config import load
 
 
 def get_config() -> ConfigDict:
-    config = paper_recipe(load("quickstart"))
-    config.data.procedural.edition = 1
+    config = load("procedural")
+    config.train.steps = 150
+    config.data.batch_size = 192
+    config.optimizer.warmup_steps = 20
+    config.checkpoint.every = 100
     return config

@@ -49,17 +49,6 @@ def quick_recipe(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def paper_recipe(config: ConfigDict) -> ConfigDict:
-    """Takes back `quick_recipe`: AdamW, a learned class token, and the losses of the paper alone."""
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 2e-3
-    config.model.pooled_class_token = False
-    config.loss.contrast_weight = 0.0
-    config.loss.composed_contrast_weight = 0.0
-    config.data.instruction_dropout = 0.2
-    return config
-
-
 def irm_plus_plus(config: ConfigDict) -> ConfigDict:
     """Switches on what IRM++ adds to IRM, except the sizes of memory bank, caption queue and fusion encoder."""
     config.momentum.second_view = True
