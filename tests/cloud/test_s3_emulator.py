@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from etils import epath
+from lock_contest import contest
 from ml_collections import ConfigDict
 
 pytest.importorskip("s3fs", reason="needs pip install -e '.[s3]'")
@@ -88,28 +87,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_lock_object_is_made_only_if_absent(bucket: epath.Path, quick: None) -> None:
     """Of many who put it at once the store lets one succeed; its client is told by status 412."""
     folder = bucket / "run"
-    inside, most, refused = [0], [0], []
-    guard, start = threading.Lock(), threading.Barrier(6)
-
-    def work() -> None:
-        start.wait()
-        try:
-            with files.lock(folder):
-                with guard:
-                    inside[0] += 1
-                    most[0] = max(most[0], inside[0])
-                time.sleep(0.5)
-                with guard:
-                    inside[0] -= 1
-        except files.LockedError as error:
-            refused.append(str(error))
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1]
+    most, refused = contest(folder, 0.5)
+    assert most == 1
     assert refused
     assert all(f"is working in {folder}" in text for text in refused)
     with files.lock(folder):  # all are removed

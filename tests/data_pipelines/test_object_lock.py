@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 
 import pytest
 from bucket import Bucket, install
 from etils import epath
+from lock_contest import contest
 
 from data_pipelines import files, object_lock
 
@@ -89,27 +89,8 @@ def test_an_owner_of_this_machine_that_has_ended_does_not_keep_others_waiting(
 
 def test_of_many_that_try_at_once_at_most_one_holds_it(bucket: Bucket, elsewhere: None) -> None:
     held_by(bucket)
-    inside, most, refused = [0], [0], []
-    guard = threading.Lock()
-
-    def work() -> None:
-        try:
-            with files.lock(FOLDER):
-                with guard:
-                    inside[0] += 1
-                    most[0] = max(most[0], inside[0])
-                time.sleep(0.1)
-                with guard:
-                    inside[0] -= 1
-        except files.LockedError as error:
-            refused.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1]
+    most, refused = contest(FOLDER, 0.1)
+    assert most == 1
     assert len(refused) >= 1
     assert bucket.files == {}
 
