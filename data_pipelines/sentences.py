@@ -86,7 +86,7 @@ def _by_templates(row: Row, count: int) -> dict[int, tuple[str, str]]:
 
 
 def _ask(asking: Asking, target: Path, written: Sentences, count: int) -> str:
-    """Replaces the templates' sentences by those of the model, where it has right ones; returns counts in words."""
+    """Replaces sentences of templates by the model's, where these are right; returns counts in words."""
     wishes = [Wish(attributes, number, count) for attributes in written for number in range(count)]
     values: dict[str, set[str]] = {}
     for attributes in written:

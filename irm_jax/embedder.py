@@ -97,7 +97,7 @@ class Embedder:
         step: the number of a checkpoint, "best", or None for the latest.
         batch_size: images embedded at a time; fewer are padded to 1, 4, 16 or 64. The first call of each size compiles,
             and says so; `compile` does it ahead.
-        devices: those that share the work; None stands for those of this process. Where they belong to several
+        devices: the devices that share the work; None stands for all devices of this process. If they belong to several
             processes, every process makes the same calls, reads its share of the images, and has the whole result.
 
     Raises CheckpointError if there is no such checkpoint or it cannot be read.

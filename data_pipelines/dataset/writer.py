@@ -35,7 +35,7 @@ _PROGRESS_SECONDS = 5.0
 ROOMY = 2**21
 """Bytes that a record never has: where so large ones would fit, the space is not looked at."""
 LOOKED_AT = 16
-"""Records by whose bytes those of all are estimated, each of another shard."""
+"""Records, each of another shard, from which the size of all is estimated."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,7 +115,7 @@ class Part:
         self.known |= {name for name in self._stated.values() if name is not None}
 
     def evidence(self, others: Iterable[Part]) -> np.ndarray:
-        """Returns bool[N]: the records of whom, or of which, others know a name or have the picture."""
+        """Returns bool[N]: records whose person others know by name, or whose picture others have."""
         others = list(others)
         known = set().union(*(other.known for other in others))
         rows = np.isin(np.array(self.dataset.people), sorted(known))[self._identity]

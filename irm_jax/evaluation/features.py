@@ -226,7 +226,10 @@ def read_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Rows by record: `rows` are those of the table rows `used` (ascending), `index` has the table row of a record."""
+    """Rows by record: `index` names the table row of a record, `rows` holds a row for each table row in `used`.
+
+    `used` is ascending.
+    """
 
     rows: np.ndarray
     used: np.ndarray

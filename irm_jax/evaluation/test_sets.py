@@ -52,8 +52,8 @@ class SplitData:
 class Entry:
     """What a configuration says of a test set.
 
-    `protocols` are names of rules, the first is the headline. `query_sentence` is the number of the sentence that a
-    query is asked by, among those of its record.
+    `protocols` are names of rules, the first is the headline. `query_sentence` says which sentence of a query's record
+    is asked, counted from 0.
     """
 
     name: str

@@ -19,9 +19,9 @@ def supervised_contrast(
 ) -> Float[Array, " A"]:
     """Mean over the positives p of -log(e^s_p / (e^s_p + sum over negatives e^s_n)), s = cosine / temperature.
 
-    Positives do not compete with each other, as in Khosla et al. (NeurIPS 2020, arXiv:2004.11362) they do: an anchor
-    with ten pictures of its person would else never reach a loss of 0. Rows that are neither, padding among them, must
-    be finite and count for nothing. Candidates get a gradient as well.
+    Positives do not compete with each other, unlike in Khosla et al. (NeurIPS 2020, arXiv:2004.11362), where an anchor
+    with ten pictures of its person never reaches a loss of 0. Rows that are neither, such as padding, must be finite
+    and have no effect. Candidates get a gradient as well.
 
     Returns:
         float32 or float64 [A]; 0 for an anchor without a positive.

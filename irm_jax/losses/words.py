@@ -149,7 +149,7 @@ def guessed_word_loss(
     soft_share: Float[Array, ""] | float,
     vocabulary: Vocabulary,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """`masked_word_loss` of B = R * b captions, of which the hidden words alone are guessed."""
+    """`masked_word_loss` of B = R * b captions where only the hidden words are guessed."""
     blocks, (captions, length) = len(guesses.place), words.tokens.shape
     word = jnp.take_along_axis(words.tokens.reshape(blocks, -1), guesses.place, axis=1)
     nats, right = _guesses(logits, word, taught, soft_share, vocabulary)

@@ -33,8 +33,8 @@ class Contrast(Objective):
 
     C is `supervised_contrast`; joint is the feature that retrieval compares, [person, guided], and neck the class token
     behind its neck. All other people of the batch are negatives, whatever their data set. A row's positives are the
-    other rows of its person, in tasks across modalities those of the other modality. A composed row's positives show
-    its person in the outfit that its instruction names; the person in other outfits is a negative.
+    other rows of its person; across modalities only the rows of the other modality count. A composed row's positives
+    show its person in the outfit that its instruction names; the person in other outfits is a negative.
 
     Attributes:
         weight, composed_weight: of the two terms.
