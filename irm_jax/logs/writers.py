@@ -195,10 +195,10 @@ class Pace:
 
     def left(self, total: int) -> str:
         """Minutes and seconds, or hours, until `total` are done."""
-        (start, first), (now, last) = self._times[0], self._times[-1]
-        if last <= first:
+        rate = self.rate()
+        if not rate:
             return "--:--"
-        seconds = round((now - start) / (last - first) * max(total - last, 0))
+        seconds = round(max(total - self._times[-1][1], 0) / rate)
         hours, minutes = divmod(seconds // 60, 60)
         return f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
 

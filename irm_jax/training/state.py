@@ -196,9 +196,10 @@ def with_saved_banks(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStr
 
 
 def with_saved_moments(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStruct]) -> TrainState:
-    """Returns the state to restore into: moments of parameters that were frozen when they were saved, or are now.
+    """Returns the state to restore into: `abstract`, but with moments in the shape in which they were saved.
 
-    A frozen parameter has one number for a moment. It is `abstract` itself where nothing differs.
+    A frozen parameter has one number for a moment, so shapes differ where it was frozen then and is not now, or the
+    other way round. Returns `abstract` itself where none differ.
     """
 
     def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -213,7 +214,7 @@ def with_saved_moments(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeS
 
 
 def with_fresh_moments(state: TrainState, target: TrainState) -> tuple[TrainState, int]:
-    """Zeros for the moments of a state restored by `with_saved_moments` that `target` has otherwise; and how many."""
+    """Returns the state with zeros for the moments that have another shape than in `target`, and how many they are."""
     count = 0
 
     def one(leaf: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,13 +1,16 @@
-"""The state of a training before its first step."""
+"""The state of a training before its first step, and what is restored into it."""
 
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
+from irm_jax.config.layer_rates import LayerRates
 from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.training import loop, state
+from irm_jax.training import loop, optimizer, state
 
 
 def test_no_seed_starts_from_the_numbers_that_another_one_drops_by():
@@ -27,3 +30,32 @@ def test_no_seed_starts_from_the_numbers_that_another_one_drops_by():
         )
         found.append(np.asarray(jax.random.key_data(loop._Step(run)._same[1])))
     assert len(np.unique(np.stack(found), axis=0)) == len(found) == 8
+
+
+def moments_state(frozen: str) -> state.TrainState:
+    """A state of AdamW with moments of 1, without a model: parameters `a` and `b`, of which some are frozen."""
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    options = optimizer.OptimizerOptions(0.1, 10, 1, rates=LayerRates(frozen=frozen) if frozen else LayerRates())
+    opt_state = jax.tree.map(jnp.ones_like, optimizer.make_optimizer(options).init(params))
+    return state.TrainState(jnp.zeros((), jnp.int32), params, {}, None, opt_state)
+
+
+@pytest.mark.parametrize(("before", "now"), [("^a$", ""), ("", "^a$")])
+def test_moments_of_parameters_that_were_frozen_or_are_now_begin_at_zero(before: str, now: str) -> None:
+    saved, wanted = moments_state(before), moments_state(now)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), wanted)
+    paths = jax.tree_util.tree_flatten_with_path(saved.opt_state)[0]
+    shapes = {
+        "opt_state/" + jax.tree_util.keystr(path, simple=True, separator="/"): jax.ShapeDtypeStruct(x.shape, x.dtype)
+        for path, x in paths
+    }
+    target = state.with_saved_moments(abstract, shapes)
+    assert [x.shape for x in jax.tree.leaves(target.opt_state)] == [x.shape for _, x in paths]
+    restored, fresh = state.with_fresh_moments(saved, abstract)
+    assert fresh == 2, "first and second moment of a"
+    leaves = zip(jax.tree.leaves(restored.opt_state), paths, jax.tree.leaves(wanted.opt_state), strict=True)
+    for found, (_, kept), full in leaves:
+        assert found.shape == full.shape
+        np.testing.assert_array_equal(found, kept if kept.shape == full.shape else np.zeros(full.shape))
+    assert state.with_saved_moments(target, shapes) is target
