@@ -1,6 +1,9 @@
-"""Time of a training step on this CPU with and without the allocator's tunables (irm_jax/allocator.py), as a ratio.
+"""Time of a training step on this CPU with and without one of its forms for a CPU, as a ratio.
 
-Usage: python -m benchmarks.step_speed [--config quickstart] [--pairs 3] [--steps 8]
+Usage: python -m benchmarks.step_speed [--part allocator|attention|dense] [--config quickstart] [--pairs 3] [--steps 8]
+
+allocator: glibc's tunables (irm_jax/allocator.py). attention: the division after the product
+(irm_jax/models/attention.py). dense: the gradient of a dense layer's kernel (irm_jax/models/dense.py).
 
 Every measurement is a process of its own, since glibc reads its tunables at start; the two kinds take turns, so that a
 machine whose speed drifts slows both. Page faults are counted beside the clock: they do not depend on the neighbours.
@@ -18,6 +21,18 @@ import sys
 import time
 
 from irm_jax import allocator
+
+PARTS = ("allocator", "attention", "dense")
+
+
+def make_plain(part: str) -> None:
+    """Gives `part` of this process's model the form that other platforms have."""
+    from irm_jax.models import attention, dense
+
+    if part == "attention":
+        attention.attend = attention._attend
+    elif part == "dense":
+        dense._product = dense._plain
 
 
 def measure(run_file: str, steps: int) -> dict[str, float]:
@@ -60,33 +75,38 @@ def measure(run_file: str, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time of a training step with and without the allocator's tunables.")
+    parser = argparse.ArgumentParser(description="Time of a training step with and without a form for a CPU.")
+    parser.add_argument("--part", default="allocator", choices=PARTS, help="the form that is taken away")
     parser.add_argument("--config", default="quickstart", help="name or path of a run file")
     parser.add_argument("--pairs", type=int, default=3, help="processes of each kind")
     parser.add_argument("--steps", type=int, default=8, help="steps timed in a process")
-    parser.add_argument("--one", action="store_true", help="measure in this process and print JSON")
+    parser.add_argument("--one", choices=("plain", "form"), help="measure in this process and print JSON")
     options = parser.parse_args()
     if options.one:
+        if options.one == "plain":
+            make_plain(options.part)
         print(json.dumps(measure(options.config, options.steps)))
         return
-    command = [sys.executable, "-m", "benchmarks.step_speed", "--one", "--config", options.config]
+    command = [sys.executable, "-m", "benchmarks.step_speed", "--config", options.config, "--part", options.part]
     command += ["--steps", str(options.steps)]
-    plain = {key: value for key, value in os.environ.items() if key != allocator.VARIABLE}
+    untuned = {key: value for key, value in os.environ.items() if key != allocator.VARIABLE}
+    tuned = {**untuned, allocator.VARIABLE: allocator.TUNABLES}
+    environments = {"plain": untuned if options.part == "allocator" else tuned, "form": tuned}
     ratios = []
-    print(f"{'allocator':>12}  {'s/step':>7}  {'CPU s':>6}  {'faults':>8}  {'peak GB':>7}  {'img/s':>6}")
+    print(f"{options.part:>12}  {'s/step':>7}  {'CPU s':>6}  {'faults':>8}  {'peak GB':>7}  {'img/s':>6}")
     for _ in range(options.pairs):
         found = {}
-        for name, environment in (("plain", plain), ("tunables", {**plain, allocator.VARIABLE: allocator.TUNABLES})):
-            out = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        for name, environment in environments.items():
+            run = [*command, "--one", name]
+            out = subprocess.run(run, env=environment, check=True, capture_output=True, text=True).stdout
             found[name] = json.loads(out.splitlines()[-1])
             m = found[name]
             print(
                 f"{name:>12}  {m['seconds']:>7.3f}  {m['cpu_seconds']:>6.2f}  {m['page_faults']:>8.0f}  "
-                f"{m['peak_gb']:>7.2f}  "
-                f"{m['rows'] / m['seconds']:>6.0f}"
+                f"{m['peak_gb']:>7.2f}  {m['rows'] / m['seconds']:>6.0f}"
             )
-        ratios.append(found["plain"]["seconds"] / found["tunables"]["seconds"])
-    print(f"plain over tunables: {statistics.median(ratios):.2f} (of {', '.join(f'{r:.2f}' for r in ratios)})")
+        ratios.append(found["plain"]["seconds"] / found["form"]["seconds"])
+    print(f"plain over {options.part}: {statistics.median(ratios):.2f} (of {', '.join(f'{r:.2f}' for r in ratios)})")
 
 
 if __name__ == "__main__":

@@ -52,9 +52,9 @@ class Run:
 
     Args:
         config: the checked configuration.
-        mesh: devices; None stands for those of this machine, in the shape `config.mesh`.
-        data: the training data; None stands for the built data sets that `config.data` names.
-        model: the model; None stands for the one that the configuration and the training data describe.
+        mesh: devices; by default all of this machine, in the shape `config.mesh`.
+        data: the training data; by default the built data sets that `config.data` names.
+        model: the model; by default the one that the configuration and the training data describe.
 
     Attributes:
         ideal_seconds: returns the seconds that the products of a step take at the peak of the devices, for the MFU in

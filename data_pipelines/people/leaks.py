@@ -92,7 +92,7 @@ def _read(split: _Split) -> tuple[np.ndarray, np.ndarray, dict[int, str | None]]
 
 
 class Part:
-    """The training part or the test part of a data set: N records, of which few are looked at one by one.
+    """The training part or the test part of a data set: N records; only a few are compared one by one.
 
     Attributes:
       dataset, splits, train: the data set, its splits that belong to the part, and whether it is trained on.

@@ -7,8 +7,8 @@ extra `mat`). Everything that is annotated belongs to the identity, so a person 
     query       3,368 images, one sentence
     gallery    13,115 images, one sentence: the 2,798 distractors have no attributes, and are left out
 
-People are those of `market1501`. Sentences name the upper and lower clothes with their colours, the sleeves and what
-is carried (attribute_sentences.NAMED); the words vary by a generator seeded with the file's name. This is our
+It shares its people with `market1501`. Sentences name the upper and lower clothes with their colours, the sleeves and
+what is carried (attribute_sentences.NAMED); the words vary by a generator seeded with the file's name. This is our
 addition (docs/method.md), no published protocol.
 """
 

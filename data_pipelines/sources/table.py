@@ -15,10 +15,10 @@
 
 Tasks need: cc clothes; vi pictures of both modalities; ctcc an instruction_image (or cut-out clothes, see
 clothes_crops); li a caption or attributes; t2i a caption in train and query, where a query row with several captions
-becomes one record per caption. Attributes say what is worn. Those of a query of ctcc or li say what it asks for, and
-its wanted outfit is its instruction_clothes, or else the one with the same template in train or gallery. Several
-tables, or one table under several tasks, share people by a common namespace, and a person's outfits by their labels.
-Attribute slots are numbered by the values of one table, and compare only within it.
+becomes one record per caption. Attributes say what is worn; for a query of ctcc or li they say what is asked for. The
+outfit that such a query asks for is its instruction_clothes, or else the one with the same template in train or
+gallery. Several tables, or one table under several tasks, share people by a common namespace, and a person's outfits
+by their labels. Attribute slots are numbered by the values of one table, and compare only within it.
 """
 
 from __future__ import annotations

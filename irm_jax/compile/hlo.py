@@ -1,6 +1,6 @@
 """Reads a compiled program from its text (`compiled.as_text()`): computations, instructions, array sizes, loop trips.
 
-The text has the body of a loop once, however often it runs. Shapes are those of one device.
+The text states the body of a loop once, however often it runs. Shapes are per device.
 """
 
 from __future__ import annotations

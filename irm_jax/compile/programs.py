@@ -78,8 +78,8 @@ def training(run: Run) -> list[Program]:
 def ideal_seconds(run: Run) -> float | None:
     """Seconds that the products of a training step take at the peak of the mesh's chips; None for an unknown chip.
 
-    Products that `model.remat` computes twice count once; those of a large bank count as computed, twice. Traces the
-    step once more.
+    Products that `model.remat` repeats count once. A large bank's products, which are computed twice, count twice.
+    Traces the step once more.
     """
     chip = chips.chip_of(run.mesh.devices.flat[0].device_kind)
     if chip is None:

@@ -77,8 +77,8 @@ def groups(mesh: Mesh, topology: Topology) -> list[int]:
 def compile_program(program: Program, topology: Topology) -> Compiled:
     """Compiles one program. A program that does not fit into memory is a result; every other error is raised.
 
-    For GPUs the program is lowered for CUDA, which proves that it can be, and compiled by XLA:CPU for as many simulated
-    devices. Memory and traffic are those of the CPU program, an estimate.
+    For GPUs the program is lowered for CUDA, to prove that it can be, and compiled by XLA:CPU for as many simulated
+    devices. Memory and traffic of the CPU program stand as an estimate.
     """
     start = time.perf_counter()
     traced = program.trace()

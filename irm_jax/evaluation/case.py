@@ -54,7 +54,7 @@ class Case:
     def rank(self, scores: Scores, options: Options | None = None) -> Ranking:
         """Ranks the selected queries against the selected gallery images by `scores` of all records.
 
-        The queries of the result are those of `selection`, and its `top_ids` index the images of `selection`, whatever
+        The result has one row per query of `selection`, and its `top_ids` index the images of `selection`, whatever
         the trials drew. `Options.similarity` is called with numbers of records.
         """
         options = options or Options()

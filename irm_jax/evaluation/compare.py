@@ -37,7 +37,7 @@ FIELDS = ("test_set", "task", "protocol", "setting", "gallery", "gallery_instruc
 
 
 class CompareError(UserError, ValueError):
-    """Two runs cannot be compared. The message says which figure of which run, and why."""
+    """Two runs cannot be compared. The message names the run, the figure and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,7 +103,7 @@ class SplitFeatures:
 
 @dataclasses.dataclass(frozen=True)
 class SetFeatures:
-    """Features of a test set's queries and gallery records (those of all parts).
+    """Features of a test set's queries and of the gallery records of all its parts.
 
     caption: queries are captions, which are compared with the images' projections.
     swaps: i32[Q], see `controls.swapped_instruction`. matcher: judges pairs of queries and images again, if asked for.

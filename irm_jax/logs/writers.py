@@ -63,8 +63,8 @@ class MetricWriter:
     """Base class of writers, which are made of a `RunStart`."""
 
     every_step: ClassVar[bool] = False
-    """False: `write` gets the metrics of every `config.train.log_every` steps, to keep them. True: it gets those of
-    every step, to show them."""
+    """False: `write` gets metrics every `config.train.log_every` steps, to keep them. True: it gets them after every
+    step, to show them."""
 
     def __init__(self, start: RunStart) -> None:
         self.start = start

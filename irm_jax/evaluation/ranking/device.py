@@ -1,6 +1,6 @@
 """Device functions of exact ranking: scores of a block of queries, and ranks by counting instead of sorting.
 
-The rank of a gallery image is the number of images that precede it: those of a higher score, and those of the same
+The rank of a gallery image is the number of images that precede it: images of a higher score, and images of the same
 score that come before it in the gallery. Everything is read from one buffer of scores per block of queries, because
 scores computed a second time (by a gather, or in a block of another width) are rarely the same bits, and ties would be
 lost. The gallery, and with it the buffer's columns, is cut over the devices of a 1-D mesh.

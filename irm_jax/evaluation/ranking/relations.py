@@ -25,7 +25,7 @@ class Relation:
     text: the relation in words.
     columns: what it reads.
     links: every pair for which it holds agrees in one of these columns, so that no other pair has to be tested; ()
-      if there are no such columns. `a & b` has the links of `a`, or those of `b` if `a` has none.
+      if there are no such columns. `a & b` has the links of `a`; if `a` has none, the links of `b`.
     """
 
     text: str

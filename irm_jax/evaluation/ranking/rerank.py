@@ -1,6 +1,6 @@
 """k-reciprocal re-ranking (Zhong et al., CVPR 2017): images whose neighbours are mutual come closer.
 
-In the paper's terms: R(p,k) are those of p's k nearest that have p among their own k nearest; R*(p,k) adds R(q,k/2) for
+In the paper's terms: R(p,k) holds each of p's k nearest that has p among its own k nearest; R*(p,k) adds R(q,k/2) for
 every q in R(p,k) with which it shares over two thirds of R(q,k/2). V_p weighs R*(p,k) by e^-d, is averaged over the k2
 nearest (local query expansion), and the Jaccard distance 1 - sum min(V_p,V_g) / sum max(V_p,V_g) is mixed with the
 original distance d: d* = (1 - lambda) d_J + lambda d. As in the authors' code, from which published figures come: an

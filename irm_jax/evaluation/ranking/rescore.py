@@ -80,8 +80,8 @@ class InstructedMatcher(Judge):
     """Judges query images and gallery images by their cosine, both embedded under the query's own instruction.
 
     query: embeddings f32[Q,D2] under the own instructions. instructions: the distinct ones; which: i[Q], of each query.
-    images: how many there are. batches: yields numbers i[n] in ascending order and features of images, of which the
-    first n are these. Each image is encoded once per TABLE_ROWS instructions.
+    images: how many there are. batches: yields image numbers i[n] in ascending order and features, whose first n rows
+    belong to these images. Each image is encoded once per TABLE_ROWS instructions.
     """
 
     def __init__(
