@@ -80,7 +80,7 @@ class MetricWriter:
 class JsonLines(MetricWriter):
     """metrics.jsonl, one strict JSON object per line: {"step": 20, "loss": 1.5, ...}; NaN and infinities are null.
 
-    A fresh run keeps an older metrics.jsonl beside the new one as metrics.previous.jsonl.
+    A fresh run keeps an older metrics.jsonl that has lines beside the new one, as metrics.previous.jsonl.
     """
 
     def __init__(self, start: RunStart) -> None:
@@ -90,7 +90,7 @@ class JsonLines(MetricWriter):
         if start.resume_step is not None:
             records = [record for record in read_metrics(start.workdir) if record["step"] <= start.resume_step]
             write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
-        elif path.exists():
+        elif path.exists() and path.stat().length:  # an empty one must not take an earlier one's place
             path.replace(path.with_name("metrics.previous.jsonl"))
         self._file = open_for_append(path)
 

@@ -69,9 +69,14 @@ def read_conversion(folder: Path) -> dict[str, Any]:
 
 
 def names_of(folder: Path) -> set[str]:
-    """The names of all files, numbers as N (steps are compared by `read`); event files are one per start."""
+    """The names of all files, numbers as N (steps are compared by `read`).
+
+    Without those that depend on the starts: event files are one per start, and a start that was killed between its
+    first line of metrics and its first checkpoint leaves metrics.previous.jsonl.
+    """
     files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    return {re.sub(r"[0-9a-f]*\d[0-9a-f]*", "N", str(file)) for file in files if "tensorboard" not in file.parts}
+    kept = (f for f in files if "tensorboard" not in f.parts and f.name != "metrics.previous.jsonl")
+    return {re.sub(r"[0-9a-f]*\d[0-9a-f]*", "N", str(file)) for file in kept}
 
 
 def check_whole(folder: Path) -> None:
