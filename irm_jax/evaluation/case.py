@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from irm_jax.evaluation.protocols import Protocol, ProtocolError, Where
 from irm_jax.evaluation.ranking.metrics import Ranking, merge
 from irm_jax.evaluation.ranking.pairs import RelatedPairs
-from irm_jax.evaluation.ranking.rank import Options, rank
+from irm_jax.evaluation.ranking.rank import Options, rank, rank_together
 from irm_jax.evaluation.ranking.relations import same_identity
 from irm_jax.evaluation.ranking.scores import Scores, Selection
 from irm_jax.evaluation.records import Records, Subset
@@ -58,21 +58,22 @@ class Case:
         the trials drew. `Options.similarity` is called with numbers of records.
         """
         options = options or Options()
-        rankings = [self._rank_trial(trial, scores, options) for trial in self.trials]
+        rankings = [rank(scores.place(t.selection), *self._rule(t, options)) for t in self.trials]
         if not self.protocol.draw:
             return rankings[0]
         query = [np.searchsorted(self.selection.query, trial.selection.query) for trial in self.trials]
         gallery = [np.searchsorted(self.selection.gallery, trial.selection.gallery) for trial in self.trials]
         return merge(rankings, query, gallery, len(self.selection.query))
 
-    def _rank_trial(self, trial: Trial, scores: Scores, options: Options) -> Ranking:
+    def _rule(self, trial: Trial, options: Options) -> tuple[RelatedPairs, Options]:
+        """The pairs of a trial, and `options` whose similarity is called with numbers within the trial."""
         similarity, chosen = options.similarity, trial.selection
         if similarity is not None:
             of_records = similarity
             options = dataclasses.replace(
                 options, similarity=lambda q, g: of_records(chosen.query[q], chosen.gallery[g])
             )
-        return rank(scores.place(chosen), trial.related(person=options.follow), options)
+        return trial.related(person=options.follow), options
 
     def narrowed(self, selection: Selection) -> Case:
         """The case with one trial, of the given records (a part of those that take part)."""
@@ -90,6 +91,23 @@ class Case:
                 f"image is positive, {int(counts.junk.sum())} pairs are junk. {_why(trial)} Rebuild the data set with "
                 "the fields that the rule needs, or take the protocol out of config.evaluation.sets"
             )
+
+
+def rank_cases(cases: Sequence[Case], scores: Scores, options: Sequence[Options]) -> list[Ranking]:
+    """Ranks each case as `Case.rank` does. Cases that select the same records share one computation of the scores."""
+    rankings: dict[int, Ranking] = {}
+    for i, case in enumerate(cases):
+        if i in rankings:
+            continue
+        if case.protocol.draw:
+            rankings[i] = case.rank(scores, options[i])
+            continue
+        same = [
+            j for j in range(i, len(cases)) if not cases[j].protocol.draw and cases[j].selection.equals(case.selection)
+        ]
+        rules = [cases[j]._rule(cases[j].trials[0], options[j]) for j in same]
+        rankings |= zip(same, rank_together(scores.place(case.selection), rules), strict=True)
+    return [rankings[i] for i in range(len(cases))]
 
 
 def prepare(

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Int, Int32
 
 from data_pipelines.batches.image_batches import StoredImages, image_batches
 from data_pipelines.batches.prefetch import ReadAhead
-from irm_jax.evaluation.case import Case, prepare
+from irm_jax.evaluation.case import Case, prepare, rank_cases
 from irm_jax.evaluation.embedded_set import EmbeddedSet
 from irm_jax.evaluation.features import GREY, NEUTRAL, OWN, SWAPPED
 from irm_jax.evaluation.figures import METRICS, Figure
@@ -38,8 +38,9 @@ def control_rows(embedded: EmbeddedSet) -> list[Figure]:
     test, options = embedded.test, embedded.options
     rows = [random_row(embedded, case) for case in test.cases]
     for system, metric, scores in _systems(embedded):
-        for case in test.cases:
-            metrics = summarize(case.rank(scores, options.ranking()))
+        rankings = rank_cases(test.cases, scores, [options.ranking()] * len(test.cases))
+        for case, ranking in zip(test.cases, rankings, strict=True):
+            metrics = summarize(ranking)
             short = {key: metrics[key] for key in METRICS}
             rows.append(embedded.row(case, short, system=system, metric=metric))
     return rows

@@ -135,6 +135,8 @@ class EmbeddedSet:
 
     def outcome(self, case: Case, scores: Scores, options: rank.Options, words: str = "", **fields: Any) -> Outcome:
         """Ranks a case over the set's own gallery; `fields` are those of the figure."""
-        ranking = case.rank(scores, options)
-        figure = self.row(case, summarize(ranking), words, **fields)
-        return Outcome(figure, ranking, case, self.source)
+        return self.outcome_of(case, case.rank(scores, options), words, **fields)
+
+    def outcome_of(self, case: Case, ranking: Ranking, words: str = "", **fields: Any) -> Outcome:
+        """The outcome of a ranking over the set's own gallery."""
+        return Outcome(self.row(case, summarize(ranking), words, **fields), ranking, case, self.source)

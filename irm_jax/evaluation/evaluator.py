@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import logging
 
+from irm_jax.evaluation.case import rank_cases
 from irm_jax.evaluation.controls import control_rows, swapped_instruction, swapped_row
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.embedded_set import EmbeddedSet, Options, Outcome
@@ -119,16 +120,19 @@ def rank_task_specific(embedded: EmbeddedSet) -> list[Outcome]:
     test, options = embedded.test, embedded.options
     fields, tau_options = _taus(embedded)
     plain = options.ranking(follow=test.task.sentence is None, **tau_options)
-    rows = [[embedded.outcome(case, embedded.own, plain, **fields)] for case in test.cases]
-    cut = []
+    cases, ranked_as = [*test.cases], [plain] * len(test.cases)
     if options.top500 and test.task.has_query_image:
-        case = next((case for case in test.cases if case.protocol.name == MARKET.name), test.cases[0])
-        words = f"ranking cut at {CUT} before junk removal, AP over the positives found there"
-        cut.append(embedded.outcome(case, embedded.own, options.ranking(cut=CUT), words, cut=CUT))
+        cases.append(next((case for case in test.cases if case.protocol.name == MARKET.name), test.cases[0]))
+        ranked_as.append(options.ranking(cut=CUT))
+    rankings = rank_cases(cases, embedded.own, ranked_as)
+    rows = [[embedded.outcome_of(c, ranking, **fields)] for c, ranking in zip(test.cases, rankings, strict=False)]
+    words = f"ranking cut at {CUT} before junk removal, AP over the positives found there"
+    cut = [embedded.outcome_of(cases[-1], ranking, words, cut=CUT) for ranking in rankings[len(rows) :]]
     for scoring, words, scores in _processed(embedded):
-        for row, case in zip(rows, test.cases, strict=True):
-            metric = {"metric": "cosine"} if scoring == ("two_stage",) else {}
-            row.append(embedded.outcome(case, scores, options.ranking(), words, scoring=scoring, **metric))
+        metric = {"metric": "cosine"} if scoring == ("two_stage",) else {}
+        rankings = rank_cases(test.cases, scores, [options.ranking()] * len(test.cases))
+        for row, case, ranking in zip(rows, test.cases, rankings, strict=True):
+            row.append(embedded.outcome_of(case, ranking, words, scoring=scoring, **metric))
     return [outcome for row in rows for outcome in row] + cut
 
 

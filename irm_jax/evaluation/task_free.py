@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64
 
-from irm_jax.evaluation.case import Case, prepare
+from irm_jax.evaluation.case import Case, prepare, rank_cases
 from irm_jax.evaluation.controls import random_row
 from irm_jax.evaluation.embedded_set import EmbeddedSet, Outcome
 from irm_jax.evaluation.features import NEUTRAL, OWN
@@ -39,12 +39,10 @@ def rank_task_free(sets: Sequence[EmbeddedSet]) -> tuple[list[Outcome], list[Fig
         words = "against the union of all galleries"
         if junk:
             words += f"; {junk} images of people who may be the same, unlinked, are junk"
-        for case in union.cases(embedded, records):
-            found[embedded.test.name].append(
-                union.rank(embedded, case, records, words, {**fields, "overlap_junk": junk})
-            )
-            if embedded.options.controls:
-                chance[embedded.test.name].append(random_row(embedded, case, **fields))
+        cases = list(union.cases(embedded, records))
+        found[embedded.test.name] += union.rank(embedded, cases, records, words, {**fields, "overlap_junk": junk})
+        if embedded.options.controls:
+            chance[embedded.test.name] += [random_row(embedded, case, **fields) for case in cases]
     for embedded in sets:
         rule = embedded.test.protocols[0]
         if rule.draw_from == "query":
@@ -52,9 +50,9 @@ def rank_task_free(sets: Sequence[EmbeddedSet]) -> tuple[list[Outcome], list[Fig
         if not embedded.features.caption:
             fields = {"setting": "task_free", "gallery": "union", "gallery_instruction": "own"}
             records, _ = union.distinct(embedded, by_instruction=True)
-            case = union.case(embedded, rule, records)
+            cases = [union.case(embedded, rule, records)]
             words = "against the union of all galleries under their own instructions, which reveal the source"
-            found[embedded.test.name].append(union.rank(embedded, case, records, words, fields))
+            found[embedded.test.name] += union.rank(embedded, cases, records, words, fields)
         found[embedded.test.name].append(_own_gallery(embedded, rule))
     return [o for rows in found.values() for o in rows], [row for rows in chance.values() for row in rows]
 
@@ -114,13 +112,15 @@ class _Union:
             yield self.case(embedded, rule, records, distractors=case.distractors)
 
     def rank(
-        self, embedded: EmbeddedSet, case: Case, records: np.ndarray, words: str, fields: dict[str, Any]
-    ) -> Outcome:
-        """Ranks a case over some records of the union, embedded as the `fields` of the figure say."""
+        self, embedded: EmbeddedSet, cases: Sequence[Case], records: np.ndarray, words: str, fields: dict[str, Any]
+    ) -> list[Outcome]:
+        """Ranks cases over some records of the union, embedded as the `fields` of the figure say."""
         scores = self._scores(embedded, fields["gallery_instruction"], records)
-        ranking = case.rank(scores, embedded.options.ranking())
-        row = embedded.row(case, summarize(ranking), words, **fields)
-        return Outcome(row, ranking, case, self.source[records])
+        rankings = rank_cases(cases, scores, [embedded.options.ranking()] * len(cases))
+        return [
+            Outcome(embedded.row(case, summarize(ranking), words, **fields), ranking, case, self.source[records])
+            for case, ranking in zip(cases, rankings, strict=True)
+        ]
 
     def _scores(self, embedded: EmbeddedSet, variant: str, records: np.ndarray) -> EmbeddingScores:
         query = embedded.features.of_queries(OWN)

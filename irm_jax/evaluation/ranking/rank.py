@@ -8,7 +8,7 @@ their number of positives, so that a block has few ranks to pad.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -64,45 +64,63 @@ def rank(scores: Placed, related: RelatedPairs | None, options: Options) -> Rank
     `related`: the protocol's pairs over the same records; None retrieves only, and every query counts as
     `no_positive`. Ties of computed scores are broken by gallery index, as a stable descending sort does.
     """
+    return rank_together(scores, [(related, options)])[0]
+
+
+def rank_together(scores: Placed, rules: Sequence[tuple[RelatedPairs | None, Options]]) -> list[Ranking]:
+    """Ranks the same scores under several rules, as `rank` does under each; scores are computed once for all.
+
+    The number of queries in a block is that of the first rule's options.
+    """
     sizes = scores.queries, scores.buffer.images
-    if related is not None and related.sizes != sizes:
-        raise ValueError(f"scores are of {sizes} queries and images, relations of {related.sizes}")
-    return _Ranker(scores, related, options).run()
+    for related, _ in rules:
+        if related is not None and related.sizes != sizes:
+            raise ValueError(f"scores are of {sizes} queries and images, relations of {related.sizes}")
+    rankers = [_Ranker(scores, related, options) for related, options in rules]
+    rows = rules[0][1].query_block or default_block(scores.queries, scores.buffer.layout.width)
+    ranked = np.max([ranker.counts.ranked for ranker in rankers], axis=0)
+    junk = np.max([ranker.counts.junk for ranker in rankers], axis=0)
+    buffer = None
+    # The gallery's own mesh, whatever mesh the caller is in (an evaluation during training).
+    with jax.set_mesh(scores.buffer.mesh):
+        for block in _blocks(ranked, junk, rows):
+            buffer = scores.block(block, rows, buffer)
+            for ranker in rankers[:-1]:
+                ranker.enter(block, buffer, keep=True)
+            buffer = rankers[-1].enter(block, buffer, keep=False)
+    return [ranker.result for ranker in rankers]
 
 
 class _Ranker:
-    """One ranking in the making: `result` is filled block by block."""
+    """One rule's ranking in the making: `result` is filled block by block."""
 
     def __init__(self, scores: Placed, related: RelatedPairs | None, options: Options) -> None:
         self.scores, self.related, self.options = scores, related, options
         self.result = _empty(scores, options)
         nothing = np.zeros(scores.queries, np.int64)
         counts = related.counts if related else Counts(nothing, nothing, nothing)
-        self._counts = counts
+        self.counts = counts
         self.result.num_positives[:] = counts.positives
         self.result.drop_cause[counts.positives > 0] = ""
         self.result.drop_cause[counts.junk == scores.buffer.images] = "all_junk"
         distinct = related is not None and related.protocol.distinct_identities
         self._people = _runs(np.asarray(related.gallery["identity"])) if related and distinct else None
 
-    def run(self) -> Ranking:
-        """Ranks every query."""
-        scores, result = self.scores, self.result
-        rows = self.options.query_block or default_block(scores.queries, scores.buffer.layout.width)
-        buffer = None
-        # The gallery's own mesh, whatever mesh the caller is in (an evaluation during training).
-        with jax.set_mesh(scores.buffer.mesh):
-            for block in _blocks(self._counts.ranked, self._counts.junk, rows):
-                buffer = scores.block(block, rows, buffer)
-                if self.related is not None:
-                    buffer = self._rank_block(self.related, block, buffer)
-                if result.top_ids.shape[1]:
-                    best, ids = scores.buffer.top(buffer, result.top_ids.shape[1])
-                    result.top_ids[block] = ids[: len(block)]
-                    result.top_scores[block] = scores.reported(block, best[: len(block)])
-        return result
+    def enter(self, block: np.ndarray, buffer: jax.Array, *, keep: bool) -> jax.Array:
+        """Fills the results of one block of queries; returns its buffer without the junk.
 
-    def _rank_block(self, related: RelatedPairs, block: np.ndarray, buffer: jax.Array) -> jax.Array:
+        keep: `buffer` is read again, and must not be changed in place.
+        """
+        scores, result = self.scores, self.result
+        if self.related is not None:
+            buffer = self._rank_block(self.related, block, buffer, keep=keep)
+        if result.top_ids.shape[1]:
+            best, ids = scores.buffer.top(buffer, result.top_ids.shape[1])
+            result.top_ids[block] = ids[: len(block)]
+            result.top_scores[block] = scores.reported(block, best[: len(block)])
+        return buffer
+
+    def _rank_block(self, related: RelatedPairs, block: np.ndarray, buffer: jax.Array, *, keep: bool) -> jax.Array:
         """Fills the figures of one block of queries; returns its buffer without the junk."""
         options, placed = self.options, self.scores.buffer
         found = related.of(block)
@@ -115,14 +133,14 @@ class _Ranker:
             # The released code cuts the ranking with the junk still in it.
             positive &= placed.preceding(buffer, column, options.sort_above) < options.cut
         if found.junk.any():
-            buffer = placed.remove(buffer, found.padded(found.junk, len(block))[0])
+            buffer = placed.remove(buffer.copy() if keep else buffer, found.padded(found.junk, len(block))[0])
         if not column.shape[1]:
             return buffer
         position = placed.preceding(buffer, column, options.sort_above)
         position[column < 0] = np.iinfo(np.int32).max
         order = np.argsort(position, axis=1)
         position, positive = np.take_along_axis(position, order, axis=1), np.take_along_axis(positive, order, axis=1)
-        self._enter(block, position, positive)
+        self._enter_precision(block, position, positive)
         if self._people is not None:
             first = np.take_along_axis(column, order, axis=1)[np.arange(len(block)), positive.argmax(axis=1)]
             before = _people_before(placed.on_host(buffer)[: len(block)], first, self._people)
@@ -133,7 +151,7 @@ class _Ranker:
             self._enter_taus(block, position, positive, np.take_along_axis(similarity, order, axis=1))
         return buffer
 
-    def _enter(self, block: np.ndarray, position: np.ndarray, positive: np.ndarray) -> None:
+    def _enter_precision(self, block: np.ndarray, position: np.ndarray, positive: np.ndarray) -> None:
         """AP, INP, the first positive's rank and `follows`, from ascending 0-based ranks [n,P]."""
         result = self.result
         valid = result.drop_cause[block] == ""

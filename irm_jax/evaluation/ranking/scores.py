@@ -31,6 +31,10 @@ class Selection:
     def whole(cls, queries: int, images: int) -> Selection:
         return cls(np.arange(queries), np.arange(images))
 
+    def equals(self, other: Selection) -> bool:
+        """Whether both select the same records."""
+        return np.array_equal(self.query, other.query) and np.array_equal(self.gallery, other.gallery)
+
 
 class Buffer:
     """Blocks of scores against G gallery images on the devices, and what is read from them: ranks, the best images.

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh
 
+from irm_jax.evaluation.case import prepare, rank_cases
 from irm_jax.evaluation.protocols import MARKET, PROTOCOLS, Protocol
 from irm_jax.evaluation.ranking import device, rank
 from irm_jax.evaluation.ranking.metrics import Ranking, average_precision, summarize
@@ -493,3 +494,25 @@ def test_a_gallery_is_placed_once_for_all_queries_and_protocols(monkeypatch):
     part = rank.rank(scores.place(Selection(np.arange(6), np.arange(5))), None, rank.Options(query_block=BLOCK))
     assert part.top_ids.max() == 4
     assert len(placed) == 2
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_cases_of_the_same_records_are_ranked_as_alone_by_one_computation(monkeypatch, devices):
+    computed = []
+    original = Gallery.scores
+    monkeypatch.setattr(Gallery, "scores", lambda self, *args: computed.append(1) or original(self, *args))
+    random = np.random.default_rng(17)
+    q, g, q_columns, g_columns = draw(random, 21, 300, people=9)
+    query, gallery = Records.of(**q_columns), Records.of(**g_columns)
+    part = dataclasses.replace(MARKET, gallery={"camera": (0, 1)})
+    drawn = dataclasses.replace(MARKET, draw=("identity",), trials=2)
+    rules = [MARKET, drawn, EVERY_PAIR, part, dataclasses.replace(MARKET, junk=None)]
+    cases = [prepare(rule, query, gallery) for rule in (*rules, MARKET)]
+    options = [rank.Options(query_block=BLOCK, follow=rule is EVERY_PAIR) for rule in rules]
+    options.append(rank.Options(query_block=BLOCK, cut=40))
+    scores = EmbeddingScores(q, g, "euclidean", mesh_of(devices))
+    together = rank_cases(cases, scores, options)
+    # Three blocks of the whole gallery for four cases, of its part, and of each of two trials.
+    assert len(computed) == 3 + 3 + 2 * 3
+    for case, option, ranking in zip(cases, options, together, strict=True):
+        np.testing.assert_equal(dataclasses.asdict(ranking), dataclasses.asdict(case.rank(scores, option)))
