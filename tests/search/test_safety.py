@@ -27,6 +27,7 @@ from irm_jax.search import engines, snapshot, store
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.nightly, pytest.mark.filterwarnings("ignore")]
 KILLS = 100
+SIGNED = "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=x"
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -100,7 +101,7 @@ class AsGoogle:
         self._application = application
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Any:
-        environ.pop("HTTP_AUTHORIZATION", None)
+        environ["HTTP_AUTHORIZATION"] = SIGNED
         if environ.pop("HTTP_X_GOOG_IF_GENERATION_MATCH", "") == "0":
             environ["HTTP_IF_NONE_MATCH"] = "*"
         if "HTTP_X_GOOG_COPY_SOURCE" in environ:
