@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import datetime
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from irm_jax import pretrained
 from irm_jax.search import engines, ingest
 from irm_jax.search.crops import read_crops
 from irm_jax.search.index import Answer, Index
+from irm_jax.search.store import SearchError
 
 SEED, TASK, EDITION = 7, "t2i", 2
 """Seed, task and edition of the drawn people; the training sets are drawn with another seed."""
@@ -27,6 +29,7 @@ START = datetime.datetime(2026, 1, 1, 8)
 WEIGHTS = pretrained.SHIPPED / "demo"
 """The model, unless another is named."""
 QUERY = "query.jpg"
+MOST_PEOPLE = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +55,10 @@ EXAMPLES = (
 def prepare(folder: Path, people: int, model: str | None) -> Index:
     """Draws people, builds or completes the index, answers the examples; returns the index.
 
-    Raises CheckpointError if there is no model in the folder `model`.
+    Raises CheckpointError if there is no model in the folder `model`, and SearchError for too few or too many people.
     """
+    if not 2 <= people <= MOST_PEOPLE:
+        raise SearchError(f"--people {people}: draw 2 to {MOST_PEOPLE:,} people")
     workdir = model or str(WEIGHTS)
     pictures = folder / "people"
     draw(pictures, people)
@@ -106,6 +111,16 @@ def draw(folder: Path, people: int) -> None:
         time = START + datetime.timedelta(seconds=int(rng.integers(3600)) + 600 * number // PICTURES)
         worn = [slot.values[value] for slot, value in zip(outfits.BASE_SLOTS, shot.row.outfit, strict=False)]
         writer.writerow([shot.file, shot.person.rpartition("/")[2], CAMERAS[shot.scene.camera], time, *worn])
-    asked = next(s for s in shots["query"] if outfits.UPPER.values[s.row.outfit[0]] not in ("white", "red"))
-    files.write_atomically(folder / QUERY, benchmark.load(asked).image)
+    files.write_atomically(folder / QUERY, benchmark.load(_asked(shots["query"], chosen)).image)
     files.write_atomically(table, text.getvalue())
+
+
+def _asked(queries: Sequence[Shot], gallery: Mapping[str, Sequence[Shot]]) -> Shot:
+    """The prepared query: the first picture of a person in another colour than white whom the gallery has in white;
+    the first picture of all where there is none."""
+
+    def white(shot: Shot) -> bool:
+        return outfits.UPPER.values[shot.row.outfit[0]] == "white"
+
+    found = (one for one in queries if not white(one) and any(map(white, gallery[one.person])))
+    return next(found, queries[0])
