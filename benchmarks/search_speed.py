@@ -7,14 +7,15 @@ python benchmarks/search_speed.py --part query --entries 2000   # one query of e
 python benchmarks/search_speed.py --part start --entries 20000  # `search query`, from the command to the answer
 python benchmarks/search_speed.py --part serve --entries 1000000  # memory of `search serve`
 
-Vectors are drawn at random, pictures are noise; parts other than the first take the model of --model, by default the
-demo weights.
+Vectors are drawn at random, pictures are noise. Parts other than the first take the model of --model, by default the
+demo weights; `serve` by default one of their form with random weights, whose vectors have --width numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import resource
 import statistics
@@ -135,11 +136,29 @@ def drawn_index(model: str, entries: int) -> Iterator[str]:
         yield uri
 
 
-def serve_memory(model: str, entries: int) -> None:
+@contextlib.contextmanager
+def wide_model(width: int) -> Iterator[str]:
+    """A folder with a model of the demo's form, random weights, and vectors of `width` and 256 numbers."""
+    import jax
+    import jax.numpy as jnp
+
+    from irm_jax.models.irm import IRM, initialise
+
+    small = pretrained.load(pretrained.SHIPPED / "demo")
+    config = dataclasses.replace(small.config, width=width // 2, projection_width=256)
+    variables = IRM(config).init(jax.random.key(0), jnp.ones((1, config.max_length), jnp.int32), method=initialise)
+    with tempfile.TemporaryDirectory() as folder:
+        made = dataclasses.replace(small, config=config, variables=jax.device_get(variables))
+        pretrained.save(Path(folder, "model"), made, np.float16)
+        yield str(Path(folder, "model"))
+
+
+def serve_memory(model: str | None, entries: int, width: int) -> None:
     """Prints the memory of a `serve` process."""
     from irm_jax.search import engines
 
-    with drawn_index(model, entries) as uri:
+    with contextlib.ExitStack() as stack:
+        uri = stack.enter_context(drawn_index(model or stack.enter_context(wide_model(width)), entries))
         widths = engines.open_store(uri).about.widths
         words = [sys.executable, "-m", "irm_jax.search", "serve", uri, "--port", "0"]
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ) as page:
@@ -233,21 +252,24 @@ def adding(model: str, entries: int) -> None:
             print(f"  {name:22} {rate:8.0f} pictures/s   {min(seconds['Embedder']) / min(values):.2f} of Embedder's")
 
 
-PARTS = {"serve": serve_memory, "start": start_to_answer, "query": query_latency, "add": adding}
+PARTS = {"start": start_to_answer, "query": query_latency, "add": adding}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("engines", *PARTS), default="engines")
+    parser.add_argument("--part", choices=("engines", "serve", *PARTS), default="engines")
     parser.add_argument("--entries", type=int, nargs="+", default=[20_000, 200_000])
     parser.add_argument("--width", type=int, default=1536)
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 1000])
     parser.add_argument("--alone", action="store_true", help="ours alone, to see its memory")
-    parser.add_argument("--model", metavar="RUN", default=str(pretrained.SHIPPED / "demo"))
+    parser.add_argument("--model", metavar="RUN", help="for all parts but the first")
     options = parser.parse_args()
     for entries in options.entries:
+        if options.part == "serve":
+            serve_memory(options.model, entries, options.width)
+            continue
         if options.part != "engines":
-            PARTS[options.part](options.model, entries)
+            PARTS[options.part](options.model or str(pretrained.SHIPPED / "demo"), entries)
             continue
         held = Gallery(entries, options.width, not options.alone)
         for queries in options.queries:
