@@ -8,6 +8,7 @@ summed in float32.
 from __future__ import annotations
 
 import gc
+import sys
 from functools import partial
 
 import jax
@@ -31,6 +32,8 @@ BUCKETS = (1, 16, 64, 256, 1024)
 """Numbers of queries that are compiled for."""
 TOPS = (32, 256, 1024)
 """Numbers of best images that are compiled for; beyond, the next power of two."""
+UPPER = 1 if sys.byteorder == "little" else 0
+"""Which 16 bits of a float32 are its upper ones."""
 STEPS = 32
 """Memory is taken for a number of vectors rounded up by at most this part: programs are compiled for few numbers, and
 an index that grows keeps them."""
@@ -122,18 +125,28 @@ class VectorBuffer(Buffer):
 
     def _top_on_host(self, query: np.ndarray, k: int, passes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """`top` by NumPy's matrix product, chunk by chunk, keeping the k best so far."""
-        vectors = np.asarray(self._vectors)  # of one CPU device: the same memory
+        bits = np.asarray(self._vectors).view(np.uint16)  # of one CPU device: the same memory
+        padded = np.zeros((len(query), bits.shape[1]), np.float32)
+        padded[:, : self.width] = query
+        # Memory of all chunks: a system hands out new memory page by page, which takes a tenth of the time.
+        most = min(CHUNK, self.images)
+        chunk = np.zeros((most, bits.shape[1]), np.float32)
+        products, above = np.empty(len(query) * most, np.float32), np.empty(len(query) * most, bool)
         best = np.full((len(query), k), -np.inf, np.float32)
         rows = np.full((len(query), k), -1, np.int32)
         for start in range(0, self.images, CHUNK):
-            stop = min(start + CHUNK, self.images)
-            scores = query @ vectors[start:stop, : self.width].astype(np.float32).T
+            count = min(CHUNK, self.images - start)
+            # A bfloat16 is the upper half of a float32; the lower halves stay zero.
+            chunk.view(np.uint16)[:count, UPPER::2] = bits[start : start + count]
+            scores = products[: len(query) * count].reshape(len(query), count)
+            np.matmul(padded, chunk[:count].T, out=scores)
             if passes is not None:
-                scores[:, ~passes[start:stop]] = -np.inf
+                scores[:, ~passes[start : start + count]] = -np.inf
             least = best[:, -1:]
-            if not start and k < stop:  # the k-th best of the first chunk
+            if not start and k < count:  # the k-th best of the first chunk
                 least = np.nextafter(np.partition(scores, -k, axis=1)[:, -k:][:, :1], np.float32(-np.inf))
-            asked, column = np.nonzero(scores > least)
+            found = np.greater(scores, least, out=above[: scores.size].reshape(scores.shape))
+            asked, column = np.divmod(np.flatnonzero(found), count)
             of = np.concatenate([np.repeat(np.arange(len(query)), k), asked])
             score = np.concatenate([best.ravel(), scores[asked, column]])
             row = np.concatenate([rows.ravel(), (column + start).astype(np.int32)])
