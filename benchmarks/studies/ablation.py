@@ -1,12 +1,13 @@
 """Ablations of the quick recipe, the memory bank and the text-to-image objectives: variants x seeds on drawn people.
 
-Usage: python -m benchmarks.studies.ablation --study recipe|bank|captions --workdir runs/study [--seeds 5] [--steps 400]
+Usage: python -m benchmarks.studies.ablation --study STUDY --workdir runs/study [--seeds 5] [--steps 400]
        python -m benchmarks.studies.ablation --study bank --workdir runs/ablation --table   (write the results so far)
        python -m benchmarks.studies.ablation --study bank --workdir runs/ablation --table --base hard   (another base)
 
 Each variant is `configs/quickstart_paper.py` with some keys changed, trained by `python -m irm_jax.main` with the same
 steps and seeds for all, in WORKDIR/runs/VARIANT/SEED; bank and captions share their baseline. The variants of `recipe`
-are `configs/quickstart.py` less one part each; take another workdir for them, and `--steps 150`.
+are `configs/quickstart.py` less one part each; take another workdir for them, and `--steps 150`. Those of `task_free`
+are it with each part that is meant for the task-free setting, alone and together.
 
 WORKDIR/STUDY.md gets, per task and over tasks, task-specific and task-free, the mean over seeds of each variant and its
 paired difference to the first variant with a 95% interval; a last row gives the mean of all variants but the first.
@@ -74,6 +75,16 @@ RECIPE_VARIANTS: dict[str, tuple[str, ...]] = {
     "no_composed": NO_COMPOSED,
     "no_rows": NO_ROWS,
 }
+KEYS = "--config.memory_bank.neutral_keys=True"
+TASK_FREE_VARIANTS: dict[str, tuple[str, ...]] = {
+    "none": (*NO_NEUTRAL, *NO_COMPOSED),
+    "neutral": NO_COMPOSED,
+    "composed": NO_NEUTRAL,
+    "both": (),
+    "both_bank": BANK,
+    "both_neutral_keys": (*BANK, KEYS),
+    "both_bank_composed": (*BANK, KEYS, "--config.memory_bank.composed_weight=1"),
+}
 TOGETHER = "all of these"
 T2I = "procedural_t2i"
 CAPTION_PANELS = {
@@ -84,6 +95,7 @@ STUDIES = {
     "bank": paired.Study(BANK_VARIANTS, together=TOGETHER),
     "captions": paired.Study(CAPTION_VARIANTS, CAPTION_PANELS, TOGETHER),
     "recipe": paired.Study(RECIPE_VARIANTS, run_file="quickstart"),
+    "task_free": paired.Study(TASK_FREE_VARIANTS, run_file="quickstart"),
 }
 
 

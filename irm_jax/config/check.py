@@ -54,6 +54,7 @@ AT_LEAST = {
             "loss.contrastive_weight", "loss.matching_weight", "loss.masked_weight", "loss.replaced_weight",
             "text_to_image.queue_size", "text_to_image.soft_ramp_steps", "memory_bank.size", "memory_bank.ramp_steps",
             "memory_bank.soft_ramp_steps", "memory_bank.weight", "memory_bank.hard_weight", "memory_bank.soft_weight",
+            "memory_bank.composed_weight",
         ),
         0,
     ),

@@ -52,11 +52,13 @@ class Rules(NamedTuple):
             pairs are never negatives. (People who are linked have one identity and are positives.)
         negative_only: numbers of the tasks whose keys are never positives.
         task_negatives: whether only keys of the anchor's own task are negatives.
+        instructed_positives: whether only keys with an instruction of the anchor's kind are positives.
     """
 
     known_overlap: jax.Array
     negative_only: tuple[int, ...]
     task_negatives: bool
+    instructed_positives: bool = False
 
 
 class MemoryBankAux(NamedTuple):
@@ -227,6 +229,7 @@ def _roles(block: _Block, agreements: list[Float[Array, "A _"]], sources: list[_
             other = jnp.arange(agreement.shape[1], dtype=own_row.dtype)[None, :] != own_row[:, None]
             positive, negative = positive & other, negative & other
         comparable = (anchor.kind[:, None] == source.kind[None, :]) & (anchor.kind >= 0)[:, None]
+        positive = positive & comparable if rules.instructed_positives else positive
         agreed = jnp.where(comparable, jnp.clip(agreement, 0.0, 1.0), jnp.ones((), agreement.dtype))
         roles.positive.append(positive)
         roles.negative.append(negative)

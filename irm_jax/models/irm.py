@@ -103,13 +103,15 @@ class IRM(nn.Module):
         embeddings: bool,
         captions: bool,
         contrast: bool = False,
+        neutral: bool = False,
     ) -> KeyRows:
         """The rows of a joint batch as keys: without dropout, necks with the batch's own statistics.
 
         Images and captions are the second views `key_image`, `key_tokens` where the batch has them. The plain rows
         with an instruction make the necks' statistics; in training the composed rows, which make no keys, join them.
         Caption rows, under the neutral sentence (the last constant), come after the others. `embeddings` requests keys
-        of all rows, `captions` keys of the caption rows, and `contrast` the projections of the latter.
+        of all rows, `captions` keys of the caption rows, and `contrast` the projections of the latter. With `neutral`
+        every embedding stands under the neutral sentence, beside the feature of the row's own instruction.
         """
         groups = [name for name in (*EDITED_GROUPS, "caption") if name in batch and (embeddings or name == "caption")]
         views = {name: batch[name].get("key_image", batch[name]["image"]) for name in groups}
@@ -123,7 +125,7 @@ class IRM(nn.Module):
         sentences = self._encode_all_sentences(read, constant_tokens, train=False)
         embedding, instruction = None, None
         if embeddings:
-            embedding, instruction = self._key_embeddings(batch, groups, images, sentences)
+            embedding, instruction = self._key_embeddings(batch, groups, images, sentences, neutral=neutral)
         caption = None
         if captions:
             caption = self._caption_keys(images["caption"], sentences, batch["caption"].get("guessed"))
@@ -306,22 +308,30 @@ class IRM(nn.Module):
         return full_precision(to_blocks(person, cls.shape[0])), full_precision(to_blocks(guided, cls.shape[0]))
 
     def _key_embeddings(
-        self, batch: Batch, groups: list[str], images: dict[str, ImageFeatures], sentences: dict[str, Instruction]
+        self,
+        batch: Batch,
+        groups: list[str],
+        images: dict[str, ImageFeatures],
+        sentences: dict[str, Instruction],
+        *,
+        neutral: bool,
     ) -> tuple[Array, Array]:
         """Embedding [R, B, 2D] and instruction feature [R, B, D] of all rows, see `keys`."""
         edited = [name for name in groups if name != "caption"]
         tables = self._instruction_tables(batch, groups, sentences, train=False)
         constants = sentences["constants"].tokens.shape[0]
-        instructions, counted = [], []
+        instructions, edited_under, counted = [], [], []
         for name in groups:
             shape = batch[name]["identity"].shape
             is_caption = name == "caption"
-            index = jnp.full(shape, -constants, jnp.int32) if is_caption else batch[name]["instruction"]
+            last = jnp.full(shape, -constants, jnp.int32)
+            index = last if is_caption else batch[name]["instruction"]
             instructions.append(take_instruction(tables[name], index, constants))
+            edited_under.append(take_instruction(tables[name], last, constants) if neutral else instructions[-1])
             counted.append(jnp.zeros(shape, bool) if is_caption and edited else batch[name]["valid"])
         instruction = join(instructions)
         cls, patches = join([images[name].cls for name in groups]), join([images[name].patches for name in groups])
-        person, guided = self._edit(cls, patches, instruction, train=False)
+        person, guided = self._edit(cls, patches, join(edited_under), train=False)
         person, guided = self.edited_neck(person, guided, use_running_average=False, mask=join(counted)[..., None])
         return jnp.concatenate([person, guided], axis=-1), full_precision(instruction.feature)
 

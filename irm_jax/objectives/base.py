@@ -94,11 +94,13 @@ class KeyRequest:
         embeddings: retrieval embeddings of all rows.
         captions: the caption rows, with the word logits of what `draw` hid.
         contrast: projections of the caption rows.
+        neutral: the embeddings stand under the neutral sentence.
     """
 
     embeddings: bool = False
     captions: bool = False
     contrast: bool = False
+    neutral: bool = False
 
     @property
     def empty(self) -> bool:
@@ -106,9 +108,8 @@ class KeyRequest:
         return not (self.embeddings or self.captions)
 
     def __or__(self, other: KeyRequest) -> KeyRequest:
-        return KeyRequest(
-            self.embeddings or other.embeddings, self.captions or other.captions, self.contrast or other.contrast
-        )
+        names = [field.name for field in dataclasses.fields(self)]
+        return KeyRequest(**{name: getattr(self, name) or getattr(other, name) for name in names})
 
 
 @struct.dataclass

@@ -47,7 +47,7 @@ def make_case(seed, *, rows=10, anchors=6, bank=14, people=4, empty=0.3):
 NO_OVERLAP = Rules(np.zeros((SETS, SETS), bool), (), False)
 OVERLAP = np.zeros((SETS, SETS), bool)
 OVERLAP[0, 1] = OVERLAP[1, 0] = True
-RULES = [NO_OVERLAP, Rules(OVERLAP, (2,), False), Rules(OVERLAP, (), True)]
+RULES = [NO_OVERLAP, Rules(OVERLAP, (2,), False), Rules(OVERLAP, (), True), Rules(OVERLAP, (2,), False, True)]
 
 
 def twin(z, anchor, own, valid, batch, bank, rules):
@@ -68,7 +68,10 @@ def twin(z, anchor, own, valid, batch, bank, rules):
                     if source.task[j] in rules.negative_only:
                         continue
                     weight = 1.0
-                    if source.kind[j] == anchor.kind[i] and anchor.kind[i] >= 0:
+                    comparable = source.kind[j] == anchor.kind[i] and anchor.kind[i] >= 0
+                    if rules.instructed_positives and not comparable:
+                        continue
+                    if comparable:
                         weight = max(0.0, float(source.instruction[j] @ anchor.instruction[i]))
                     positives.append((s, weight, t))
                 elif not rules.known_overlap[anchor.dataset[i], source.dataset[j]] and (

@@ -268,6 +268,22 @@ def test_keys_of_one_view_are_the_embeddings_in_training_mode(micro_config):
             {"params": params, "batch_stats": start.batch_stats}, batch, constants, train=True, mutable=["batch_stats"]
         )
     )(start.params)
+    neutral = dict(batch)
+    for name in ("text", "visual"):  # the neutral sentence is the last of the constants, which count from the end
+        own = jnp.full_like(batch[name]["instruction"], -len(constants))
+        neutral[name] = {**batch[name], "instruction": own}
+    options = {"embeddings": True, "captions": False, "mutable": ["batch_stats"], "method": "keys"}
+
+    @jax.jit
+    def under_neutral(variables):
+        asked, _ = model.apply(variables, batch, constants, neutral=True, **options)
+        given, _ = model.apply(variables, neutral, constants, **options)
+        return asked, given
+
+    asked, given = under_neutral(variables)
+    np.testing.assert_array_equal(asked.embedding, given.embedding)
+    np.testing.assert_array_equal(asked.instruction, rows.instruction)
+    assert np.abs(asked.embedding - rows.embedding).max() > 1e-3
     edited = np.concatenate([output.edited.person, output.edited.guided], axis=-1)
     edited /= np.linalg.norm(edited, axis=-1, keepdims=True)
     keys = np.asarray(entries.key).reshape(data.plan.batch_blocks, -1, edited.shape[-1])
