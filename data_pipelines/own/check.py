@@ -70,7 +70,7 @@ def check(options: plan.Options) -> Report:
     lines = [f"{options.table}: {len(rows):,} pictures of {len({row.identity for row in rows}):,} people"]
     lines += [f"  {name:<11}{text}" for name, text in _counts(rows, cells, looked)]
     bad = [(row, one.problem) for row, one in zip(rows, looked, strict=True) if one.problem]
-    lines += _odd(rows, looked, nested=path.is_dir())
+    lines += _odd(rows, looked, nested=table_files.named_by_folders(path))
     found, refusal = _plan(options) if not bad else (None, "")
     if bad:
         lines.append(f"unreadable: {len(bad):,} of {len(rows):,} pictures")
@@ -242,8 +242,9 @@ def _cost(found: plan.Plan, rate: float, size: float) -> Iterator[str]:
     """Yields the time and disk of the build, from the speed at which this check read the pictures."""
     records = sum(len(items) for scan in found.scans.values() for items in scan.splits.values())
     seconds = records / max(rate, 1e-9) * 2  # a build reads, checks, hashes and writes
+    sets = "1 data set" if len(found.scans) == 1 else f"{len(found.scans)} data sets"
     yield (
-        f"  build: {records:,} records in {len(found.scans)} data sets, about {words.duration(max(seconds, 1))} and "
+        f"  build: {records:,} records in {sets}, about {words.duration(max(seconds, 1))} and "
         f"{words.size(records * size)} on {os.cpu_count()} cores; training says its own time after ten steps"
     )
 

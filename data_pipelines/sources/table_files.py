@@ -210,12 +210,7 @@ def _list(path: Path, split: str | None = None, root: Path | None = None) -> Ite
 
 def _lists(folder: Path) -> list[Cells]:
     """Returns the rows of the lists of a folder, [] if it holds none."""
-    files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.txt")):
-        found = _LIST.search(path.stem)
-        if found:
-            files.setdefault(found[1], path)
-    rows = {split: list(_list(path, split, folder)) for split, path in files.items()}
+    rows = {split: list(_list(path, split, folder)) for split, path in _list_files(folder).items()}
     trained = {row["identity"] for _, row in rows.get("train", [])}
     tested = {row["identity"] for split in rows if split != "train" for _, row in rows[split]}
     if trained & tested:
@@ -223,6 +218,20 @@ def _lists(folder: Path) -> list[Cells]:
         for _, row in (cell for split in rows if split != "train" for cell in rows[split]):
             row["identity"] = row["identity"] if row["identity"] == "-1" else f"test_{row['identity']}"
     return [cell for cells in rows.values() for cell in cells]
+
+
+def _list_files(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.txt")):
+        found = _LIST.search(path.stem)
+        if found:
+            files.setdefault(found[1], path)
+    return files
+
+
+def named_by_folders(path: Path) -> bool:
+    """Returns whether the folders of pictures say who they show, as in PERSON/*.jpg."""
+    return path.is_dir() and not _list_files(path)
 
 
 def _folder(folder: Path) -> Iterator[Cells]:

@@ -69,6 +69,18 @@ def test_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "day 0 has no rows: 2 pictures lie in it directly, and who they show" in capsys.readouterr().err
 
 
+def test_lists_name_the_people_wherever_the_pictures_lie(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(tmp_path, [f"all/{n}.jpg" for n in range(12)])
+    (tmp_path / "lists").mkdir()
+    for name, numbers in {"train": range(6), "query": range(6, 8), "gallery": range(8, 12)}.items():
+        lines = [f"../all/{n}.jpg {n % 2} {n % 3}\n" for n in numbers]
+        (tmp_path / f"lists/list_{name}.txt").write_text("".join(lines))
+    status, text = screen(tmp_path / "lists", capsys)
+    assert status == 0
+    assert "folders below" not in text
+    assert "12 records in 1 data set, about" in text
+
+
 def test_unreadable_pictures_are_named_and_the_status_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
