@@ -155,6 +155,11 @@ class BatchPlan:
         """Index of the neutral sentence in `constants`."""
         return len(self.constants) - 1
 
+    def title(self, layout: UnitLayout) -> str:
+        """Returns the name of a unit for messages: its data set, with the task where several tasks share it."""
+        name, task = layout.unit.dataset, layout.unit.task
+        return name if sum(other.unit.dataset == name for other in self.units) == 1 else f"{name} ({task})"
+
     def of_kind(self, kind: str) -> tuple[UnitLayout, ...]:
         """Returns the layouts of one kind."""
         return tuple(layout for layout in self.units if layout.kind == kind)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,8 +84,14 @@ def finished(final: Path, request: dict[str, Any], on_bad_image: str, overwrite:
     bad = {split: value["skipped"] for split, value in manifest.splits.items() if value["skipped"]}
     if bad and on_bad_image == "error":
         raise bad_images(manifest.name, bad)
-    logging.info("%s is already built", final)
+    _say_built(final)
     return manifest
+
+
+@functools.lru_cache(maxsize=4096)
+def _say_built(final: Path) -> None:
+    """Logs it once per process: an own table is looked at for training and again for every evaluation."""
+    logging.info("%s is already built", final)
 
 
 def _changed_keys(path: Path, request: dict[str, Any]) -> list[str]:

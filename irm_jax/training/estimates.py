@@ -76,7 +76,7 @@ def _epochs(training: Training, steps: int) -> str:
     for unit, source in zip(data.plan.units, data.sources, strict=False):  # planned data has no sources
         rows = unit.identities * data.plan.batch_blocks * unit.unit.images_per_identity * accumulate
         epochs = rows * steps / max(len(source.labels.identity), 1)
-        found.append((unit.unit.dataset, f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.1f}"))
+        found.append((data.plan.title(unit), f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.1f}"))
     if len(found) < 2:
         return "".join(f", {count} epochs of {name}" for name, count in found)
     listed = ", ".join(f"{name} {count}" for name, count in found[:LISTED])

@@ -316,7 +316,7 @@ class Logging(Hook):
         self._training = training
         run_record.append_run_record(training.workdir, training.record)
         plan = training.run.data.plan
-        rows = (f"{u.unit.dataset} {u.identities * plan.batch_blocks}x{u.unit.images_per_identity}" for u in plan.units)
+        rows = (f"{plan.title(u)} {u.identities * plan.batch_blocks}x{u.unit.images_per_identity}" for u in plan.units)
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         logging.info(
             "%s parameters on mesh %s; rows per batch: %s", f"{count:,}", dict(training.run.mesh.shape), ", ".join(rows)

@@ -98,6 +98,17 @@ def to_scores(
     return run(products, query_scale, *of_images, images)
 
 
+@partial(jax.jit, static_argnames="mesh")
+def of_host(scores: Float32[Array, "q G"], mesh: Mesh) -> Float32[Array, "q G"]:
+    """The same scores in memory of their own, which the next functions may write to; 0 for -0 and subnormal numbers."""
+
+    @_on_shards(mesh, (P(None, AXIS),), P(None, AXIS))
+    def run(scores: jax.Array) -> jax.Array:
+        return jnp.where(jnp.abs(scores) < SMALLEST, 0.0, scores)
+
+    return run(scores)
+
+
 @partial(jax.jit, static_argnames=("mesh", "layout"), donate_argnums=0)
 def remove(
     scores: Float32[Array, "q G"], columns: Int32[Array, "q J"], mesh: Mesh, layout: Layout

@@ -63,11 +63,13 @@ class Buffer:
 
     def given(self, scores: Float32[np.ndarray, "n G"], rows: int) -> Float32[Array, "q W"]:
         """The buffer of `rows` queries whose scores were computed on the host."""
-        padded = np.full((rows, self.layout.width * self.layout.shards), -np.inf, np.float32)
-        padded[: len(scores), : self.images] = np.where(np.abs(scores) < device.SMALLEST, 0, scores)
+        padded = np.empty((rows, self.layout.width * self.layout.shards), np.float32)
+        padded[: len(scores), : self.images] = scores
+        padded[: len(scores), self.images :] = -np.inf
+        padded[len(scores) :] = -np.inf
         spec = NamedSharding(self.mesh, P(None, device.AXIS))
-        # A copy of its own: the buffer is changed in place, which must not reach the host's memory.
-        return jax.make_array_from_callback(padded.shape, spec, lambda index: padded[index]).copy()
+        placed = jax.make_array_from_callback(padded.shape, spec, lambda index: padded[index])
+        return device.of_host(placed, mesh=self.mesh)
 
     def on_host(self, scores: jax.Array) -> Float32[np.ndarray, "q G"]:
         """The buffer without its padding columns, on every host."""

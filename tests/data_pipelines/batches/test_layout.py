@@ -100,6 +100,11 @@ def test_two_units_of_one_data_set_take_different_identities():
     assert plan.identities_per_batch("real") == 2 * (first.identities + second.identities)
 
 
+def test_units_of_one_data_set_are_told_apart_by_their_task():
+    plan = plan_of([Unit.of_task("a", "trad"), Unit.of_task("a", "cc"), Unit.of_task("b", "trad")], 24, 1)
+    assert [plan.title(layout) for layout in plan.units] == ["a (trad)", "a (cc)", "b"]
+
+
 def test_constants_are_the_sentences_in_use_and_the_neutral_one_last():
     plan = plan_of([Unit("a", "trad"), Unit("b", "vi"), Unit("c", "trad"), Unit.of_task("d", "li")], 64, 4)
     assert plan.constants == (tasks.TASKS["trad"].sentence, tasks.TASKS["vi"].sentence, tasks.NEUTRAL_SENTENCE)
