@@ -73,7 +73,9 @@ def test_evaluating_a_checkpoint_gives_the_figures_of_the_end_of_training(config
     assert after["run"]["step"] == before["run"]["step"] == 4
     assert {row["test_set"] for row in after["figures"]} >= {"procedural_trad", "procedural_ctcc"}
     assert after["figures"] == before["figures"]
-    assert len((second / "report.html").read_text()) > 10_000
+    page = (second / "report.html").read_text()
+    assert len(page) > 10_000
+    assert ".jpg</code>" in page  # queries are named with their files
     config.evaluation.checkpoint = "2"
     modes.evaluate(config, workdir)
     third = folders.newest(workdir)

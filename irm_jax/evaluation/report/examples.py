@@ -64,13 +64,18 @@ def _rank_list(evaluation: Evaluation, test: TestSet, outcome: Outcome, query: i
         )  # fmt: skip
     query_record = int(outcome.record[query])
     return RankList(
-        query_id=f"{test.name} query {query_record}",
+        query_id=_name(test, query_record),
         instruction=test.query.instruction(query_record),
         ranked=images,
         query_image=picture_of(test.query, query_record),
         ap=float(ranking.ap[query]),
         first_positive_rank=int(ranking.first_positive_rank[query]) or None,
     )
+
+
+def _name(test: TestSet, query: int) -> str:
+    """Returns how the page calls a query: its number, which per_query/ has too, and its file in the raw data set."""
+    return f"{test.name} query {query}, {test.query.index.file[query]}"
 
 
 def picture_of(split: SplitData, record: int) -> bytes:
@@ -84,7 +89,7 @@ def _rollouts(embedder: EmbeddingModel, test: TestSet, queries: Sequence[int]) -
     limit = test.query.dataset.max_pixels
     pictures = [decode_record(picture_of(test.query, q), f"{test.name}, query {q}", max_pixels=limit) for q in queries]
     instructions = [test.query.instruction(q) for q in queries]
-    names = [f"{test.name} query {q}" for q in queries]
+    names = [_name(test, q) for q in queries]
     # A caption is compared with the described picture, it does not edit it.
     return rollouts_of(embedder, pictures, instructions, names, edited=test.task.has_query_image)
 
