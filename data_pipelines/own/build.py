@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
+from etils import epath
 
 from data_pipelines import tasks
 from data_pipelines.dataset.writer import BuildOptions, write_dataset
@@ -20,6 +21,7 @@ from data_pipelines.own.plan import ROWS, Plan, place
 from data_pipelines.people import near_duplicates
 from data_pipelines.sources import Source, reading, table_files
 from data_pipelines.sources.division import GALLERY, QUERY
+from data_pipelines.sources.table import camera_number
 
 
 def build(plan: Plan, out: str | os.PathLike[str], options: BuildOptions | None = None) -> None:
@@ -74,6 +76,17 @@ def _write_rows(path: Path, plan: Plan) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({"division": plan.division}), sink)
     write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def camera_names(folder: epath.Path) -> dict[int, str]:
+    """Returns the cameras' names by number, of a data set (its version's folder) of an own table; {} for any other."""
+    path = folder.parent.parent / ROWS
+    if not path.exists():
+        return {}
+    table = pq.read_table(pa.BufferReader(path.read_bytes()))
+    labels = set(table["camera"].to_pylist()) if "camera" in table.column_names else set()
+    numbered = {camera_number(label): label for label in labels}
+    return {number: label for number, label in numbered.items() if number is not None}
 
 
 def _text(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_pipelines.own.build import camera_names
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax.evaluation.embed import EmbeddingModel, Instruction, of_length_one
 from irm_jax.evaluation.features import OWN, EmbedOptions, Variant, embed_split
@@ -100,9 +102,16 @@ class Scored:
         split = self.test.gallery
         return str(split.dataset.people[split.index.identity[image]])
 
+    @functools.cached_property
+    def camera_names(self) -> dict[int, str]:
+        """The names of cameras by number, where the data set is of an own table."""
+        return camera_names(self.test.gallery.dataset.folder)
+
     def camera(self, image: int) -> str:
-        number = int(self.test.gallery.records.camera_number[image])
-        return f"camera {number}" if number >= 0 else "unknown camera"
+        return self.camera_called(int(self.test.gallery.records.camera_number[image]))
+
+    def camera_called(self, number: int) -> str:
+        return f"camera {self.camera_names.get(number, number)}" if number >= 0 else "unknown camera"
 
     def relation(self, image: int) -> str:
         if self.person < 0:
@@ -242,7 +251,7 @@ def maps(scored: Scored, options: Options) -> tuple[list[Any], str]:
     charts = []
     for title, column, groups, names in (
         ("By person", identity, people, named),
-        ("By camera", records.camera_number, cameras, [f"camera {number}" for number in cameras]),
+        ("By camera", records.camera_number, cameras, [scored.camera_called(number) for number in cameras]),
     ):
         group = [groups.index(value) if value in groups else -1 for value in column[drawn].tolist()]
         charts.append(scatter_chart(title, Scatter(points, group, names, titles), marked))

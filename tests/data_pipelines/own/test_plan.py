@@ -162,6 +162,8 @@ def test_the_build_and_what_stands_beside_it(tmp_path: Path, monkeypatch: pytest
     assert kept.column_names == ["image", "identity", "camera", "clothes", "caption", "time", "shift", "row", "split"]
     assert kept["shift"].to_pylist() == [str(p % 3) for p in range(4) for _ in range(6)]
     assert set(kept["split"].to_pylist()) == {"train", "query", "gallery"}
+    cameras = {row.camera: values["camera"] for row, (_, values) in zip(found.rows, found.cells, strict=True)}
+    assert build.camera_names(dataset.folder) == cameras
     folder = build.make_vocabulary(found, tmp_path / "words")
     assert folder is None or "outfit" in (tmp_path / "words" / "vocab.txt").read_text().splitlines()
     # What was divided once is read back: no picture is opened.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 from page_reader import Page
 from report_example import jpeg, person
 
@@ -33,7 +34,7 @@ def scored(asked: int = 7, **changes: Any) -> explain.Scored:
     manifest = SimpleNamespace(namespace="procedural", source={})
     split = SimpleNamespace(
         records=records, index=SimpleNamespace(identity=identity),
-        dataset=SimpleNamespace(people=names, manifest=manifest),
+        dataset=SimpleNamespace(people=names, manifest=manifest, folder=epath.Path("/nowhere/own/mine/1.0.0")),
     )  # fmt: skip
     gallery = of_length_one(np.random.default_rng(0).normal(size=(count, 6)))
     query = of_length_one(np.random.default_rng(1).normal(size=(2, 6)))
@@ -75,6 +76,9 @@ def test_similar_people_stand_once_each_by_their_best_image() -> None:
     ]  # fmt: skip
     assert people[0].words == "best of 1 image, camera 0"
     assert people[1].words == "best of 3 images, unknown camera"
+    named = hand_made()
+    vars(named)["camera_names"] = {0: "front door"}  # as of an own table
+    assert explain.similar_people(named)[0].words == "best of 1 image, camera front door"
 
 
 def test_confusing_people_by_loops() -> None:
