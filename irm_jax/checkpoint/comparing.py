@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,13 +79,19 @@ def check_arrays(saved: Shapes, expected: Shapes, where: str) -> None:
 
 
 def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raises CheckpointError listing every key by which two data plans differ, with both values."""
-    lines = differences(saved, current)
+    """Raises CheckpointError listing every key by which two data plans differ, with both values.
+
+    Of what is compared by a hash (the records of a data set, a vocabulary) it says that the contents are others.
+    """
+    lines = [
+        re.sub(r': checkpoint "[0-9a-f]{64}", now "[0-9a-f]{64}"$', ": other contents (their hashes differ)", line)
+        for line in differences(saved, current)
+    ]
     if lines:
         raise CheckpointError(
             f"the data plan changed since the checkpoint ({len(lines)} keys differ):\n"
             + "\n".join(f"  {line}" for line in lines)
-            + "\nThe stream of batches would not continue: set these keys back, start in a new workdir, or go on with "
+            + "\nThe stream of batches would not continue: set these keys and data back, start in a new workdir, or go on with "
             "the new batches by --config.data.accept_changes"
         )
 

@@ -58,6 +58,8 @@ def test_fingerprint_lists_every_differing_key() -> None:
         "  units[0].share: checkpoint 0.5, now 0.25",
         '  units[1].dataset: checkpoint "b", now absent',
     ]
+    with pytest.raises(CheckpointError, match=r"differ\):\n  data.a: other contents \(their hashes differ\)\n"):
+        check_fingerprint({"data": {"a": "0" * 64}}, {"data": {"a": "f" * 64}})
 
 
 SHAPES = {
