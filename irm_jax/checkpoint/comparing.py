@@ -91,8 +91,8 @@ def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any]) -> N
         raise CheckpointError(
             f"the data plan changed since the checkpoint ({len(lines)} keys differ):\n"
             + "\n".join(f"  {line}" for line in lines)
-            + "\nThe stream of batches would not continue: set these keys and data back, start in a new workdir, or go on with "
-            "the new batches by --config.data.accept_changes"
+            + "\nThe stream of batches would not continue: set these keys and data back, start in a new workdir, or go "
+            "on with the new batches by --config.data.accept_changes"
         )
 
 
