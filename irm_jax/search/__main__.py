@@ -92,7 +92,7 @@ def _asking(command: Callable[..., argparse.ArgumentParser]) -> None:
     one.add_argument("--sentence", help="without a picture: a description of the person")
     one.add_argument("--where", help="a filter, such as \"camera != 'gate'\"")
     one.add_argument("--top", type=int, default=20, help="hits (default: 20)")
-    one.add_argument("--rescore", type=int, help="best hits that are judged again (default: 200; 0: none)")
+    one.add_argument("--rescore", type=int, help="best hits that are judged again (default: 200, or 0, see docs)")
     one.add_argument("--html", metavar="FILE", help="also write a page with the hits' pictures")
     one.add_argument("--json", action="store_true", help="print JSON")
     one.add_argument("--model", metavar="RUN", help="where the model is now (default: where the index says)")

@@ -19,10 +19,10 @@ from irm_jax.search import crops, engines, filters, store
 from irm_jax.search.model import SearchModel
 from irm_jax.search.snapshot import Snapshot
 from irm_jax.search.store import About, GalleryStore, SearchError, StoreLost
-from irm_jax.search.thresholds import PICTURE, Threshold, kind_of, threshold_for
+from irm_jax.search.thresholds import PICTURE, Threshold, constant_task, kind_of, threshold_for
 
 RESCORE = 200
-"""Best entries that the second stage judges again, by default."""
+"""Best entries that the second stage judges again by default, where it is of use."""
 MOST_HITS = 10_000
 
 
@@ -161,13 +161,14 @@ class Index:
             where: a filter, see `filters`; entries that do not pass are not ranked.
             top: how many hits.
             rescore: how many of the best are judged again in a second stage: embedded under the query's own
-                instruction, or judged by the matching head. 0: none. None: RESCORE.
+                instruction, or judged by the matching head. 0: none. None: RESCORE, but 0 for an instruction that
+                names or shows clothes: under one, all pictures come to wear them, and what each really shows is lost.
 
         Raises SearchError (a query that is none, a picture that cannot be read) and FilterError.
         """
         self._check(image, instruction, sentence, top)
         condition = filters.parse(where, self.about.columns) if where and where.strip() else None
-        request = _Request(self, condition, top, RESCORE if rescore is None else rescore)
+        request = _Request(self, condition, top, rescore)
         try:
             return request.run(image, instruction, sentence)
         except StoreLost:
@@ -197,8 +198,9 @@ class Index:
 class _Request:
     """One query on its way."""
 
-    def __init__(self, index: Index, condition: filters.Filter | None, top: int, rescore: int) -> None:
-        self.index, self.condition, self.top, self.rescore = index, condition, top, max(0, rescore)
+    def __init__(self, index: Index, condition: filters.Filter | None, top: int, rescore: int | None) -> None:
+        self.index, self.condition, self.top = index, condition, top
+        self.given, self.rescore = rescore, RESCORE if rescore is None else max(0, rescore)
 
     def run(self, image: Any, instruction: Any, sentence: str | None) -> Answer:
         model = self.index.model
@@ -217,6 +219,8 @@ class _Request:
             return self.answer("neutral", model.embed_under([pixels], NEUTRAL_SENTENCE)[0], PICTURE)
         unknown = self._words(own) if isinstance(own, str) else ()
         vector = model.embed_under([pixels], own)[0]
+        if self.given is None and constant_task(own) is None:
+            self.rescore = 0
         kind = kind_of(own, self.rescore > 0)
         again = (lambda pictures: model.embed_under(pictures, own) @ vector) if self.rescore else None
         return self.answer("neutral", vector, kind, unknown, again)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hmac
+import html
 import os
+import re
 import signal
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,15 @@ CSS = """
 #hits .grid-container {grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)) !important}
 #hits .thumbnail-lg {aspect-ratio: auto; display: flex; flex-direction: column; height: auto}
 #hits .thumbnail-lg img {aspect-ratio: 1 / 2; height: auto}
-#hits .caption-label {position: static; white-space: normal; max-width: none; width: 100%; text-align: left;
+#hits .caption-label {position: static; white-space: pre-line; max-width: none; width: 100%; text-align: left;
     font-variant-numeric: tabular-nums}
-#picked {position: sticky; bottom: 0; z-index: 5; background: var(--background-fill-primary)}
+#hits .thumbnail-lg:hover .caption-label {opacity: 1}
+#picked {position: fixed; left: 0; right: 0; bottom: 0; z-index: 50; flex-flow: row wrap; align-items: center;
+    padding: .5rem max(1rem, calc(50% - 37rem)); overflow-wrap: anywhere;
+    background: var(--background-fill-primary); border-top: 1px solid var(--border-color-primary)}
+#picked #detail {flex: 1 1 18rem; width: auto}
+#picked #more {flex: 0 0 auto}
+.gradio-container {padding-bottom: 6rem !important}
 #use {opacity: .75; font-size: .9rem}
 """
 
@@ -56,7 +64,10 @@ class Access:
 
     @classmethod
     def of(cls, host: str, port: int, password_file: str | None) -> Access:
-        """Raises SearchError for another address than this machine's without passwords, or a file without any."""
+        """Raises SearchError for another address than this machine's without passwords, a file without any, or a number
+        that is no port."""
+        if not 0 <= port <= 65535:
+            raise SearchError(f"--port {port}: a port is a number from 1 to 65535; 0 takes a free one")
         if password_file is None:
             if host not in LOCAL:
                 raise SearchError(
@@ -111,7 +122,7 @@ class Page:
                         label="Words", elem_id="words", lines=1, max_lines=3, max_length=1000, submit_btn=False,
                         placeholder="alone: a person in a red shirt; with a picture: wearing a green shirt",
                     )  # fmt: skip
-                    with gr.Accordion("Picture of clothes to look for, in place of words", open=False):
+                    with gr.Accordion("Clothes to look for, as a picture", open=False):
                         clothes = _upload("Clothes", 160, "clothes")
                     filters = self._filters()
                     with gr.Row():
@@ -119,28 +130,31 @@ class Page:
                         clear = gr.ClearButton(
                             [image, words, clothes, *filters[:4]], value="Clear", elem_id="clear", min_width=100
                         )
+                    tried = self._tried(image, words)
                 with gr.Column(scale=3, min_width=320):
                     notes = gr.Markdown(self._empty(), elem_id="notes")
                     shown = gr.Gallery(show_label=False, columns=5, height="auto", allow_preview=False,
-                                       object_fit="contain", elem_id="hits", buttons=[], format="png")  # fmt: skip
-                    with gr.Column(elem_id="picked"):
-                        detail = gr.Markdown("", elem_id="detail")
-                        more = gr.Button("More like this", visible=False, elem_id="more")
-            if self.examples:
-                gr.Examples([[p, w] for s, p, w in self._examples()], [image, words], label="Try",
-                            cache_examples=False)  # fmt: skip
-            outputs = [shown, notes, hits, chosen, detail, more]
+                                       object_fit="contain", elem_id="hits", buttons=[], format="png",
+                                       visible=False)  # fmt: skip
+            with gr.Column(elem_id="picked", visible=False) as picked:
+                detail = gr.Markdown("", elem_id="detail")
+                more = gr.Button("More like this", elem_id="more")
+            outputs = [shown, notes, hits, chosen, detail, picked]
             inputs = [image, words, clothes, *filters]
             for event in (go.click, words.submit, filters[3].submit):
                 event(self._search, inputs, outputs, api_visibility="private")
-            shown.select(self._choose, [hits], [chosen, detail, more], api_visibility="private")
+            if tried is not None:
+                tried.load_input_event.then(self._search, inputs, outputs, api_visibility="private")
+            shown.select(self._choose, [hits], [chosen, detail, picked], api_visibility="private")
             more.click(self._similar, [chosen, *filters], outputs, api_visibility="private")
             clear.click(self._cleared, None, outputs, api_visibility="private")
             app.load(self._opened, None, [notes, filters[0]], api_visibility="private")
         return app
 
-    def _examples(self) -> list[tuple[str | None, str | None, str | None]]:
-        return [(sentence, picture, sentence or words) for sentence, picture, words in self.examples]
+    def _tried(self, image: Any, words: Any) -> Any:
+        """The prepared queries; None without any."""
+        rows = [[picture, sentence or instruction] for sentence, picture, instruction in self.examples]
+        return gr.Examples(rows, [image, words], label="Try", cache_examples=False) if rows else None
 
     def _opened(self) -> list[Any]:
         """Number of pictures and cameras of the version that is served when the page is opened."""
@@ -170,27 +184,43 @@ class Page:
         count = len(self.index.snapshot)
         if not count:
             return "The index is empty: add pictures with `python -m irm_jax.search add`."
-        return f"{count:,} pictures. Drop a picture, or describe a person in words, then press Enter or Search."
+        return (
+            f"**{count:,} pictures.** Ask with\n\n"
+            "* a picture of a person: who looks the same?\n"
+            "* a picture and words, or a picture of clothes: the same person, wearing them\n"
+            "* words alone: whom do they describe?\n\nthen press Enter or Search."
+        )
 
     def _search(self, image: Any, words: str, clothes: Any, *filters: Any) -> list[Any]:
         instruction: Any = Path(clothes) if clothes else (words or "").strip() or None
-        with _explained():
+
+        def asked() -> Answer:
             if image is None and clothes:
                 raise SearchError("a picture of clothes goes with a picture of a person: drop one, or use words alone")
             if image is None and not (words or "").strip():
                 raise SearchError("drop a picture of a person, or describe one in words")
             where, top = _where(*filters[:4]), int(filters[4])
             if image is None:
-                answer = self.index.query(sentence=words, where=where, top=top)
-            else:
-                answer = self.index.query(Path(image), instruction, where=where, top=top)
-            return self._shown(answer)
+                return self.index.query(sentence=words, where=where, top=top)
+            return self.index.query(Path(image), instruction, where=where, top=top)
+
+        return self._answered(asked)
 
     def _similar(self, chosen: str | None, *filters: Any) -> list[Any]:
-        with _explained():
+        def asked() -> Answer:
             if chosen is None:
                 raise SearchError("choose a hit first")
-            return self._shown(self.index.similar(chosen, _where(*filters[:4]), int(filters[4])))
+            return self.index.similar(chosen, _where(*filters[:4]), int(filters[4]))
+
+        return self._answered(asked)
+
+    def _answered(self, asked: Callable[[], Answer]) -> list[Any]:
+        """The hits; where the user made a mistake its message, in place of them and in the corner of the window."""
+        try:
+            return self._shown(asked())
+        except (UserError, RetryError) as error:
+            gr.Warning(html.escape(str(error)), duration=10, title="Not searched")
+            return self._without_hits(f"**Not searched:** {_literally(str(error))}")
 
     def _shown(self, answer: Answer) -> list[Any]:
         stored = self.index.store.pictures([hit.id for hit in answer])
@@ -198,18 +228,16 @@ class Page:
         hits = [hit for hit in answer if hit.id in stored]
         for number, hit in enumerate(hits, 1):
             pictures.append((crops.decode(stored[hit.id], hit.path), _caption(number, hit)))
-        notes = [f"**{len(hits)} hits** of {answer.searched:,} pictures.", *answer.notes()]
+        found = f"**{len(hits)} hits** of {answer.searched:,} pictures." if hits else "**No hits.**"
+        notes = "  \n".join([found, *map(_literally, answer.notes())])
         if not hits:
-            notes[0] = "**No hits.**"
+            return self._without_hits(notes)
         rows = [(hit.id, _detail(hit)) for hit in hits]
-        return [
-            gr.update(value=pictures, selected_index=None),
-            "  \n".join(notes),
-            rows,
-            None,
-            "",
-            gr.update(visible=False),
-        ]
+        shown = gr.update(value=pictures, selected_index=None, visible=True)
+        return [shown, notes, rows, None, "", gr.update(visible=False)]
+
+    def _without_hits(self, notes: str) -> list[Any]:
+        return [gr.update(value=[], selected_index=None, visible=False), notes, [], None, "", gr.update(visible=False)]
 
     def _choose(self, hits: list[tuple[str, str]], event: gr.SelectData) -> list[Any]:
         if not isinstance(event.index, int) or not 0 <= event.index < len(hits):
@@ -218,7 +246,7 @@ class Page:
         return [entry, detail, gr.update(visible=True)]
 
     def _cleared(self) -> list[Any]:
-        return [gr.update(value=[], selected_index=None), self._empty(), [], None, "", gr.update(visible=False)]
+        return self._without_hits(self._empty())
 
 
 def serve(
@@ -271,15 +299,9 @@ def _refreshed(index: Index) -> None:
         logging.warning("no newer version can be read: %s", error)
 
 
-class _explained:
-    """Shows the user's errors on the page."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, UserError | RetryError):
-            raise gr.Error(str(error), duration=None, print_exception=False) from error
+def _literally(text: str) -> str:
+    """Markdown that shows the text as it is."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
 
 
 def _where(cameras: Sequence[str] | None, start: str | None, end: str | None, text: str | None) -> str | None:
@@ -302,8 +324,8 @@ def _quoted(text: str) -> str:
 
 def _caption(number: int, hit: Hit) -> str:
     state = {True: " · above", False: " · below", None: ""}[hit.above]
-    beside = " · ".join(str(hit.columns[name]) for name in ("camera", "time") if hit.columns.get(name) is not None)
-    return f"{number}. {hit.score:.3f}{state}" + (f" · {beside}" if beside else "")
+    beside = [str(hit.columns[name]) for name in ("camera", "time") if hit.columns.get(name) is not None]
+    return "\n".join([f"{number}. {hit.score:.3f}{state}", *beside])
 
 
 def _detail(hit: Hit) -> str:

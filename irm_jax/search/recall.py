@@ -32,6 +32,9 @@ def recall(index: Index, top: int, queries: int, where: str | None) -> Iterator[
     rng = np.random.default_rng(SEED)
     chosen = np.sort(rng.choice(len(snapshot), min(queries, len(snapshot)), replace=False))
     condition = filters.parse(where, store.about.columns) if where else _tenth(snapshot)
+    passes = snapshot.passes(condition)
+    if passes is not None and not passes.any():
+        raise SearchError("no entry passes the filter: there is nothing to compare")
     near = _noisy(snapshot.vectors("neutral").host_vectors(chosen), rng)
     sentences = np.stack([index.model.embed_sentence(one) for one in _sentences(rng, queries)])
     for name, space, asked, narrowed in (

@@ -15,12 +15,13 @@ from absl import logging
 from data_pipelines.tasks import TASKS
 from irm_jax.evaluation.earlier_results import ResultsError
 from irm_jax.evaluation.figures import read_results
+from irm_jax.pretrained import folder_of
 
 FPR = "0.01"
 """The false-positive rate whose threshold is stored, as results.json writes it."""
-PICTURE, ONE_STAGE = "picture", "one stage"
-"""Kinds of query beside the tasks: a picture alone, and an instruction without the second stage. The evaluation
-measures neither: its galleries are embedded under their own instructions."""
+PICTURE, UNMEASURED = "picture", "unmeasured"
+"""Kinds of query beside the tasks: a picture alone, and an instruction whose ranking no evaluation has. An evaluation's
+galleries are embedded under their own instructions; a constant sentence is that of all, in the second stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Threshold:
 def read_thresholds(workdir: str) -> dict[str, Any]:
     """The thresholds of a run's results.json by task; empty without an evaluation."""
     found: dict[str, Any] = {}
+    if folder_of(workdir) is not None:  # a model without the run that trained it
+        return found
     try:
         for figure in read_results(workdir).open_set:
             made = Threshold(float(figure.threshold[FPR]), float(FPR), figure.test_set, figure.absent)
@@ -52,14 +55,16 @@ def read_thresholds(workdir: str) -> dict[str, Any]:
     return found
 
 
-def kind_of(instruction: str | np.ndarray, second_stage: bool) -> str:
-    """The kind of a query by picture and instruction: the task whose evaluation judges such pairs."""
-    if not second_stage:
-        return ONE_STAGE
+def constant_task(instruction: str | np.ndarray) -> str | None:
+    """The task whose constant sentence the instruction is; None for one that names or shows clothes."""
     if not isinstance(instruction, str):
-        return next(task.name for task in TASKS.values() if task.kind == "visual")
-    constant = {task.sentence: task.name for task in TASKS.values() if task.sentence}
-    return constant.get(instruction.strip(), "li")
+        return None
+    return {task.sentence: task.name for task in TASKS.values() if task.sentence}.get(instruction.strip())
+
+
+def kind_of(instruction: str | np.ndarray, second_stage: bool) -> str:
+    """The kind of a query by picture and instruction: the task whose evaluation ranks as it does, or UNMEASURED."""
+    return (constant_task(instruction) if second_stage else None) or UNMEASURED
 
 
 def threshold_for(thresholds: dict[str, Any], kind: str) -> Threshold | None:

@@ -58,11 +58,16 @@ def test_scores_are_those_of_the_model(index: Index, crops_dir: Path) -> None:
         np.testing.assert_allclose([found[str(file)] for file in files], expected, atol=atol)
 
     vector = model.embed_under([asked], "wearing a red shirt")[0]
-    check(index.query(asked, "wearing a red shirt", top=30, rescore=0), neutral @ vector, 2e-3)
+    check(index.query(asked, "wearing a red shirt", top=30), neutral @ vector, 2e-3)
     under = model.embed_under(pixels, "wearing a red shirt")
-    check(index.query(asked, "wearing a red shirt", top=30), under @ vector, 1e-4)
+    check(index.query(asked, "wearing a red shirt", top=30, rescore=200), under @ vector, 1e-4)
     clothes = model.embed_under([asked], picture(5))[0]
-    check(index.query(asked, picture(5), top=30), model.embed_under(pixels, picture(5)) @ clothes, 1e-4)
+    check(index.query(asked, picture(5), top=30), neutral @ clothes, 2e-3)
+    under = model.embed_under(pixels, picture(5))
+    check(index.query(asked, picture(5), top=30, rescore=200), under @ clothes, 1e-4)
+    constant = model.embed_under([asked], "ignore clothes")[0]
+    under = model.embed_under(pixels, "ignore clothes")
+    check(index.query(asked, "ignore clothes", top=30), under @ constant, 1e-4)
     check(index.query(sentence="a red shirt", top=30), caption @ model.embed_sentence("a red shirt"), 2e-3)
 
 
@@ -121,9 +126,12 @@ def test_thresholds_are_those_of_the_evaluation(index: Index, run: str, crops_di
     assert answer.threshold is not None
     assert answer.threshold.value == measured["trad"].threshold["0.01"]
     assert [hit.above for hit in answer] == [hit.score > answer.threshold.value for hit in answer]
-    alone = index.query(crops_dir / "00.png")
-    assert {hit.above for hit in alone} == {None}
-    assert any("No threshold is known" in note for note in alone.notes())
+    # What no evaluation ranks in this way has none.
+    for given in ({}, {"instruction": "wearing a hat"}, {"instruction": "wearing a hat", "rescore": 5},
+                  {"instruction": "do not change clothes", "rescore": 0}):  # fmt: skip
+        answer = index.query(crops_dir / "00.png", **given)
+        assert {hit.above for hit in answer} == {None}
+        assert any("No threshold is known" in note for note in answer.notes())
 
 
 def test_unknown_words_are_named(index: Index) -> None:
@@ -194,7 +202,7 @@ def test_removed_bytes_are_gone_after_compaction(copy: Index, crops_dir: Path, c
     assert command.main(["compact", copy.store.uri]) == 0
     assert "1 entries removed" in capsys.readouterr().out
     assert not on_disk()
-    answer = copy.query(crops_dir / "07.png", "wearing a red shirt", top=30)
+    answer = copy.query(crops_dir / "07.png", "wearing a red shirt", top=30, rescore=200)
     assert copy.refresh()
     assert not any(hit.path.endswith("07.png") for hit in copy.query(crops_dir / "07.png", top=30))
     assert len(answer) == 30  # of the version in memory; its removed picture is not judged again
@@ -278,6 +286,8 @@ def test_recall_of_the_exact_search_is_one(index: Index) -> None:
     assert [line.split("recall@5 ")[1][:6] for line in lines[:2]] == ["1.0000", "1.0000"]
     assert "18 entries pass" in lines[1]
     assert lines[2].startswith("sentence ")
+    with pytest.raises(SearchError, match="no entry passes"):
+        list(recall(index, 5, 8, "floor = 99"))
 
 
 def test_nothing_of_an_index_is_believed() -> None:

@@ -30,7 +30,8 @@ def site(index: Index, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     folder = tmp_path_factory.mktemp("page")
     os.environ["GRADIO_TEMP_DIR"] = str(folder / "scratch")
     index.warm()
-    app = page.launch(page.Page(index), page.Access.of("127.0.0.1", 0, None))
+    prepared = [("a person in a red shirt", None, None)]
+    app = page.launch(page.Page(index, prepared), page.Access.of("127.0.0.1", 0, None))
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield app.local_url, browser
@@ -105,7 +106,28 @@ def test_errors_are_shown(tab: Any, words: str, where: str, message: str) -> Non
     tab.click("#filters button")
     tab.fill("#where input, #where textarea", where)
     tab.click("#search")
-    tab.wait_for_selector(f"text={message}")
+    tab.wait_for_selector(f".toast-wrap >> text={message}")
+    assert message in tab.inner_text("#notes")
+
+
+def test_markup_in_a_message_is_text(tab: Any) -> None:
+    tab.fill("#words textarea", "a red shirt")
+    tab.click("#filters button")
+    tab.fill("#where input, #where textarea", "<img src=x onerror=\"document.title='no'\"> **b**")
+    tab.click("#search")
+    tab.wait_for_function("document.querySelector('#notes').innerText.includes('<img src=x')")
+    assert "**b**" in tab.inner_text("#notes")
+    assert tab.title() == "Person search"
+
+
+def test_a_prepared_query_is_answered_at_a_click(tab: Any) -> None:
+    tab.click("td:has-text('a person in a red shirt')")
+    hits(tab, 20)
+    tab.locator("#hits button.thumbnail-item").first.focus()
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#picked #more")
+    bar = tab.locator("#more").bounding_box()
+    assert bar["y"] + bar["height"] <= 900  # in sight, however many hits there are
 
 
 def test_a_file_that_is_no_picture_is_an_error(tab: Any, tmp_path: Path) -> None:
@@ -127,6 +149,9 @@ def test_another_address_needs_passwords(tmp_path: Path) -> None:
 
     with pytest.raises(SearchError, match="--password_file"):
         Access.of("0.0.0.0", 8000, None)
+    for port in (-1, 99999):
+        with pytest.raises(SearchError, match="a port is a number"):
+            Access.of("127.0.0.1", port, None)
     file = tmp_path / "users"
     for text in ("", "ada", "ada:", ":secret"):
         file.write_text(text)
