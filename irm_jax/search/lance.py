@@ -45,6 +45,8 @@ except ImportError as error:
 GALLERY, PART = "gallery", "part-"
 METADATA = b"irm_jax.search"
 IDS_AT_ONCE = 500
+LEAST = 256
+"""Vectors that Lance wants for each part of an approximate index."""
 T = TypeVar("T")
 
 
@@ -242,16 +244,15 @@ class LanceStore(GalleryStore):
 
         self._latest()
         rows = self.count()
-        if rows < 256:
+        if rows < LEAST:
             raise SearchError(
-                f"{self.uri} has {rows} entries; an approximate index needs 256, and is of use for millions"
+                f"{self.uri} has {rows} entries; an approximate index needs {LEAST}, and is of use for millions"
             )
         for space in SPACES:
             width = self.about.widths[space]
             pieces = next(n for n in (width // 8, width // 4, width // 2, width) if n and width % n == 0)
-            config = IvfPq(
-                distance_type="dot", num_partitions=max(1, round(rows**0.5 / 4)), num_sub_vectors=pieces
-            )  # fmt: skip
+            parts = max(1, min(round(rows**0.5 / 4), rows // LEAST))
+            config = IvfPq(distance_type="dot", num_partitions=parts, num_sub_vectors=pieces)
             name = vector_column(space)
             _said(self.uri, self._table.create_index, name, config=config, replace=True)
 

@@ -48,7 +48,9 @@ CSS = """
     padding: .5rem max(1rem, calc(50% - 37rem)); overflow-wrap: anywhere;
     background: var(--background-fill-primary); border-top: 1px solid var(--border-color-primary)}
 #picked #detail {flex: 1 1 18rem; width: auto}
-#picked #more {flex: 0 0 auto}
+#picked #more {flex: 0 0 auto; width: auto}
+.gradio-container:not(:has(#more)) #hits .selected {--ring-color: transparent;
+    border-color: var(--border-color-primary)}
 .gradio-container {padding-bottom: 6rem !important}
 #use {opacity: .75; font-size: .9rem}
 """

@@ -84,6 +84,7 @@ class Snapshot:
             raise StoreLost(f"{self._store.uri} was changed while it was read: start again")
         cache.write(self.ids, made)
         made.finish()
+        pa.default_memory_pool().release_unused()  # it keeps what the batches took
         return made
 
     def _fetch(self, space: str, made: VectorBuffer, missing: np.ndarray) -> None:

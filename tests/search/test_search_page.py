@@ -72,7 +72,7 @@ def test_words_filter_and_more_like_this(tab: Any) -> None:
     assert len(hits(tab, 6)) == 6
     assert "of 6 pictures" in tab.inner_text("#notes")
     tab.locator("#hits button.thumbnail-item").nth(2).click()
-    tab.wait_for_function("document.querySelector('#detail').innerText.includes('floor: 3')")
+    tab.wait_for_selector("#detail:has-text('floor: 3')")
     tab.click("#more")
     hits(tab, 5)  # the chosen one is left out
     tab.fill("#where input, #where textarea", "floor = 99")
@@ -90,7 +90,7 @@ def test_an_uploaded_picture_finds_itself(tab: Any, crops_dir: Path) -> None:
     assert "hall" in found[0]
     assert "2026-01-08" in found[0]
     tab.locator("#hits button.thumbnail-item").first.click()
-    tab.wait_for_function("document.querySelector('#detail').innerText.includes('07.png')")
+    tab.wait_for_selector("#detail:has-text('07.png')")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_markup_in_a_message_is_text(tab: Any) -> None:
 
 
 def test_a_prepared_query_is_answered_at_a_click(tab: Any) -> None:
-    tab.click("td:has-text('a person in a red shirt')")
+    tab.click("button:has-text('a person in a red shirt')")
     hits(tab, 20)
     tab.locator("#hits button.thumbnail-item").first.focus()
     tab.keyboard.press("Enter")
