@@ -101,11 +101,12 @@ class Evaluator:
         if o.controls and test.task.sentence is None and test.task.has_query_image:
             swaps = swapped_instruction(test.query.records, test.gallery.records, test.protocols[0])
         neutral = o.task_free and test.task_free
-        two_stage = o.two_stage > 0 and test.task.has_query_image
+        caption = test.task.kind == "caption"
+        two_stage = o.two_stage > 0 and not caption
         features = embed_set(
             self.embedder, test,
             EmbedOptions(
-                neutral or two_stage, o.controls, o.flip, tokens=o.rescore_top > 0, two_stage=two_stage,
+                neutral or two_stage, o.controls, o.flip, judged=o.rescore_top > 0 if caption else two_stage,
                 workers=o.workers, threads=o.threads, instruction=o.tau_similarity == "model",
             ), swaps,
         )  # fmt: skip
@@ -165,7 +166,7 @@ def _processed(embedded: EmbeddedSet) -> Iterator[tuple[tuple[str, ...], str, Sc
             "the query's instruction, before the rest"
         )
         pair = features.pair(OWN, NEUTRAL)
-        yield ("two_stage",), words, Rescored(*pair, features.matcher, options.two_stage, mesh, at_once=True)
+        yield ("two_stage",), words, Rescored(*pair, features.matcher, options.two_stage, mesh)
     if options.rerank and not features.caption:  # captions are no neighbours of captions
         words = "k-reciprocal re-ranking"
         yield ("rerank",), words, KReciprocal(*features.pair(OWN, OWN), metric=options.metric, mesh=mesh)

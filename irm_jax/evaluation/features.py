@@ -55,8 +55,8 @@ class EmbedOptions:
 
     neutral: the variant NEUTRAL. controls: NEUTRAL and GREY.
     flip: FLIP, and the projection's mean over image and mirror.
-    tokens: the images' tokens, which captions read in the matching head.
-    two_stage: `SetFeatures.matcher` judges images under the query's instruction; needs NEUTRAL.
+    judged: `SetFeatures.matcher` is there: for captions the matching head, for images the model under the query's
+    instruction (whose ranking also needs NEUTRAL).
     instruction: also keep the features of the records' own instructions, which mAP_tau by model similarity reads.
     workers, threads: see `ReadAhead`.
     """
@@ -64,8 +64,7 @@ class EmbedOptions:
     neutral: bool = False
     controls: bool = False
     flip: bool = False
-    tokens: bool = False
-    two_stage: bool = False
+    judged: bool = False
     workers: int = 0
     threads: int = 2
     instruction: bool = False
@@ -76,28 +75,25 @@ class SplitFeatures:
     """Features of N records.
 
     embedding: by variant. instruction: of OWN, the feature of the instruction itself, where it was asked for.
-    projection: as captions compare images; projection_flip: its mean over image and mirror. tokens: of the images.
+    projection: as captions compare images; projection_flip: its mean over image and mirror.
     """
 
     embedding: dict[str, Float32[np.ndarray, "N D2"]]
     instruction: dict[str, Float32[np.ndarray, "N D"]]
     projection: Float[np.ndarray, "N P"]
     projection_flip: Float[np.ndarray, "N P"] | None = None
-    tokens: Float32[np.ndarray, "N T D"] | None = None
 
     @classmethod
     def concat(cls, parts: Sequence[SplitFeatures]) -> SplitFeatures:
         """The records of several splits, one split after the other."""
         if len(parts) == 1:
             return parts[0]
-        tokens = [part.tokens for part in parts if part.tokens is not None]
         flips = [part.projection_flip for part in parts if part.projection_flip is not None]
         return cls(
             embedding={name: np.concatenate([p.embedding[name] for p in parts]) for name in parts[0].embedding},
             instruction={name: np.concatenate([p.instruction[name] for p in parts]) for name in parts[0].instruction},
             projection=np.concatenate([part.projection for part in parts]),
             projection_flip=np.concatenate(flips) if flips else None,
-            tokens=np.concatenate(tokens) if tokens else None,
         )
 
 
@@ -139,7 +135,6 @@ def embed_set(
     `swaps`: i32[Q], the gallery record whose instruction each query also gets (SWAPPED), -1 for none.
     """
     caption = test.task.kind == "caption"
-    options = dataclasses.replace(options, tokens=options.tokens and caption)
 
     def embedded(split: SplitData, *more: Variant) -> SplitFeatures:
         variants = [Variant.own(split)]
@@ -155,7 +150,8 @@ def embed_set(
     if caption:
         captions = [str(test.query.instruction(record)) for record in range(len(test.query))]
         query = SplitFeatures({}, {}, embedder.project_sentences(captions))
-        matcher = CaptionMatcher(embedder, captions, gallery.tokens) if gallery.tokens is not None else None
+        encoded = _EncodedGallery(embedder, test, options)
+        matcher = CaptionMatcher(embedder, captions, encoded.count, encoded.batches) if options.judged else None
         return SetFeatures(caption, query, gallery, matcher=matcher)
     if swaps is None:
         return _judged(embedder, test, SetFeatures(caption, embedded(test.query), gallery), options)
@@ -166,7 +162,7 @@ def embed_set(
 
 def _judged(embedder: EmbeddingModel, test: TestSet, features: SetFeatures, options: EmbedOptions) -> SetFeatures:
     """The features with a matcher of query images and gallery images under the query's instruction, if asked for."""
-    if not options.two_stage:
+    if not options.judged:
         return features
     query = features.query.embedding[OWN]
     first = test.query.instructions[0]
@@ -174,17 +170,32 @@ def _judged(embedder: EmbeddingModel, test: TestSet, features: SetFeatures, opti
     if all(isinstance(one, str) and one == first for one in every):  # the gallery is embedded so already
         return dataclasses.replace(features, matcher=_cosines(query, features.gallery.embedding[OWN]))
 
-    def batches(images: np.ndarray) -> Iterator[tuple[np.ndarray, ImageFeatures]]:
-        start = 0
-        for part in test.parts:
-            records = images[(images >= start) & (images < start + len(part))] - start
-            for chosen, kept, pictures in read_batches(embedder, part, records, options):
-                yield chosen[:kept] + start, embedder.image_features(pictures)
-            start += len(part)
+    encoded, own = _EncodedGallery(embedder, test, options), (test.query.instructions, test.query.instruction_index)
+    return dataclasses.replace(
+        features, matcher=InstructedMatcher(embedder, query, own, encoded.count, encoded.batches)
+    )
 
-    own = test.query.instructions, test.query.instruction_index
-    matcher = InstructedMatcher(embedder, query, own, len(test.gallery_records), batches)
-    return dataclasses.replace(features, matcher=matcher)
+
+@dataclasses.dataclass(frozen=True)
+class _EncodedGallery:
+    """The gallery of a test set, all parts, encoded anew batch by batch: features of a whole gallery are never held."""
+
+    embedder: EmbeddingModel
+    test: TestSet
+    options: EmbedOptions
+
+    @property
+    def count(self) -> int:
+        return len(self.test.gallery_records)
+
+    def batches(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, ImageFeatures]]:
+        """Yields numbers of `images` i[n], ascending, and the features of a batch, of which the first n are theirs."""
+        start = 0
+        for part in self.test.parts:
+            records = images[(images >= start) & (images < start + len(part))] - start
+            for chosen, kept, pictures in read_batches(self.embedder, part, records, self.options):
+                yield chosen[:kept] + start, self.embedder.image_features(pictures)
+            start += len(part)
 
 
 def _cosines(query: np.ndarray, gallery: np.ndarray) -> Matcher:
@@ -269,7 +280,6 @@ class _SplitEmbedding:
             instruction={OWN: joined("instruction", OWN)} if ("instruction", OWN) in self.pieces else {},
             projection=joined("projection"),
             projection_flip=joined("projection", FLIP) if flip else None,
-            tokens=joined("tokens") if self.options.tokens else None,
         )
 
     def _embed_segment(self, segment: np.ndarray) -> None:
@@ -305,8 +315,6 @@ class _SplitEmbedding:
 
         features = embedder.image_features(images)
         projection = keep("projection", "", embedder.project_images(features)[:kept])
-        if self.options.tokens:
-            keep("tokens", "", embedder.image_tokens(features)[:kept])
         own, done = None, dict[bytes, Any]()
         for variant in self.variants:
             if variant.grey:

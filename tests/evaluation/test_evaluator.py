@@ -1,7 +1,9 @@
 """One whole evaluation of a model that has learnt nothing: every figure, variant and control of the results."""
 
+import collections
 import copy
 import json
+import weakref
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from data_pipelines.images import decode_record
 from data_pipelines.tasks import NEUTRAL_SENTENCE, TASKS
 from irm_jax import run
 from irm_jax.evaluation import folders
+from irm_jax.evaluation.embed import EmbeddingModel, of_length_one
 from irm_jax.evaluation.evaluator import Evaluator, Options
 from irm_jax.evaluation.figures import METRICS, counterpart, headlines, label, select
 from irm_jax.evaluation.report.results import benchmark_checks
@@ -23,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 SETS = [f"procedural_{task}" for task in TASKS]
 CONTROLS = ("random", "color_histogram", "image_only", "instruction_only", "perfect_identity", "oracle")
 TWO_STAGE = 20
+RESCORED = 16
 FREE = {"setting": "task_free", "gallery": "union", "gallery_instruction": "neutral"}
 
 
@@ -160,12 +164,8 @@ def test_task_free_rankings_leave_out_the_query_itself(evaluated):
             assert gallery.records.content[record] == outcome.gallery.content[row]
 
 
-@pytest.mark.parametrize("name", ["procedural_li", "procedural_ctcc", "procedural_cc"])
-def test_two_stages(evaluated, name):
-    """Against a loop over queries that embeds pictures one list at a time: sentences, pictures, a constant sentence."""
-    _, evaluation, embedder = evaluated
-    test = next(test for test in evaluation.sets if test.name == name)
-    # Other parameters, of both signs: embeddings of the others are nearly equal.
+def with_signed_variables(embedder):
+    """The same model with other parameters, of both signs: embeddings of the others are nearly equal."""
     embedder, random = copy.copy(embedder), np.random.default_rng(5)
 
     def signed(path, x):
@@ -176,18 +176,27 @@ def test_two_stages(evaluated, name):
         return jax.device_put(made.astype(x.dtype), x.sharding)
 
     embedder.variables = jax.tree_util.tree_map_with_path(signed, embedder.variables)
+    return embedder
+
+
+def pictures_of(split):
+    reader = split.dataset.reader(split.split, ("image",))
+    return [decode_record(reader[i]["image"], "", max_pixels=split.dataset.max_pixels) for i in range(len(split))]
+
+
+@pytest.mark.parametrize("name", ["procedural_li", "procedural_ctcc", "procedural_cc"])
+def test_two_stages(evaluated, name):
+    """Against a loop over queries that embeds pictures one list at a time: sentences, pictures, a constant sentence."""
+    _, evaluation, embedder = evaluated
+    test = next(test for test in evaluation.sets if test.name == name)
+    embedder = with_signed_variables(embedder)
     options = Options(two_stage=TWO_STAGE, controls=False, task_free=False, open_set=False)
     evaluation = Evaluator(embedder, [test], options).run()
     wanted = counterpart(
         evaluation.figures, evaluation.headline(test).figure, scoring=("two_stage",), protocol="market"
     )
     outcome = next(outcome for outcome in evaluation.outcomes if outcome.figure is wanted)
-
-    def pictures(split):
-        reader = split.dataset.reader(split.split, ("image",))
-        return [decode_record(reader[i]["image"], "", max_pixels=split.dataset.max_pixels) for i in range(len(split))]
-
-    gallery, asked = pictures(test.gallery), pictures(test.query)
+    gallery, asked = pictures_of(test.gallery), pictures_of(test.query)
     neutral = embedder.embed(gallery.__getitem__, [NEUTRAL_SENTENCE] * len(gallery))
     for number, record in enumerate(outcome.record[:4]):
         own = test.query.instruction(record)
@@ -202,6 +211,49 @@ def test_two_stages(evaluated, name):
         np.testing.assert_allclose(scores[ids], np.sort(scores)[::-1][: len(ids)], atol=1e-5)
     assert wanted.metric == "cosine"
     assert "neutral sentence" in wanted.description
+
+
+def test_captions_are_judged_again(evaluated, monkeypatch):
+    """Against a loop over captions; tokens of a whole gallery are never held."""
+    _, evaluation, embedder = evaluated
+    test = next(test for test in evaluation.sets if test.name == "procedural_t2i")
+    embedder = with_signed_variables(embedder)
+    embedder.batch_size = 8
+    held, most_held = collections.Counter(), collections.Counter()
+
+    def image_tokens(features):
+        tokens = EmbeddingModel.image_tokens(embedder, features)
+        held["images"] += len(tokens)
+        most_held["images"] = max(most_held["images"], held["images"])
+        weakref.finalize(tokens, held.subtract, {"images": len(tokens)})
+        return tokens
+
+    monkeypatch.setattr(embedder, "image_tokens", image_tokens, raising=False)
+    options = Options(rescore_top=RESCORED, controls=False, task_free=False, open_set=False)
+    evaluation = Evaluator(embedder, [test], options).run()
+    wanted = counterpart(evaluation.figures, evaluation.headline(test).figure, scoring=("rescored",))
+    outcome = next(outcome for outcome in evaluation.outcomes if outcome.figure is wanted)
+    assert len(test.gallery_records) > 3 * 8
+    assert 0 < most_held["images"] <= 2 * 8
+
+    gallery = pictures_of(test.gallery)
+    tokens = np.concatenate(
+        [EmbeddingModel.image_tokens(embedder, embedder.image_features(batch))[:kept]
+         for _, kept, batch in embedder.batches(gallery.__getitem__, len(gallery))]
+    )  # fmt: skip
+    projected = embedder.project(gallery.__getitem__, len(gallery))
+    for number, record in enumerate(outcome.record[:4]):
+        caption = str(test.query.instruction(record))
+        scores = projected @ of_length_one(embedder.project_sentences([caption]))[0]
+        best = np.argsort(-scores, kind="stable")[:RESCORED]
+        words, mask = embedder.caption_tokens([caption])
+        judged = embedder.match(np.repeat(words, RESCORED, 0), np.repeat(mask, RESCORED, 0), tokens[best])
+        assert np.ptp(judged) > 0.01
+        expected = best[np.argsort(-judged, kind="stable")]
+        asked, images = test.query.records, test.gallery_records.take(expected)
+        junk = (images.identity == asked.identity[record]) & (images.clothes != asked.clothes[record])
+        ids = outcome.ranking.top_ids[number]
+        np.testing.assert_array_equal(ids, expected[~junk][: len(ids)])
 
 
 def test_the_report_is_written(evaluated, tmp_path):

@@ -52,27 +52,35 @@ class Judge(abc.ABC):
         """Judges distinct pairs of a query's number and an image, in ascending order: f32[P]."""
 
 
+Batches = Callable[[np.ndarray], Iterator[tuple[np.ndarray, ImageFeatures]]]
+"""Of image numbers, ascending, yields some of them i[n], and features, whose first n rows belong to these images."""
+
+
 class CaptionMatcher(Judge):
     """Judges captions and images by the matching head, in batches of one size.
 
-    captions: the sentences. image_tokens: f32[G,T,D].
+    captions: the sentences, one per query. images: how many there are; batches: see `Batches`. Each image is encoded
+    once per call, and the tokens of one batch are held at a time: those of a whole gallery are f32[G,T,D].
     """
 
-    def __init__(self, embedder: EmbeddingModel, captions: list[str], image_tokens: np.ndarray) -> None:
+    def __init__(self, embedder: EmbeddingModel, captions: list[str], images: int, batches: Batches) -> None:
         distinct, which = np.unique(np.asarray(captions, object).astype(str), return_inverse=True)
-        super().__init__(which, len(image_tokens))
-        self._embedder, self._images = embedder, image_tokens
+        super().__init__(which, images)
+        self._embedder, self._batches = embedder, batches
         self._tokens, self._mask = embedder.caption_tokens([str(s) for s in distinct])
         pieces = mesh_lib.row_shards(embedder.mesh)
         self._at_once = -(-PAIRS_AT_ONCE // pieces) * pieces
 
     def _judge(self, which: np.ndarray, images: np.ndarray) -> np.ndarray:
         found = np.empty(len(which), np.float32)
-        for start in range(0, len(which), self._at_once):
-            rows = slice(start, min(start + self._at_once, len(which)))
-            caption, image = (np.resize(one[rows], self._at_once) for one in (which, images))
-            logits = self._embedder.match(self._tokens[caption], self._mask[caption], self._images[image])
-            found[rows] = logits[: rows.stop - rows.start]
+        for mine, rows, features in _by_batch(self._batches, images):
+            tokens = self._embedder.image_tokens(features)
+            for start in range(0, len(mine), self._at_once):
+                pairs = mine[start : start + self._at_once]
+                caption = np.resize(which[pairs], self._at_once)
+                image = np.resize(rows[start : start + self._at_once], self._at_once)
+                logits = self._embedder.match(self._tokens[caption], self._mask[caption], tokens[image])
+                found[pairs] = logits[: len(pairs)]
         return found
 
 
@@ -80,13 +88,12 @@ class InstructedMatcher(Judge):
     """Judges query images and gallery images by their cosine, both embedded under the query's own instruction.
 
     query: embeddings f32[Q,D2] under the own instructions. instructions: the distinct ones; which: i[Q], of each query.
-    images: how many there are. batches: yields image numbers i[n] in ascending order and features, whose first n rows
-    belong to these images. Each image is encoded once per TABLE_ROWS instructions.
+    images: how many there are; batches: see `Batches`. Each image is encoded once per TABLE_ROWS instructions.
     """
 
     def __init__(
         self, embedder: EmbeddingModel, query: np.ndarray, instructions: tuple[Sequence[Instruction], np.ndarray],
-        images: int, batches: Callable[[np.ndarray], Iterator[tuple[np.ndarray, ImageFeatures]]],
+        images: int, batches: Batches,
     ) -> None:  # fmt: skip
         super().__init__(np.arange(len(query)), images)
         self._embedder, self._query, self._batches = embedder, of_length_one(query), batches
@@ -100,52 +107,56 @@ class InstructedMatcher(Judge):
             used = distinct[start : start + TABLE_ROWS]
             table = self._embedder.instructions([self._instructions[i] for i in used])
             pairs = np.flatnonzero(np.isin(own, used))
-            pairs = pairs[np.argsort(images[pairs], kind="stable")]
-            for numbers, features in self._batches(np.unique(images[pairs])):
-                first, last = np.searchsorted(images[pairs], [numbers[0], numbers[-1] + 1])
-                mine = pairs[first:last]
-                rows, index = np.searchsorted(numbers, images[mine]), np.searchsorted(used, own[mine])
+            for positions, rows, features in _by_batch(self._batches, images[pairs]):
+                mine = pairs[positions]
+                index = np.searchsorted(used, own[mine])
                 embedded = of_length_one(finite(self._embedder.edit_pairs(features, rows, table, index)))
                 found[mine] = np.einsum("pd,pd->p", self._query[which[mine]], embedded)
         return found
+
+
+def _by_batch(batches: Batches, images: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, ImageFeatures]]:
+    """Yields per batch: positions i[n] in `images` i[P], the row of the batch that each is at, the batch's features."""
+    order = np.argsort(images, kind="stable")
+    ordered = images[order]
+    for numbers, features in batches(np.unique(images)):
+        first, last = np.searchsorted(ordered, [numbers[0], numbers[-1] + 1])
+        yield order[first:last], np.searchsorted(numbers, ordered[first:last]), features
 
 
 class Rescored(Scores):
     """Cosine of query f32[Q,P] and gallery f32[G,P] embeddings, but the best images of each query are judged again.
 
     They come first, in the order of `match(queries i[n], gallery images i[n]) -> f32[n]` (numbers of all records);
-    equal ones keep the order of the gallery. The rest follow by cosine. `top`: how many are judged. at_once: `match` is
-    first asked for the pairs of all queries, for one that reads each image once a call.
+    equal ones keep the order of the gallery. The rest follow by cosine. `top`: how many are judged. `match` is asked
+    once for the pairs of all queries, as it may read each image once per call.
     """
 
     def __init__(
         self, query: np.ndarray, gallery: np.ndarray, match: Callable[[np.ndarray, np.ndarray], np.ndarray],
-        top: int, mesh: Mesh | None = None, *, at_once: bool = False,
+        top: int, mesh: Mesh | None = None,
     ) -> None:  # fmt: skip
         self._query, self._gallery = of_length_one(query), of_length_one(gallery)
-        self._match, self._top, self._mesh, self._at_once = match, top, mesh, at_once
+        self._match, self._top, self._mesh = match, top, mesh
 
     def place(self, selection: Selection) -> Placed:
         gallery = rows_of(self._gallery, selection.gallery)
         top = min(self._top, len(gallery))
 
-        def best_of(records: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            scores = (self._query[records] @ gallery.T).astype(np.float32)
-            best = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :top], axis=1)
-            return scores, best, selection.gallery[best.ravel()]
+        def cosines(queries: np.ndarray) -> Float32[np.ndarray, "n G"]:
+            return (self._query[selection.query[queries]] @ gallery.T).astype(np.float32)
 
-        if self._at_once:
-            blocks = np.array_split(selection.query, -(-len(selection.query) // QUERIES_AT_ONCE))
-            images = np.concatenate([best_of(block)[2] for block in blocks])
-            self._match(np.repeat(selection.query, top), images)
+        best = np.empty((len(selection.query), top), np.int32)
+        for start in range(0, len(best), QUERIES_AT_ONCE):
+            queries = np.arange(start, min(start + QUERIES_AT_ONCE, len(best)))
+            best[queries] = np.sort(np.argsort(-cosines(queries), axis=1, kind="stable")[:, :top], axis=1)
+        judged = self._match(np.repeat(selection.query, top), selection.gallery[best.ravel()]).reshape(best.shape)
+        place = np.argsort(order_again(judged), axis=1)
 
         def scores_of(queries: np.ndarray) -> Float32[np.ndarray, "n G"]:
-            records = selection.query[queries]
-            scores, best, images = best_of(records)
-            judged = self._match(np.repeat(records, top), images).reshape(best.shape)
-            place = np.argsort(order_again(judged), axis=1)
+            scores = cosines(queries)
             # A cosine is at most 1: places count down from 3 to above 2, so that their order is exact in float32.
-            np.put_along_axis(scores, best, (3.0 - place / top).astype(np.float32), axis=1)
+            np.put_along_axis(scores, best[queries], (3.0 - place[queries] / top).astype(np.float32), axis=1)
             return scores
 
         return PlacedOnHost(scores_of, selection, self._mesh)

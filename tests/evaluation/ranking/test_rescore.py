@@ -1,5 +1,7 @@
 """The best of a first ranking judged again, before the rest."""
 
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ def test_the_best_come_in_the_judges_order_and_the_rest_by_cosine():
         return gallery.astype(np.float32)
 
     scores = rescored(judge, 3, [1, 0])
-    assert asked == [([1, 1, 1, 0, 0, 0], [1, 2, 3, 0, 1, 2])]
+    assert asked == [([0, 0, 0, 1, 1, 1], [0, 1, 2, 1, 2, 3])]
     assert order(scores) == [[3, 2, 1, 0, 4], [2, 1, 0, 3, 4]]
     np.testing.assert_allclose(scores[1, 3:], [0, -1], atol=1e-7)
 
@@ -58,24 +60,42 @@ def test_the_judge_is_asked_for_records():
 
 
 class CountingEmbedder:
-    """Judges a caption and an image by 10 * caption + image, whose "tokens" are these numbers; counts the pairs."""
+    """Judges a caption and an image by 10 * caption + image, whose "tokens" are these numbers; counts the pairs, and
+    the images whose tokens are held while a pair is judged."""
 
     def __init__(self):
         self.mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "model"))
-        self.asked = []
+        self.asked, self.encoded, self.held, self.most_held = [], [], 0, 0
+
+    def batches(self, images):
+        """Two images at a time, of a batch of three."""
+        for start in range(0, len(images), 2):
+            numbers = images[start : start + 2]
+            self.encoded.append(numbers.tolist())
+            yield numbers, np.resize(numbers, 3)
+
+    def image_tokens(self, features):
+        tokens = features.astype(float)[:, None, None]
+        self.held += len(tokens)
+        weakref.finalize(tokens, self._release, len(tokens))
+        return tokens
+
+    def _release(self, images):
+        self.held -= images
 
     def caption_tokens(self, sentences):
         return np.array([[float(s)] for s in sentences]), np.ones((len(sentences), 1), bool)
 
     def match(self, tokens, mask, image):
         assert mask.all()
+        self.most_held = max(self.most_held, self.held)
         self.asked += zip(tokens[:, 0].tolist(), image[:, 0, 0].tolist(), strict=True)
         return 10 * tokens[:, 0] + image[:, 0, 0]
 
 
 def test_a_pair_of_sentence_and_image_is_judged_once():
     embedder = CountingEmbedder()
-    matcher = CaptionMatcher(embedder, ["7", "3", "7"], np.arange(4.0)[:, None, None])
+    matcher = CaptionMatcher(embedder, ["7", "3", "7"], 4, embedder.batches)
     queries, images = np.array([0, 1, 2, 2]), np.array([3, 0, 3, 1])
     np.testing.assert_array_equal(matcher(queries, images), [73, 30, 73, 71])
     assert set(embedder.asked) == {(7.0, 3.0), (3.0, 0.0), (7.0, 1.0)}
@@ -84,6 +104,22 @@ def test_a_pair_of_sentence_and_image_is_judged_once():
     assert not embedder.asked
     np.testing.assert_array_equal(matcher(np.array([1, 0]), np.array([2, 1])), [32, 71])
     assert set(embedder.asked) == {(3.0, 2.0)}
+
+
+def test_pairs_with_captions_are_judged_as_in_a_loop(monkeypatch):
+    """Fewer pairs at a time than a batch has; each image is encoded once, tokens of two batches are held at most."""
+    monkeypatch.setattr("irm_jax.evaluation.ranking.rescore.PAIRS_AT_ONCE", 4)
+    embedder, random = CountingEmbedder(), np.random.default_rng(0)
+    captions = [str(one) for one in random.integers(0, 9, 12)]
+    matcher = CaptionMatcher(embedder, captions, 30, embedder.batches)
+    queries, images = np.divmod(random.permutation(12 * 30)[:300], 30)
+    expected = [10 * float(captions[query]) + image for query, image in zip(queries, images, strict=True)]
+    np.testing.assert_array_equal(matcher(queries, images), expected)
+    assert embedder.encoded == [[image, image + 1] for image in range(0, 30, 2)]
+    assert len(set(embedder.asked)) == len(
+        {(captions[query], image) for query, image in zip(queries, images, strict=True)}
+    )
+    assert embedder.most_held <= 6
 
 
 class EditingEmbedder:
