@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ import optax
 from absl import flags
 from ml_collections import ConfigDict
 
+from data_pipelines.files import write_json
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax.compile import analytic_flops, chips
 from irm_jax.config import load
@@ -303,7 +303,7 @@ def main() -> None:
         print(f"| {row.section} | {row.what} | {', '.join(cells)} |", flush=True)
     if arguments.json:
         device = {"device": DEVICE.device_kind, "jax": jax.__version__, "small": arguments.small}
-        arguments.json.write_text(json.dumps({**device, "rows": [dataclasses.asdict(row) for row in rows]}, indent=2))
+        write_json(arguments.json, {**device, "rows": [dataclasses.asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ class DatasetError(UserError, ValueError):
     """Reports a data set that cannot be built or read as it is; the message names the cause and the cure."""
 
 
+class ConfigError(UserError, ValueError):
+    """The configuration cannot be run. The message names the key, the cause and the cure."""
+
+
 class ImageError(UserError, ValueError):
     """Reports a picture that cannot be read: no picture, damaged, cut short, too large. Builds can skip such pictures.
 

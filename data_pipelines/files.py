@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from data_pipelines.object_lock import LockedError
 
 __all__ = [
     "LockedError", "StorageLost", "WriteError", "check_place", "folder_in_one_step", "jsonable", "lock", "parse_json",
-    "replacing", "scratch_path", "sweep", "write_atomically", "write_json",
+    "replacing", "scratch_path", "sweep", "temporary_folder", "write_atomically", "write_json",
 ]  # fmt: skip
 
 LOCK = ".lock"
@@ -263,6 +264,17 @@ def check_writable(path: Path | epath.Path) -> None:
         scratch = _prepared(_target(Path(path)))
         scratch.touch()
         scratch.unlink()
+
+
+def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """Makes a folder for temporary files. Raises WriteError where there is no place for one."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+    except OSError as error:
+        cause = error.strerror or error
+        raise WriteError(
+            error.errno, f"there is no place for temporary files ({cause}): set TMPDIR to a folder that can be written"
+        ) from error
 
 
 def check_place(folder: Path | epath.Path) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from data_pipelines.errors import ImageError, RetryError, UserError, pip_line
+from data_pipelines.errors import ConfigError, ImageError, RetryError, UserError, pip_line
 
 __all__ = ["ConfigError", "ImageError", "RetryError", "UserError", "pip_line"]
-
-
-class ConfigError(UserError, ValueError):
-    """The configuration cannot be run. The message names the key, the cause and the cure."""

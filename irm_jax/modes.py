@@ -29,7 +29,7 @@ from irm_jax.evaluation.report.write import write_evaluation
 from irm_jax.export import folder as exporting
 from irm_jax.export import functions
 from irm_jax.logs import run_record, writers
-from irm_jax.logs.workdir import locked, require_free
+from irm_jax.logs.workdir import locked, locked_for, require_free
 from irm_jax.parallel import devices, processes
 from irm_jax.training import estimates
 from irm_jax.training.hooks import Hook, hooks_of
@@ -108,7 +108,7 @@ def embed_folder(config: ConfigDict, workdir: epath.Path) -> None:
     size = min(64, config.evaluation.batch_size)
     embedder = Embedder(workdir, step=_chosen_step(config), batch_size=size, devices=jax.devices())
     target = workdir / config.embed.output
-    with locked(workdir):
+    with locked_for(target, workdir):
         if processes.is_main():
             writing.check_writable(target)
         embeddings = embedder.project_images(files) if search else embedder(files, [instruction] * len(files))
@@ -147,7 +147,7 @@ def explain(config: ConfigDict, workdir: epath.Path) -> None:
     runs.enable_compilation_cache(config)
     target = workdir / e.output
     checkpoint.read_metadata(workdir / runs.CHECKPOINTS, _chosen_step(config))  # before the lock makes the folder
-    with locked(workdir):
+    with locked_for(target, workdir):
         writing.check_writable(target)
         step, run = runs.from_checkpoint(config, workdir, _chosen_step(config))
         options = explaining.Options(
@@ -176,7 +176,7 @@ def export_functions(config: ConfigDict, workdir: epath.Path) -> None:
     if target.exists():
         raise ConfigError(f"{target} is there already: delete it, or name another by --config.export.output=NAME")
     embedder = Embedder(workdir, step=_chosen_step(config))
-    with locked(workdir):
+    with locked_for(target, workdir):
         exporting.export(embedder, Path(target), e.formats, e.functions)
     print(f"{target}: step {embedder.step}; README.md there says how to use it")
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.studies import chart
 from data_pipelines import tasks
+from data_pipelines.files import write_atomically
 from irm_jax.evaluation.figures import SETTINGS, counterpart, headlines, read_results
 from irm_jax.evaluation.folders import is_evaluated
 
@@ -212,11 +213,11 @@ def write(study: Study, folder: Path, target: Path, seeds: int, known: Runs | No
     if study.together:
         found, variants = with_mean(found, variants[1:], study.together), [*variants, study.together]
     words = f"{table(found, variants)}\n\n{origins(runs)}"
-    target.with_suffix(".md").write_text(words + "\n", "utf-8")
+    write_atomically(target.with_suffix(".md"), words + "\n")
     lines = [json.dumps(dataclasses.asdict(run)) + "\n" for run in runs.values()]
-    target.with_suffix(".jsonl").write_text("".join(lines), "utf-8")
+    write_atomically(target.with_suffix(".jsonl"), "".join(lines))
     if drawn := draw(found, variants, study.panels):
-        target.with_suffix(".svg").write_text(drawn, "utf-8")
+        write_atomically(target.with_suffix(".svg"), drawn)
     return words
 
 

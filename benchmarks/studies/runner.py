@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.studies import paired
+from data_pipelines.files import write_json
 from irm_jax.evaluation.folders import is_evaluated
 
 
@@ -115,7 +116,7 @@ def check_command(folder: Path, options: Sequence[str]) -> None:
     elif (folder / "run.json").exists():
         raise SystemExit(f"{folder} holds a run of an unknown command: choose another --workdir, or delete that folder")
     else:
-        note.write_text(json.dumps(list(options), indent=1) + "\n", "utf-8")
+        write_json(note, list(options))
 
 
 def check_options(run: str, known: Sequence[str], options: Sequence[str], cure: str) -> None:

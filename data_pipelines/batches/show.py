@@ -16,12 +16,13 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from data_pipelines import commands
+from data_pipelines import commands, run_file
 from data_pipelines.batches import training_data
 from data_pipelines.batches.layout import BatchPlan, UnitLayout
 from data_pipelines.batches.make import Batch
 from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.dataset import schema
+from data_pipelines.errors import ConfigError
 from data_pipelines.files import write_atomically
 from data_pipelines.images import Size
 
@@ -165,12 +166,27 @@ def main(argv: list[str]) -> None:
     logging.info("step %d drawn to %s", _STEP.value, _OUT.value)
 
 
+def parse(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments that are no flags. Raises ConfigError for a run file that fails, or a key it has not."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag in ("-config", "--config"):
+            file, colon, rest = (value if equals else following).partition(":")
+            run_file.load(Path(file), *([rest] if colon else []))
+    try:
+        return commands.parse_flags(argv)
+    except (AttributeError, KeyError) as error:  # of the library for such flags, at an unknown key
+        key = str(error).strip("\"'")
+        raise ConfigError(f"the configuration has no key {key}: correct the flag --config.KEY=VALUE") from error
+
+
 def _size(given: Sequence[str] | None, configured: Size | None, default: Size) -> Size:
     """Returns (height, width): the flag's, else the configuration's, else the default."""
     if given is None:
         return configured or default
-    height, width = map(int, given)
-    return height, width
+    if len(given) != 2 or not all(side.isascii() and side.isdigit() and 0 < int(side) <= 4096 for side in given):
+        raise ConfigError(f"a size is HEIGHT,WIDTH in pixels, such as 256,128, not {','.join(given)}")
+    return int(given[0]), int(given[1])
 
 
 if __name__ == "__main__":
@@ -186,4 +202,4 @@ if __name__ == "__main__":
     )
     _OUT = flags.DEFINE_string("out", "batch.png", "Picture to write.")
     flags.mark_flag_as_required("config")
-    sys.exit(commands.run(lambda: app.run(main, flags_parser=commands.parse_flags)))
+    sys.exit(commands.run(lambda: app.run(main, flags_parser=parse)))

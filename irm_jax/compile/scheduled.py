@@ -13,13 +13,13 @@ import pickle
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from absl import logging
 from ml_collections import ConfigDict
 
+from data_pipelines.files import temporary_folder
 from irm_jax.compile.chips import Topology
 from irm_jax.errors import UserError
 
@@ -60,7 +60,7 @@ class Compilation:
     """A compilation in a process of its own. It begins with the object and ends on leaving the `with` block."""
 
     def __init__(self, job: Job) -> None:
-        self._kept = tempfile.TemporaryDirectory(prefix="irm_jax_compile_", ignore_cleanup_errors=True)
+        self._kept = temporary_folder("irm_jax_compile_")
         self.folder = Path(self._kept.name)
         (self.folder / JOB).write_bytes(pickle.dumps(job))
         with open(self.folder / LOG, "w") as log:

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines import storage
+from data_pipelines.files import write_atomically
 
 SECONDS_BETWEEN_UPLOADS = 30.0
 
@@ -70,7 +71,7 @@ class GrowingFile:
         self._written_at = self._clock()
         if self._written < len(self._content):
             size = len(self._content)
-            self.path.write_bytes(bytes(self._content))
+            write_atomically(self.path, bytes(self._content))
             self._written = size
 
 

@@ -49,3 +49,13 @@ def locked(workdir: epath.Path) -> Iterator[None]:
         if again or never:
             raise (RetryError if again else UserError)(f"process 0 cannot work in {workdir}: see its message")
         yield
+
+
+def locked_for(target: epath.Path, workdir: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """`locked` for a command that reads a run and writes `target`; outside of the run it needs no lock.
+
+    So a run that cannot be written, or is being trained, can be read for a result that goes elsewhere; the file or
+    folder appears there whole or not at all.
+    """
+    inside = storage.is_remote(target) or target.resolve().is_relative_to(workdir.resolve())
+    return locked(workdir) if inside else contextlib.nullcontext()

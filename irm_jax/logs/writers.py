@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_pipelines import storage
-from data_pipelines.files import jsonable, parse_json, write_atomically
+from data_pipelines.files import StorageLost, WriteError, jsonable, parse_json, write_atomically, write_failure
 from irm_jax.errors import UserError, pip_line
 from irm_jax.logs.files import EventFile, open_for_append
 from irm_jax.logs.timing import DATA_WAIT, IMAGES_PER_SECOND
@@ -283,7 +283,8 @@ class MetricLog:
     def open(cls, names: Sequence[str], start: RunStart, *, primary: bool) -> MetricLog:
         """Makes the named writers; none unless `primary`, which is `processes.is_main()`.
 
-        Raises MetricLogError if one of them cannot write into the workdir, KeyError for a name not in `WRITERS`.
+        Raises MetricLogError if one of them cannot write into the workdir, StorageLost if its storage does not answer,
+        KeyError for a name not in `WRITERS`.
         """
         log = cls([])
         try:
@@ -295,7 +296,10 @@ class MetricLog:
         return log
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Logs scalars of a step. Raises MetricLogError if they cannot be written, say on a full disk."""
+        """Logs scalars of a step.
+
+        Raises MetricLogError if they cannot be written, say on a full disk, StorageLost if the storage does not answer.
+        """
         self._write(step, metrics, every_step=False)
 
     def progress(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -313,8 +317,8 @@ class MetricLog:
                 raise _unwritable(writer.start.workdir, error) from error
 
     def close(self) -> None:
-        """Closes all writers, then raises MetricLogError if one of them could not write its last metrics."""
-        failure: MetricLogError | None = None
+        """Closes all writers, then raises as `write` if one of them could not write its last metrics."""
+        failure: MetricLogError | StorageLost | None = None
         while self._writers:
             writer = self._writers.pop()
             try:
@@ -330,12 +334,17 @@ class MetricLog:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.close()
-        except MetricLogError:
+        except (MetricLogError, StorageLost):
             if kind is None:  # otherwise the first error is the one to report
                 raise
 
 
-def _unwritable(workdir: epath.Path, error: OSError) -> MetricLogError:
+def _unwritable(workdir: epath.Path, error: OSError) -> MetricLogError | StorageLost:
+    failure = error if isinstance(error, WriteError | StorageLost) else write_failure(workdir, error)
+    if isinstance(failure, StorageLost):
+        return failure
+    if failure is error:
+        return MetricLogError(str(error))
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     cure = "free space there and resume" if full else "make it writable and resume"
     return MetricLogError(f"metrics cannot be written in {workdir} ({error.strerror or error}): {cure}")

@@ -8,7 +8,6 @@ import html
 import os
 import re
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from absl import logging
 
+from data_pipelines.files import temporary_folder
 from irm_jax.errors import RetryError, UserError, pip_line
 from irm_jax.search import crops
 from irm_jax.search.index import Answer, Hit, Index
@@ -262,7 +262,7 @@ def serve(
     end = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: end.set())
-    with tempfile.TemporaryDirectory(prefix="irm_search_") as scratch:  # uploads and thumbnails go with the process
+    with temporary_folder("irm_search_") as scratch:  # uploads and thumbnails go with the process
         os.environ["GRADIO_TEMP_DIR"] = scratch
         print("loading the model and the vectors", flush=True)
         index.warm()

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -24,6 +25,7 @@ from data_pipelines.dataset.folder import MANIFEST, save_manifest
 from data_pipelines.dataset.reader import Dataset, ShardReader, open_copy, open_dataset
 from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
+from data_pipelines.files import StorageLost
 from irm_jax.config import check, command_line
 from irm_jax.evaluation import compare
 from irm_jax.evaluation.figures import Figure, Results
@@ -31,7 +33,7 @@ from irm_jax.evaluation.ranking.metrics import Ranking
 from irm_jax.evaluation.report import write
 from irm_jax.logs.files import GrowingFile
 from irm_jax.logs.run_record import append_run_record
-from irm_jax.logs.writers import MetricLog, RunStart, read_metrics
+from irm_jax.logs.writers import MetricLog, MetricLogError, RunStart, read_metrics
 
 
 @pytest.fixture
@@ -52,6 +54,24 @@ def test_a_growing_file_is_written_whole_now_and_then_and_at_the_end(bucket: Buc
     file.close()
     assert bucket.files["bucket/log"] == b"old\n0.0\n10.0\n19.0\n2.0\n5.0\n"
     assert bucket.written == ["bucket/log"] * 3
+
+
+@pytest.mark.parametrize(("answer", "kind"), [("502 bad gateway", StorageLost), ("403 Forbidden", MetricLogError)])
+def test_a_log_that_the_storage_does_not_take_ends_the_run_with_a_message(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, answer: str, kind: type[Exception]
+) -> None:
+    """Clients of object storage have errors of their own, which are no OSError."""
+    log = open_log(epath.Path("gs://bucket/run"))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError(answer)
+
+    monkeypatch.setattr(bucket, "_open", refuse)
+    monkeypatch.setattr(bucket, "pipe_file", refuse)
+    with pytest.raises(kind, match=rf"gs://bucket/run/metrics.jsonl cannot be written .*{answer}"):
+        log.write(1, {"loss": 1.0})
+    with pytest.raises(kind, match=answer):
+        log.close()
 
 
 def events(data: bytes) -> list[Event]:

@@ -2,9 +2,11 @@
 
 import importlib.util
 import signal
+import tempfile
 
 import pytest
 
+from data_pipelines.files import WriteError
 from irm_jax.compile import scheduled, targets
 from irm_jax.compile.chips import GIB, parse_topology
 from irm_jax.compile.scheduled import Compilation, CompilerError, Job
@@ -79,6 +81,12 @@ def test_an_end_without_a_word_is_told(monkeypatch, job, script, words):
     stand_in(monkeypatch, script)
     with Compilation(job) as compilation, pytest.raises(CompilerError, match=f"(?s)ended (with|by) {words}"):
         compilation.result()
+
+
+def test_no_place_for_temporary_files_is_told(monkeypatch, job, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(WriteError, match=r"no place for temporary files.*set TMPDIR"):
+        Compilation(job)
 
 
 def test_another_kind_of_report_is_refused():

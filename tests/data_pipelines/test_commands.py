@@ -52,6 +52,7 @@ def run(*arguments: str) -> tuple[int, str]:
     "arguments",
     [
         ("data_pipelines.batches.show", "--stepp=1"),
+        ("data_pipelines.batches.show", "--config=configs/quickstart.py", "--config.data.train.x=1"),
         ("data_pipelines.batches.show", "--config=configs/quickstart.py", "--step=one"),
         ("irm_jax.main", "--config=quickstart", "--mode=trian"),
         ("irm_jax.main", "--config.train.steps=one", "--config=quickstart"),

@@ -11,7 +11,7 @@ from data_pipelines import files
 from data_pipelines.errors import RetryError, UserError
 from data_pipelines.files import LockedError, WriteError
 from irm_jax.logs import workdir
-from irm_jax.logs.workdir import locked
+from irm_jax.logs.workdir import locked, locked_for
 from irm_jax.parallel import processes
 
 
@@ -65,3 +65,16 @@ def test_the_other_processes_end_with_the_status_of_process_0(
     monkeypatch.setattr(workdir.processes, "any_process", lambda value: next(answers))
     with pytest.raises(kind, match="process 0 cannot work in"):
         enter(tmp_path)
+
+
+def test_a_result_that_goes_elsewhere_needs_no_lock_of_the_run(tmp_path: Path) -> None:
+    """A run that is being trained, or lies on a disk that is read only, can still be read."""
+    run = epath.Path(tmp_path / "run")
+    (run / "sub").mkdir(parents=True)
+    with locked(run):
+        for target in (tmp_path / "a.npz", run / ".." / "b.npz", tmp_path / "run2" / "c.npz"):
+            with locked_for(epath.Path(target), run):
+                pass
+        for target in (run / "a.npz", run / "sub" / "b.npz", tmp_path / "other" / ".." / "run" / "c"):
+            with pytest.raises(LockedError), locked_for(epath.Path(target), run):
+                pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from etils import epath
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
+from data_pipelines.files import StorageLost
 from irm_jax.logs.files import EventFile
 from irm_jax.logs.writers import (
     WRITERS,
@@ -163,6 +165,24 @@ def test_a_full_disk_names_folder_and_cure(tmp_path: Path) -> None:
 
     with pytest.raises(MetricLogError, match=message):
         fail()
+
+
+class Unanswered(MetricWriter):
+    """A writer whose disk does not answer."""
+
+    def write(self, step: int, values: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def close(self) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def test_storage_that_does_not_answer_is_worth_another_start(tmp_path: Path) -> None:
+    log = MetricLog([Unanswered(RunStart(epath.Path(tmp_path)))])
+    with pytest.raises(StorageLost, match="cannot be written now"):
+        log.write(1, {"loss": 1.0})
+    with pytest.raises(StorageLost, match="Start again"):
+        log.close()
 
 
 def test_a_workdir_that_cannot_be_written_names_itself(tmp_path: Path) -> None:
