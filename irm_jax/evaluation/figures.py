@@ -7,6 +7,8 @@ metrics of that ranking. Its label is printed from these fields and never parsed
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +19,8 @@ from irm_jax.evaluation.earlier_results import ResultsError
 from irm_jax.evaluation.folders import RESULTS as FILE
 
 VERSION = 2
+OWN_HASH = "sha256"
+"""Key in results.json: hash of the other keys."""
 METRICS = ("mAP", "rank1", "rank5", "rank10", "mINP")
 TAU_TABLES = ("mAP_tau", "mAP_tau_common", "tau_positives_kept", "mAP_tau_dropped")
 """Fields that hold one value per tau, by its text ("0.5"). The last counts queries, the others are fractions."""
@@ -167,22 +171,32 @@ class Results:
     rest: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """The content of results.json, with a hash of itself."""
+        content = {
             "version": VERSION, "figures": [figure.to_json() for figure in self.figures],
             "open_set": [figure.to_json() for figure in self.open_set], **self.rest,
         }  # fmt: skip
+        return {**content, OWN_HASH: _own_hash(content)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Results:
-        """Reads results.json of this version or an earlier one. Raises ResultsError for a later one."""
+        """Reads results.json of this version or an earlier one. Raises ResultsError for a later or a changed one."""
         version = content.get("version", 1)
         if version == 1:
             content = earlier_results.to_rows(content)
         elif version != VERSION:
             raise ResultsError(f"results of version {version} are newer than this code, which reads {VERSION} at most")
-        rest = {key: value for key, value in content.items() if key not in ("version", "figures", "open_set")}
+        if content.get(OWN_HASH, _own_hash(content)) != _own_hash(content):
+            raise ResultsError("its content is not what was written: evaluate again (--mode evaluate)")
+        rest = {key: value for key, value in content.items() if key not in ("version", "figures", "open_set", OWN_HASH)}
         figures = tuple(Figure.from_json(row) for row in content["figures"])
         return cls(figures, tuple(OpenSetFigure(**row) for row in content.get("open_set", ())), rest)
+
+
+def _own_hash(content: Mapping[str, Any]) -> str:
+    """The SHA-256 of results.json without its own hash, as strict JSON reads it back."""
+    values = json.loads(json.dumps({key: value for key, value in content.items() if key != OWN_HASH}))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_results(workdir: str | os.PathLike[str]) -> Results:

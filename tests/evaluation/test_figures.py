@@ -29,6 +29,28 @@ def test_results_read_back_through_json():
     assert Results.from_json(content) == results
 
 
+def test_no_byte_of_results_changes_unnoticed(tmp_path):
+    """A digit of a figure would be another figure."""
+    results = Results((ROW,), (OPEN,), {"run": {"config": {"seed": 0, "names": ("a", "b")}, 3: float("1e-300")}})
+    path, data = tmp_path / "results.json", json.dumps(results.to_json(), indent=1).encode()
+
+    def read():
+        found = figures.read_results(tmp_path)
+        return found.figures, found.open_set, found.rest["run"]
+
+    path.write_bytes(data)
+    right = read()
+    for place in range(0, len(data), 3):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            assert read() == right  # in white space, or in the name of the hash
+        except figures.ResultsError as error:
+            assert str(path) in str(error)  # noqa: PT017
+    path.write_bytes(data.replace(b'"mAP": 0.5', b'"mAP": 0.6'))
+    with pytest.raises(figures.ResultsError, match=rf"{path}: its content is not what was written: evaluate again"):
+        read()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
