@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -27,6 +28,8 @@ from irm_jax.models.irm import IRM, initialise
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 1
+HASH = "sha256"
+"""Key in config.json: of the key `model` and the weights. Folders of earlier versions have none."""
 SHIPPED = Path(__file__).parent / "weights"
 """Models that the package carries, a folder each."""
 _FILES = [WEIGHTS, CONFIG, CARD, VOCABULARY, "tokenizer_config.json"]
@@ -88,9 +91,10 @@ def _files(held: Pretrained, dtype: Any) -> dict[str, bytes]:
     c, words = dataclasses.replace(held.config, num_identities=1), held.tokenizer
     tensors = {path: np.asarray(x, dtype, order="C") for path, x in flatten_dict(dict(held.variables), sep="/").items()}
     tensors |= {path: np.zeros_like(x[:, :1]) for path, x in tensors.items() if path.startswith("params/head_")}
+    weights, table = safetensors_numpy.save(tensors, {"format": "np"}), model_config.to_json(c)
     config = {
         "model_type": "irm_jax", "format": FORMAT, "step": int(held.step), "max_pixels": int(held.max_pixels),
-        "vocabulary": words.fingerprint(), "model": model_config.to_json(c),
+        "vocabulary": words.fingerprint(), HASH: _hash(table, weights), "model": table,
     }  # fmt: skip
     card = _CARD.format(
         step=held.step, size=" x ".join(map(str, c.image_size)), width=c.embedding_width, length=words.max_length,
@@ -99,7 +103,7 @@ def _files(held: Pretrained, dtype: Any) -> dict[str, bytes]:
     return {
         **tokenizer_files(words),
         CARD: card.encode(),
-        WEIGHTS: safetensors_numpy.save(tensors, {"format": "np"}),
+        WEIGHTS: weights,
         CONFIG: (json.dumps(config, indent=1) + "\n").encode(),
     }
 
@@ -137,7 +141,8 @@ def load(source: str | os.PathLike[str], revision: str | None = None) -> Pretrai
     try:
         saved = model_config.from_json(config["model"])
         tokenizer = Tokenizer(place, saved.max_length, saved.sentence_sep)
-        arrays = _arrays(place / WEIGHTS)
+        content = (place / WEIGHTS).read_bytes()
+        arrays = {path: x.astype(np.float32) for path, x in safetensors_numpy.load(content).items()}
         numbers = int(config.get("max_pixels", MAX_PIXELS)), int(config.get("step", 0))
     except UserError as error:
         raise PretrainedError(f"{place}: {error}") from error
@@ -146,12 +151,14 @@ def load(source: str | os.PathLike[str], revision: str | None = None) -> Pretrai
     if config.get("vocabulary", tokenizer.fingerprint()) != tokenizer.fingerprint():
         raise PretrainedError(f"{place / VOCABULARY} is not the vocabulary of this model: get it again")
     _check(place, saved, arrays)
+    if config.get(HASH, found := _hash(config["model"], content)) != found:
+        raise PretrainedError(f"{place}: {WEIGHTS} or {CONFIG} is not what was saved: get it again")
     return Pretrained(saved, unflatten_dict(arrays, sep="/"), tokenizer, *numbers)
 
 
-def _arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file by path, as float32. Raises SafetensorError and OSError."""
-    return {path: x.astype(np.float32) for path, x in safetensors_numpy.load(file.read_bytes()).items()}
+def _hash(table: Any, weights: bytes) -> str:
+    """The SHA-256 of a model's configuration, as JSON with sorted keys on one line, and its weights."""
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode() + weights).hexdigest()
 
 
 def _config(place: Path) -> dict[str, Any]:

@@ -70,6 +70,24 @@ def changed_arrays(change):
     return apply
 
 
+def changed_model(**values):
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["model"].update(values)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def flipped(name, place):
+    def change(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 1
+        (folder / name).write_bytes(content)
+
+    return change
+
+
 def cut(name, keep):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
 
@@ -94,6 +112,9 @@ BROKEN = {
     "an array more": (changed_arrays(lambda x: x.update(more=np.zeros(1))), "1 arrays .* the first is more"),
     "another shape": (changed_arrays(lambda x: x.update({HEAD: x[HEAD][:-1]})), f"of another shape.*{HEAD}"),
     "NaN": (changed_arrays(lambda x: x[HEAD].fill(np.nan)), f"not finite, the first is {HEAD}: get it again"),
+    "a number of the weights": (changed_arrays(lambda x: np.negative(x[HEAD], out=x[HEAD])), "is not what was saved"),
+    "a bit of the weights": (flipped("model.safetensors", -5), "is not what was saved: get it again"),
+    "another temperature": (changed_model(temperature=0.08), "model.safetensors or config.json is not what was saved"),
     "no vocabulary": (gone("vocab.txt"), "no vocabulary at .*vocab.txt"),
     "half the vocabulary": (cut("vocab.txt", 200), "vocab.txt is not the vocabulary of this model: get it again"),
 }
