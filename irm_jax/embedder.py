@@ -58,7 +58,8 @@ def open_checkpoint(
     workdir = epath.Path(checkpoint_dir).expanduser()
     if workdir.name == run.CHECKPOINTS:
         workdir = workdir.parent
-    _, saved = checkpoint.read_metadata(workdir / run.CHECKPOINTS, step)
+    chosen, saved = checkpoint.read_metadata(workdir / run.CHECKPOINTS, step)
+    checkpoint.check_record(saved, f"step {chosen} in {workdir / run.CHECKPOINTS}")
     config = keys.completed(saved["config"])
     config.evaluation.batch_size = batch_size
     run.enable_compilation_cache(config)

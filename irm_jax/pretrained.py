@@ -144,13 +144,15 @@ def load(source: str | os.PathLike[str], revision: str | None = None) -> Pretrai
         content = (place / WEIGHTS).read_bytes()
         arrays = {path: x.astype(np.float32) for path, x in safetensors_numpy.load(content).items()}
         numbers = int(config.get("max_pixels", MAX_PIXELS)), int(config.get("step", 0))
+        shapes = _shapes(saved)
     except UserError as error:
         raise PretrainedError(f"{place}: {error}") from error
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
-        raise PretrainedError(f"{place} is damaged ({type(error).__name__}: {error}): get it again") from error
+        first = (str(error).splitlines() or [""])[0]
+        raise PretrainedError(f"{place} is damaged ({type(error).__name__}: {first}): get it again") from error
     if config.get("vocabulary", tokenizer.fingerprint()) != tokenizer.fingerprint():
         raise PretrainedError(f"{place / VOCABULARY} is not the vocabulary of this model: get it again")
-    _check(place, saved, arrays)
+    _check(place, shapes, arrays)
     if config.get(HASH, found := _hash(config["model"], content)) != found:
         raise PretrainedError(f"{place}: {WEIGHTS} or {CONFIG} is not what was saved: get it again")
     return Pretrained(saved, unflatten_dict(arrays, sep="/"), tokenizer, *numbers)
@@ -173,11 +175,15 @@ def _config(place: Path) -> dict[str, Any]:
     return found
 
 
-def _check(place: Path, config: IRMConfig, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises PretrainedError unless the arrays have the model's names and shapes, and are finite."""
+def _shapes(config: IRMConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a model by its path."""
     tokens = jnp.ones((1, config.max_length), jnp.int32)
     shapes = jax.eval_shape(lambda: IRM(config).init(jax.random.key(0), tokens, method=initialise))
-    wanted = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
+    return {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
+
+
+def _check(place: Path, wanted: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises PretrainedError unless the arrays have the model's names and shapes, and are finite."""
     wrong = sorted(
         path for path in {*wanted, *arrays}
         if path not in arrays or arrays[path].shape != wanted.get(path) or not np.all(np.isfinite(arrays[path]))

@@ -321,6 +321,7 @@ def from_checkpoint(
     """
     directory = workdir / CHECKPOINTS
     step, metadata = checkpoint.read_metadata(directory, step)
+    checkpoint.check_record(metadata, f"step {step} in {directory}")
     saved = checkpoint.saved_model(metadata, checkpoint.array_shapes(directory, step))
     # Words and identities as they were padded, whatever the multiples of config.model are now.
     sizes = dataclasses.replace(

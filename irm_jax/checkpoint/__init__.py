@@ -1,6 +1,6 @@
 """Checkpoints: saving, reading, and comparing with what is run now. The only folder that imports orbax."""
 
-from irm_jax.checkpoint.comparing import check_fingerprint, check_model, differences, saved_model
+from irm_jax.checkpoint.comparing import check_fingerprint, check_model, check_record, differences, saved_model
 from irm_jax.checkpoint.errors import CheckpointError, StorageLost
 from irm_jax.checkpoint.reading import (
     StepChoice,
@@ -20,6 +20,7 @@ __all__ = [
     "array_shapes",
     "check_fingerprint",
     "check_model",
+    "check_record",
     "differences",
     "load_arrays",
     "read_metadata",

@@ -44,6 +44,17 @@ def saved_model(metadata: Mapping[str, Any], arrays: Shapes) -> IRMConfig:
     return dataclasses.replace(resolved, **sizes)
 
 
+def check_record(metadata: Mapping[str, Any], where: str) -> None:
+    """Raises CheckpointError unless a record has the tables that a run saves; `where` names the checkpoint."""
+    for key, inner in (("config", ()), ("fingerprint", ("vocabulary",))):
+        table = metadata.get(key)
+        if not isinstance(table, Mapping) or any(name not in table for name in inner):
+            raise CheckpointError(
+                f"the record of {where} has no table {'.'.join((key, *inner))}: it was written by another version of "
+                "irm_jax; use that one"
+            )
+
+
 def check_model(saved: IRMConfig, current: IRMConfig) -> None:
     """Raises CheckpointError naming the keys by which a checkpoint's model is another one than the configuration's.
 

@@ -23,7 +23,7 @@ from irm_jax.compile.targets import Compiled
 from irm_jax.config import check
 from irm_jax.errors import UserError
 from irm_jax.evaluation.report import compile_table
-from irm_jax.logs.workdir import locked
+from irm_jax.logs.workdir import locked, require_free
 from irm_jax.parallel import mesh as mesh_lib
 
 PAGE = "compile.html"

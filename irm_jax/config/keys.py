@@ -10,6 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from irm_jax.errors import ConfigError
+
 COMPILED_STEPS = ("train", "embed", "ranking")
 """What `--mode compile` can compile."""
 EXPORT_FORMATS = ("stablehlo", "onnx")
@@ -314,9 +316,14 @@ def _add_modes(config: ConfigDict) -> None:
 def completed(saved: Mapping[str, Any]) -> ConfigDict:
     """The configuration that a run saved, by this or an earlier version: keys that were added since have defaults.
 
-    Keys that no longer exist are left out.
+    Keys that no longer exist are left out. Raises ConfigError for one that a later version made otherwise.
     """
-    return _completed(get_config(), saved, "")
+    try:
+        return _completed(get_config(), saved, "")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the saved configuration cannot be read ({error}): was it written by a later version? Update irm_jax"
+        ) from error
 
 
 def _completed(defaults: ConfigDict, saved: Mapping[str, Any], path: str) -> ConfigDict:

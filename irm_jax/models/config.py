@@ -9,7 +9,8 @@ No jax here: the input pipeline and the checks of a configuration read image siz
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from irm_jax.errors import UserError
@@ -17,6 +18,12 @@ from irm_jax.errors import UserError
 REMAT = ("none", "minimal", "full")
 """What a block's backward pass computes again: nothing; all but the outputs of its dense layers (attention weights,
 norms, GELU, dropout); everything."""
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16"), "remat": REMAT, "stem": ("patch", "conv"), "template_stem": ("patch", "conv"),
+    "template_statistics": ("clip", "imagenet"),
+}  # fmt: skip
+"""Key -> the texts that it takes."""
 
 
 class ModelConfigError(UserError, ValueError):
@@ -107,15 +114,47 @@ def from_json(saved: Mapping[str, Any]) -> IRMConfig:
     unknown = sorted(values.keys() - fields.keys())
     if unknown:
         raise ModelConfigError(
-            f"the saved model configuration has unknown keys {', '.join(unknown)}: it was edited, or a key was removed "
-            "without an entry in irm_jax.models.config.RENAMED"
+            f"the saved model configuration has unknown keys {', '.join(unknown)}: it was written by a later version, "
+            "or edited; update irm_jax (a key that was renamed has an entry in irm_jax.models.config.RENAMED)"
         )
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
     if missing := sorted(required - values.keys()):
         raise ModelConfigError(f"the saved model configuration lacks {', '.join(missing)}: restore its file")
     options = values.pop("image_encoder_options")
+    if not isinstance(options, Mapping):
+        raise ModelConfigError(f"image_encoder_options = {options!r} is no table")
     frozen = {key: _frozen(value) for key, value in values.items()}
-    return IRMConfig(**frozen, image_encoder_options=as_options(options))
+    found = IRMConfig(**frozen, image_encoder_options=as_options(options))
+    check(found)
+    return found
+
+
+def check(config: IRMConfig) -> None:
+    """Raises ModelConfigError naming the first key whose value no model has, and heads that do not divide the width."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not _FITS[str(field.type)](value):
+            raise ModelConfigError(f"{field.name} = {value!r}; it must be of type {field.type}")
+        least = 0 if field.name in ("part_tokens", "fusion_depth") else 1
+        if type(value) is int and value < least:
+            raise ModelConfigError(f"{field.name} = {value}; it must be at least {least}")
+        if field.name in CHOICES and value not in CHOICES[field.name]:
+            raise ModelConfigError(f"{field.name} = {value!r}; it must be one of {', '.join(CHOICES[field.name])}")
+    for key in ("image_heads", "text_heads", "template_heads"):
+        if config.width % getattr(config, key):
+            raise ModelConfigError(f"width {config.width} is not divisible by {key} = {getattr(config, key)}")
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "int": lambda x: type(x) is int,
+    "int | None": lambda x: x is None or type(x) is int,
+    "float": lambda x: type(x) in (int, float) and math.isfinite(x),
+    "bool": lambda x: type(x) is bool,
+    "str": lambda x: type(x) is str,
+    "tuple[int, int]": lambda x: type(x) is tuple and len(x) == 2 and all(type(side) is int and side > 0 for side in x),
+    "tuple[tuple[str, Any], ...]": lambda x: type(x) is tuple,
+}
+"""Whether a value is of the type of a field."""
 
 
 def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,9 +163,11 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     Renamed keys get their new names, added ones the value that their absence stood for. Raises ModelConfigError for a
     version later than this code's.
     """
+    if not isinstance(saved, Mapping):
+        raise ModelConfigError(f"the saved model configuration is a {type(saved).__name__}, no table: update irm_jax")
     values = dict(saved)
-    version = int(values.pop("version", 0))
-    if version > VERSION:
+    version = values.pop("version", 0)
+    if type(version) is not int or version > VERSION:
         raise ModelConfigError(
             f"the saved model configuration is of version {version}, this code reads {VERSION}: update irm_jax"
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from irm_jax.models import encoders
-from irm_jax.models.config import ENCODER_KEYS, IRMConfig, ModelConfigError, as_options, upgraded
+from irm_jax.models.config import ENCODER_KEYS, IRMConfig, ModelConfigError, as_options, check, upgraded
 
 PRESETS: dict[str, dict[str, Any]] = {
     # From scratch in minutes on two cores: a conv stem, narrow and shallow.
@@ -71,6 +71,7 @@ def from_options(options: Mapping[str, Any], *, vocab_size: int = 1, num_identit
     ):
         changes[key] = math.ceil(max(count, 1) / multiple) * multiple
     found = preset(options["preset"], **changes)
+    check(found)
     encoder = encoders.image_encoder(found.image_encoder)
     if unread := [key for key in ENCODER_KEYS if key in changes and key not in encoder.model_keys]:
         raise ModelConfigError(
@@ -80,9 +81,6 @@ def from_options(options: Mapping[str, Any], *, vocab_size: int = 1, num_identit
     for key, grid in grids.items():
         if min(grid) < 1:
             raise ModelConfigError(f"{key} = {getattr(found, key)} gives a grid of {grid} tokens; choose a larger one")
-    for key in ("image_heads", "text_heads", "template_heads"):
-        if found.width % getattr(found, key):
-            raise ModelConfigError(f"width {found.width} is not divisible by {key} = {getattr(found, key)}")
     return found
 
 

@@ -55,6 +55,7 @@ def restore(run: Run, checkpoints: checkpoint.Checkpointer, step: int) -> TrainS
     Raises CheckpointError naming every difference.
     """
     _, saved = checkpoint.read_metadata(checkpoints.directory, step)
+    checkpoint.check_record(saved, f"step {step} in {checkpoints.directory}")
     arrays = checkpoint.array_shapes(checkpoints.directory, step)
     run.check_checkpoint(checkpoint.saved_model(saved, arrays))
     _log_changes(saved["config"], run.config.to_dict())

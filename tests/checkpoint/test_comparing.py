@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh
 from small_state import abstract, build
 
-from irm_jax.checkpoint import Checkpointer, CheckpointError, check_fingerprint, check_model, saved_model
+from irm_jax.checkpoint import Checkpointer, CheckpointError, check_fingerprint, check_model, check_record, saved_model
 from irm_jax.models import config, presets
 
 
@@ -77,6 +77,17 @@ def test_a_checkpoint_says_of_what_model_it_is() -> None:
     assert saved_model({"config": {"model": TABLE}}, SHAPES) == model
     with pytest.raises(config.ModelConfigError, match="unknown keys depth"):
         saved_model({"model": {**config.to_json(model), "depth": 1}}, {})
+
+
+@pytest.mark.parametrize(
+    ("record", "table"),
+    [({}, "config"), ({"config": [1]}, "config"), ({"config": {}}, "fingerprint.vocabulary"),
+     ({"config": {}, "fingerprint": [1]}, "fingerprint"), ({"config": {}, "fingerprint": {"words": 1}}, "fingerprint")],
+)  # fmt: skip
+def test_a_record_of_another_version_is_named(record, table) -> None:
+    check_record({"config": {}, "fingerprint": {"vocabulary": 1}}, "step 3 in run")
+    with pytest.raises(CheckpointError, match=f"the record of step 3 in run has no table {table}.*another version"):
+        check_record(record, "step 3 in run")
 
 
 def test_models_are_compared_by_their_resolved_values(monkeypatch: pytest.MonkeyPatch) -> None:

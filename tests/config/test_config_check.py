@@ -42,6 +42,15 @@ def test_a_run_file_is_found_by_name_and_by_path(tmp_path):
         load(str(own))
 
 
+@pytest.mark.parametrize(
+    "saved", [{"model": {"width": "wide"}}, {"model": 3}, {"data": {"train": [1]}}, {"data": {"train": {"a": 1}}}, [1]]
+)
+def test_a_saved_configuration_of_a_later_version_is_one_message(saved):
+    with pytest.raises(ConfigError, match=r"the saved configuration cannot be read .*later version. Update irm_jax"):
+        keys.completed(saved)
+    assert "novel" not in keys.completed({"novel": 1, "data": {"novel": 2}}).data
+
+
 def only_captions(config):
     with config.unlocked():
         for name in set(config.data.train) - {"procedural_t2i"}:

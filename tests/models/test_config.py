@@ -55,6 +55,37 @@ def test_a_saved_configuration_that_this_code_cannot_read():
         config.from_json({key: value for key, value in saved.items() if key != "width"})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": "2.0"}, r"of version 2\.0, this code reads \d+: update irm_jax"),
+        ({"version": None}, "of version None, this code reads"),
+        ({"version": True}, "of version True, this code reads"),
+        ({"width": "wide"}, "width = 'wide'; it must be of type int"),
+        ({"width": 0}, "width = 0; it must be at least 1"),
+        ({"image_heads": 3}, "width 128 is not divisible by image_heads = 3"),
+        ({"dtype": "float4"}, "dtype = 'float4'; it must be one of float32, bfloat16"),
+        ({"stem": "fourier"}, "stem = 'fourier'; it must be one of patch, conv"),
+        ({"remat": "some"}, "remat = 'some'; it must be one of none"),
+        ({"image_size": [64]}, "image_size = .64,.; it must be of type tuple"),
+        ({"image_size": [64, -1]}, "image_size = .64, -1.; it must be"),
+        ({"drop_path": float("nan")}, "drop_path = nan; it must be of type float"),
+        ({"scan_layers": 1}, "scan_layers = 1; it must be of type bool"),
+        ({"image_encoder_options": [1]}, "image_encoder_options = .1. is no table"),
+    ],
+)
+def test_a_saved_configuration_of_no_model(changes, message):
+    """As a later version might write it, or a slip of an editor."""
+    with pytest.raises(config.ModelConfigError, match=message):
+        config.from_json({**config.to_json(presets.preset("tiny")), **changes})
+
+
+@pytest.mark.parametrize("saved", [None, [1], 3, "tiny"])
+def test_a_saved_configuration_that_is_no_table(saved):
+    with pytest.raises(config.ModelConfigError, match="no table: update irm_jax"):
+        config.from_json(saved)
+
+
 def test_differences_name_the_keys_that_change_parameters():
     saved = presets.preset("tiny")
     other = dataclasses.replace(saved, image_depth=4, dtype="bfloat16", drop_path=0.3)
