@@ -66,8 +66,9 @@ class Entry:
 def compile_run(config: ConfigDict, workdir: epath.Path, topology: Topology) -> dict[str, Entry]:
     """Compiles all steps, prints the table, writes compile.json and compile.html into `workdir`.
 
-    Raises DoesNotFit after that, if a step does not fit into a chip's memory.
+    Raises DoesNotFit after that, if a step does not fit into a chip's memory; before it, what `require_free` does.
     """
+    require_free(workdir)
     mesh = targets.make_mesh(config.mesh, topology)
     groups = targets.groups(mesh, topology)
     fit_batch(config, mesh_lib.row_shards(mesh))

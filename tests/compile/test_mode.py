@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data_pipelines import options
+from data_pipelines import files, options
+from data_pipelines.files import LockedError
 from irm_jax import run as runs
 from irm_jax.compile import mode, programs, targets
 from irm_jax.compile.chips import CHIPS, GIB, parse_topology
@@ -98,6 +99,12 @@ def test_a_tpu_gathers_parameters_before_it_multiplies(monkeypatch):
 def test_without_the_tpu_compiler_the_error_says_what_to_install(micro_config, tmp_path):
     with pytest.raises(targets.TopologyError, match=r"not installed: pip install .*\[tpu\]"):
         mode.compile_run(micro_config, tmp_path, parse_topology("v5e:2x2"))
+
+
+def test_a_folder_that_another_command_holds_is_refused_before_the_work(micro_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(mode.targets, "make_mesh", lambda *_: pytest.fail("compiled"))
+    with files.lock(tmp_path), pytest.raises(LockedError):
+        mode.compile_run(micro_config, tmp_path, parse_topology("h100:1x1"))
 
 
 def test_a_refusal_of_the_compiler_is_read():
