@@ -18,10 +18,7 @@ from data_pipelines.files import write_atomically
 from data_pipelines.instructions import vocabulary
 from data_pipelines.instructions.tokenizer import VOCABULARY, Tokenizer
 from data_pipelines.own.plan import ROWS, Plan, place
-from data_pipelines.people import near_duplicates
-from data_pipelines.sources import Source, reading, table_files
-from data_pipelines.sources.division import GALLERY, QUERY
-from data_pipelines.sources.table import camera_number
+from data_pipelines.sources import Source, reading, table, table_files
 
 
 def build(plan: Plan, out: str | os.PathLike[str], options: BuildOptions | None = None) -> None:
@@ -41,29 +38,8 @@ def build(plan: Plan, out: str | os.PathLike[str], options: BuildOptions | None 
 
 
 def look_alikes(plan: Plan) -> str:
-    """Returns how many gallery pictures look like a query of their person, a camera being unknown; "" for none.
-
-    Such pairs are found without knowing the person. A division of this project leaves them out.
-    """
-    rows = [row for row in plan.rows if row.split in (QUERY, GALLERY)]
-    people = {row.identity for row in rows if row.camera is None}
-    rows = [row for row in rows if row.identity in people]
-    if not rows or plan.division:
-        return ""
-    files = [plan.options.raw / reading.as_listed(plan.options.raw, row.image) for row in rows]
-    found = [
-        (rows[i], rows[j])
-        for i, j in near_duplicates.pairs(near_duplicates.thumbnails(files))
-        if rows[i].identity == rows[j].identity
-        and {rows[i].split, rows[j].split} == {QUERY, GALLERY}
-        and None in (rows[i].camera, rows[j].camera)
-    ]
-    if not found:
-        return ""
-    return (
-        f"{len(found)} gallery pictures look like a query of the same person, camera unknown, for example "
-        f"{found[0][0].image} and {found[0][1].image}: figures are too good; give cameras, or leave them out"
-    )
+    """Returns what `table.look_alikes` says of the plan's rows; a division of this project leaves such pictures out."""
+    return "" if plan.division else table.look_alikes(plan.rows, plan.options.raw)
 
 
 def _write_rows(path: Path, plan: Plan) -> None:
@@ -72,9 +48,9 @@ def _write_rows(path: Path, plan: Plan) -> None:
     columns = {name: [_text(values.get(name)) for _, values in plan.cells] for name in names}
     columns["row"] = [place(plan.options, where) for where, _ in plan.cells]
     columns["split"] = [split.get(where, "") for where, _ in plan.cells]
-    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    cells = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({"division": plan.division}), sink)
+    pq.write_table(cells.replace_schema_metadata({"division": plan.division}), sink)
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
@@ -85,7 +61,7 @@ def camera_names(folder: epath.Path) -> dict[int, str]:
         return {}
     table = pq.read_table(pa.BufferReader(path.read_bytes()))
     labels = set(table["camera"].to_pylist()) if "camera" in table.column_names else set()
-    numbered = {camera_number(label): label for label in labels}
+    numbered = {table.camera_number(label): label for label in labels}
     return {number: label for number, label in numbered.items() if number is not None}
 
 

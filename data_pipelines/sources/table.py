@@ -46,8 +46,8 @@ from data_pipelines.sources.reading import Picture
 from data_pipelines.sources.table_files import COLUMNS, SPLITS
 from data_pipelines.sources.table_rows import Row, camera_number, label_number, parse, rows_of
 
-__all__ = ["COLUMNS", "SPLITS", "Row", "camera_number", "divided", "parse", "present", "rows_of", "scan", "scan_rows",
-           "source", "with_splits"]  # fmt: skip
+__all__ = ["COLUMNS", "SPLITS", "Row", "camera_number", "divided", "look_alikes", "parse", "present", "rows_of", "scan",
+           "scan_rows", "source", "with_splits"]  # fmt: skip
 _PARAPHRASES = {"train": 3}
 
 
@@ -77,6 +77,8 @@ def scan(
     listed = rows_of(table_files.read(table))
     rows, rule = with_splits(present(listed, raw) if skip_missing else listed, raw, namespace)
     _check_task([row for row in rows if row.identity != str(JUNK)], task, table, crops)
+    if not rule and tasks.task(task).has_query_image and (words := look_alikes(rows, raw)):
+        logging.warning("%s: %s", table, words)
     found = scan_rows(rows, raw, task=task, namespace=namespace, table=table)
     return dataclasses.replace(found, source={**found.source, "division": rule}) if rule else found
 
@@ -115,6 +117,30 @@ def divided(rows: Sequence[Row], raw: Path, namespace: str, seed: int, share: fl
     found = division.divide(shown, near, seed, share, tested)
     kept = [row._replace(split=split) for row, split in zip(rows, found.splits, strict=True) if split]
     return kept + junk, found.rule
+
+
+def look_alikes(rows: Sequence[Row], raw: Path) -> str:
+    """Returns how many gallery pictures look like a query of their person, a camera being unknown; "" for none.
+
+    Such pairs are found without knowing the person: copies, also in another size or quality, and neighbouring frames.
+    """
+    rows = [row for row in rows if row.split in (division.QUERY, division.GALLERY)]
+    people = {row.identity for row in rows if row.camera is None}
+    rows = [row for row in rows if row.identity in people]
+    files = [raw / reading.as_listed(raw, row.image) for row in rows]
+    found = [
+        (rows[i], rows[j])
+        for i, j in near_duplicates.pairs(near_duplicates.thumbnails(files))
+        if rows[i].identity == rows[j].identity
+        and rows[i].split != rows[j].split
+        and None in (rows[i].camera, rows[j].camera)
+    ]
+    if not found:
+        return ""
+    return (
+        f"{len(found)} gallery pictures look like a query of the same person, camera unknown, for example "
+        f"{found[0][0].image} and {found[0][1].image}: figures are too good; give cameras, or leave them out"
+    )
 
 
 def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, table: Path) -> Scan:

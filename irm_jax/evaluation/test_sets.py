@@ -21,7 +21,7 @@ from irm_jax.evaluation.case import Case, prepare
 from irm_jax.evaluation.embed import Instruction
 from irm_jax.evaluation.protocols import Protocol, ProtocolError, protocol_of
 from irm_jax.evaluation.ranking.pairs import RelatedPairs
-from irm_jax.evaluation.ranking.relations import copy_of_query
+from irm_jax.evaluation.ranking.relations import Relation, copy_of_another_camera, copy_of_query
 from irm_jax.evaluation.records import UNKNOWN, Records
 
 
@@ -208,7 +208,10 @@ class Loader:
             dataclasses.replace(part, records=records.take(np.arange(cut.start, cut.stop)))
             for part, cut in zip(parts, cuts, strict=True)
         ]
-        if entry.task.has_query_image and (copies := _copies(queries.records, records)):
+        if entry.task.has_query_image and (moved := _pairs(copy_of_another_camera, queries.records, records)):
+            words = "%s: the file of a query is %d times in the gallery as of another camera, and counts as an answer"
+            logging.warning(f"{words}: one picture is of one camera; correct the cameras", entry.name, moved)
+        if entry.task.has_query_image and (copies := _pairs(copy_of_query, queries.records, records)):
             words = "%s: the file of a query is %d times in the gallery and a camera is unknown: these images are junk"
             logging.warning(words, entry.name, copies)
             protocols = tuple(protocol.without_copies(copies) for protocol in protocols)
@@ -245,9 +248,9 @@ def _as_distractors(part: SplitData) -> SplitData:
     return dataclasses.replace(part, records=part.records.replace(distractor=np.ones(len(part), bool)))
 
 
-def _copies(query: Records, gallery: Records) -> int:
-    """How many pairs of a query and a gallery image are one file (by content), a camera of the two being unknown."""
-    rule, sizes = Protocol("copy", positive=copy_of_query), (len(query), len(gallery))
+def _pairs(relation: Relation, query: Records, gallery: Records) -> int:
+    """How many pairs of a query and a gallery image are related."""
+    rule, sizes = Protocol("pairs", positive=relation), (len(query), len(gallery))
     return int(RelatedPairs(rule, query, gallery, sizes).counts.positives.sum())
 
 

@@ -64,12 +64,15 @@ def test_a_querys_own_file_is_no_answer_where_a_camera_is_unknown(
     assert not any(q in ids for q, ids in enumerate(ranking.top_ids.tolist()))
 
 
-def test_known_cameras_decide_on_copies_and_captions_find_their_picture(tmp_path: Path) -> None:
+def test_known_cameras_decide_on_copies_and_captions_find_their_picture(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     gallery = [("mine", 0, 1, False, 0, ""), ("mine", 0, 0, False, 1, "")]
     write(tmp_path, "mine", "trad", "mine", {"query": [("mine", 0, 0, False, 0, "")], "gallery": gallery})
     (case,) = load(tmp_path, "mine", "trad", "market").cases
     assert case.trials[0].related().counts.positives.tolist() == [1]
     assert "own file" not in case.protocol.description
+    assert "mine: the file of a query is 1 times in the gallery as of another camera" in caplog.text
     captions = {"query": [("said", 0, -1, False, 0, "red")], "gallery": [("said", 0, -2, False, 0, "")]}
     write(tmp_path, "said", "t2i", "said", captions)
     (case,) = load(tmp_path, "said", "t2i", "identity").cases

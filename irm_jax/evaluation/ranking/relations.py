@@ -82,6 +82,11 @@ copy_of_query = same_file & Relation(
     "unknown camera", lambda q, g: (q["camera"] < 0) | (g["camera"] < 0), frozenset(["camera"])
 )
 """The query's own picture in the gallery, under whatever name. Where both cameras are known, they decide."""
+copy_of_another_camera = (
+    same_file & same_identity & ~same_camera
+    & Relation("known cameras", lambda q, g: (q["camera"] >= 0) & (g["camera"] >= 0), frozenset(["camera"]))
+)  # fmt: skip
+"""The query's own picture in the gallery, said to be of another camera: a mistake of the data set."""
 outfits_known = Relation(
     "both outfits known", lambda q, g: (q["clothes"] >= 0) & (g["clothes"] >= 0), frozenset(["clothes"])
 )

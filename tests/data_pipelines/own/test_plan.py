@@ -14,7 +14,7 @@ from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from data_pipelines.own import build, plan
 from data_pipelines.people import near_duplicates
-from data_pipelines.sources import market1501
+from data_pipelines.sources import market1501, table
 
 
 def write_table(folder: Path, *columns: str, people: int = 8, **changes: Any) -> plan.Options:
@@ -198,7 +198,8 @@ def test_market1501_as_a_table_is_market1501(tmp_path: Path) -> None:
     assert len(set(cameras.values())) == len(cameras)
 
 
-def test_look_alikes_of_a_table_with_splits_are_counted(tmp_path: Path) -> None:
+def test_look_alikes_of_a_table_with_splits_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By the plan, and by `build --dataset table`."""
     draw(tmp_path, [f"{n}.png" for n in range(6)])
     picture = cv2.imread(str(tmp_path / "2.png"))
     cv2.imwrite(str(tmp_path / "4.png"), cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST))
@@ -209,3 +210,6 @@ def test_look_alikes_of_a_table_with_splits_are_counted(tmp_path: Path) -> None:
         plan.forget()
         found = plan.make(plan.Options(str(tmp_path / "t.csv")))
         assert build.look_alikes(found).startswith(said) if said else build.look_alikes(found) == ""
+        caplog.clear()
+        table.scan(tmp_path, task="trad", namespace="mine", table=tmp_path / "t.csv")
+        assert (f"t.csv: {said}" in caplog.text) == bool(said), caplog.text
