@@ -89,7 +89,14 @@ def _files(held: Pretrained, dtype: Any) -> dict[str, bytes]:
     The identity heads are left out: no embedding needs them, and they know the people of the training.
     """
     c, words = dataclasses.replace(held.config, num_identities=1), held.tokenizer
-    tensors = {path: np.asarray(x, dtype, order="C") for path, x in flatten_dict(dict(held.variables), sep="/").items()}
+    with np.errstate(over="ignore"):
+        flat = flatten_dict(dict(held.variables), sep="/")
+        tensors = {path: np.asarray(x, dtype, order="C") for path, x in flat.items()}
+    if bad := sorted(path for path, x in tensors.items() if not np.isfinite(x).all()):
+        raise PretrainedError(
+            f"{len(bad)} arrays are not finite as {np.dtype(dtype)}, the first is {bad[0]}: save an earlier step, or "
+            "as float32 what float16 cannot hold"
+        )
     tensors |= {path: np.zeros_like(x[:, :1]) for path, x in tensors.items() if path.startswith("params/head_")}
     weights, table = safetensors_numpy.save(tensors, {"format": "np"}), model_config.to_json(c)
     config = {

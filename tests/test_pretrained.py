@@ -133,6 +133,16 @@ def test_a_broken_folder_is_one_message(saved, tmp_path, case):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, np.float32), (np.inf, np.float32), (1e5, np.float16)])
+def test_numbers_that_are_not_finite_are_not_saved(shapes, tmp_path, value, dtype):
+    """A checkpoint that diverged, and a number beyond float16."""
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.5, x.dtype), shapes)
+    variables["params"]["text_encoder"]["word_embedding"][3, 2] = value
+    with pytest.raises(PretrainedError, match=r"1 arrays are not finite as float.*params/text_encoder/word_embedding"):
+        pretrained.save(tmp_path / "model", Pretrained(CONFIG, variables, WORDS), dtype)
+    assert not (tmp_path / "model" / "config.json").exists()
+
+
 def test_a_folder_that_holds_a_model_is_not_overwritten(saved):
     with pytest.raises(PretrainedError, match="holds a model already: delete it, or choose another folder"):
         Embedder.from_pretrained(saved).save_pretrained(saved)
