@@ -340,19 +340,3 @@ def test_a_caption_is_drawn_once_per_person_unless_one_says_otherwise() -> None:
         assert options.units_of(config)[0].images_per_identity == images
     config.data.train.x.images_per_identity = 2
     assert options.units_of(config)[0].images_per_identity == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("def get_config(:", "line 1: SyntaxError: invalid syntax"),
-        ("\n\ndef get_config():\n    return 1 / 0\n", "line 4: ZeroDivisionError: division by zero"),
-        ("import nothing_of_that_name", "line 1: ModuleNotFoundError: No module named"),
-        ("def get_config():\n    pass\n", "get_config returns NoneType, not a ConfigDict"),
-        ("def get_config(argument):\n    pass\n", "TypeError: .*argument"),
-    ],
-)
-def test_a_run_file_that_fails_is_named_with_the_line(text, message, tmp_path):
-    (tmp_path / "run.py").write_text(text)
-    with pytest.raises(ConfigError, match=f"run.py.*{message}"):
-        load(str(tmp_path / "run.py"))

@@ -15,6 +15,7 @@ BROKEN = {
     "missing.py": (None, "there is no run file .*missing.py"),
     "folder.py": ((), "there is no run file .*folder.py"),
     "syntax.py": (b"def get_config(:", "line 1: SyntaxError: invalid syntax.*Correct the run file"),
+    "imports.py": (b"import nothing_of_that_name", "imports.py, line 1: ModuleNotFoundError: No module named"),
     "binary.py": (b"\0\xff", "binary.py: SyntaxError: .*null bytes"),
     "fails.py": (b"def get_config():\n    return 1 / 0\n", "fails.py, line 2: ZeroDivisionError"),
     "nothing.py": (b"def get_config():\n    pass\n", "get_config returns NoneType, not a ConfigDict"),
