@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data_pipelines.files import parse_json
+from data_pipelines.files import jsonable, parse_json
 from irm_jax.evaluation import earlier_results, folders
 from irm_jax.evaluation.earlier_results import ResultsError
 from irm_jax.evaluation.folders import RESULTS as FILE
@@ -195,7 +195,7 @@ class Results:
 
 def _own_hash(content: Mapping[str, Any]) -> str:
     """The SHA-256 of results.json without its own hash, as strict JSON reads it back."""
-    values = json.loads(json.dumps({key: value for key, value in content.items() if key != OWN_HASH}))
+    values = jsonable({key: value for key, value in content.items() if key != OWN_HASH}, "results")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

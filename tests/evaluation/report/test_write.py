@@ -22,6 +22,7 @@ def test_the_results_are_read_back(tmp_path: Path) -> None:
     assert content["version"] == VERSION
     assert set(content) == {
         "version", "figures", "open_set", "run", "benchmark_checks", "leaks", "training_curves", "rank_lists",
+        "sha256",
     }  # fmt: skip
     found = read_results(tmp_path)
     assert [figure.key for figure in found.figures] == [figure.key for figure in fake_results().figures]
