@@ -59,8 +59,8 @@ def camera_names(folder: epath.Path) -> dict[int, str]:
     path = folder.parent.parent / ROWS
     if not path.exists():
         return {}
-    table = pq.read_table(pa.BufferReader(path.read_bytes()))
-    labels = set(table["camera"].to_pylist()) if "camera" in table.column_names else set()
+    cells = pq.read_table(pa.BufferReader(path.read_bytes()))
+    labels = set(cells["camera"].to_pylist()) if "camera" in cells.column_names else set()
     numbered = {table.camera_number(label): label for label in labels}
     return {number: label for number, label in numbered.items() if number is not None}
 
