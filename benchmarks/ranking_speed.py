@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from irm_jax.evaluation.case import prepare
+from irm_jax.evaluation.case import prepare, rank_cases
 from irm_jax.evaluation.protocols import MARKET
 from irm_jax.evaluation.ranking import rank as ranking
 from irm_jax.evaluation.ranking.metrics import Ranking, summarize
@@ -270,6 +270,15 @@ def run(name: str) -> bool:
     print(f"  ranking, everything        {min(total):8.3f} s   {words}", flush=True)
     print(f"  matmul alone, by blocks    {fastest:8.3f} s   {len(starts)} blocks of {rows} queries timed")
     if not case.once:
+        rules = [MARKET, dataclasses.replace(MARKET, junk=None)] * 2
+
+        def together() -> None:
+            rank_cases(
+                [prepare(rule, q, g) for rule in rules], EmbeddingScores(query, gallery), [ranking.Options()] * 4
+            )
+
+        four = min(seconds(together) for _ in range(REPEATS.value))
+        print(f"  four rules together        {four:8.3f} s   {four / min(total):5.2f} x one")
         whole = min(seconds(lambda: matmul(query, placed).block_until_ready()) for _ in range(1 + REPEATS.value))
         fastest = min(fastest, whole)
         print(f"  matmul alone, whole [Q,G]  {whole:8.3f} s   {min(total) / whole:5.2f} x")
