@@ -179,7 +179,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     settings |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1")
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    name = f"people-{port}"  # moto keeps the buckets of an earlier server of this process
+    name = f"people{port}"  # moto keeps the buckets of an earlier server of this process
     boto3.client("s3").create_bucket(Bucket=name)
     yield f"s3://{name}/index"
     server.stop()
