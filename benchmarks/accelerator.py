@@ -40,7 +40,8 @@ from irm_jax.compile import analytic_flops, chips
 from irm_jax.config import load
 from irm_jax.models.plain_forms import plain_forms
 from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.run import enable_compilation_cache, planned
+from irm_jax.parallel.devices import enable_compilation_cache
+from irm_jax.run import planned
 
 DEVICE = jax.devices()[0]
 CHIP = chips.chip_of(DEVICE.device_kind)

@@ -23,6 +23,7 @@ from data_pipelines.dataset.reader import RecordHashes
 from irm_jax import config as run_files
 from irm_jax import run as runs
 from irm_jax.evaluation.evaluator import Evaluator, Options
+from irm_jax.parallel import devices
 from irm_jax.parallel import mesh as mesh_lib
 
 _BATCHES = 4
@@ -59,7 +60,7 @@ def main() -> None:
     given = parser.parse_args()
     config = run_files.load(given.config)
     config.data.dir, config.data.workers = given.data, 0
-    runs.enable_compilation_cache(config)
+    devices.enable_compilation_cache(config)
     run = runs.build(config)
     reader = next(iter(run.data.sources)).reader
     record = reader[0]["image"] + bytes(512)  # and about what the other fields take

@@ -34,7 +34,8 @@ from data_pipelines.batches.training_data import TrainingData
 from irm_jax.compile import analytic_flops, chips, programs, roofline, targets, traffic
 from irm_jax.config import check
 from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.run import Run, enable_compilation_cache, planned
+from irm_jax.parallel.devices import enable_compilation_cache
+from irm_jax.run import Run, planned
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/irm_pp.py", "Configuration file.", lock_config=True)
 _ONLY = flags.DEFINE_list("only", [], "Names of variants, instead of all.")

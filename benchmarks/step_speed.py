@@ -43,11 +43,12 @@ def measure(run_file: str, steps: int) -> dict[str, float]:
 
     from irm_jax import run as runs
     from irm_jax.config import load
+    from irm_jax.parallel import devices
     from irm_jax.parallel import mesh as mesh_lib
 
     flags.FLAGS.mark_as_parsed()
     config = load(run_file)
-    runs.enable_compilation_cache(config)
+    devices.enable_compilation_cache(config)
     run = runs.build(config)
     current, step = run.fresh_state(), run.train_step
     constants, key = jnp.asarray(run.data.plan.constant_tokens), jax.random.key(1)

@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 from data_pipelines.images import MAX_PIXELS, Picture, pixels_of
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.tasks import NEUTRAL_SENTENCE
-from irm_jax import checkpoint, pretrained, run
+from irm_jax import pretrained
 from irm_jax.config import keys
 from irm_jax.errors import ImageError
 from irm_jax.evaluation.embed import EmbeddingModel, Instruction, finite, of_length_one
 from irm_jax.models.irm import IRM
 from irm_jax.parallel import mesh as mesh_lib
-from irm_jax.parallel.devices import memory_named, warn_of_unseen_gpu
+from irm_jax.parallel.devices import enable_compilation_cache, memory_named, warn_of_unseen_gpu
 
 __all__ = ["Embedder", "ImageError"]
 
@@ -37,7 +37,7 @@ _LESS = "lower batch_size (in --mode embed: --config.evaluation.batch_size)"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Opened:
-    """A checkpoint that was opened: the run's folder, the step, the saved configuration, and the model."""
+    """A checkpoint that was opened: the folder, the step, the saved configuration, and the model."""
 
     workdir: epath.Path
     step: int
@@ -53,8 +53,11 @@ def open_checkpoint(
     if (folder := pretrained.folder_of(checkpoint_dir)) is not None:
         opened = _open_pretrained(folder, None, batch_size, devices)
         if step not in (None, opened.step):
-            raise checkpoint.CheckpointError(f"{folder} holds step {opened.step} alone, not {step}")
+            raise pretrained.PretrainedError(f"{folder} holds step {opened.step} alone, not {step}")
         return opened
+    # Imported here: what trains takes a second to import, and a folder of weights needs none of it.
+    from irm_jax import checkpoint, run
+
     workdir = epath.Path(checkpoint_dir).expanduser()
     if workdir.name == run.CHECKPOINTS:
         workdir = workdir.parent
@@ -62,7 +65,7 @@ def open_checkpoint(
     checkpoint.check_record(saved, f"step {chosen} in {workdir / run.CHECKPOINTS}")
     config = keys.completed(saved["config"])
     config.evaluation.batch_size = batch_size
-    run.enable_compilation_cache(config)
+    enable_compilation_cache(config)
     found_step, restored = run.from_checkpoint(config, workdir, step, mesh=_mesh(devices))
     found = restored.saved_model(workdir, found_step)
     model = EmbeddingModel(found.model, found.variables, found.tokenizer, found.mesh, batch_size, SIZES)
@@ -74,7 +77,7 @@ def _open_pretrained(
 ) -> Opened:
     found, config, mesh = pretrained.load(source, revision), keys.get_config(), _mesh(devices)
     config.data.max_pixels = found.max_pixels
-    run.enable_compilation_cache(config)
+    enable_compilation_cache(config)
     variables = jax.device_put(found.variables, mesh_lib.replicated(mesh))
     model = EmbeddingModel(IRM(found.config), variables, found.tokenizer, mesh, batch_size, SIZES)
     return Opened(epath.Path(source), found.step, config, model)

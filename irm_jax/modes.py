@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: epath.Path, hooks: Sequence[Hook] | None 
     objectives.check_names(config)
     hooks = hooks_of(config) if hooks is None else hooks
     _join_processes(workdir)
-    runs.enable_compilation_cache(config)
+    devices.enable_compilation_cache(config)
     run.ideal_seconds = partial(programs.ideal_seconds, run)
     rows = f"training with batches of {config.data.batch_size} rows"
     with devices.memory_named(rows, estimates.memory_cure(config)):
@@ -61,7 +61,7 @@ def evaluate(config: ConfigDict, workdir: epath.Path) -> None:
     Without a checkpoint, the converted weights that `config.init.model` names are evaluated, as step 0.
     """
     _join_processes()
-    runs.enable_compilation_cache(config)
+    devices.enable_compilation_cache(config)
     untrained = config.init.model and not checkpoint.saved_steps(workdir / runs.CHECKPOINTS)
     if not untrained:  # before the lock, which makes the folder
         checkpoint.read_metadata(workdir / runs.CHECKPOINTS, _chosen_step(config))
@@ -144,7 +144,7 @@ def explain(config: ConfigDict, workdir: epath.Path) -> None:
     asked = images.pixels_of(Path(e.instruction), limit) if _is_picture(e.instruction) else e.instruction
     question = explaining.Question(path.name, picture, asked, images.read_file(path, limit))
     _join_processes()
-    runs.enable_compilation_cache(config)
+    devices.enable_compilation_cache(config)
     target = workdir / e.output
     checkpoint.read_metadata(workdir / runs.CHECKPOINTS, _chosen_step(config))  # before the lock makes the folder
     with locked_for(target, workdir):

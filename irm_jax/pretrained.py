@@ -151,7 +151,9 @@ def load(source: str | os.PathLike[str], revision: str | None = None) -> Pretrai
         content = (place / WEIGHTS).read_bytes()
         arrays = {path: x.astype(np.float32) for path, x in safetensors_numpy.load(content).items()}
         numbers = int(config.get("max_pixels", MAX_PIXELS)), int(config.get("step", 0))
-        shapes = _shapes(saved)
+        intact = config.get(HASH) == _hash(config["model"], content)
+        # What is as it was saved fits its configuration; tracing the model to see so takes a second.
+        shapes = {} if intact else _shapes(saved)
     except UserError as error:
         raise PretrainedError(f"{place}: {error}") from error
     except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
@@ -159,8 +161,9 @@ def load(source: str | os.PathLike[str], revision: str | None = None) -> Pretrai
         raise PretrainedError(f"{place} is damaged ({type(error).__name__}: {first}): get it again") from error
     if config.get("vocabulary", tokenizer.fingerprint()) != tokenizer.fingerprint():
         raise PretrainedError(f"{place / VOCABULARY} is not the vocabulary of this model: get it again")
-    _check(place, shapes, arrays)
-    if config.get(HASH, found := _hash(config["model"], content)) != found:
+    if not intact:
+        _check(place, shapes, arrays)
+    if not intact and HASH in config:
         raise PretrainedError(f"{place}: {WEIGHTS} or {CONFIG} is not what was saved: get it again")
     return Pretrained(saved, unflatten_dict(arrays, sep="/"), tokenizer, *numbers)
 

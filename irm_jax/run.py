@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -373,16 +372,3 @@ def _open_test_sets(config: ConfigDict) -> list[TestSet]:
         described = test_sets.Entry(name, task, tuple(entry.protocols), entry.task_free, entry.get("query_sentence", 0))
         loader.load(described, query, gallery, distractors)
     return loader.sets
-
-
-def enable_compilation_cache(config: ConfigDict) -> None:
-    """Keeps compiled programs in the configured folder. JAX's own JAX_COMPILATION_CACHE_DIR, where set, decides."""
-    if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = epath.Path(config.compilation_cache).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            logging.warning("config.compilation_cache: %s; compiled programs are not kept", error)
-            return
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # an evaluation has dozens of small ones

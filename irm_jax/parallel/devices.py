@@ -1,4 +1,4 @@
-"""What a user should know of the devices: memory that ran out or was used, and a GPU that JAX does not see."""
+"""Devices as a user meets them: memory that ran out or was used, a GPU that JAX does not see, kept programs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jax
 from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
 
 from data_pipelines import words
 from irm_jax.errors import UserError, pip_line
@@ -45,6 +47,19 @@ def memory_named(what: str, cure: str) -> Iterator[None]:
 def _readable(text: str) -> str:
     count = re.fullmatch(r"(\d+) bytes", text)
     return words.size(int(count[1])) if count else text
+
+
+def enable_compilation_cache(config: ConfigDict) -> None:
+    """Keeps compiled programs in the configured folder. JAX's own JAX_COMPILATION_CACHE_DIR, where set, decides."""
+    if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = epath.Path(config.compilation_cache).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logging.warning("config.compilation_cache: %s; compiled programs are not kept", error)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # an evaluation has dozens of small ones
 
 
 def warn_of_unseen_gpu() -> None:

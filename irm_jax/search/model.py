@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from data_pipelines.tasks import NEUTRAL_SENTENCE
+from irm_jax import pretrained
 from irm_jax.embedder import open_checkpoint
 from irm_jax.evaluation.embed import EmbeddingModel, Instruction, finite, of_length_one
 from irm_jax.models.instruction_encoder import Instruction as EncodedInstruction
-from irm_jax.run import CHECKPOINTS
 
 KEPT_INSTRUCTIONS = 64
 
@@ -36,8 +36,8 @@ class SearchModel:
         opened = open_checkpoint(workdir, step)
         folder = opened.workdir
         self.step = opened.step
-        of_run = "://" not in str(folder) and (folder / CHECKPOINTS).is_dir()
-        self.workdir = str(folder.resolve()) if of_run else os.fspath(workdir)
+        local = "://" not in str(folder) and pretrained.shipped(workdir) is None
+        self.workdir = str(folder.resolve()) if local else os.fspath(workdir)
         self._model = opened.model
         self.judges = bool(self._model.model.config.fusion_depth and opened.config.loss.matching_weight > 0)
         """Whether a matching head was trained."""

@@ -17,6 +17,7 @@ from irm_jax import run
 from irm_jax.models.irm import IRM
 from irm_jax.objectives.base import TrainingMix
 from irm_jax.objectives.identity_triplet import IdentityTriplet
+from irm_jax.parallel import devices
 from irm_jax.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures("quick_programs")  # compiling is most of what these tests do
@@ -37,7 +38,7 @@ def compiled(config, mesh_shape, *, double=False):
     """The run of a configuration on the first devices in a mesh. Equal calls share it, and so its program."""
     key = (json.dumps(config.to_dict(), sort_keys=True), mesh_shape, double)
     if key not in _runs:
-        run.enable_compilation_cache(config)
+        devices.enable_compilation_cache(config)
         shape = dict(zip(mesh_lib.AXES, mesh_shape, strict=True))
         built = run.build(
             config.copy_and_resolve_references(), mesh=mesh_lib.make_mesh(shape, jax.devices()[: math.prod(mesh_shape)])
