@@ -6,6 +6,8 @@ on object storage are also kept in a local folder, and only those that are new a
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import os
 import threading
@@ -38,9 +40,7 @@ class Snapshot:
         schema = pa.schema([store.about.schema().field(name) for name in names])
         table = pa.Table.from_batches(list(store.scan(names)), schema=schema)
         self.table = table.take(pc.sort_indices(table[ID])).combine_chunks()
-        self.ids = (
-            np.asarray(self.table[ID].to_numpy(zero_copy_only=False), "S32") if len(table) else np.zeros(0, "S32")
-        )
+        self.ids = np.concatenate([np.zeros(0, "S32"), *(_ids(chunk) for chunk in self.table[ID].chunks)])
         self._buffers: dict[str, VectorBuffer] = {}
         self._lock = threading.Lock()
 
@@ -84,7 +84,7 @@ class Snapshot:
             raise StoreLost(f"{self._store.uri} was changed while it was read: start again")
         cache.write(self.ids, made)
         made.finish()
-        pa.default_memory_pool().release_unused()  # it keeps what the batches took
+        _release_unused()
         return made
 
     def _fetch(self, space: str, made: VectorBuffer, missing: np.ndarray) -> None:
@@ -97,12 +97,25 @@ class Snapshot:
             parts = tuple(Predicate(ID, "text", "=", self.ids[i].decode()) for i in wanted)
             where = parts[0] if len(parts) == 1 else Junction("or", parts)
         for batch in self._store.scan([ID, vector_column(space)], where):
-            ids = np.asarray(batch.column(0).to_numpy(zero_copy_only=False), "S32")
+            ids = _ids(batch.column(0))
             place = np.searchsorted(self.ids, ids)
             known = (place < len(self)) & (self.ids[np.minimum(place, len(self) - 1)] == ids)
             flat = batch.column(1).flatten().to_numpy(zero_copy_only=False)
             made.fill(place[known], flat.reshape(len(batch), -1)[known])
             missing[place[known]] = False
+
+
+def _release_unused() -> None:
+    """Gives back what reading took: Arrow's pool and glibc's arenas, one per thread of the store, keep it."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _ids(column: pa.Array) -> np.ndarray:
+    """S32[n] of a column of ids, which have 32 letters; a Python text for each would take 100 MB for a million."""
+    fixed = column.cast(pa.binary(32))
+    return np.frombuffer(fixed.buffers()[1], "S32", len(fixed), 32 * fixed.offset)
 
 
 def local_folder(key: str, end: str = "") -> Path:
