@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +84,18 @@ class _Batches:
         return training.resources.enter_context(training.run.stream(self._done, left, **options))
 
     def __next__(self) -> dict[str, dict[str, jax.Array]]:
-        """Raises Interrupted if a reader process is lost and this process is alone."""
+        """Raises Interrupted if this process is alone and a reader process is lost, or a signal comes meanwhile.
+
+        Data may never come, as from a file system that hangs. Several processes decide together, after a step.
+        """
+        alone, signal = processes.alone(), self._training.signal
         try:
-            _, batch = self._training.timer.wait_for(self._stream.__next__)
+            with signal.at_once("the wait for data") if alone else contextlib.nullcontext():
+                _, batch = self._training.timer.wait_for(self._stream.__next__)
         except ReaderLost as error:  # what was read is right: the state is worth saving
             logging.error("%s", error)
-            self._training.signal.request("the loss of a reader process")
-            if processes.alone():
+            signal.request("the loss of a reader process")
+            if alone:
                 raise Interrupted from None
             self._stream = self._open(workers=0)  # until all processes have agreed to stop
             _, batch = next(self._stream)

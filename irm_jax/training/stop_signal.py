@@ -35,7 +35,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested, self.name = False, ""
-        self._at_once = False
+        self._leaving = ""
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -58,22 +58,22 @@ class StopSignal:
         self._previous = {}
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Lets a signal, and one that came before, raise Interrupted within the body."""
-        self._at_once = True
+    def at_once(self, leaving: str = "the evaluation") -> Iterator[None]:
+        """Lets a signal, or one that came before, raise Interrupted within the body, named `leaving` in a warning."""
+        self._leaving = leaving
         try:
             if self.requested:
                 raise Interrupted
             yield
         finally:
-            self._at_once = False
+            self._leaving = ""
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.requested:
             raise KeyboardInterrupt
         self.request(signal.Signals(number).name)
-        if self._at_once:
-            logging.warning("%s: leaving the evaluation to save", self.name)
+        if self._leaving:
+            logging.warning("%s: leaving %s to save", self.name, self._leaving)
             raise Interrupted
         logging.warning("%s: saving after the running step", self.name)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import types
 
 import jax
@@ -173,21 +174,27 @@ def make_rows(number):
     return number, {"text": {"row": np.full((8, 2**18), number, np.uint8)}}
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_a_lost_reader_asks_for_the_end_and_loses_no_batch(alone, monkeypatch, caplog):
+def batches_from_3_to_9(resources, stop_signal):
+    """The batches of a run whose stream has one reader process."""
+
     def stream(start, count, workers=1):
         return Stream(make_rows, start, start + count, ReadAhead(workers, threads=0, prefetch=1))
 
     config = types.SimpleNamespace(optimizer=types.SimpleNamespace(accumulate=1))
     mesh = mesh_lib.make_mesh({"data": 8, "fsdp": 1, "model": 1})
     run = types.SimpleNamespace(mesh=mesh, config=config, stream=stream)
-    wait_for = types.SimpleNamespace(wait_for=lambda function: function())
+    timer = types.SimpleNamespace(wait_for=lambda function: function())
+    return loop._Batches(
+        types.SimpleNamespace(run=run, start=3, steps=9, resources=resources, timer=timer, signal=stop_signal)
+    )
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_lost_reader_asks_for_the_end_and_loses_no_batch(alone, monkeypatch, caplog):
     monkeypatch.setattr(loop.processes, "alone", lambda: alone)
+    stop_signal = StopSignal()
     with contextlib.ExitStack() as resources:
-        training = types.SimpleNamespace(
-            run=run, start=3, steps=9, resources=resources, timer=wait_for, signal=StopSignal()
-        )
-        batches = loop._Batches(training)
+        batches = batches_from_3_to_9(resources, stop_signal)
         assert int(next(batches)["text"]["row"][0, 0]) == 3
         (reader,) = batches._stream._iterator._readers
         os.kill(reader.pid, signal.SIGKILL)
@@ -197,8 +204,22 @@ def test_a_lost_reader_asks_for_the_end_and_loses_no_batch(alone, monkeypatch, c
                 next(batches)
         else:  # until all processes have agreed to stop
             assert [int(next(batches)["text"]["row"][0, 0]) for _ in range(2)] == [4, 5]
-    assert training.signal.name == "the loss of a reader process"
+    assert stop_signal.name == "the loss of a reader process"
     assert f"(pid {reader.pid}) was ended by SIGKILL" in caplog.text
+
+
+def test_a_signal_ends_the_wait_for_data_that_do_not_come(caplog):
+    with StopSignal() as stop_signal, contextlib.ExitStack() as resources:
+        batches = batches_from_3_to_9(resources, stop_signal)
+        next(batches)
+        (reader,) = batches._stream._iterator._readers
+        os.kill(reader.pid, signal.SIGSTOP)
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        with pytest.raises(Interrupted):
+            [next(batches) for _ in range(6)]  # the first may have been made before
+        timer.join()
+    assert "SIGTERM: leaving the wait for data to save" in caplog.text
 
 
 def test_an_evaluation_during_training_changes_nothing_and_is_kept(config, trained_run, halfway):
