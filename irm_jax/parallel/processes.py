@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -96,6 +97,8 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
     """
     here = place_from_environment(environ)
     if here is not None:
+        if here.index == 0:
+            _require_free_port(here.coordinator)
         arguments: dict[str, Any] = {
             "coordinator_address": here.coordinator, "num_processes": here.count, "process_id": here.index,
             "cluster_detection_method": "deactivate",  # Slurm's would leave one device of the host visible
@@ -118,6 +121,10 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
         f"the processes did not find each other ({where}): {{}}. Do all of them run, can they reach the coordinator, "
         f"and is its port free? They wait {seconds} s for each other; {TIMEOUT} sets that"
     )
+    # Said before: where processes do not agree, JAX's C++ ends this one by an abort that no exception reaches.
+    logging.info(
+        "joining as %s; a process that is aborted here has a number that another one has, or another %s", where, COUNT
+    )
     try:
         with _ended_after(seconds, lost.format("not all have come")):
             jax.distributed.initialize(
@@ -130,6 +137,21 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
         "process %d of %d; it holds %d of %d devices",
         jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count(),
     )  # fmt: skip
+
+
+def _require_free_port(address: str) -> None:
+    """Raises ProcessesLost if process 0 cannot listen there: JAX crashes instead, without a word."""
+    port = int(address.rpartition(":")[2])
+    try:
+        if socket.has_dualstack_ipv6():
+            socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
+        else:
+            socket.create_server(("", port)).close()
+    except (OSError, OverflowError) as error:
+        raise ProcessesLost(
+            f"process 0 cannot listen on port {port} of this machine ({error}): end what uses it, or name another port "
+            f"in {ADDRESS} of every process"
+        ) from error
 
 
 _SLACK = 60

@@ -23,7 +23,7 @@ from irm_jax import checkpoint, modes
 from irm_jax.errors import RetryError, UserError
 from irm_jax.evaluation.figures import read_results
 from irm_jax.parallel import processes
-from irm_jax.parallel.processes import ProcessesError, place_from_environment
+from irm_jax.parallel.processes import ProcessesError, ProcessesLost, place_from_environment
 from irm_jax.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,17 +70,30 @@ def test_processes_that_do_not_answer_are_worth_another_start(monkeypatch):
     assert not issubclass(processes.ProcessesLost, UserError)  # whose status 2 no launcher tries again
 
 
+START = "from irm_jax.parallel import processes; processes.start()"
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_the_others_leave_alone_ends_with_a_message_in_time(index):
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     three = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}
     done = subprocess.run(
-        [sys.executable, "-c", "from irm_jax.parallel import processes; processes.start()"], cwd=ROOT, text=True,
+        [sys.executable, "-c", f"from absl import logging; logging.set_verbosity(0); {START}"], cwd=ROOT, text=True,
         env={**os.environ, **three, "JAX_INITIALIZATION_TIMEOUT": "1"}, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert f"process {index} of 2, coordinator {address}): not all have come. Do all of them run" in done.stderr
+    said = f"joining as process {index} of 2, coordinator {address}; a process that is aborted here has a number that"
+    assert said in done.stderr
+
+
+def test_a_port_that_another_program_uses_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        three = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+        with pytest.raises(ProcessesLost, match=f"cannot listen on port {port} of this machine .* another port"):
+            processes.start(three)
 
 
 def test_the_time_to_wait_for_others_is_a_number_of_seconds():
