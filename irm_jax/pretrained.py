@@ -163,8 +163,8 @@ def load(source: str | os.PathLike[str], revision: str | None = None) -> Pretrai
         raise PretrainedError(f"{place / VOCABULARY} is not the vocabulary of this model: get it again")
     if not intact:
         _check(place, shapes, arrays)
-    if not intact and HASH in config:
-        raise PretrainedError(f"{place}: {WEIGHTS} or {CONFIG} is not what was saved: get it again")
+        if HASH in config:
+            raise PretrainedError(f"{place}: {WEIGHTS} or {CONFIG} is not what was saved: get it again")
     return Pretrained(saved, unflatten_dict(arrays, sep="/"), tokenizer, *numbers)
 
 

@@ -221,9 +221,9 @@ def _add_objectives(config: ConfigDict) -> None:
     config.memory_bank.ramp_steps = 500  # steps over which that weight rises from 0
     config.memory_bank.hard_weight = 1.0  # of hard supervision
     config.memory_bank.soft_weight = 0.0  # lambda: soft against hard supervision (0 = hard only)
+    config.memory_bank.soft_ramp_steps = 500  # steps over which lambda rises from 0, once the bank is full
     config.memory_bank.neutral_keys = False  # keys stand under the neutral sentence, as a task-free gallery does (ours)
     config.memory_bank.composed_weight = 0.0  # of composed rows, drawn to keys that their instruction describes (ours)
-    config.memory_bank.soft_ramp_steps = 500  # steps over which lambda rises from 0, once the bank is full
 
 
 def _add_training(config: ConfigDict) -> None:

@@ -17,7 +17,7 @@ from irm_jax.losses.geometry import keep_rows, loss_dtype
 from irm_jax.losses.supervised_contrast import supervised_contrast
 from irm_jax.models.irm import EDITED_GROUPS, EditedRows
 from irm_jax.objectives.base import Batch, LossInputs, Metrics, Objective, Term, TrainingMix
-from irm_jax.objectives.rows import composed_columns, flat, join, per_task, row_weights
+from irm_jax.objectives.rows import composed_columns, flat, join, joint_features, per_task, row_weights
 from irm_jax.parallel.mesh import constrain_replicated, constrain_rows
 
 if TYPE_CHECKING:
@@ -112,5 +112,5 @@ class Contrast(Objective):
 
 def _joint(edited: EditedRows, which: slice, valid: Array) -> Array:
     """[rows, 2 D]: the features that retrieval compares, 0 where a row is padding."""
-    rows = flat(jnp.concatenate([edited.person[:, which], edited.guided[:, which]], axis=-1))
+    rows = joint_features(edited, which)
     return keep_rows(rows, valid, loss_dtype(rows))

@@ -29,7 +29,15 @@ from irm_jax.objectives.base import (
     TrainingMix,
 )
 from irm_jax.objectives.lanes import BankLanes, MomentumKeys
-from irm_jax.objectives.rows import INSTRUCTION_KINDS, composed_columns, flat, join, per_task, row_weights
+from irm_jax.objectives.rows import (
+    INSTRUCTION_KINDS,
+    composed_columns,
+    flat,
+    join,
+    joint_features,
+    per_task,
+    row_weights,
+)
 from irm_jax.parallel import mesh as mesh_lib
 
 if TYPE_CHECKING:
@@ -200,7 +208,7 @@ class MemoryBank(Objective):
         own = jax.tree.map(lambda x: flat(x.reshape(blocks, per_block, *x.shape[1:])[:, :plain]), keys)
         own_row = (jnp.arange(blocks)[:, None] * per_block + jnp.arange(plain)[None, :]).reshape(-1)
         valid = join([batch[g]["valid"] for g in groups])
-        embedding = flat(jnp.concatenate([rows.person[:, :plain], rows.guided[:, :plain]], axis=-1))
+        embedding = joint_features(rows, slice(plain))
         embedding, own = jax.tree.map(mesh_lib.constrain_replicated, (embedding, own))
         return Anchors(embedding, own, own_row.astype(jnp.int32), valid)
 
@@ -223,7 +231,7 @@ class MemoryBank(Objective):
             first += group["identity"].shape[1]
         kind = join(kinds).astype(jnp.int32)
         instruction = self._centred(flat(rows.instruction[:, plain:]), kind, mean)
-        embedding = flat(jnp.concatenate([rows.person[:, plain:], rows.guided[:, plain:]], axis=-1))
+        embedding = joint_features(rows, slice(plain, None))
         embedding, instruction = jax.tree.map(mesh_lib.constrain_replicated, (embedding, instruction))
         own = MomentumKeys(
             key=embedding, instruction=instruction, identity=columns["identity"], dataset=columns["dataset"],
@@ -232,11 +240,11 @@ class MemoryBank(Objective):
         return Anchors(embedding, own, join(own_rows).astype(jnp.int32), columns["valid"])
 
     def _centred(self, instruction: Array, kind: Array, mean: InstructionMean) -> Array:
-        """Unit instruction features [N, D] less the running mean of their kind, without gradient."""
+        """Unit rows of instruction features [N, D] less the running mean of their kind."""
         if self.options.instruction_similarity == "centered":
             centre = current_mean(mean).astype(instruction.dtype)
             instruction = instruction - jnp.take(centre, jnp.maximum(kind, 0), axis=0)
-        return jax.lax.stop_gradient(unit_rows(instruction))
+        return unit_rows(instruction)
 
     def _rules(self) -> Rules:
         overlap = np.zeros((len(self.mix.data_sets),) * 2, bool)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.tasks import TaskSpec
-from irm_jax.models.irm import EDITED_GROUPS
+from irm_jax.models.irm import EDITED_GROUPS, EditedRows
 from irm_jax.objectives.base import Batch, Metrics
 from irm_jax.parallel import mesh as mesh_lib
 
@@ -38,6 +38,11 @@ def flat(x: Array) -> Array:
 def join(parts: Sequence[Array]) -> Array:
     """A field of several groups, [R, b_g, ...] each -> [R*B, ...] in the order of the rows."""
     return flat(jnp.concatenate([*parts], axis=1))
+
+
+def joint_features(rows: EditedRows, which: slice) -> Array:
+    """[R*b, 2D]: what retrieval compares, person and guided features side by side, of the rows `which` of a block."""
+    return flat(jnp.concatenate([rows.person[:, which], rows.guided[:, which]], axis=-1))
 
 
 def whole_columns(batch: Batch) -> Batch:
