@@ -8,7 +8,6 @@ import pytest
 from data_pipelines import images
 from data_pipelines.procedural.benchmark import Benchmark
 from irm_jax import Embedder, pretrained
-from irm_jax.checkpoint.errors import CheckpointError
 from irm_jax.embedder import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("first_devices")
@@ -67,7 +66,7 @@ def test_the_folder_is_opened_as_the_name_is():
     opened = open_checkpoint(pretrained.SHIPPED / "demo", 1200)
     assert opened.step == 1200
     assert opened.model.model.config.num_identities == 1
-    with pytest.raises(CheckpointError, match="holds step 1200 alone, not 7"):
+    with pytest.raises(pretrained.PretrainedError, match="holds step 1200 alone, not 7"):
         open_checkpoint(pretrained.SHIPPED / "demo", 7)
 
 
