@@ -206,8 +206,8 @@ def test_the_readme_commands_run(tmp_path: Path, micro_config: ConfigDict) -> No
         image = np.random.default_rng(number).integers(0, 255, (64, 32, 3), np.uint8)
         cv2.imwrite(str(tmp_path / "FOLDER" / f"{number}.png"), image)
     small = [
-        f"--config.data.dir={micro_config.data.dir}", "--config.train.steps=4", "--config.evaluation.batch_size=16",
-        "--config.data.repeat_people=True",
+        f"--config.data.dir={micro_config.data.dir}", "--config.train.steps=4",
+        "--config.optimizer.warmup_steps=0", "--config.evaluation.batch_size=16", "--config.data.repeat_people=True",
         *(f"--config.data.procedural.{key}={value}" for key, value in micro_config.data.procedural.items() if value),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
