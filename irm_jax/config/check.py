@@ -98,8 +98,8 @@ AT_MOST = {
 SEEDS = ("seed", "data.procedural.seed", "data.own.split_seed")
 """Whole numbers from 0 to 2^32 - 1: of a larger one the devices' generator reads the lowest 32 bits alone."""
 BELOW_ONE = (
-    "model.text_dropout", "model.drop_path", "model.editing_drop_path", "optimizer.beta1", "optimizer.beta2",
-    "momentum.decay", "loss.instruction_mean_momentum", "data.own.test_share",
+    "model.text_dropout", "model.drop_path", "model.patch_dropout", "model.editing_drop_path", "optimizer.beta1",
+    "optimizer.beta2", "momentum.decay", "loss.instruction_mean_momentum", "data.own.test_share",
 )  # fmt: skip
 """Ranges of numbers by path below `config`. Values left to the preset (None) are not checked."""
 

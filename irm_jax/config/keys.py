@@ -168,6 +168,7 @@ def _add_model(config: ConfigDict) -> None:
     config.model.mlp_ratio = config_dict.placeholder(float)  # hidden over model width
     config.model.text_dropout = config_dict.placeholder(float)  # of the text encoder (BERT: 0.1)
     config.model.drop_path = config_dict.placeholder(float)  # stochastic depth of the image encoder's last block
+    config.model.patch_dropout = config_dict.placeholder(float)  # share of the patches left out in training (ours)
     config.model.temperature = config_dict.placeholder(float)  # start of the learnable contrastive temperature
 
     config.init = ConfigDict()  # weights a fresh run starts from: folders that `python -m irm_jax.convert` wrote

@@ -60,6 +60,7 @@ class IRMConfig:
     mlp_ratio: float = 4.0
     text_dropout: float = 0.0  # of BERT; the image streams have stochastic depth alone
     drop_path: float = 0.1
+    patch_dropout: float = 0.0  # of the person image encoder, in training; a ViT's alone
     pooled_class_token: bool = False  # of the ViTs: it starts from the pooled patches
     temperature: float = 0.07
     mask_instruction_padding: bool = True
@@ -81,7 +82,7 @@ class IRMConfig:
         return token_grid(self.instruction_image_size, self.template_patch, self.template_patch, self.template_stem)
 
 
-ENCODER_KEYS = ("image_depth", "patch", "stride", "stem", "part_tokens")
+ENCODER_KEYS = ("image_depth", "patch", "stride", "stem", "part_tokens", "patch_dropout")
 """Keys of a person image encoder that another encoder than the ViT may not have, see `ImageEncoder.model_keys`."""
 POOLED_CLASS = "pooled_class"
 """Name of the layer that `pooled_class_token` adds to a ViT."""
@@ -91,9 +92,10 @@ RENAMED: dict[int, dict[str, str]] = {}
 """Version -> {key before that version: key since}. Renamings are applied in the order of their versions."""
 ADDED: dict[str, Any] = {
     "image_encoder": "vit", "image_encoder_options": {}, "pooled_class_token": False, "sentence_sep": True,
+    "patch_dropout": 0.0,
 }  # fmt: skip
 """Keys that earlier checkpoints lack -> the value that their absence stands for (not today's default)."""
-FREE = ("dtype", "remat", "text_dropout", "drop_path", "editing_drop_path", "temperature")
+FREE = ("dtype", "remat", "text_dropout", "drop_path", "patch_dropout", "editing_drop_path", "temperature")
 """Keys that may change between a checkpoint and its use: the parameters keep their shapes and their meaning."""
 
 

@@ -87,6 +87,7 @@ def test_it_trains_is_saved_restored_and_embeds_on_a_mesh_of_two_by_two(config, 
 def test_a_configuration_that_does_not_fit_the_encoder_is_refused(config):
     for change, message in (
         ({"image_depth": 3}, "image encoder 'convnext' does not read image_depth; leave them unset"),
+        ({"patch_dropout": 0.5}, "image encoder 'convnext' does not read patch_dropout; leave them unset"),
         ({"preset": "small"}, "ConvNeXt has no sizes for the preset 'small'; it has some for tiny, base"),
         ({"image_size": (60, 32)}, r"\(60, 32\) is no multiple of the stride 8"),
         ({"image_encoder": "resnet"}, "unknown image encoder 'resnet'; the image encoders are vit, convnext"),

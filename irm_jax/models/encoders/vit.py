@@ -225,8 +225,8 @@ class ViT(Encoder):
         return ViTModule(
             transformer.image_block(config, config.image_heads), config.image_depth, config.image_size, config.patch,
             config.stride, config.stem, config.part_tokens, drop_path=config.drop_path,
-            pooled_class="rows" if config.pooled_class_token else "none", scan_layers=config.scan_layers,
-            remat=config.remat,
+            patch_dropout=config.patch_dropout, pooled_class="rows" if config.pooled_class_token else "none",
+            scan_layers=config.scan_layers, remat=config.remat,
         )  # fmt: skip
 
     @classmethod

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from irm_jax.models import transformer
 from irm_jax.models.config import POOLED_CLASS, token_grid
 from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, normalize
+from irm_jax.parallel.mesh import constrain_first_axis
 
 
 class PatchEmbedding(nn.Module):
@@ -72,6 +75,9 @@ class ViTModule(nn.Module):
     `pooled_class`: the class token starts from the picture: a dense layer of the patch embeddings is added to it, of
     the largest value of each row of the grid ("rows": where on a body something is, whatever its column), or of all
     patches ("all"). So attention need not learn first where to look.
+
+    `patch_dropout`: in training each image keeps as many patches as `kept_patches` says, drawn anew in each step, and
+    everything after the stem reads these alone; the special tokens always stay.
     """
 
     block: transformer.BlockConfig
@@ -82,6 +88,7 @@ class ViTModule(nn.Module):
     stem: str = "patch"
     part_tokens: int = 3
     drop_path: float = 0.0
+    patch_dropout: float = 0.0
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     pooled_class: Literal["none", "rows", "all"] = "none"
@@ -103,9 +110,14 @@ class ViTModule(nn.Module):
         token_positions = self.param("special_positions", transformer.EMBEDDING_INIT, (1, special, width))
         positions = self.param("grid_positions", transformer.EMBEDDING_INIT, (1, *grid, width))
         first = jnp.broadcast_to((tokens + token_positions).astype(dtype), (image.shape[0], special, width))
+        kept = None
+        if train and self.patch_dropout:
+            kept = draw_patches(self.make_rng("dropout"), patches, self.patch_dropout)
         if self.pooled_class != "none":
-            first = first.at[:, 0].add(self._pooled(patches, grid))
+            first = first.at[:, 0].add(self._pooled(patches, grid, kept))
         patches = patches + positions.reshape(1, -1, width).astype(dtype)
+        if kept is not None:
+            patches = constrain_first_axis(take_tokens(patches, kept))
         x = transformer.Stack(
             self.block, self.depth, transformer.linear_drop_path(self.drop_path, self.depth),
             scan_layers=self.scan_layers, remat=self.remat, name="blocks",
@@ -115,9 +127,33 @@ class ViTModule(nn.Module):
         x = self.block.layer_norm("final_norm")(x)
         return ImageFeatures(cls=x[:, 0], parts=x[:, 1:special], patches=x[:, special:])
 
-    def _pooled(self, patches: Float[Array, "B N D"], grid: tuple[int, int]) -> Float[Array, "B D"]:
-        """What is added to the class token."""
+    def _pooled(
+        self, patches: Float[Array, "B N D"], grid: tuple[int, int], kept: Int[Array, "B K"] | None
+    ) -> Float[Array, "B D"]:
+        """What is added to the class token. A row of the grid of which no patch is `kept` counts as 0."""
         rows = patches.reshape(-1, *grid, self.block.width)
-        pooled = jnp.max(rows, axis=2) if self.pooled_class == "rows" else rows
+        if kept is None:
+            pooled = jnp.max(rows, axis=2) if self.pooled_class == "rows" else rows
+        else:
+            there = jax.nn.one_hot(kept, patches.shape[1], dtype=bool).any(axis=1).reshape(-1, *grid, 1)
+            largest = jnp.max(rows, axis=2, where=there, initial=-jnp.inf)
+            largest = jnp.where(there.any(axis=2), largest, 0)
+            pooled = largest if self.pooled_class == "rows" else jnp.where(there, rows, 0)
         dense = nn.Dense(self.block.width, kernel_init=transformer.INIT, dtype=self.block.dtype, name=POOLED_CLASS)
         return dense(pooled.reshape(pooled.shape[0], -1))
+
+
+def kept_patches(count: int, share: float) -> int:
+    """How many of `count` patches are left if a share is left out: at least (1 - share) * count."""
+    return count - math.floor(share * count + 1e-9)  # .7 * 10 is 7 in f64 as well, (1 - .7) * 10 more than 3
+
+
+def draw_patches(key: Array, patches: Float[Array, "B N D"], share: float) -> Int[Array, "B K"]:
+    """Draws for each row which of its patches stay, in their order."""
+    draw = jax.random.uniform(key, patches.shape[:2], jnp.float32)
+    return jnp.sort(jnp.argsort(draw, axis=1)[:, : kept_patches(patches.shape[1], share)], axis=1)
+
+
+def take_tokens(tokens: Float[Array, "B N D"], index: Int[Array, "B K"]) -> Float[Array, "B K D"]:
+    """Each row picks tokens of its own."""
+    return jnp.take_along_axis(tokens, index[:, :, None], axis=1, mode="promise_in_bounds")
