@@ -63,6 +63,32 @@ def augments_of(config: ConfigDict) -> dict[str, Augment]:
     return found
 
 
+def growth_of(config: ConfigDict) -> list[tuple[int, float]]:
+    """Returns [(steps done, share of the full height and width), ...] of `config.data.growth`; [] is full size.
+
+    Raises ValueError for a text that cannot be read, steps or shares that do not rise from 0 and to 1, and for a full
+    size that no step of the run has.
+    """
+    found = []
+    for text in config.data.growth:
+        start, _, part = text.partition("=")
+        try:
+            found.append((int(start), float(part)))
+        except ValueError as error:
+            raise ValueError(f"{text!r} is no STEPS=SHARE, such as '600=0.75': {error}") from error
+    said, (steps, shares) = tuple(config.data.growth), zip(*found, strict=True) if found else ((0,), (1.0,))
+    if steps[0] != 0 or list(steps) != sorted(set(steps)):
+        raise ValueError(f"{said}: the steps must rise from 0, as in ('0=0.5', '600=1')")
+    if not shares[0] > 0 or shares[-1] != 1 or list(shares) != sorted(set(shares)):
+        raise ValueError(f"{said}: the shares must be above 0 and rise to 1, as in ('0=0.5', '600=1')")
+    if steps[-1] >= config.train.steps:
+        raise ValueError(
+            f"{said}: no step has images of the full size, which evaluation reads; config.train.steps = "
+            f"{config.train.steps} must be more than {steps[-1]}"
+        )
+    return found
+
+
 def needs_keys(config: ConfigDict) -> bool:
     """Tells whether a momentum model reads the batches too, for the memory bank or the text-to-image objectives."""
     loss = config.loss

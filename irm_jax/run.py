@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import tasks
+from data_pipelines import options, tasks
 from data_pipelines.batches import stated_data, training_data
 from data_pipelines.batches.prefetch import ReadAhead
 from data_pipelines.batches.training_data import TrainingData
@@ -31,7 +31,7 @@ from irm_jax.evaluation import test_sets
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.evaluator import Evaluation, Evaluator, Options
 from irm_jax.evaluation.test_sets import TestSet
-from irm_jax.models import presets
+from irm_jax.models import encoders, presets
 from irm_jax.models.config import IRMConfig
 from irm_jax.models.irm import IRM
 from irm_jax.objectives.base import Objective, TrainingMix
@@ -90,7 +90,7 @@ class Run:
         with processes.main_first("training data"):
             return training_data.open_training(
                 self.config, image_size=sizes.image_size, instruction_image_size=sizes.instruction_image_size,
-                max_length=sizes.max_length,
+                max_length=sizes.max_length, growth=encoders.sizes_of(sizes, options.growth_of(self.config)),
             )  # fmt: skip
 
     @functools.cached_property

@@ -46,6 +46,7 @@ class BatchOptions:
       augment: of the rows' images.
       accumulate: plan steps that make up one step.
       second_view: whether every image comes under a second augmentation, too (`key_image`).
+      growth: (first step, size) of images that grow to `image_size`, from step 0 on; () = that size in every step.
     """
 
     seed: int
@@ -54,10 +55,15 @@ class BatchOptions:
     augment: Augments = dataclasses.field(default_factory=Augment)
     accumulate: int = 1
     second_view: bool = False
+    growth: tuple[tuple[int, Size], ...] = ()
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
             raise ValueError(f"accumulate = {self.accumulate} must be at least 1")
+
+    def size_at(self, step: int) -> Size:
+        """Returns the size of the rows' images in a step."""
+        return next((size for first, size in reversed(self.growth) if first <= step), self.image_size)
 
     def augment_of(self, dataset: str) -> Augment:
         """Returns the augmentation of one data set."""
@@ -71,6 +77,7 @@ class BatchOptions:
             "second_view": self.second_view,
             "image_size": list(self.image_size),
             "instruction_image_size": list(self.instruction_image_size),
+            **({"growth": [[first, list(size)] for first, size in self.growth]} if self.growth else {}),
             "augment": {
                 name: {
                     key: list(value) if isinstance(value, tuple) else value
@@ -196,8 +203,9 @@ class _BlockRows:
         """(record, which of its paraphrases or instruction images) per table entry."""
         return list(zip(self.drawn.entry_record.tolist(), self.drawn.entry_choice.tolist(), strict=True))
 
-    def write_images(self, size: Size) -> None:
-        """Decodes the rows' images once, and augments them once per view."""
+    def write_images(self) -> None:
+        """Decodes the rows' images once, and augments them once per view, in the size of the arrays."""
+        size = self.arrays["image"].shape[1], self.arrays["image"].shape[2]
         draws = {
             view: self.stream(purpose).random((self.layout.rows, DRAWS))
             for view, purpose in VIEWS.items()
@@ -277,7 +285,7 @@ class BatchMaker:
     `caption` has image to modality, valid, and tokens i32[R,b,L]. With `second_view` every group has key_image, like
     image: the same pictures under another augmentation, for a momentum model's keys; captions have key_tokens, like
     tokens: another caption of the same image, where it has more than one. With accumulate = k > 1 every array has a
-    leading axis [k]: plan steps k*step .. k*step + k-1.
+    leading axis [k]: plan steps k*step .. k*step + k-1. With `growth` H and W vary by step.
     """
 
     def __init__(
@@ -291,9 +299,11 @@ class BatchMaker:
         """Takes the plan, one source per unit, and the global numbers of the blocks to make, in the order of axis 0."""
         self.plan, self.sources, self.options = plan, tuple(sources), options
         self.tokenizer, self.blocks = tokenizer, tuple(blocks)
-        self.spec = batch_spec(
-            plan, options.image_size, options.instruction_image_size, len(self.blocks), options.second_view
-        )
+        self.spec = self._spec(options.image_size)
+
+    def _spec(self, size: Size) -> BatchSpec:
+        o = self.options
+        return batch_spec(self.plan, size, o.instruction_image_size, len(self.blocks), o.second_view)
 
     def __call__(self, step: int) -> tuple[int, Batch]:
         """Makes a batch. Raises DatasetError, which names record and file, for an image that does not decode."""
@@ -301,7 +311,7 @@ class BatchMaker:
         lead = (accumulate,) if accumulate > 1 else ()
         batch = {
             kind: {name: np.empty((*lead, *shape), dtype) for name, (shape, dtype) in fields.items()}
-            for kind, fields in self.spec.items()
+            for kind, fields in self._spec(self.options.size_at(step)).items()
         }
         for part in range(accumulate):
             views = batch
@@ -346,7 +356,7 @@ class BatchMaker:
 
     def _fill_block(self, rows: _BlockRows) -> list[np.ndarray]:
         """Writes images and instructions of one unit in one block; returns the keys of its table entries."""
-        rows.write_images(self.options.image_size)
+        rows.write_images()
         if rows.layout.entries == 0:
             return []
         if rows.layout.kind == "visual":

@@ -159,9 +159,16 @@ def plan_of(config: ConfigDict, tokenizer: Tokenizer) -> BatchPlan:
 
 
 def open_training(
-    config: ConfigDict, *, image_size: Size, instruction_image_size: Size, max_length: int
+    config: ConfigDict,
+    *,
+    image_size: Size,
+    instruction_image_size: Size,
+    max_length: int,
+    growth: Sequence[tuple[int, Size]] = (),
 ) -> TrainingData:
     """Opens (and, if procedural and allowed, builds) the training sets and lays out their batches.
+
+    `growth`: (first step, size) of images that grow to `image_size`, see `BatchOptions`.
 
     Raises:
       DatasetError, ValueError: the message names what is missing and what to run or change.
@@ -176,6 +183,7 @@ def open_training(
         augment=options.augments_of(config),
         accumulate=config.optimizer.accumulate,
         second_view=config.momentum.second_view and options.needs_keys(config),
+        growth=tuple(growth),
     )
     try:
         return TrainingData.of(plan, datasets, tokenizer, batch_options)

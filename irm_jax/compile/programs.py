@@ -76,13 +76,14 @@ def training(run: Run) -> list[Program]:
 
 
 def ideal_seconds(run: Run) -> float | None:
-    """Seconds that the products of a training step take at the peak of the mesh's chips; None for an unknown chip.
+    """Seconds that the products of a training step take at the peak of the mesh's chips; None for an unknown chip,
+    and where images grow: the steps of a run then differ.
 
     Products that `model.remat` repeats count once. A large bank's products, which are computed twice, count twice.
     Traces the step once more.
     """
     chip = chips.chip_of(run.mesh.devices.flat[0].device_kind)
-    if chip is None:
+    if chip is None or run.config.data.growth:
         return None
     plain = run.config.copy_and_resolve_references()
     plain.model.remat = "none"

@@ -23,7 +23,7 @@ from irm_jax.evaluation.figures import MEAN
 from irm_jax.evaluation.report import gallery_map
 from irm_jax.logs import timing, writers
 from irm_jax.models import config as models_config
-from irm_jax.models import presets
+from irm_jax.models import encoders, presets
 
 
 def check(config: ConfigDict) -> None:
@@ -187,6 +187,8 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
         yield from _refused(f"config.data.train.{name}", partial(options.augment_of, config, name))
     yield from _refused("config.data.train", lambda: options.units_of(config))
     yield from _refused("config.data.train", lambda: options.augments_of(config))
+    sizes = partial(encoders.sizes_of, presets.from_options(config.model.to_dict()))
+    yield from _refused("config.data.growth", lambda: sizes(options.growth_of(config)))
     if d.train and (problem := block_problem(config, max(config.mesh.data, 1) * max(config.mesh.fsdp, 1))):
         yield problem
     if d.train:

@@ -94,6 +94,7 @@ def _add_data(config: ConfigDict) -> None:
     config.data.train = ConfigDict()  # name -> train_unit(...)
     config.data.batch_size = 96  # rows of a batch over all instruction kinds and devices
     config.data.batch_blocks = 4  # R: blocks of a batch, a multiple of mesh.data * mesh.fsdp
+    config.data.growth = ()  # "STEPS=SHARE": after so many steps, images of this share of height and width (ours)
     config.data.repeat_people = False  # repeat people in a batch that takes more of them than a data set has
     config.data.instruction_dropout = 0.2  # share of rows whose instruction is replaced by the neutral sentence
     config.data.sentences = ConfigDict()  # constant sentences in place of the tasks' own, in training and evaluation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import options, storage, words
 from data_pipelines.batches import layout
+from data_pipelines.images import Size
 from irm_jax import checkpoint
 from irm_jax.errors import ConfigError
 from irm_jax.parallel import devices, processes
@@ -40,6 +41,9 @@ def announce(training: Training, state: Any) -> None:
         "%s steps of %s rows%s; %s of parameters and optimizer on each device",
         f"{left:,}", f"{plan.batch_size * config.optimizer.accumulate:,}", _epochs(training, left), words.size(here),
     )  # fmt: skip
+    if growth := _growth(training):
+        sizes = "; ".join(f"{height} x {width} pixels after {first:,} steps" for first, (height, width) in growth)
+        logging.info("images grow (config.data.growth), and the step is compiled once for each size: %s", sizes)
     if storage.is_remote(training.workdir):
         return
     one = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -81,6 +85,17 @@ def _epochs(training: Training, steps: int) -> str:
         return "".join(f", {count} epochs of {name}" for name, count in found)
     listed = ", ".join(f"{name} {count}" for name, count in found[:LISTED])
     return f", epochs: {listed}" + (", ..." if len(found) > LISTED else "")
+
+
+def _growth(training: Training) -> Sequence[tuple[int, Size]]:
+    """Returns (first step, size) of images that grow, see `BatchOptions`."""
+    options = training.run.data.options
+    return () if options is None else options.growth
+
+
+def same_size_until(training: Training) -> int:
+    """Returns the last of the steps that take as long as the first: their images have one size."""
+    return min([first for first, _ in _growth(training) if first > training.start] + [training.steps])
 
 
 def _bytes_here(state: Any) -> int:

@@ -322,7 +322,7 @@ class Logging(Hook):
             "%s parameters on mesh %s; rows per batch: %s", f"{count:,}", dict(training.run.mesh.shape), ", ".join(rows)
         )
         _ = training.metric_log
-        self._pace = estimates.Pace(training.start, training.steps)
+        self._pace = estimates.Pace(training.start, estimates.same_size_until(training))
 
     def on_metrics(self, step: int, values: dict[str, float]) -> None:
         training = self._training

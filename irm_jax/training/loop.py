@@ -111,12 +111,16 @@ class _Step:
         seed = run.config.seed
         constants = mesh_lib.distribute(np.asarray(run.data.plan.constant_tokens), whole)
         self._same = constants, jax.jit(lambda: random_key(seed, STEPS), out_shardings=whole)()
-        self._first = True
+        self._size: tuple[int, ...] = ()
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         arguments = (state, batch, *self._same)
-        if self._first and not processes.alone():
-            self._function.lower(*arguments).compile()
-            processes.barrier("compiled")  # on CPUs, who is half a minute late to the first collective is lost
-        self._first = False
+        size = next(iter(batch.values()))["image"].shape[-3:-1]
+        if size != self._size:
+            if self._size:
+                logging.info("images of %s x %s pixels from here on: the step is compiled for them", *size)
+            if not processes.alone():
+                self._function.lower(*arguments).compile()
+                processes.barrier("compiled")  # on CPUs, who is half a minute late to the first collective is lost
+        self._size = size
         return self._function(*arguments)

@@ -193,6 +193,22 @@ CASES = {
         lambda c: c.memory_bank.update({"size": 8, "overlaps": ("procedural_cc:a",)}),
         r"memory_bank.overlaps names a, which is not trained on; the training sets are procedural_cc, ",
     ),
+    **{
+        f"growth {', '.join(growth)}": (lambda c, growth=growth: c.data.update({"growth": growth}), message)
+        for growth, message in (
+            (("half",), r"config.data.growth: 'half' is no STEPS=SHARE, such as '600=0.75'"),
+            (("0=0.5", "5=full"), r"config.data.growth: '5=full' is no STEPS=SHARE"),
+            (("3=0.5", "5=1"), r"the steps must rise from 0"),
+            (("0=0.5", "9=0.75", "5=1"), r"the steps must rise from 0"),
+            (("0=0", "5=1"), r"the shares must be above 0 and rise to 1"),
+            (("0=0.5", "5=1.5"), r"the shares must be above 0 and rise to 1"),
+            (("0=0.75", "5=0.5", "9=1"), r"the shares must be above 0 and rise to 1"),
+            (("0=0.5", "5=0.75"), r"the shares must be above 0 and rise to 1"),
+            (("0=nan", "5=1"), r"the shares must be above 0 and rise to 1"),
+            (("0=0.5", "1000000=1"), r"no step has images of the full size.* must be more than 1000000"),
+            (("0=0.1", "5=1"), r"growth: a share of 0.1 of image_size = \(128, 64\) is less than one patch"),
+        )
+    },
     "warm-up": (lambda c: c.optimizer.update({"warmup_steps": 10**6}), r"warmup_steps = 1000000 is longer than"),
     "deleted block": (lambda c: c.__delitem__("report"), r"config.report is missing: a run file sets"),
     "deleted key": (lambda c: c.model.__delitem__("width"), r"config.model.width is missing"),

@@ -98,6 +98,9 @@ def test_a_configuration_that_does_not_fit_the_encoder_is_refused(config):
         with pytest.raises(ConfigError, match=message):
             check(config)
         config.model.update(before)
+    config.data.growth = ("0=0.5", "1=1")
+    with pytest.raises(ConfigError, match="growth: the image encoder 'convnext' reads images of one size; leave con"):
+        check(config)
 
 
 def test_an_encoder_of_the_models_width_brings_no_projection():

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import types
 
 import pytest
 
@@ -45,6 +46,14 @@ def test_the_time_is_said_after_ten_steps(caplog) -> None:
     [line] = caplog.messages
     assert line.startswith("2.5 s a step: 42 min to step 1,031, at about ")
     assert "memory used at most so far: " in line
+
+
+def test_the_steps_of_one_size() -> None:
+    growth = ((0, (64, 32)), (600, (96, 48)), (1000, (128, 64)))
+    run = types.SimpleNamespace(data=types.SimpleNamespace(options=types.SimpleNamespace(growth=growth)))
+    for start, last in ((0, 600), (599, 600), (600, 1000), (1000, 1500), (1400, 1500)):
+        training = types.SimpleNamespace(run=run, start=start, steps=1500)
+        assert estimates.same_size_until(training) == last
 
 
 @pytest.mark.nightly

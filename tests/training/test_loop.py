@@ -222,6 +222,37 @@ def test_a_signal_ends_the_wait_for_data_that_do_not_come(caplog):
     assert "SIGTERM: leaving the wait for data to save" in caplog.text
 
 
+def test_a_step_of_another_size_is_announced(caplog):
+    caplog.set_level("INFO", logger="absl")
+    run = types.SimpleNamespace(
+        train_step=lambda state, *_: (state + 1, {}), config=types.SimpleNamespace(seed=0),
+        mesh=mesh_lib.make_mesh({"data": 1, "fsdp": 1, "model": 1}),
+        data=types.SimpleNamespace(plan=types.SimpleNamespace(constant_tokens=np.zeros((1, 4), np.int32))),
+    )  # fmt: skip
+    step, done = loop._Step(run), 0
+    for size in ((64, 32), (64, 32), (128, 64), (128, 64)):
+        done, _ = step(done, {"text": {"image": np.zeros((1, 2, *size, 3), np.uint8)}})
+    assert done == 4
+    assert caplog.messages == ["images of 128 x 64 pixels from here on: the step is compiled for them"]
+
+
+@pytest.mark.nightly
+def test_a_run_whose_images_grow_resumes_at_the_size_of_its_step(config, tmp_path, caplog):
+    """The first size of three steps, the full one of the last: resumed after two, it ends as the straight run."""
+    caplog.set_level("INFO", logger="absl")
+    config.data.growth = ("0=0.5", "3=1")
+    train(config, tmp_path / "straight")
+    assert "images of 64 x 32 pixels from here on: the step is compiled for them" in caplog.messages
+    assert "32 x 16 pixels after 0 steps; 64 x 32 pixels after 3 steps" in caplog.text
+    shutil.copytree(tmp_path / "straight" / loop.CHECKPOINTS / "2", tmp_path / "resumed" / loop.CHECKPOINTS / "2")
+    train(config, tmp_path / "resumed")
+    assert_same(*(saved_state(config, tmp_path / name, 4) for name in ("straight", "resumed")))
+    config.data.growth = ()
+    shutil.rmtree(tmp_path / "resumed" / loop.CHECKPOINTS / "4")
+    with pytest.raises(checkpoint.CheckpointError, match="growth"):
+        train(config, tmp_path / "resumed")
+
+
 def test_an_evaluation_during_training_changes_nothing_and_is_kept(config, trained_run, halfway):
     config.train.evaluate_every = 3
     train(config, halfway, evaluate=True)

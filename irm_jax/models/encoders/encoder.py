@@ -72,6 +72,16 @@ class Encoder:
         raise NotImplementedError
 
     @classmethod
+    def smaller(cls, config: IRMConfig, share: float) -> tuple[int, int]:
+        """Height and width of images with a share of `config.image_size` that the module reads as well.
+
+        Raises ModelConfigError: without a method of its own, an encoder reads images of one size.
+        """
+        raise ModelConfigError(
+            f"the image encoder {config.image_encoder!r} reads images of one size; leave config.data.growth empty"
+        )
+
+    @classmethod
     def module(cls, config: IRMConfig) -> nn.Module:
         """The module for a model; the layouts of its parameters are in the sharding table."""
         cls.add_layouts()

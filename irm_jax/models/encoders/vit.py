@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from absl import logging
 
-from irm_jax.models.config import ENCODER_KEYS, IRMConfig, token_grid
+from irm_jax.models.config import ENCODER_KEYS, IRMConfig, ModelConfigError, token_grid
 from irm_jax.models.encoders import positions
 from irm_jax.models.encoders.encoder import Encoder, TokenLayout
 from irm_jax.models.weight_files import (
@@ -226,7 +226,7 @@ class ViT(Encoder):
             transformer.image_block(config, config.image_heads), config.image_depth, config.image_size, config.patch,
             config.stride, config.stem, config.part_tokens, drop_path=config.drop_path,
             patch_dropout=config.patch_dropout, pooled_class="rows" if config.pooled_class_token else "none",
-            scan_layers=config.scan_layers, remat=config.remat,
+            smaller_images=True, scan_layers=config.scan_layers, remat=config.remat,
         )  # fmt: skip
 
     @classmethod
@@ -262,3 +262,12 @@ class ViT(Encoder):
         """Shape of the output for person images. Raises ModelConfigError for sizes without a grid."""
         grid = token_grid(config.image_size, config.patch, config.stride, config.stem)
         return TokenLayout(config.width, grid, config.part_tokens)
+
+    @classmethod
+    def smaller(cls, config: IRMConfig, share: float) -> tuple[int, int]:
+        """Height and width of images with a share of the grid's rows and columns, rounded to whole patches."""
+        rows, columns = (round(share * side) for side in cls.tokens(config).grid)
+        if not rows or not columns:
+            raise ModelConfigError(f"a share of {share:g} of image_size = {config.image_size} is less than one patch")
+        edge = config.patch - config.stride if config.stem == "patch" else 0  # patches that overlap
+        return rows * config.stride + edge, columns * config.stride + edge

@@ -12,8 +12,12 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from irm_jax.models import transformer
 from irm_jax.models.config import POOLED_CLASS, token_grid
+from irm_jax.models.encoders import positions as position_grids
 from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, normalize
 from irm_jax.parallel.mesh import constrain_first_axis
+
+Grid = tuple[int, int]
+"""Rows and columns of patches."""
 
 
 class PatchEmbedding(nn.Module):
@@ -78,6 +82,9 @@ class ViTModule(nn.Module):
 
     `patch_dropout`: in training each image keeps as many patches as `kept_patches` says, drawn anew in each step, and
     everything after the stem reads these alone; the special tokens always stay.
+
+    `smaller_images`: images may be smaller than `image_size`; positions, and the part of a pooled class token, are then
+    interpolated between the grids.
     """
 
     block: transformer.BlockConfig
@@ -89,6 +96,7 @@ class ViTModule(nn.Module):
     part_tokens: int = 3
     drop_path: float = 0.0
     patch_dropout: float = 0.0
+    smaller_images: bool = False
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     pooled_class: Literal["none", "rows", "all"] = "none"
@@ -100,22 +108,24 @@ class ViTModule(nn.Module):
         self, image: UInt8[Array, "B H W 3"], *, train: bool, class_only: bool = False
     ) -> ImageFeatures:  # fmt: skip
         width, dtype = self.block.width, self.block.dtype
-        if image.shape[1:] != (*self.image_size, 3):
+        size = (image.shape[1], image.shape[2])
+        smaller = self.smaller_images and size[0] <= self.image_size[0] and size[1] <= self.image_size[1]
+        if size != self.image_size and not smaller:
             raise ValueError(f"image encoder built for {self.image_size} images got an array of shape {image.shape}")
         embed = PatchEmbedding(width, self.patch, self.stride, self.stem, dtype, name="patch_embedding")
         patches = embed(normalize(image, self.mean, self.std, dtype))
-        grid = token_grid(self.image_size, self.patch, self.stride, self.stem)
+        grid, full = (token_grid(one, self.patch, self.stride, self.stem) for one in (size, self.image_size))
         special = 1 + self.part_tokens
         tokens = self.param("special_tokens", transformer.EMBEDDING_INIT, (1, special, width))
         token_positions = self.param("special_positions", transformer.EMBEDDING_INIT, (1, special, width))
-        positions = self.param("grid_positions", transformer.EMBEDDING_INIT, (1, *grid, width))
+        positions = self.param("grid_positions", transformer.EMBEDDING_INIT, (1, *full, width))
         first = jnp.broadcast_to((tokens + token_positions).astype(dtype), (image.shape[0], special, width))
         kept = None
         if train and self.patch_dropout:
             kept = draw_patches(self.make_rng("dropout"), patches, self.patch_dropout)
         if self.pooled_class != "none":
-            first = first.at[:, 0].add(self._pooled(patches, grid, kept))
-        patches = patches + positions.reshape(1, -1, width).astype(dtype)
+            first = first.at[:, 0].add(self._pooled(patches, grid, kept, full))
+        patches = patches + resized(positions, grid).reshape(1, -1, width).astype(dtype)
         if kept is not None:
             patches = constrain_first_axis(take_tokens(patches, kept))
         x = transformer.Stack(
@@ -128,9 +138,12 @@ class ViTModule(nn.Module):
         return ImageFeatures(cls=x[:, 0], parts=x[:, 1:special], patches=x[:, special:])
 
     def _pooled(
-        self, patches: Float[Array, "B N D"], grid: tuple[int, int], kept: Int[Array, "B K"] | None
+        self, patches: Float[Array, "B N D"], grid: Grid, kept: Int[Array, "B K"] | None, full: Grid
     ) -> Float[Array, "B D"]:
-        """What is added to the class token. A row of the grid of which no patch is `kept` counts as 0."""
+        """What is added to the class token. A row of the grid of which no patch is `kept` counts as 0.
+
+        `full`: the grid of images of `image_size`, for which the dense layer is.
+        """
         rows = patches.reshape(-1, *grid, self.block.width)
         if kept is None:
             pooled = jnp.max(rows, axis=2) if self.pooled_class == "rows" else rows
@@ -139,6 +152,8 @@ class ViTModule(nn.Module):
             largest = jnp.max(rows, axis=2, where=there, initial=-jnp.inf)
             largest = jnp.where(there.any(axis=2), largest, 0)
             pooled = largest if self.pooled_class == "rows" else jnp.where(there, rows, 0)
+        if grid != full:
+            pooled = resized(pooled[:, :, None], (full[0], 1)) if self.pooled_class == "rows" else resized(pooled, full)
         dense = nn.Dense(self.block.width, kernel_init=transformer.INIT, dtype=self.block.dtype, name=POOLED_CLASS)
         return dense(pooled.reshape(pooled.shape[0], -1))
 
@@ -157,3 +172,14 @@ def draw_patches(key: Array, patches: Float[Array, "B N D"], share: float) -> In
 def take_tokens(tokens: Float[Array, "B N D"], index: Int[Array, "B K"]) -> Float[Array, "B K D"]:
     """Each row picks tokens of its own."""
     return jnp.take_along_axis(tokens, index[:, :, None], axis=1, mode="promise_in_bounds")
+
+
+def resized(grid: Float[Array, "B h w D"], size: Grid) -> Float[Array, "B rows columns D"]:
+    """`positions.resize` with its bilinear rule, within the model. A grid of that size is returned as it is."""
+    if grid.shape[1:3] == size:
+        return grid
+    rows, columns = (
+        jnp.asarray(position_grids.weights(old, new, "bilinear"), grid.dtype)
+        for old, new in zip(grid.shape[1:3], size, strict=True)
+    )
+    return jnp.einsum("rh,cw,bhwd->brcd", rows, columns, grid, precision=jax.lax.Precision.HIGHEST)

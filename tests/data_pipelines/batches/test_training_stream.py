@@ -134,6 +134,31 @@ def test_a_second_view_changes_nothing_else_and_shows_the_same_images_and_captio
         np.testing.assert_array_equal(group["key_image"], group["image"])
 
 
+def test_images_grow_by_the_step_alone(data, reference):
+    """At every size the rows and instructions are the same, and so are the images at full size."""
+    growth = ((0, (24, 12)), (2, (36, 24)), (4, (48, 24)))
+    found = list(batches(data, 6, growth=growth))
+    assert_equal(found[4:], reference[4:])
+    for step, batch in found:
+        size = growth[step // 2][1]
+        for group, fields in batch.items():
+            assert fields["image"].shape == (*reference[step][1][group]["image"].shape[:2], *size, 3)
+            for name in fields.keys() - {"image"}:
+                np.testing.assert_array_equal(fields[name], reference[step][1][group][name])
+    assert_equal(batches(data, 4, start=1, growth=growth, workers=2), found[1:5])  # resumed, by others
+    ((_, joined),) = batches(data, 1, start=1, accumulate=2, growth=growth)
+    assert joined["text"]["image"].shape[3:5] == (24, 12)  # of the second step, not of its third and fourth batch
+    plain, grown = (training_data(data, **own).stream_fingerprint() for own in ({}, {"growth": growth}))
+    assert {**plain, "growth": [[first, list(size)] for first, size in growth]} == grown
+
+
+def test_a_small_image_is_the_picture_resized(data):
+    ((_, full),) = batches(data, 1, augment=NO_AUGMENT)
+    ((_, small),) = batches(data, 1, augment=NO_AUGMENT, growth=((0, (24, 12)), (1, (48, 24))))
+    images = full["text"]["image"].reshape(-1, 24, 2, 12, 2, 3).mean((2, 4))
+    assert np.abs(small["text"]["image"].reshape(images.shape) - images).mean() < 3
+
+
 def test_another_seed_is_another_stream(data, reference):
     ((_, other),) = batches(data, 1, seed=4)
     assert (other["text"]["identity"] != reference[0][1]["text"]["identity"]).any()

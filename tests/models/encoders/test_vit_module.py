@@ -1,4 +1,4 @@
-"""A class token that starts from the pooled picture; patches that training leaves out."""
+"""A class token that starts from the pooled picture; patches that training leaves out; images that grow."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec as P
 
 from irm_jax.models.config import POOLED_CLASS
+from irm_jax.models.encoders import positions
 from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD
 from irm_jax.models.encoders.vit import ViT
-from irm_jax.models.encoders.vit_module import ViTModule, kept_patches
+from irm_jax.models.encoders.vit_module import ViTModule, kept_patches, resized
 from irm_jax.models.transformer import BlockConfig, Stack
 from irm_jax.parallel import rules
 
@@ -142,3 +143,40 @@ class TestPatchDropout:
 
         assert program(0.75, False) == program(0.0, False) == program(0.0, True)
         assert program(0.75, True) != program(0.0, True)
+
+
+def test_positions_are_resized_as_weights_are():
+    grid = np.random.default_rng(2).normal(size=(1, 8, 4, 3)).astype(np.float32)
+    assert resized(grid, (8, 4)) is grid
+    for size in ((4, 2), (6, 3), (5, 4)):
+        found = jax.jit(resized, static_argnums=1)(grid, size)
+        np.testing.assert_allclose(found, positions.resize(grid, size, "bilinear"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooled", ["rows", "all"])
+@pytest.mark.usefixtures("quick_programs")
+def test_a_smaller_image_by_hand(pooled):
+    """Of a grid of 2 x 1 in an encoder of 4 x 2: positions are means of 2 x 2, the pooled part is stretched to it."""
+    module = ViTModule(BlockConfig(width=4, heads=2), 0, (8, 4), 2, 2, part_tokens=0, pooled_class=pooled)
+    params = jax.jit(lambda: module.init(jax.random.key(0), np.zeros((1, 8, 4, 3), np.uint8), train=False)["params"])()
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 2, 3), np.uint8)
+    growing = module.clone(smaller_images=True)
+    found = jax.jit(lambda params: growing.apply({"params": params}, images, train=False))(params)
+    pixels = (np.asarray(images, np.float64) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    kernel = np.asarray(params["patch_embedding"]["projection"]["kernel"], np.float64)
+    stem = np.einsum("brhxc,hxco->bro", pixels.reshape(2, 2, 2, 2, 3), kernel)
+    grid = np.asarray(params["grid_positions"], np.float64).reshape(2, 2, 2, 4).mean((1, 2))
+    stretch = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
+    rows = np.einsum("ro,bod->brd", stretch, stem)
+    start = rows if pooled == "rows" else rows.repeat(2, 1)
+    first = np.asarray(params["special_tokens"] + params["special_positions"], np.float64)[0]
+    first = first + start.reshape(2, -1) @ np.asarray(params[POOLED_CLASS]["kernel"], np.float64)
+    for tokens, expected in ((found.cls, first), (found.patches, stem + grid)):
+        expected = expected - expected.mean(-1, keepdims=True)
+        expected /= np.sqrt((expected**2).mean(-1, keepdims=True) + 1e-6)
+        np.testing.assert_allclose(tokens, expected, rtol=1e-4, atol=1e-5)
+    for encoder, shape in ((module, (4, 2)), (growing, (10, 4)), (growing, (1, 2))):
+        with pytest.raises(ValueError, match=r"built for \(8, 4\) images|smaller than one patch"):
+            jax.eval_shape(
+                lambda e=encoder, s=shape: e.apply({"params": params}, np.zeros((1, *s, 3), np.uint8), train=False)
+            )
