@@ -40,7 +40,7 @@ AT_LEAST = {
             "model.vocab_multiple", "model.identity_multiple", "model.width", "model.image_depth", "model.image_heads",
             "model.patch", "model.stride", "model.text_depth", "model.text_heads", "model.instruction_tokens",
             "model.template_depth", "model.template_heads", "model.template_patch", "model.editing_depth",
-            "model.projection_width", "explain.points",
+            "model.editing_patches", "model.projection_width", "explain.points",
         ),
         1,
     ),

@@ -164,6 +164,7 @@ def _add_model(config: ConfigDict) -> None:
     config.model.template_statistics = config_dict.placeholder(str)  # clip | imagenet
     config.model.editing_depth = config_dict.placeholder(int)  # blocks of the editing transformer
     config.model.editing_drop_path = config_dict.placeholder(float)  # stochastic depth of its last block
+    config.model.editing_patches = config_dict.placeholder(int)  # patches read for editing, of all (ours)
     config.model.fusion_depth = config_dict.placeholder(int)  # BERT layers that also read an image (ALBEF: 6)
     config.model.projection_width = config_dict.placeholder(int)  # of the image-caption space
     config.model.mlp_ratio = config_dict.placeholder(float)  # hidden over model width

@@ -93,6 +93,11 @@ def fit_run(arrays: dict[str, np.ndarray], model: IRMConfig) -> list[str]:
             if not np.array_equal(person, guided):
                 notes.append(f"fusion_feat_bn.running_{name}: the mean of both streams' (here each stream has its own)")
             arrays[path] = np.tile(((person.astype(np.float64) + guided) / 2).astype(person.dtype), 2)
+    if model.editing_patches is not None:
+        notes.append(
+            f"the guided stream of this run reads {model.editing_patches} patches (config.model.editing_patches), that "
+            "of the released code all: embeddings differ there"
+        )
     own, ran = "editing_transformer/blocks/layer_{}/", "image_encoder/blocks/layer_{}/"
     blocks = [(own.format(n), ran.format(-n % model.image_depth)) for n in range(model.editing_depth)]
     same = all(

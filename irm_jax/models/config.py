@@ -66,6 +66,7 @@ class IRMConfig:
     mask_instruction_padding: bool = True
     sentence_sep: bool = True  # sentences end with [SEP]; in ALBEF, RaSa and the released IRM they do not
     instruction_tokens: int | None = None  # read by the editing transformer, at least a template's; None = all
+    editing_patches: int | None = None  # read by the guided stream of the editing transformer; None = all
     dtype: str = "float32"  # of the computation; parameters are float32
     scan_layers: bool = False
     remat: str = "none"  # one of REMAT
@@ -92,7 +93,7 @@ RENAMED: dict[int, dict[str, str]] = {}
 """Version -> {key before that version: key since}. Renamings are applied in the order of their versions."""
 ADDED: dict[str, Any] = {
     "image_encoder": "vit", "image_encoder_options": {}, "pooled_class_token": False, "sentence_sep": True,
-    "patch_dropout": 0.0,
+    "patch_dropout": 0.0, "editing_patches": None,
 }  # fmt: skip
 """Keys that earlier checkpoints lack -> the value that their absence stands for (not today's default)."""
 FREE = ("dtype", "remat", "text_dropout", "drop_path", "patch_dropout", "editing_drop_path", "temperature")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from irm_jax.models import transformer
+from irm_jax.models import attention, transformer
 from irm_jax.models.instruction_encoder import Instruction
+from irm_jax.parallel.mesh import constrain_first_axis
 
 
 class EditingTransformer(nn.Module):
@@ -21,6 +23,9 @@ class EditingTransformer(nn.Module):
 
     `mask_padding` hides a sentence's padding from attention; the released code attends to it (docs/method.md, padding
     of a sentence).
+
+    `patches`: how many patches the guided stream reads, the ones most like the class token (`nearest_patches`); all if
+    None, or if there are no more.
     """
 
     block: transformer.BlockConfig
@@ -28,6 +33,7 @@ class EditingTransformer(nn.Module):
     drop_path: float = 0.1
     mask_padding: bool = True
     remat: str = "none"
+    patches: int | None = None
 
     @nn.compact
     def __call__(
@@ -45,11 +51,31 @@ class EditingTransformer(nn.Module):
         )  # fmt: skip
         person = jnp.concatenate([image_cls[:, None], instruction.tokens[:, 1:]], axis=1)
         mask = (instruction.mask if self.mask_padding else instruction.encoded).at[:, 0].set(True)
+        if self.patches is not None and self.patches < image_patches.shape[1]:
+            nearest = nearest_patches(image_cls, image_patches, self.patches)
+            if self.is_mutable_collection("intermediates"):
+                self.sow("intermediates", "patches", nearest)
+            image_patches = transformer.take_tokens(image_patches, nearest)
         guided = jnp.concatenate([instruction.tokens[:, :1], image_patches], axis=1)
         # Only token 0 of the last block is read, so only it is computed.
         person = blocks(person, mask, queries=1, deterministic=not train)
         guided = blocks(guided, queries=1, deterministic=not train)
         return person[:, 0], guided[:, 0]
+
+
+def nearest_patches(
+    image_cls: Float[Array, "B D"], image_patches: Float[Array, "B N D"], count: int
+) -> Int[Array, "B k"]:  # fmt: skip
+    """The `count` patches whose cosine with the image's class token is largest.
+
+    Class token and patches lie in one space from the start, in which the class token gathers what identifies the
+    person; the instruction's space meets theirs only within this transformer, and the last block's attention, which
+    would rank patches as well, is not computed as an array by fused kernels.
+    """
+    cls, patches = (x.astype(attention.at_least_f32(x.dtype)) for x in (image_cls, image_patches))
+    lengths = jnp.sqrt(jnp.sum(patches * patches, axis=-1))
+    cosines = jnp.sum(patches * cls[:, None], axis=-1) / jnp.maximum(lengths, 1e-12)
+    return jax.lax.top_k(constrain_first_axis(jax.lax.stop_gradient(cosines)), count)[1]
 
 
 class EditedNeck(nn.Module):

@@ -62,7 +62,7 @@ class IRM(nn.Module):
         self.template_encoder = ViT.build_for_templates(c)
         self.editing_transformer = EditingTransformer(
             transformer.image_block(c, c.image_heads), c.editing_depth, c.editing_drop_path, c.mask_instruction_padding,
-            remat=c.remat,
+            remat=c.remat, patches=c.editing_patches,
         )  # fmt: skip
         # Bias-free necks: the paper's BNNeck freezes the bias at 0. Statistics in f32 over the global batch.
         neck: dict[str, Any] = {

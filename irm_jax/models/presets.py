@@ -81,6 +81,9 @@ def from_options(options: Mapping[str, Any], *, vocab_size: int = 1, num_identit
     for key, grid in grids.items():
         if min(grid) < 1:
             raise ModelConfigError(f"{key} = {getattr(found, key)} gives a grid of {grid} tokens; choose a larger one")
+    count = math.prod(grids["image_size"])
+    if (found.editing_patches or 0) > count:
+        raise ModelConfigError(f"editing_patches = {found.editing_patches}; an image has {count} patches")
     return found
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from irm_jax.models import attention, dense
 from irm_jax.models.config import IRMConfig
@@ -299,6 +299,11 @@ class Stack(nn.Module):
             layer = block(self.config, stochastic, own, deterministic, name=f"layer_{i}")
             x = layer(x, mask, jnp.float32(rate), context)
         return x
+
+
+def take_tokens(tokens: Float[Array, "B N D"], index: Int[Array, "B K"]) -> Float[Array, "B K D"]:
+    """Each row picks tokens of its own; the numbers are within the array."""
+    return constrain_first_axis(jnp.take_along_axis(tokens, index[:, :, None], axis=1, mode="promise_in_bounds"))
 
 
 def drop_rows(branch: Float[Array, "B N D"], rate: Float[Array, ""], key: Array) -> Float[Array, "B N D"]:

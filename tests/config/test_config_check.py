@@ -147,6 +147,10 @@ CASES = {
     "no head": (lambda c: c.model.update({"image_heads": 0}), r"config.model.image_heads = 0 must be at least 1"),
     "size of an image": (lambda c: c.model.update({"image_size": (128,)}), r"image_size = \(128,\); it must be \("),
     "drop path": (lambda c: c.model.update({"drop_path": 1.0}), r"drop_path = 1.0 must be at least 0 and below 1"),
+    "editing patches": (
+        lambda c: c.model.update({"editing_patches": 33}), r"editing_patches = 33; an image has 32 patches",
+    ),
+    "no editing patch": (lambda c: c.model.update({"editing_patches": 0}), r"editing_patches = 0 must be at least 1"),
     "patch dropout": (lambda c: c.model.update({"patch_dropout": 1.0}), r"patch_dropout = 1.0 must be at least 0"),
     "beta": (lambda c: c.optimizer.update({"beta1": 1.0}), r"optimizer.beta1 = 1.0 must be at least 0 and below 1"),
     "weight of a loss": (lambda c: c.loss.update({"alpha": -1.0}), r"config.loss.alpha = -1.0 must be at least 0"),

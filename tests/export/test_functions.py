@@ -1,5 +1,6 @@
 """The exported functions give what the model gives, for any number of rows."""
 
+import dataclasses
 import importlib.util
 import types
 
@@ -65,6 +66,26 @@ def test_exported_function_equals_the_model(trained):
     expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     for rows in (3, 1):
         np.testing.assert_allclose(exported.call(image[:rows], sentence[:rows]), expected[:rows], atol=1e-5)
+
+
+@pytest.mark.usefixtures("quick_programs")
+@pytest.mark.filterwarnings("ignore")  # of the packages that write and run the file
+@pytest.mark.parametrize("format_", functions.NEEDS)
+def test_a_model_whose_editing_reads_some_patches_is_exported(trained, format_):
+    """The one patch of two that is nearer to the class token, which is not the same in every image."""
+    for package in functions.NEEDS[format_][0]:
+        pytest.importorskip(package, reason=functions.NEEDS[format_][1])
+    rng, model = np.random.default_rng(4), IRM(dataclasses.replace(CONFIG, editing_patches=1))
+    variables = jax.tree.map(lambda x: (x * rng.choice([-1, 1], x.shape)).astype(np.float32), trained[1]["params"])
+    variables = {"params": variables, "batch_stats": trained[1]["batch_stats"]}
+    image, sentence = drawn(rng, "embed_sentence")
+    expected = np.asarray(jax.jit(function_of(model, variables, "embed_sentence"))(image, sentence))
+    every = np.asarray(jax.jit(function_of(trained[0], variables, "embed_sentence"))(image, sentence))
+    assert np.abs(expected - every).max() > 1e-3
+    data = functions.serialized(format_, model, variables, "embed_sentence")
+    found = functions.loaded(format_, data, "embed_sentence")
+    for rows in (3, 1):
+        np.testing.assert_allclose(found(image[:rows], sentence[:rows]), expected[:rows], atol=1e-5)
 
 
 @pytest.mark.parametrize(

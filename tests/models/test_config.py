@@ -31,6 +31,7 @@ def test_a_checkpoint_without_a_resolved_configuration():
     assert found == expected
     assert found.image_encoder == "vit"
     assert found.patch_dropout == 0
+    assert found.editing_patches is None
 
 
 def test_keys_that_were_added_or_renamed_since(monkeypatch):
@@ -90,5 +91,7 @@ def test_a_saved_configuration_that_is_no_table(saved):
 def test_differences_name_the_keys_that_change_parameters():
     saved = presets.preset("tiny")
     other = dataclasses.replace(saved, image_depth=4, dtype="bfloat16", drop_path=0.3, patch_dropout=0.5)
+    fewer = dataclasses.replace(saved, editing_patches=16)
+    assert config.differences(saved, fewer) == ["editing_patches: checkpoint None, now 16"]
     assert config.differences(saved, other) == ["image_depth: checkpoint 3, now 4"]
     assert config.differences(saved, dataclasses.replace(saved, remat="full")) == []

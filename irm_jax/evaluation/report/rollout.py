@@ -51,8 +51,12 @@ def attention_rollout(
     instruction_encoder = _joined(_layers(layers[name], depth))
     person_stream, guided_stream = _streams(layers["editing_transformer"], config.editing_depth)
     special = 1 + encoders.token_layout(config).parts
-    patch_weights = _joined(guided_stream)[:, 0, 1:]  # [B, N], of each encoded patch
-    image = np.einsum("bn,bnm->bm", patch_weights, image_encoder[:, special:, special:])
+    patch_weights = _joined(guided_stream)[:, 0, 1:]  # [B, N], of each patch that was read
+    encoded = image_encoder[:, special:, special:]
+    if "patches" in layers["editing_transformer"]:  # which of them were read
+        read = layers["editing_transformer"]["patches"][0]
+        encoded = np.take_along_axis(encoded, read[:, :, None], axis=1)
+    image = np.einsum("bn,bnm->bm", patch_weights, encoded)
     image = image.reshape(-1, *encoders.token_layout(config).grid)
     instruction_weights = _joined(person_stream)[:, 0]  # [B, 1+M]; the first token is the image's [CLS]
     # Either may be padded further than the other, and a sentence's last token may be unread.

@@ -14,7 +14,6 @@ from irm_jax.models import transformer
 from irm_jax.models.config import POOLED_CLASS, token_grid
 from irm_jax.models.encoders import positions as position_grids
 from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, normalize
-from irm_jax.parallel.mesh import constrain_first_axis
 
 Grid = tuple[int, int]
 """Rows and columns of patches."""
@@ -127,7 +126,7 @@ class ViTModule(nn.Module):
             first = first.at[:, 0].add(self._pooled(patches, grid, kept, full))
         patches = patches + resized(positions, grid).reshape(1, -1, width).astype(dtype)
         if kept is not None:
-            patches = constrain_first_axis(take_tokens(patches, kept))
+            patches = transformer.take_tokens(patches, kept)
         x = transformer.Stack(
             self.block, self.depth, transformer.linear_drop_path(self.drop_path, self.depth),
             scan_layers=self.scan_layers, remat=self.remat, name="blocks",
@@ -167,11 +166,6 @@ def draw_patches(key: Array, patches: Float[Array, "B N D"], share: float) -> In
     """Draws for each row which of its patches stay, in their order."""
     draw = jax.random.uniform(key, patches.shape[:2], jnp.float32)
     return jnp.sort(jnp.argsort(draw, axis=1)[:, : kept_patches(patches.shape[1], share)], axis=1)
-
-
-def take_tokens(tokens: Float[Array, "B N D"], index: Int[Array, "B K"]) -> Float[Array, "B K D"]:
-    """Each row picks tokens of its own."""
-    return jnp.take_along_axis(tokens, index[:, :, None], axis=1, mode="promise_in_bounds")
 
 
 def resized(grid: Float[Array, "B h w D"], size: Grid) -> Float[Array, "B rows columns D"]:

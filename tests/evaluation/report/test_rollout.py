@@ -1,12 +1,21 @@
 """Attention rollout: the product of layers by hand, and maps of a real model that only cover what was read."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from irm_jax import run
-from irm_jax.evaluation.report.rollout import _joined, attention_rollout, caption_rollout
+from irm_jax.evaluation.report.rollout import (
+    _attention,
+    _joined,
+    _layers,
+    _streams,
+    attention_rollout,
+    caption_rollout,
+)
 from irm_jax.models.irm import IRM, initialise
 
 
@@ -54,3 +63,17 @@ def test_a_templates_patches_are_read(model):
     assert maps.image.shape == (2, 4, 2)
     assert maps.instruction.shape == (2, 4, 4)
     assert (maps.instruction > 0).all()
+
+
+def test_patches_that_editing_does_not_read_have_no_weight_of_their_own(model):
+    """The map of a model that reads one patch is that patch's row of the image encoder's, times its weight."""
+    irm, variables, images, _, tokens = model
+    fewer = IRM(dataclasses.replace(irm.config, editing_patches=1))
+    maps = attention_rollout(fewer, variables, images, tokens=tokens)
+    layers = _attention(fewer, variables, images, tokens, is_sentence=True)
+    (read,) = layers["editing_transformer"]["patches"]
+    assert read.shape == (2, 1)
+    weights = _joined(_streams(layers["editing_transformer"], fewer.config.editing_depth)[1])[:, 0, 1:]
+    encoder = _joined(_layers(layers["image_encoder"], fewer.config.image_depth))[:, 4:, 4:]
+    expected = np.stack([weights[row, 0] * encoder[row, read[row, 0]] for row in range(2)])
+    np.testing.assert_allclose(maps.image, expected.reshape(2, 4, 2), rtol=1e-5)
