@@ -3,6 +3,7 @@
 Usage: python -m benchmarks.paper_step [--config configs/irm_pp.py] [--only irm,bank] [--steps 10] [--rounds 3]
            [--config.model.dtype=bfloat16] [--config.data.batch_size=256] ...
        python -m benchmarks.paper_step --products        (no step is run: only the products of each are counted)
+       python -m benchmarks.paper_step --cuts [--config configs/quickstart.py]   (the cuts of the work in a step)
 
 Every variant is the configuration with a part of IRM++ taken away, its training step compiled as a run compiles it and
 fed with one batch of noise, so that no data set is needed. The variants take turns; printed are the FLOPs of a step's
@@ -10,6 +11,9 @@ products, the median time of a step, its ratio to the first variant's, images a 
 (products that `model.remat` computes twice counted once), the compiled program's peak of memory, and what `--mode
 compile` would say of that program: the least that products and memory traffic could take. Chips that are not in
 irm_jax/compile/chips.py have no peak to compare with.
+
+With `--cuts` the variants are the configuration as it is and with each cut of the work: half of the patches left out,
+images of half the height and width, editing that reads half of the patches.
 
 All variants' states are held at once: at paper scale 5 to 6 GB each, and the batch's activations.
 """
@@ -29,10 +33,12 @@ from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from data_pipelines import options
 from data_pipelines.batches import layout as batch_plan
 from data_pipelines.batches.training_data import TrainingData
 from irm_jax.compile import analytic_flops, chips, programs, roofline, targets, traffic
 from irm_jax.config import check
+from irm_jax.models import encoders, presets
 from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel.devices import enable_compilation_cache
 from irm_jax.run import Run, planned
@@ -40,6 +46,7 @@ from irm_jax.run import Run, planned
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/irm_pp.py", "Configuration file.", lock_config=True)
 _ONLY = flags.DEFINE_list("only", [], "Names of variants, instead of all.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps timed together in a round.", 1)
+_CUTS = flags.DEFINE_bool("cuts", False, "Compare the cuts of the work in a step, not the parts of IRM++.")
 _PRODUCTS = flags.DEFINE_bool("products", False, "Count the products of a step, run nothing.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds; in each, every variant has its turn.", 1)
 
@@ -56,6 +63,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "irm_pp": {},
 }
 """Name -> keys that are changed in configs/irm_pp.py: the name says what is left beside IRM."""
+
+
+def cuts(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Name -> keys that are changed in a configuration, of the cuts of the work in a step."""
+    rows, columns = encoders.token_layout(presets.from_options(config.model.to_dict())).grid
+    return {
+        "whole": {},
+        "patch_dropout": {"model.patch_dropout": 0.5},
+        "half_size": {"data.growth": ("0=0.5", "1=1")},
+        "editing_patches": {"model.editing_patches": rows * columns // 2},
+    }
 
 
 @dataclasses.dataclass
@@ -115,7 +133,8 @@ def training(config: ConfigDict, mesh: Mesh) -> tuple[Run, programs.Program]:
     """The run with planned data, and its training step over abstract arrays. Raises ConfigError for a wrong key."""
     check.check(config)
     run = planned(config, mesh)
-    return run, programs.training(run)[0]
+    sizes = encoders.sizes_of(run.model.config, options.growth_of(config))
+    return run, programs.training(run, sizes[0][1] if sizes else None)[0]
 
 
 def make_step(config: ConfigDict, mesh: Mesh) -> Step:
@@ -130,11 +149,16 @@ def make_step(config: ConfigDict, mesh: Mesh) -> Step:
     return Step(compiled, run.fresh_state(), batch, jnp.asarray(constants), ideal, analytic_flops.count(traced.jaxpr))
 
 
-def variant(name: str) -> ConfigDict:
-    """The configuration of the flags with the variant's changes."""
-    config: ConfigDict = _CONFIG.value.copy_and_resolve_references()
-    config.update_from_flattened_dict(VARIANTS[name])
-    return config
+def variants() -> dict[str, ConfigDict]:
+    """The configuration of the flags with the changes of each variant that is asked for."""
+    changes = cuts(_CONFIG.value) if _CUTS.value else VARIANTS
+    if unknown := set(_ONLY.value) - changes.keys():
+        raise app.UsageError(f"unknown variants {sorted(unknown)}; there are {', '.join(changes)}")
+    found = {}
+    for name in [name for name in changes if name in _ONLY.value] or list(changes):
+        found[name] = _CONFIG.value.copy_and_resolve_references()
+        found[name].update_from_flattened_dict(changes[name])
+    return found
 
 
 def predicted(step: Step, mesh: Mesh) -> str:
@@ -151,11 +175,8 @@ def predicted(step: Step, mesh: Mesh) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; name variants as --only irm,bank")
-    if unknown := set(_ONLY.value) - VARIANTS.keys():
-        raise app.UsageError(f"unknown variants {sorted(unknown)}; there are {', '.join(VARIANTS)}")
-    names = [name for name in VARIANTS if name in _ONLY.value] or list(VARIANTS)
+    configs = variants()
     mesh = mesh_lib.make_mesh(_CONFIG.value.mesh)
-    configs = {name: variant(name) for name in names}
     if _PRODUCTS.value:
         print_products(configs, mesh)
     else:

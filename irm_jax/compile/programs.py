@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipelines import options
 from data_pipelines.batches.make import batch_spec
+from data_pipelines.images import Size
 from irm_jax.compile import analytic_flops, chips
 from irm_jax.config.keys import COMPILED_STEPS
 from irm_jax.evaluation.embed import TABLE_ROWS
@@ -45,14 +46,19 @@ class Program:
             return self.trace().lower(**options)
 
 
-def abstract_batch(run: Run) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """The arrays of a training batch by instruction kind: [R, b, ...], with accumulation [A, R, b, ...]."""
+def abstract_batch(run: Run, image_size: Size | None = None) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """The arrays of a training batch by instruction kind: [R, b, ...], with accumulation [A, R, b, ...].
+
+    `image_size`: of the rows' images, where they grow (`config.data.growth`); None stands for the full size.
+    """
     config, sizes = run.config, run.model.config
     accumulate = config.optimizer.accumulate
     lead = (accumulate,) if accumulate > 1 else ()
     layout = mesh_lib.batch_sharding(run.mesh, leading=len(lead))
     second_view = config.momentum.second_view and options.needs_keys(config)
-    spec = batch_spec(run.data.plan, sizes.image_size, sizes.instruction_image_size, second_view=second_view)
+    spec = batch_spec(
+        run.data.plan, image_size or sizes.image_size, sizes.instruction_image_size, second_view=second_view
+    )
     return {
         kind: {
             name: jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=layout) for name, (shape, dtype) in f.items()
@@ -61,14 +67,14 @@ def abstract_batch(run: Run) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     }
 
 
-def training(run: Run) -> list[Program]:
-    """The one program of a training step."""
+def training(run: Run, image_size: Size | None = None) -> list[Program]:
+    """The one program of a training step, see `abstract_batch`."""
     whole = mesh_lib.replicated(run.mesh)
     constants = run.data.plan.constant_tokens
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (
         run.abstract_state(),
-        abstract_batch(run),
+        abstract_batch(run, image_size),
         jax.ShapeDtypeStruct(constants.shape, constants.dtype, sharding=whole),
         jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
     )
