@@ -1,9 +1,10 @@
 """Time of a training step on this CPU with and without one of its forms for a CPU, as a ratio.
 
-Usage: python -m benchmarks.step_speed [--part allocator|attention|dense] [--config quickstart] [--pairs 3] [--steps 8]
+Usage: python -m benchmarks.step_speed [--part PART] [--config quickstart] [--set KEY=VALUE ...] [--pairs 3] [--steps 8]
 
 allocator: glibc's tunables (irm_jax/allocator.py). attention: the division after the product
-(irm_jax/models/attention.py). dense: the gradient of a dense layer's kernel (irm_jax/models/dense.py).
+(irm_jax/models/attention.py). dense: the gradient of a dense layer's kernel (irm_jax/models/dense.py). remat: blocks in
+a loop whose backward pass computes again what it did not keep (`model.scan_layers`, `model.remat=minimal`), for memory.
 
 Every measurement is a process of its own, since glibc reads its tunables at start; the two kinds take turns, so that a
 machine whose speed drifts slows both. Page faults are counted beside the clock: they do not depend on the neighbours.
@@ -12,6 +13,7 @@ machine whose speed drifts slows both. Page faults are counted beside the clock:
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import resource
@@ -19,10 +21,12 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 from irm_jax import allocator
 
-PARTS = ("allocator", "attention", "dense")
+PARTS = ("allocator", "attention", "dense", "remat")
+REMAT = {"model.scan_layers": True, "model.remat": "minimal"}
 
 
 def make_plain(part: str) -> None:
@@ -35,8 +39,11 @@ def make_plain(part: str) -> None:
         dense._product = dense._plain
 
 
-def measure(run_file: str, steps: int) -> dict[str, float]:
-    """Seconds (median), CPU seconds and page faults (means) of `steps` steps, and this process's peak memory."""
+def measure(run_file: str, keys: dict[str, Any], steps: int) -> dict[str, float]:
+    """Of a run file with some `keys` set: seconds (median), CPU seconds and page faults (means) of `steps` steps.
+
+    And this process's peak memory, in GB.
+    """
     import jax
     import jax.numpy as jnp
     from absl import flags
@@ -48,6 +55,7 @@ def measure(run_file: str, steps: int) -> dict[str, float]:
 
     flags.FLAGS.mark_as_parsed()
     config = load(run_file)
+    config.update_from_flattened_dict(keys)
     devices.enable_compilation_cache(config)
     run = runs.build(config)
     current, step = run.fresh_state(), run.train_step
@@ -75,10 +83,20 @@ def measure(run_file: str, steps: int) -> dict[str, float]:
     }
 
 
+def parsed(setting: str) -> tuple[str, Any]:
+    """Returns the key and the value of "KEY=VALUE"."""
+    key, _, value = setting.partition("=")
+    try:
+        return key, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return key, value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time of a training step with and without a form for a CPU.")
     parser.add_argument("--part", default="allocator", choices=PARTS, help="the form that is taken away")
     parser.add_argument("--config", default="quickstart", help="name or path of a run file")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys, such as model.preset=small")
     parser.add_argument("--pairs", type=int, default=3, help="processes of each kind")
     parser.add_argument("--steps", type=int, default=8, help="steps timed in a process")
     parser.add_argument("--one", choices=("plain", "form"), help="measure in this process and print JSON")
@@ -86,10 +104,11 @@ def main() -> None:
     if options.one:
         if options.one == "plain":
             make_plain(options.part)
-        print(json.dumps(measure(options.config, options.steps)))
+        keys = dict(map(parsed, options.set)) | (REMAT if (options.part, options.one) == ("remat", "form") else {})
+        print(json.dumps(measure(options.config, keys, options.steps)))
         return
     command = [sys.executable, "-m", "benchmarks.step_speed", "--config", options.config, "--part", options.part]
-    command += ["--steps", str(options.steps)]
+    command += ["--steps", str(options.steps), "--set", *options.set]
     untuned = {key: value for key, value in os.environ.items() if key != allocator.VARIABLE}
     tuned = {**untuned, allocator.VARIABLE: allocator.TUNABLES}
     environments = {"plain": untuned if options.part == "allocator" else tuned, "form": tuned}

@@ -181,7 +181,9 @@ def trained_run(
 def earlier_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that commit 77f4167 trained and evaluated (tests/fixtures/README.md). Copy it to change it."""
     archive = Path(__file__).parent / "fixtures" / "earlier_run.tar.xz"
-    return built_once(tmp_path_factory, "earlier_run", lambda folder: shutil.unpack_archive(archive, folder))
+    return built_once(
+        tmp_path_factory, "earlier_run", lambda folder: shutil.unpack_archive(archive, folder, filter="data")
+    )
 
 
 @pytest.fixture

@@ -44,6 +44,11 @@ def announce(training: Training, state: Any) -> None:
     if growth := _growth(training):
         sizes = "; ".join(f"{height} x {width} pixels after {first:,} steps" for first, (height, width) in growth)
         logging.info("images grow (config.data.growth), and the step is compiled once for each size: %s", sizes)
+    if remat_saves_nothing(config, jax.default_backend()):
+        logging.warning(
+            "config.model.remat=%s saves no memory on a CPU without --config.model.scan_layers=True: the compiler sees "
+            "that what is computed again was computed before, and keeps it", config.model.remat,
+        )  # fmt: skip
     if storage.is_remote(training.workdir):
         return
     one = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -71,6 +76,11 @@ def checkpoints_at_most(config: ConfigDict, start: int, there: int) -> tuple[int
             ahead |= set(range((start // every + 1) * every, t.steps, every))
     most = min(there + len(ahead), c.keep + bool(t.evaluate_every) + 1)
     return max(most, there), max(most - there, 0)
+
+
+def remat_saves_nothing(config: ConfigDict, platform: str) -> bool:
+    """Whether `model.remat` has no effect: XLA for CPUs merges equal computations, except in a loop over layers."""
+    return config.model.remat != "none" and not config.model.scan_layers and platform == "cpu"
 
 
 def _epochs(training: Training, steps: int) -> str:

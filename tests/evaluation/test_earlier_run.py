@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import jax
 import pytest
 
 from irm_jax import modes
@@ -12,6 +13,9 @@ from irm_jax.evaluation.figures import read_results
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
 
 TEXTS = ("description", "tau_missing")
+TOLERANCE = 1e-6 if jax.__version__ == "0.10.2" else 1e-5
+"""Of figures, with the version of jax that made the fixture and others: they round features otherwise, and images whose
+scores agree to seven digits change places (4 of 167 figures with jax 0.12, by 4e-6)."""
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +36,12 @@ def evaluated(make_micro_config, earlier_run, first_devices, tmp_path_factory):
 
 
 def same(new, old):
-    """Numbers are equal within 1e-6, of tables each; counts are equal."""
+    """Numbers are equal within TOLERANCE, of tables each; counts are equal."""
     if isinstance(old, dict):
         return new is not None and new.keys() == old.keys() and all(same(new[key], old[key]) for key in old)
     if isinstance(old, list | tuple):
         return len(new) == len(old) and all(map(same, new, old))
-    return new == pytest.approx(old, abs=1e-6) if isinstance(old, float) else new == old
+    return new == pytest.approx(old, abs=TOLERANCE) if isinstance(old, float) else new == old
 
 
 def test_every_figure_is_that_of_the_earlier_code(evaluated, earlier_run):
@@ -63,4 +67,4 @@ def test_every_figure_is_that_of_the_earlier_code(evaluated, earlier_run):
 def test_the_earlier_per_query_files_are_compared_with_todays(evaluated, earlier_run):
     rows = compare_runs(str(earlier_run), str(evaluated), samples=10)
     assert rows
-    assert all(row.difference == pytest.approx(0, abs=1e-6) and not row.unpaired for row in rows)
+    assert all(row.difference == pytest.approx(0, abs=TOLERANCE) and not row.unpaired for row in rows)

@@ -56,6 +56,16 @@ def test_the_steps_of_one_size() -> None:
         assert estimates.same_size_until(training) == last
 
 
+def test_remat_that_saves_nothing() -> None:
+    config = load("quickstart")
+    assert not estimates.remat_saves_nothing(config, "cpu")
+    config.model.remat = "minimal"
+    assert estimates.remat_saves_nothing(config, "cpu")
+    assert not estimates.remat_saves_nothing(config, "tpu")
+    config.model.scan_layers = True
+    assert not estimates.remat_saves_nothing(config, "cpu")
+
+
 @pytest.mark.nightly
 @pytest.mark.usefixtures("first_devices", "quick_programs")
 def test_a_disk_that_does_not_hold_the_checkpoints_is_refused(make_run_config, tmp_path, monkeypatch, caplog) -> None:
