@@ -4,7 +4,7 @@ Usage: python -m benchmarks.step_speed [--part PART] [--config quickstart] [--se
 
 allocator: glibc's tunables (irm_jax/allocator.py). attention: the division after the product
 (irm_jax/models/attention.py). dense: the gradient of a dense layer's kernel (irm_jax/models/dense.py). remat: blocks in
-a loop whose backward pass computes again what it did not keep (`model.scan_layers`, `model.remat=minimal`), for memory.
+a loop whose backward pass computes again what it did not keep (`model.scan_layers`, `model.remat=full`), for memory.
 
 Every measurement is a process of its own, since glibc reads its tunables at start; the two kinds take turns, so that a
 machine whose speed drifts slows both. Page faults are counted beside the clock: they do not depend on the neighbours.
@@ -26,7 +26,7 @@ from typing import Any
 from irm_jax import allocator
 
 PARTS = ("allocator", "attention", "dense", "remat")
-REMAT = {"model.scan_layers": True, "model.remat": "minimal"}
+REMAT = {"model.scan_layers": True, "model.remat": "full"}
 
 
 def make_plain(part: str) -> None:
