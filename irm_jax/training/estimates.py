@@ -42,7 +42,7 @@ def announce(training: Training, state: Any) -> None:
         f"{left:,}", f"{plan.batch_size * config.optimizer.accumulate:,}", _epochs(training, left), words.size(here),
     )  # fmt: skip
     if growth := _growth(training):
-        sizes = "; ".join(f"{height} x {width} pixels after {first:,} steps" for first, (height, width) in growth)
+        sizes = "; ".join(f"{height} x {width} pixels from step {first + 1:,}" for first, (height, width) in growth)
         logging.info("images grow (config.data.growth), and the step is compiled once for each size: %s", sizes)
     if remat_saves_nothing(config, jax.default_backend()):
         logging.warning(

@@ -243,7 +243,7 @@ def test_a_run_whose_images_grow_resumes_at_the_size_of_its_step(config, tmp_pat
     config.data.growth = ("0=0.5", "3=1")
     train(config, tmp_path / "straight")
     assert "images of 64 x 32 pixels from here on: the step is compiled for them" in caplog.messages
-    assert "32 x 16 pixels after 0 steps; 64 x 32 pixels after 3 steps" in caplog.text
+    assert "32 x 16 pixels from step 1; 64 x 32 pixels from step 4" in caplog.text
     shutil.copytree(tmp_path / "straight" / loop.CHECKPOINTS / "2", tmp_path / "resumed" / loop.CHECKPOINTS / "2")
     train(config, tmp_path / "resumed")
     assert_same(*(saved_state(config, tmp_path / name, 4) for name in ("straight", "resumed")))

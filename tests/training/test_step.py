@@ -133,10 +133,10 @@ def test_float64_caption_objectives_agree(micro_config, mesh):
 
 
 def in_float64(variant, config):
-    """The variant with a bank that `filled_state` makes float64, as all of the state, and a quarter of the patches
-    left out, whose draw must not depend on the mesh."""
+    """The variant with a bank that `filled_state` makes float64, as all of the state. Which patches are left out
+    (2 of 8), and which of the others are read for editing (4), must not depend on the mesh."""
     variant(config)
-    config.model.patch_dropout = 0.25
+    config.model.update({"patch_dropout": 0.25, "editing_patches": 4})
     config.memory_bank.dtype = "float32"
 
 
