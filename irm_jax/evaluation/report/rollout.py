@@ -73,8 +73,7 @@ def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray
     `images` u8[B, H, W, 3], `tokens` i32[B, L].
     """
     config = model.config
-    # Uses the program of the other tasks' sentences: compiling one without editing blocks would take longer.
-    layers = _attention(model, variables, images, tokens, is_sentence=True)
+    layers = _attention(model, variables, images, tokens, is_sentence=True, edited=False)
     tokens_of_image = encoders.token_layout(config)
     image = _joined(_layers(layers["image_encoder"], config.image_depth))[:, 0, 1 + tokens_of_image.parts :]
     words = _joined(_layers(layers["text_encoder"], config.text_depth))[:, 0]
@@ -82,28 +81,30 @@ def caption_rollout(model: IRM, variables: Mapping[str, Any], images: np.ndarray
 
 
 def _attention(
-    model: IRM, variables: Mapping[str, Any], images: np.ndarray, instructions: Any, is_sentence: bool
-) -> Any:
-    """Returns the attention that each part of the model sowed, as arrays of the host."""
-    program = _program(model, mesh_lib.replicated_like(variables), is_sentence)
-    return jax.tree.map(np.asarray, program(variables, images, instructions)["intermediates"])
+    model: IRM, variables: Mapping[str, Any], images: np.ndarray, instructions: Any, is_sentence: bool,
+    *, edited: bool = True,
+) -> Any:  # fmt: skip
+    """Returns the attention that each part of the model sowed, as arrays of the host; `edited`: of the editing too."""
+    replicated = mesh_lib.replicated_like(variables)
+    image, found = _program(model, replicated, "encode_images")(variables, images)
+    encoder = "encode_sentences" if is_sentence else "encode_templates"
+    instruction, more = _program(model, replicated, encoder)(variables, instructions)
+    found |= more
+    if edited:
+        found |= _program(model, replicated, "embed")(variables, image, instruction)[1]
+    return jax.tree.map(np.asarray, found)
 
 
 @functools.lru_cache(maxsize=8)
-def _program(model: IRM, replicated: NamedSharding | None, is_sentence: bool) -> Any:
-    """Compiles (variables, images, instructions) -> collections, once per kind of instruction."""
+def _program(model: IRM, replicated: NamedSharding | None, method: str) -> Any:
+    """Compiles (variables, ...) -> (result, attention by part), once per method: sentences and pictures share most."""
+    length = (model.config.max_length,) if method == "encode_templates" else ()
 
-    def forward(variables: Any, images: Any, instructions: Any) -> Any:
-        def embed(m: IRM) -> None:
-            features = m.encode_images(images)
-            if is_sentence:
-                m.embed(features, m.encode_sentences(instructions))
-            else:
-                m.embed(features, m.encode_templates(instructions, m.config.max_length))
+    def run(variables: Any, *arrays: Any) -> Any:
+        result, sown = model.apply(variables, *arrays, *length, method=method, mutable=["intermediates"])
+        return result, sown["intermediates"]
 
-        return model.apply(variables, method=embed, mutable=["intermediates"])[1]
-
-    return jax.jit(forward, out_shardings=replicated)
+    return jax.jit(run, out_shardings=replicated)
 
 
 def _layers(collected: Mapping[str, Any], depth: int) -> list[np.ndarray]:
