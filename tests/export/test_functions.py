@@ -68,6 +68,7 @@ def test_exported_function_equals_the_model(trained):
         np.testing.assert_allclose(exported.call(image[:rows], sentence[:rows]), expected[:rows], atol=1e-5)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("quick_programs")
 @pytest.mark.filterwarnings("ignore")  # of the packages that write and run the file
 @pytest.mark.parametrize("format_", functions.NEEDS)

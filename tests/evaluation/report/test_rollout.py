@@ -65,6 +65,7 @@ def test_a_templates_patches_are_read(model):
     assert (maps.instruction > 0).all()
 
 
+@pytest.mark.nightly
 def test_patches_that_editing_does_not_read_have_no_weight_of_their_own(model):
     """The map of a model that reads one patch is that patch's row of the image encoder's, times its weight."""
     irm, variables, images, _, tokens = model
