@@ -12,5 +12,6 @@ from irm_jax.config import load, quick_recipe
 
 def get_config() -> ConfigDict:
     config = quick_recipe(load("quickstart_paper"))
+    config.train.steps = 250
     config.data.procedural.edition = 2
     return config

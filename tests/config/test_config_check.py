@@ -32,7 +32,7 @@ def test_a_run_file_is_found_by_name_and_by_path(tmp_path):
     )
     assert load(str(own)).train.steps == 7
     assert load(f"{own}:9").train.steps == 9
-    assert load("quickstart").train.steps == load(str(ROOT / "configs/quickstart.py")).train.steps == 150
+    assert load("quickstart").train.steps == load(str(ROOT / "configs/quickstart.py")).train.steps == 250
     with pytest.raises(ConfigError, match=r"no run file of the name 'quikstart'; did you mean --config quickstart\?"):
         load("quikstart")
     with pytest.raises(ConfigError, match=r"no run file elsewhere/quickstart.py; did you mean --config quickstart\?"):
