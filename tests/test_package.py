@@ -81,7 +81,10 @@ def test_a_built_wheel_needs_no_checkout(tmp_path: Path) -> None:
     code = (
         "from irm_jax.config import check, load, run_files; import irm_jax; print(irm_jax.__file__)\n"
         f"assert list(run_files.shipped()) == {list(run_files.shipped())}\n"
-        "for name in run_files.shipped(): check.check(load(name))"
+        "for name in run_files.shipped():\n"
+        "    config = load(name)\n"
+        "    config.data.vocab, config.init.image_encoder, config.init.text_encoder = 'builtin', '', ''\n"
+        "    check.check(config)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
