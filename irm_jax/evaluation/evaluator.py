@@ -12,7 +12,7 @@ from irm_jax.evaluation.case import rank_cases
 from irm_jax.evaluation.controls import control_rows, swapped_instruction, swapped_row
 from irm_jax.evaluation.embed import EmbeddingModel
 from irm_jax.evaluation.embedded_set import EmbeddedSet, Options, Outcome
-from irm_jax.evaluation.features import FLIP, NEUTRAL, OWN, EmbedOptions, embed_set
+from irm_jax.evaluation.features import FLIP, NEUTRAL, OWN, EmbedOptions, embed_set, grey_features
 from irm_jax.evaluation.figures import MEAN, Figure, OpenSetFigure, Results, counterpart, headlines
 from irm_jax.evaluation.open_set import rank_open_set
 from irm_jax.evaluation.protocols import MARKET, protocol_of
@@ -22,6 +22,7 @@ from irm_jax.evaluation.ranking.scores import Scores
 from irm_jax.evaluation.ranking.tau_similarity import InstructionSimilarity
 from irm_jax.evaluation.task_free import rank_task_free
 from irm_jax.evaluation.test_sets import TestSet
+from irm_jax.models.encoders.features import ImageFeatures
 
 __all__ = ["Evaluation", "Evaluator", "Options", "Outcome"]
 
@@ -73,11 +74,12 @@ class Evaluator:
     def run(self) -> Evaluation:
         """Computes all figures. Progress is logged per test set."""
         options, found = self.options, Evaluation(self.sets, [], [], [])
+        grey = grey_features(self.embedder) if options.controls else None
         free: list[EmbeddedSet] = []
         beside: list[Figure] = []
         for number, test in enumerate(self.sets, 1):
             logging.info("evaluating %s (%d of %d)", test.name, number, len(self.sets))
-            embedded = self._embed(test)
+            embedded = self._embed(test, grey)
             found.outcomes += rank_task_specific(embedded)
             if options.controls:
                 beside += control_rows(embedded)
@@ -95,7 +97,7 @@ class Evaluator:
         found.figures = [*(outcome.figure for outcome in found.outcomes), *beside]
         return found
 
-    def _embed(self, test: TestSet) -> EmbeddedSet:
+    def _embed(self, test: TestSet, grey: ImageFeatures | None) -> EmbeddedSet:
         o = self.options
         swaps = None
         if o.controls and test.task.sentence is None and test.task.has_query_image:
@@ -107,7 +109,7 @@ class Evaluator:
             self.embedder, test,
             EmbedOptions(
                 neutral or two_stage, o.controls, o.flip, judged=o.rescore_top > 0 if caption else two_stage,
-                workers=o.workers, threads=o.threads, instruction=o.tau_similarity == "model",
+                workers=o.workers, threads=o.threads, instruction=o.tau_similarity == "model", grey=grey,
             ), swaps,
         )  # fmt: skip
         return EmbeddedSet(test, features, o, self.embedder.mesh)

@@ -53,7 +53,7 @@ class Variant:
 class EmbedOptions:
     """What is embedded of a test set, and how its images are read.
 
-    neutral: the variant NEUTRAL. controls: NEUTRAL and GREY.
+    neutral: the variant NEUTRAL. controls: NEUTRAL and GREY, for which `grey` is a batch of grey images encoded.
     flip: FLIP, and the projection's mean over image and mirror.
     judged: `SetFeatures.matcher` is there: for captions the matching head, for images the model under the query's
     instruction (whose ranking also needs NEUTRAL).
@@ -68,6 +68,7 @@ class EmbedOptions:
     workers: int = 0
     threads: int = 2
     instruction: bool = False
+    grey: ImageFeatures | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,12 @@ class SetFeatures:
     def pair(self, query: str, gallery: str) -> tuple[np.ndarray, np.ndarray]:
         """Both sides of the set's own comparison, under the named variants."""
         return self.of_queries(query), self.of_gallery(gallery, by_caption=self.caption)
+
+
+def grey_features(embedder: EmbeddingModel) -> ImageFeatures:
+    """Encodes a batch of grey images, which the variant GREY of every split shows to the model."""
+    middle = np.full((embedder.batch_size, *embedder.model.config.image_size, 3), 128, np.uint8)
+    return embedder.image_features(middle[embedder.local_rows()])
 
 
 def embed_set(
@@ -260,10 +267,6 @@ class _SplitEmbedding:
         self.embedder, self.split, self.variants, self.options = embedder, split, variants, options
         self.pieces: dict[tuple[str, str], list[np.ndarray]] = {}
         self.ids: list[np.ndarray] = []
-        self.grey = None
-        if any(variant.grey for variant in variants):
-            middle = np.full((embedder.batch_size, *embedder.model.config.image_size, 3), 128, np.uint8)
-            self.grey = embedder.image_features(middle[embedder.local_rows()])
 
     def run(self) -> SplitFeatures:
         for segment in _segments(self.variants, len(self.split)):
@@ -294,12 +297,12 @@ class _SplitEmbedding:
 
     def _grey_rows(self, table: EncodedInstruction, index: np.ndarray, segment: np.ndarray) -> _Rows:
         """Embeddings of the grey image by record; each distinct row of the table is computed once."""
-        assert self.grey is not None
+        assert self.options.grey is not None
         used, size = np.unique(index[segment]), self.embedder.batch_size
         pieces = []
         for start in range(0, len(used), size):
             part = used[start : start + size]
-            found = self.embedder.edit(self.grey, table, np.resize(part, size)).embedding
+            found = self.embedder.edit(self.options.grey, table, np.resize(part, size)).embedding
             pieces.append(np.asarray(found)[: len(part)])
         return _Rows(np.concatenate(pieces), used, index)
 
