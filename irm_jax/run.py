@@ -321,7 +321,9 @@ def from_checkpoint(
     directory = workdir / CHECKPOINTS
     step, metadata = checkpoint.read_metadata(directory, step)
     checkpoint.check_record(metadata, f"step {step} in {directory}")
-    saved = checkpoint.saved_model(metadata, checkpoint.array_shapes(directory, step))
+    # Only an earlier version's record leaves sizes to the arrays, and restoring reads their shapes again.
+    arrays = {} if "model" in metadata else checkpoint.array_shapes(directory, step)
+    saved = checkpoint.saved_model(metadata, arrays)
     # Words and identities as they were padded, whatever the multiples of config.model are now.
     sizes = dataclasses.replace(
         model_config(config), vocab_size=saved.vocab_size, num_identities=saved.num_identities

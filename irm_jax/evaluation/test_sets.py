@@ -11,7 +11,7 @@ from absl import logging
 from jaxtyping import Bool, Int32
 
 from data_pipelines import tasks
-from data_pipelines.dataset.reader import Dataset
+from data_pipelines.dataset.reader import Dataset, ShardReader
 from data_pipelines.dataset.record_format import FIELDS
 from data_pipelines.dataset.schema import Index
 from data_pipelines.errors import DatasetError
@@ -46,6 +46,11 @@ class SplitData:
     def instruction(self, record: int) -> Instruction:
         """The instruction of a record."""
         return self.instructions[self.instruction_index[record]]
+
+    @functools.cached_property
+    def pictures(self) -> ShardReader:
+        """Random access to the field "image" of the records; its shards stay open."""
+        return self.dataset.reader(self.split, ("image",))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _name(test: TestSet, query: int) -> str:
 
 def picture_of(split: SplitData, record: int) -> bytes:
     """Returns the encoded picture of a record."""
-    return bytes(split.dataset.reader(split.split, ("image",))[record]["image"])
+    return bytes(split.pictures[record]["image"])
 
 
 def _rollouts(embedder: EmbeddingModel, test: TestSet, queries: Sequence[int]) -> list[Rollout]:
