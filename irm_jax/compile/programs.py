@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -148,5 +149,6 @@ def _laid(tree: Any, layout: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
 
 
-STEPS = dict(zip(COMPILED_STEPS, (training, embedding, ranking), strict=True))
+_MAKERS: tuple[Callable[[Run], list[Program]], ...] = (training, embedding, ranking)
+STEPS = dict(zip(COMPILED_STEPS, _MAKERS, strict=True))
 """The steps of a run. Each is one program or several, called one after the other."""
