@@ -40,9 +40,9 @@ def make_plain(part: str) -> None:
 
 
 def measure(run_file: str, keys: dict[str, Any], steps: int) -> dict[str, float]:
-    """Of a run file with some `keys` set: seconds (median), CPU seconds and page faults (means) of `steps` steps.
+    """Measures `steps` steps of a run file with some `keys` set.
 
-    And this process's peak memory, in GB.
+    Returns seconds (median), CPU seconds and page faults (means) of a step, this process's peak memory in GB, and rows.
     """
     import jax
     import jax.numpy as jnp

@@ -1,6 +1,6 @@
-"""configs/real_joint.py from pretrained weights: a ViT-S/14 of DINOv2 and MiniLM, in six core-hours.
+"""configs/real_joint.py from pretrained weights: a ViT-S/14 of DINOv2 and MiniLM, for a CPU.
 
-docs/real_check.md says how to get the data, the weights and the vocabulary, and what the model reaches.
+docs/real_check.md says how to get the data, the weights and the vocabulary.
 """
 
 from __future__ import annotations
