@@ -1,5 +1,6 @@
 """configs/real_joint.py from pretrained weights: a ViT-S/14 of DINOv2 and MiniLM, for a CPU.
 
+`--config real_joint_pretrained:cuhk01,cuhk_pedes_part` tests all data sets and trains on those that are not named.
 docs/real_check.md says how to get the data, the weights and the vocabulary.
 """
 
@@ -8,10 +9,17 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from irm_jax.config import load
+from irm_jax.errors import ConfigError
 
 
-def get_config() -> ConfigDict:
+def get_config(without: str = "") -> ConfigDict:
+    """`without`: names of data sets that are tested but not trained on, separated by commas."""
     config = load("real_joint")
+    for name in filter(None, without.split(",")):
+        if name not in config.data.train:
+            raise ConfigError(f"{name!r} is not trained on here; the data sets are {', '.join(config.data.train)}")
+        with config.unlocked():
+            del config.data.train[name]
     config.init.image_encoder = "weights/image"
     config.init.text_encoder = "weights/text"
     config.init.editing_blocks = True

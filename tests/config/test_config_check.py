@@ -74,6 +74,14 @@ def test_some_data_sets_train_and_all_others_test():
         load("transfer:market:msmt17")
 
 
+def test_a_data_set_that_is_left_out_of_the_training_is_still_tested():
+    config = load("real_joint_pretrained:cuhk01,cuhk_pedes_part")
+    assert set(config.data.train) == {"market1501", "market1501_attributes"}
+    assert set(config.evaluation.sets) == {"market1501", "market1501_attributes", "cuhk01", "cuhk_pedes_part"}
+    with pytest.raises(ConfigError, match="'cuhk' is not trained on here; the data sets are cuhk01, "):
+        load("real_joint_pretrained:cuhk")
+
+
 CASES = {
     "unknown key": (lambda c: c.optimizer.update({"lerning_rate": 1.0}), r"optimizer.lerning_rate.*learning_rate"),
     "unknown key of a unit": (
