@@ -4,6 +4,7 @@ Usage: python -m benchmarks.paper_step [--config configs/irm_pp.py] [--only irm,
            [--config.model.dtype=bfloat16] [--config.data.batch_size=256] ...
        python -m benchmarks.paper_step --products        (no step is run: only the products of each are counted)
        python -m benchmarks.paper_step --cuts [--config configs/quickstart.py]   (the cuts of the work in a step)
+       python -m benchmarks.paper_step --accumulate 2 [--config configs/quickstart.py]   (batches of one step)
 
 Every variant is the configuration with a part of IRM++ taken away, its training step compiled as a run compiles it and
 fed with one batch of noise, so that no data set is needed. The variants take turns; printed are the FLOPs of a step's
@@ -13,7 +14,8 @@ compile` would say of that program: the least that products and memory traffic c
 irm_jax/compile/chips.py have no peak to compare with.
 
 With `--cuts` the variants are the configuration as it is and with each cut of the work: half of the patches left out,
-images of half the height and width, editing that reads half of the patches.
+images of half the height and width, editing that reads half of the patches. With `--accumulate N` they are one batch
+and N batches a step: accumulation is free where N batches take N times as long, or less, since one update serves all.
 
 All variants' states are held at once: at paper scale 5 to 6 GB each, and the batch's activations.
 """
@@ -47,6 +49,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/irm_pp.py", "Config
 _ONLY = flags.DEFINE_list("only", [], "Names of variants, instead of all.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps timed together in a round.", 1)
 _CUTS = flags.DEFINE_bool("cuts", False, "Compare the cuts of the work in a step, not the parts of IRM++.")
+_ACCUMULATE = flags.DEFINE_integer("accumulate", None, "Compare one batch a step with so many.", 2)
 _PRODUCTS = flags.DEFINE_bool("products", False, "Count the products of a step, run nothing.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds; in each, every variant has its turn.", 1)
 
@@ -84,6 +87,7 @@ class Step:
     held: Any
     batch: Any
     constants: jax.Array
+    rows: int
     ideal_seconds: float | None
     flops: analytic_flops.Flops
     seconds: list[float] = dataclasses.field(default_factory=list)
@@ -143,15 +147,17 @@ def make_step(config: ConfigDict, mesh: Mesh) -> Step:
     traced = program.trace()
     with jax.set_mesh(mesh):
         compiled = traced.lower().compile()
-    ideal, constants = programs.ideal_seconds(run), run.data.plan.constant_tokens
-    spec = program.arguments[1]
+    rows, ideal = config.data.batch_size * config.optimizer.accumulate, programs.ideal_seconds(run)
+    constants, spec = jnp.asarray(run.data.plan.constant_tokens), program.arguments[1]
     batch = jax.tree.map(lambda values, of: mesh_lib.distribute(values, of.sharding), noise(spec, run.data), spec)
-    return Step(compiled, run.fresh_state(), batch, jnp.asarray(constants), ideal, analytic_flops.count(traced.jaxpr))
+    return Step(compiled, run.fresh_state(), batch, constants, rows, ideal, analytic_flops.count(traced.jaxpr))
 
 
 def variants() -> dict[str, ConfigDict]:
     """The configuration of the flags with the changes of each variant that is asked for."""
     changes = cuts(_CONFIG.value) if _CUTS.value else VARIANTS
+    if count := _ACCUMULATE.value:
+        changes = {"1 batch": {"optimizer.accumulate": 1}, f"{count} batches": {"optimizer.accumulate": count}}
     if unknown := set(_ONLY.value) - changes.keys():
         raise app.UsageError(f"unknown variants {sorted(unknown)}; there are {', '.join(changes)}")
     found = {}
@@ -208,10 +214,9 @@ def print_times(configs: dict[str, ConfigDict], mesh: Mesh) -> None:
             for step in steps.values():
                 step.run(_STEPS.value)
     first = next(iter(steps.values()))
-    rows = _CONFIG.value.data.batch_size * _CONFIG.value.optimizer.accumulate
     model = _CONFIG.value.model
     print(
-        f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, jax {jax.__version__}: {rows} rows, "
+        f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}, jax {jax.__version__}: {first.rows} rows, "
         f"{model.preset}, {model.dtype}, remat {model.remat}, {_ROUNDS.value} rounds of {_STEPS.value} steps\n"
     )
     print("| variant | GFLOP | ms a step | ratio | images/s | MFU | peak GiB | least ms: products / memory |")
@@ -222,8 +227,8 @@ def print_times(configs: dict[str, ConfigDict], mesh: Mesh) -> None:
         mfu = f"{step.ideal_seconds / seconds:.3f}" if step.ideal_seconds else "–"
         peak = targets.peak_bytes(step.compiled.memory_analysis()) / chips.GIB
         print(
-            f"| {name} | {step.flops.total() / 1e9:,.0f} | {1e3 * seconds:.1f} | {ratio:.3f} | {rows / seconds:.0f} | "
-            f"{mfu} | {peak:.2f} | {predicted(step, mesh)} |",
+            f"| {name} | {step.flops.total() / 1e9:,.0f} | {1e3 * seconds:.1f} | {ratio:.3f} | "
+            f"{step.rows / seconds:.0f} | {mfu} | {peak:.2f} | {predicted(step, mesh)} |",
             flush=True,
         )
 

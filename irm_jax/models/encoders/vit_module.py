@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from irm_jax.models import transformer
 from irm_jax.models.config import POOLED_CLASS, token_grid
+from irm_jax.models.convolution import convolution
 from irm_jax.models.encoders import positions as position_grids
 from irm_jax.models.encoders.features import IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, normalize
 
@@ -44,6 +45,7 @@ class PatchEmbedding(nn.Module):
                 padding="VALID",
                 dtype=self.dtype,
                 kernel_init=transformer.INIT,
+                conv_general_dilated=convolution,
                 name="projection",
             )
             x = conv(x)
@@ -55,7 +57,8 @@ class PatchEmbedding(nn.Module):
                 if i:
                     x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{i}")(x)
                     x = transformer.gelu(x)
-                x = nn.Conv(width, (3, 3), (step, step), padding="SAME", dtype=self.dtype, name=f"conv_{i}")(x)
+                options = {"dtype": self.dtype, "conv_general_dilated": convolution, "name": f"conv_{i}"}
+                x = nn.Conv(width, (3, 3), (step, step), padding="SAME", **options)(x)
         else:
             raise ValueError(f"unknown stem {self.stem!r}; the stems are 'patch' and 'conv'")
         return x.reshape(x.shape[0], -1, self.width)
