@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +151,7 @@ def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, tabl
         (people[row.identity], label) for row in rows for label in (row.clothes, row.instruction_clothes) if label
     }
     outfits = _numbers(labels, table)
+    _check_pictures(rows, people, raw)
     slots: dict[str, list[str]] = {}
     for slot, value in sorted({pair for row in rows for pair in row.attributes}):
         slots.setdefault(slot, []).append(value)
@@ -189,6 +190,26 @@ def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, tabl
     if made := sum(_is_made(row, task) for row in rows):
         source["sentences"] = f"of {made} rows made from attributes by templates, seeded by file name"
     return checks.scan_of(ordered, str(table), task, source)
+
+
+def _check_pictures(rows: Sequence[Row], people: Mapping[str, str], raw: Path) -> None:
+    """Raises DatasetError if two rows, of one split or of two, say that a picture shows different things.
+
+    Cameras of two splits may differ: the evaluation counts such pictures.
+    """
+    said: dict[str, Row] = {}
+    for row in rows:
+        other = said.setdefault(reading.as_listed(raw, row.image), row)
+        for what, one, two in (
+            ("person", people[other.identity], people[row.identity]),
+            ("clothes", other.clothes, row.clothes),
+            ("modality", other.modality, row.modality),
+        ):
+            if one != two:
+                raise DatasetError(
+                    f"{row.where}: {row.image} stands in {other.where} as well, with {what} {one!r} and {two!r}: a "
+                    "picture shows one person once; correct or remove one of the rows"
+                )
 
 
 def _is_made(row: Row, task: str) -> bool:

@@ -277,6 +277,19 @@ def test_tables_that_no_protocol_can_use(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("splits", [("query", "gallery"), ("train", "gallery"), ("train", "query")])
+def test_a_picture_shows_one_person_in_all_splits(splits: tuple[str, str], tmp_path: Path) -> None:
+    official_trees.draw(tmp_path, [f"{name}.jpg" for name in "abcd"])
+    lines = ["a.jpg,x,0,train,1", "b.jpg,y,0,query,1", "c.jpg,y,1,gallery,1", f"d.jpg,x,0,{splits[0]},1"]
+    for other in ("d.jpg,z,0", "d.jpg,x,0"):
+        (tmp_path / "t.csv").write_text("\n".join([f"{HEADER.strip()},clothes", *lines, f"{other},{splits[1]},2"]))
+        with pytest.raises(DatasetError, match=r"t.csv, line 6: d.jpg stands in .*line 5 as well, with (person|clothes)"):
+            table.scan(tmp_path, task="trad", namespace="mine", table=tmp_path / "t.csv")
+    # The same row in query and gallery says nothing else.
+    (tmp_path / "t.csv").write_text(f"{HEADER}b.jpg,y,,query\nb.jpg,y,,gallery\nc.jpg,y,1,gallery\n")
+    assert table.scan(tmp_path, task="trad", namespace="mine", table=tmp_path / "t.csv").found["gallery"]["images"] == 2
+
+
 def test_tables_that_cannot_be_read_or_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert build_table(tmp_path / "none.csv", tmp_path / "out", "trad") == 2
     assert "cannot read the table" in capsys.readouterr().err
