@@ -33,8 +33,8 @@ class People:
     """The records of one unit's data set by identity, for sampling.
 
     Identity i of `identities` owns `record[start[i] : start[i + 1]]`; `clothes`, `stratum` and `choices` run along
-    `record`. `stratum` is what the unit balances: the outfit, the modality, or 0. Where instructions are shared, records
-    of unknown outfit have negative numbers of their own as `clothes`: they share with none.
+    `record`. `stratum` is what the unit balances: the outfit, the modality, or 0. Where instructions are shared, each
+    record of unknown outfit has a negative number of its own as `clothes`.
     """
 
     identities: np.ndarray  # i32[n], as in Index.identity, ascending

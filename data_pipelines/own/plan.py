@@ -164,6 +164,7 @@ def _divided(options: Options, rows: list[Row], folder: Path | None) -> tuple[li
     splits = {row.split for row in rows}
     if splits not in ({""}, {TRAIN, "test"}):
         return table.with_splits(rows, options.raw, options.stem)
+    table.check_sides(rows)
     if folder is not None and (folder / ROWS).is_file():
         written = pq.read_table(folder / ROWS, columns=["row", "split"])
         rule = (written.schema.metadata or {}).get(b"division", b"").decode()
@@ -181,7 +182,7 @@ def place(options: Options, where: str) -> str:
 def _make(options: Options, path: Path, data_dir: str | None) -> Plan:
     cells = table_files.read(path)
     rows = table.rows_of(cells)
-    notes: list[str] = []
+    notes = [*filter(None, [table_files.nested(path, cells)])]
     if options.skip_bad:
         listed, rows = rows, table.present(rows, options.raw)
         notes += (

@@ -105,6 +105,19 @@ def with_splits(
     return (list(rows), "") if not bare else divided(rows, raw, namespace, seed, share)
 
 
+def check_sides(rows: Sequence[Row]) -> None:
+    """Raises DatasetError if a name stands in split train and in split test."""
+    train = {row.identity: row for row in rows if row.split == division.TRAIN and row.identity != str(JUNK)}
+    both = [row for row in rows if row.split == "test" and row.identity in train]
+    if both:
+        first = both[0]
+        raise DatasetError(
+            f"{len({row.identity for row in both})} person(s) stand in train and in test: {first.identity!r} is in "
+            f"{train[first.identity].where} and in {first.where}. If these are two people, give them two names (as "
+            f"test_{first.identity}); if one, leave the splits out, and people are divided"
+        )
+
+
 def divided(rows: Sequence[Row], raw: Path, namespace: str, seed: int, share: float) -> tuple[list[Row], str]:
     """Returns the rows with the splits that `division` gives them, and its rule; people of split `test` stay tested."""
     junk = [row._replace(split=division.TRAIN) for row in rows if row.identity == str(JUNK)]  # left out by scan_rows

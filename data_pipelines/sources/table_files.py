@@ -6,7 +6,7 @@ crops.jsonl, .json       one JSON object a line, or a list of objects
 crops.parquet            one row a picture
 list.txt                 without a header: `path person [camera]`, the list files of torchreid and fast-reid
 lists/                   list_train.txt, list_query.txt, list_gallery.txt of that form (and list_val.txt, not used)
-folder/                  PERSON/*.jpg, or SPLIT/PERSON/*.jpg with the splits train, query, gallery, test
+folder/                  PERSON/*.jpg, or SPLIT/PERSON/*.jpg: train, query, gallery, test (and val, not used)
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ MORE_COLUMNS = ("instruction", "instruction_clothes", "time")
 """The columns that are read; others are kept beside the data set."""
 _KNOWN = {*COLUMNS, *MORE_COLUMNS}
 SPLITS = ("train", "query", "gallery", "test")
+_UNUSED = {"val", "valid", "validation"}
+"""Folders beside those of the splits that are left out."""
 _DELIMITERS = ",;\t|"
 _LIST = re.compile(r"(?:^|[_\-.])(train|query|gallery|test)(?:[_\-.]|$)")
 _WHOLE = re.compile(r"(-?\d+)\.0+")
@@ -224,21 +226,36 @@ def _list_files(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.txt")):
         found = _LIST.search(path.stem)
-        if found:
-            files.setdefault(found[1], path)
+        if found and files.setdefault(found[1], path) != path:
+            raise DatasetError(
+                f"{files[found[1]]} and {path.name} are both lists of split {found[1]}: join them, or move one away"
+            )
     return files
 
 
-def named_by_folders(path: Path) -> bool:
-    """Returns whether the folders of pictures say who they show, as in PERSON/*.jpg."""
-    return path.is_dir() and not _list_files(path)
+def nested(path: Path, cells: Sequence[Cells]) -> str:
+    """Returns in words that pictures lie below the folder that names their person; "" where none does."""
+    if not path.is_dir() or _list_files(path):
+        return ""
+    deep = [row["image"] for _, row in cells if Path(row["image"]).parent.name != row["identity"]]
+    if not deep:
+        return ""
+    return (
+        f"{len(deep):,} pictures lie in folders below their person's, whom the first folder names, as {deep[0]}: "
+        "if the last one does, write a table with the columns image and identity"
+    )
 
 
 def _folder(folder: Path) -> Iterator[Cells]:
     """Yields the pictures of PERSON/*.jpg, or of SPLIT/PERSON/*.jpg."""
     people = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    by_split = bool(people) and {path.name for path in people} <= {*SPLITS}
-    roots = [(path.name, path) for path in people] if by_split else [("", folder)]
+    names = {path.name for path in people}
+    if "bounding_box_train" in names:
+        raise DatasetError(f"{folder} is a raw data set, not a folder a person: build it with --dataset instead")
+    by_split = names - _UNUSED <= {*SPLITS} and bool(names - _UNUSED)
+    if by_split and names & _UNUSED:
+        logging.info("%s: the folder %s is not used", folder, ", ".join(sorted(names & _UNUSED)))
+    roots = [(path.name, path) for path in people if path.name not in _UNUSED] if by_split else [("", folder)]
     for split, root in roots:
         for person in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
             for file in sorted(path for path in person.rglob("*") if path.suffix.lower() in SUFFIXES):

@@ -125,6 +125,16 @@ def test_a_split_of_the_table_stands(tmp_path: Path) -> None:
         plan.make(plan.Options(str(tmp_path / "v.csv")))
 
 
+def test_a_name_in_train_and_test_is_refused(tmp_path: Path) -> None:
+    """Two people by one name, or one person on both sides: who is meant is the user's to say."""
+    folder = tmp_path / "folder"
+    draw(folder, [f"{side}/{k}.jpg" for side in ("train/1", "train/2", "test/1") for k in range(2)])
+    with pytest.raises(DatasetError, match=r"1 person\(s\) stand in train and in test: '1' is in .* \(as test_1\)"):
+        plan.make(plan.Options(str(folder)))
+    (folder / "test" / "1").rename(folder / "test" / "test_1")
+    assert plan.make(plan.Options(str(folder))).said.startswith("trad; ")
+
+
 def test_what_serves_nothing_is_refused_with_its_reasons(tmp_path: Path) -> None:
     draw(tmp_path, ["a.jpg", "b.jpg"])
     (tmp_path / "t.csv").write_text("image,identity\na.jpg,1\nb.jpg,2\n")

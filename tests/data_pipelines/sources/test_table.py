@@ -283,7 +283,9 @@ def test_a_picture_shows_one_person_in_all_splits(splits: tuple[str, str], tmp_p
     lines = ["a.jpg,x,0,train,1", "b.jpg,y,0,query,1", "c.jpg,y,1,gallery,1", f"d.jpg,x,0,{splits[0]},1"]
     for other in ("d.jpg,z,0", "d.jpg,x,0"):
         (tmp_path / "t.csv").write_text("\n".join([f"{HEADER.strip()},clothes", *lines, f"{other},{splits[1]},2"]))
-        with pytest.raises(DatasetError, match=r"t.csv, line 6: d.jpg stands in .*line 5 as well, with (person|clothes)"):
+        with pytest.raises(
+            DatasetError, match=r"t.csv, line 6: d.jpg stands in .*line 5 as well, with (person|clothes)"
+        ):
             table.scan(tmp_path, task="trad", namespace="mine", table=tmp_path / "t.csv")
     # The same row in query and gallery says nothing else.
     (tmp_path / "t.csv").write_text(f"{HEADER}b.jpg,y,,query\nb.jpg,y,,gallery\nc.jpg,y,1,gallery\n")
