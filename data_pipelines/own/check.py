@@ -58,7 +58,7 @@ class Report:
 def check(options: plan.Options) -> Report:
     """Reads the table and every picture. Raises DatasetError for a table that cannot be read."""
     path = Path(options.table).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):
         raise DatasetError(f"there is no table {options.table}: correct the path")
     cells = table_files.read(path)
     rows = [row for row in table.rows_of(cells) if row.identity != str(JUNK)]

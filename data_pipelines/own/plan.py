@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -132,7 +133,7 @@ def make(options: Options, data_dir: str | None = None) -> Plan:
     which all pictures would be read.
     """
     path = Path(options.table).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):
         raise DatasetError(f"there is no table {options.table}: correct the path (config.data.table)")
     key = options, path.stat().st_mtime_ns
     if key not in _PLANS:
@@ -155,7 +156,7 @@ def _digest(options: Options, cells: Sequence[table_files.Cells], rows: Sequence
         digest.update(repr(sorted(values.items(), key=lambda item: item[0])).encode("utf-8", "backslashreplace"))
     for file in sorted({file for row in rows for file in (row.image, row.instruction_image) if file}):
         path = options.raw / reading.as_listed(options.raw, file)
-        digest.update(f"{path.stat().st_size if path.is_file() else -1} ".encode())
+        digest.update(f"{path.stat().st_size if os.path.isfile(path) else -1} ".encode())
     return digest.hexdigest()[:8]
 
 

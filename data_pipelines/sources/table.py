@@ -86,9 +86,7 @@ def scan(
 def present(rows: Sequence[Row], raw: Path) -> list[Row]:
     """Returns the rows whose pictures are there, and logs how many are not."""
     kept = [
-        row
-        for row in rows
-        if all((raw / reading.as_listed(raw, file)).is_file() for file in (row.image, row.instruction_image) if file)
+        row for row in rows if all(reading.is_there(raw, file) for file in (row.image, row.instruction_image) if file)
     ]
     if len(kept) < len(rows):
         logging.warning("%d of %d rows are left out: their picture files are missing", len(rows) - len(kept), len(rows))

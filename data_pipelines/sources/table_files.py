@@ -16,6 +16,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -202,9 +203,9 @@ def _list(path: Path, split: str | None = None, root: Path | None = None) -> Ite
         row = {"image": words[0], "identity": words[1], "camera": words[2] if len(words) == 3 else ""}
         if split is not None:
             row["split"] = split
-        if root is not None and not (root / words[0]).exists():
+        if root is not None and not os.path.exists(root / words[0]):
             for folder in (f"{split}/{words[0]}", f"{'train' if split == 'train' else 'test'}/{words[0]}"):
-                if (root / folder).exists():
+                if os.path.exists(root / folder):
                     row["image"] = folder
                     break
         yield where, row

@@ -14,7 +14,7 @@ from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from data_pipelines.own import build, plan
 from data_pipelines.people import near_duplicates
-from data_pipelines.sources import market1501, table
+from data_pipelines.sources import market1501, table, table_files
 
 
 def write_table(folder: Path, *columns: str, people: int = 8, **changes: Any) -> plan.Options:
@@ -150,6 +150,20 @@ def test_what_serves_nothing_is_refused_with_its_reasons(tmp_path: Path) -> None
         plan.Options("t.csv", tasks=("tradd",))
     with pytest.raises(DatasetError, match=r"a test share of 1.0 leaves one side without people"):
         plan.Options("t.csv", test_share=1.0)
+
+
+def test_a_cell_that_is_too_long_for_a_file_is_named(tmp_path: Path) -> None:
+    draw(tmp_path, [f"{n}.jpg" for n in range(8)])
+    rows = "".join(f"{n}.jpg,{n // 2}\n" for n in range(8))
+    (tmp_path / "t.csv").write_text(f"image,identity\n{rows}{'x' * 300},1\n")
+    with pytest.raises(DatasetError, match=r"t.csv, line 10, column 'image': the picture .*x is not there"):
+        plan.make(plan.Options(str(tmp_path / "t.csv")))
+    found = plan.make(plan.Options(str(tmp_path / "t.csv"), skip_bad=True))
+    assert found.notes[0] == "1 rows without a picture file are left out"
+    (tmp_path / "list_train.txt").write_text(f"{'y' * 300} 0\n")
+    assert len(table_files.read(tmp_path)) == 1
+    with pytest.raises(DatasetError, match="there is no table"):
+        plan.make(plan.Options("x" * 300))
 
 
 def test_one_camera_is_no_camera(tmp_path: Path) -> None:

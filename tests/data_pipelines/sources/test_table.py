@@ -334,6 +334,7 @@ def test_rows_without_a_picture_are_left_out_where_bad_ones_are(
     (tmp_path / "t.csv").write_text(HEADER + "a.jpg,1,0,train\nb.jpg,2,0,train\nnone.jpg,2,0,train\n")
     assert build_table(tmp_path / "t.csv", tmp_path / "out", "trad") == 2
     assert "t.csv, line 4, column 'image': the picture" in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text(HEADER + f"a.jpg,1,0,train\nb.jpg,2,0,train\n{'x' * 300}.jpg,2,0,train\n")
     assert build_table(tmp_path / "t.csv", tmp_path / "out", "trad", "--on_bad_image", "skip") == 0
     assert len(open_dataset(tmp_path / "out", "mine_trad").index("train")) == 2
 
