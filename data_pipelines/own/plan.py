@@ -212,7 +212,9 @@ def _make(options: Options, path: Path, data_dir: str | None) -> Plan:
                 scans[data_set] = table.scan_rows(chosen, options.raw, task=read_as, namespace=options.stem, table=path)
                 task_of[data_set] = read_as
             found.append(TaskPlan(name, data_set, _protocols(name, chosen), by))
-        except _CannotError as error:
+        except (_CannotError, table.AttributesError) as error:
+            if isinstance(error, DatasetError) and name in options.tasks:
+                raise
             refused[name] = str(error)
     if not found:
         why = "; ".join(f"{task}: {reason}" for task, reason in refused.items() if not reason.startswith("no column"))

@@ -154,6 +154,10 @@ def look_alikes(rows: Sequence[Row], raw: Path) -> str:
     )
 
 
+class AttributesError(DatasetError):
+    """Reports that task li cannot be made of a table's attributes; no other task reads them."""
+
+
 def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, table: Path) -> Scan:
     """Makes the Scan of rows that have splits."""
     listed, rows = rows, [row for row in rows if row.identity != str(JUNK)]
@@ -163,14 +167,7 @@ def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, tabl
     }
     outfits = _numbers(labels, table)
     _check_pictures(rows, people, raw)
-    slots: dict[str, list[str]] = {}
-    for slot, value in sorted({pair for row in rows for pair in row.attributes}):
-        slots.setdefault(slot, []).append(value)
-    if len(slots) > schema.ATTRIBUTE_SLOTS:
-        raise DatasetError(
-            f"{table}, column 'attributes': {len(slots)} slots ({', '.join(slots)}), but a record has "
-            f"{schema.ATTRIBUTE_SLOTS} at most: leave some out"
-        )
+    slots = _slots(rows, task, table)
     templates = {
         (people[row.identity], row.instruction_image): row.clothes
         for row in rows
@@ -201,6 +198,23 @@ def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, tabl
     if made := sum(_is_made(row, task) for row in rows):
         source["sentences"] = f"of {made} rows made from attributes by templates, seeded by file name"
     return checks.scan_of(ordered, str(table), task, source)
+
+
+def _slots(rows: Sequence[Row], task: str, table: Path) -> dict[str, list[str]]:
+    """Returns {slot: its values} of the attributes, {} if they are too many and the task reads none."""
+    slots: dict[str, list[str]] = {}
+    for slot, value in sorted({pair for row in rows for pair in row.attributes}):
+        slots.setdefault(slot, []).append(value)
+    if len(slots) <= schema.ATTRIBUTE_SLOTS:
+        return slots
+    words = (
+        f"{table}, column 'attributes': {len(slots)} slots ({', '.join(slots)}), but a record has "
+        f"{schema.ATTRIBUTE_SLOTS} at most"
+    )
+    if task == "li":
+        raise AttributesError(f"{words}: leave some out")
+    logging.warning("%s: they are left out of the data set of task %s", words, task)
+    return {}
 
 
 def _check_pictures(rows: Sequence[Row], people: Mapping[str, str], raw: Path) -> None:
@@ -350,7 +364,7 @@ def _sentences(row: Row, task: str) -> tuple[str, ...]:
 def template_sentences(row: Row, count: int, seed: str) -> tuple[str, ...]:
     """Returns up to `count` sentences of the row's attributes by the templates of `sentences`.
 
-    Raises DatasetError naming the row if there are no templates for its attributes.
+    Raises AttributesError naming the row if there are no templates for its attributes.
     """
 
     def write(rng: np.random.Generator) -> str:
@@ -359,7 +373,7 @@ def template_sentences(row: Row, count: int, seed: str) -> tuple[str, ...]:
     try:
         return attribute_sentences.paraphrases(write, count, seed)
     except (ValueError, KeyError) as error:
-        raise DatasetError(
+        raise AttributesError(
             f"{row.where}, column 'attributes': no sentence can be made ({error}): give a caption or instruction, or "
             "use the slots upper colour, pattern, lower colour, bag (none, backpack, shoulder bag), shoes, hat, sleeves"
         ) from error

@@ -1,6 +1,8 @@
 """Which tasks a table allows, from which rows, and what is built of it."""
 
 import csv
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,23 @@ def write_table(folder: Path, *columns: str, people: int = 8, **changes: Any) ->
 )  # fmt: skip
 def test_tasks_follow_from_the_columns(columns: tuple[str, ...], said: str, tmp_path: Path) -> None:
     assert plan.make(write_table(tmp_path, *columns)).said == said
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [("gender=male", r"line 2, column 'attributes': no sentence can be made \(no phrases for slots \['gender'\]"),
+     ("bag=handbag", r"line 2, column 'attributes': no sentence can be made \('handbag'\): give a caption"),
+     (";".join(f"slot{n}=1" for n in range(9)), r"column 'attributes': 9 slots \(slot0, .*at most: leave some out")],
+)  # fmt: skip
+def test_attributes_that_serve_no_sentence_leave_the_other_tasks(attributes: str, reason: str, tmp_path: Path) -> None:
+    options = write_table(tmp_path, "camera", "clothes", "shift")
+    text = Path(options.table).read_text().replace("shift", "attributes")
+    Path(options.table).write_text(re.sub(r",\d$", f",{attributes}", text, flags=re.MULTILINE))
+    found = plan.make(options)
+    assert [one.task for one in found.tasks] == ["trad", "cc"]
+    assert re.search(reason, found.refused["li"])
+    with pytest.raises(DatasetError, match=reason):
+        plan.make(dataclasses.replace(options, tasks=("trad", "li")))
 
 
 def test_data_sets_and_rules(tmp_path: Path) -> None:

@@ -307,8 +307,10 @@ def test_tables_that_cannot_be_read_or_described(tmp_path: Path, capsys: pytest.
     assert "give a caption or instruction, or use the slots upper colour" in error
     nine = ";".join(f"slot{i}=1" for i in range(9))
     (tmp_path / "nine.csv").write_text(header + f"a.jpg,1,0,train,{nine}")
-    assert build_table(tmp_path / "nine.csv", tmp_path / "out", "trad") == 2
+    assert build_table(tmp_path / "nine.csv", tmp_path / "out", "li") == 2
     assert "column 'attributes': 9 slots (slot0, slot1" in capsys.readouterr().err
+    assert build_table(tmp_path / "nine.csv", tmp_path / "out", "trad") == 0  # which reads none
+    assert open_dataset(tmp_path / "out", "mine_trad").index("train").attributes.max() == -1
 
 
 def test_the_example_of_the_documentation_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
