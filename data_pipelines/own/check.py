@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines import words
+from data_pipelines.dataset import schema
 from data_pipelines.errors import DatasetError
 from data_pipelines.images import decode, read_file
 from data_pipelines.own import build, plan
 from data_pipelines.people import near_duplicates
-from data_pipelines.people.names import JUNK
 from data_pipelines.sources import reading, table, table_files
 from data_pipelines.sources.division import QUERY
 from data_pipelines.sources.table import Row
@@ -61,7 +61,7 @@ def check(options: plan.Options) -> Report:
     if not os.path.exists(path):
         raise DatasetError(f"there is no table {options.table}: correct the path")
     cells = table_files.read(path)
-    rows = [row for row in table.rows_of(cells) if row.identity != str(JUNK)]
+    rows = table.of_people(table.rows_of(cells), path)
     files = [options.raw / reading.as_listed(options.raw, row.image) for row in rows]
     start = time.perf_counter()
     with futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -125,7 +125,8 @@ def _counts(
             outfits[row.identity].add(row.clothes)
         yield "clothes", f"{_range(np.array([len(own - {''}) for own in outfits.values()]))} outfits a person"
     if any(row.modality for row in rows):
-        yield "modality", plan.modality_words(rows)
+        infrared = sum(row.modality == schema.INFRARED for row in rows)
+        yield "modality", f"{len(rows) - infrared} visible, {infrared} infrared"
     texts = [text for row in rows for text in row.captions]
     if texts:
         bare = sum(not row.captions for row in rows)

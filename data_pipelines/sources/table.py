@@ -76,7 +76,7 @@ def scan(
     """Reads the table; records are in the order of its lines. `raw` is the folder that its paths begin in."""
     listed = rows_of(table_files.read(table))
     rows, rule = with_splits(present(listed, raw) if skip_missing else listed, raw, namespace)
-    _check_task([row for row in rows if row.identity != str(JUNK)], task, table, crops)
+    _check_task(of_people(rows, table), task, table, crops)
     if not rule and tasks.task(task).has_query_image and (words := look_alikes(rows, raw)):
         logging.warning("%s: %s", table, words)
     found = scan_rows(rows, raw, task=task, namespace=namespace, table=table)
@@ -90,6 +90,14 @@ def present(rows: Sequence[Row], raw: Path) -> list[Row]:
     ]
     if len(kept) < len(rows):
         logging.warning("%d of %d rows are left out: their picture files are missing", len(rows) - len(kept), len(rows))
+    return kept
+
+
+def of_people(rows: Sequence[Row], table: Path) -> list[Row]:
+    """Returns the rows that show a person. Raises DatasetError if none does."""
+    kept = [row for row in rows if row.identity != str(JUNK)]
+    if not kept:
+        raise DatasetError(f"{table}: no row names a person: all are of identity {JUNK}; correct the column identity")
     return kept
 
 
@@ -160,7 +168,7 @@ class AttributesError(DatasetError):
 
 def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, table: Path) -> Scan:
     """Makes the Scan of rows that have splits."""
-    listed, rows = rows, [row for row in rows if row.identity != str(JUNK)]
+    listed, rows = rows, of_people(rows, table)
     people = _full_names(rows, namespace)
     labels = {
         (people[row.identity], label) for row in rows for label in (row.clothes, row.instruction_clothes) if label

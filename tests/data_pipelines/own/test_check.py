@@ -105,6 +105,9 @@ def test_nothing_can_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert status == 2
     assert "every person has one picture: is identity a number of the picture?" in text
     assert "nothing can be trained and tested: trad: every person has one picture" in text
+    (tmp_path / "junk.csv").write_text("image,identity\na.jpg,-1\nb.jpg,-1\n")
+    assert build.main(["--check", str(tmp_path / "junk.csv")]) == 2
+    assert "junk.csv: no row names a person: all are of identity -1" in capsys.readouterr().err
     assert build.main(["--check", str(tmp_path / "none.csv")]) == 2
     assert "there is no table" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:

@@ -89,6 +89,38 @@ def test_data_sets_and_rules(tmp_path: Path) -> None:
     assert len(found.scans["my_crops_t2i"].splits["query"]) == 12
 
 
+@pytest.mark.parametrize(
+    ("column", "cells", "task", "rules"),
+    [("instruction_image", ("t0.jpg", "t0.jpg"), "ctcc", ("market",)),  # whose outfit is not known without `clothes`
+     ("instruction_image,clothes", ("t0.jpg,a", "t0.jpg,b"), "ctcc", ("requested_outfit", "market")),
+     ("attributes,instruction_clothes,clothes", ("hat=cap,b,a", "hat=cap,,b"), "li", ("requested_outfit", "market")),
+     ("attributes,instruction_clothes,clothes", ("hat=cap,c,a", "hat=cap,,b"), "li", ("market",)),
+     ("attributes", ("hat=cap", "hat=cap;bag=none"), "li", ("named_attributes", "market")),
+     ("attributes", ("hat=cap", "hat=beanie"), "li", ("market",))],
+)  # fmt: skip
+def test_a_strict_rule_gives_some_query_an_answer(
+    column: str, cells: tuple[str, str], task: str, rules: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Under one that answers none the evaluation would refuse the test set."""
+    draw(tmp_path, [*(f"{n}.jpg" for n in range(6)), "t0.jpg"])
+    query, image = cells
+    lines = [f"{n}.jpg,{n // 2},{n % 2},train,{image}" for n in range(4)]
+    lines += [f"4.jpg,2,0,query,{query}", f"5.jpg,2,1,gallery,{image}"]
+    (tmp_path / "t.csv").write_text("\n".join([f"image,identity,camera,split,{column}", *lines]))
+    found = plan.make(plan.Options(str(tmp_path / "t.csv"), tasks=(task,)))
+    assert found.tasks[0].protocols == rules
+
+
+def test_no_person_is_not_one_of_two_people(tmp_path: Path) -> None:
+    draw(tmp_path, [f"{n}.jpg" for n in range(6)])
+    (tmp_path / "t.csv").write_text("image,identity\n" + "".join(f"{n}.jpg,{(-1, 1, 2)[n // 2]}\n" for n in range(6)))
+    with pytest.raises(DatasetError, match="1 of the people are left to train on, two are needed"):
+        plan.make(plan.Options(str(tmp_path / "t.csv")))
+    (tmp_path / "u.csv").write_text("image,identity\n0.jpg,-1\n1.jpg,-1\n")
+    with pytest.raises(DatasetError, match=r"u.csv: no row names a person: all are of identity -1"):
+        plan.make(plan.Options(str(tmp_path / "u.csv")))
+
+
 def test_a_query_asks_for_an_outfit_that_it_does_not_wear(tmp_path: Path) -> None:
     found = plan.make(write_table(tmp_path, "camera", "clothes", "attributes", "instruction_image"))
     for name in ("my_crops_ctcc", "my_crops_li"):
