@@ -29,7 +29,8 @@ from data_pipelines.sources.division import TRAIN
 from data_pipelines.sources.table import Row
 
 ROWS = "rows.parquet"
-"""All columns of the table as text, with the place of each row and its `split` as used: for filters and reports."""
+"""All columns of the table as text, with the place of each row (`row`, or as the schema's key `place` says) and its
+`split` as used: for filters and reports."""
 _VERSION = 1
 """Raised when the same table would give other data sets."""
 
@@ -165,9 +166,11 @@ def _divided(options: Options, rows: list[Row], folder: Path | None) -> tuple[li
         return table.with_splits(rows, options.raw, options.stem)
     table.check_sides(rows)
     if folder is not None and (folder / ROWS).is_file():
-        written = pq.read_table(folder / ROWS, columns=["row", "split"])
-        rule = (written.schema.metadata or {}).get(b"division", b"").decode()
-        split = dict(zip(written["row"].to_pylist(), written["split"].to_pylist(), strict=True))
+        written = pq.read_table(folder / ROWS)
+        about = written.schema.metadata or {}
+        rule = about.get(b"division", b"").decode()
+        places = written[about.get(b"place", b"row").decode()]
+        split = dict(zip(places.to_pylist(), written["split"].to_pylist(), strict=True))
         splits_of = [split.get(place(options, row.where), "") for row in rows]
         return [row._replace(split=own) for row, own in zip(rows, splits_of, strict=True) if own], rule
     return table.divided(rows, options.raw, options.stem, options.split_seed, options.test_share)

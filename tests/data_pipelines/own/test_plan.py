@@ -255,6 +255,26 @@ def test_the_build_and_what_stands_beside_it(tmp_path: Path, monkeypatch: pytest
     assert plan.make(options).digest != found.digest
 
 
+def test_a_column_named_row_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = write_table(tmp_path / "raw", "shift")
+    table_file = Path(options.table)
+    table_file.write_text(table_file.read_text().replace("shift", "row"))
+    found = plan.make(options, str(tmp_path))
+    build.build(found, tmp_path / found.folder, BuildOptions(workers=1, progress=False))
+    kept = pq.read_table(tmp_path / found.folder / plan.ROWS)
+    assert kept.column_names == ["image", "identity", "row", "_row", "split"]
+    assert kept["row"].to_pylist() == [str(p % 3) for p in range(8) for _ in range(6)]
+    monkeypatch.setattr(near_duplicates, "thumbnails", None)
+    plan.forget()
+    assert plan.make(options, str(tmp_path)).rows == found.rows
+    # Earlier files have the places as `row`, whatever the table had.
+    earlier = kept.drop(["row"]).rename_columns({"_row": "row"}).replace_schema_metadata({"division": "as it was"})
+    pq.write_table(earlier, tmp_path / found.folder / plan.ROWS)
+    plan.forget()
+    again = plan.make(options, str(tmp_path))
+    assert (again.rows, again.division) == (found.rows, "as it was")
+
+
 def test_market1501_as_a_table_is_market1501(tmp_path: Path) -> None:
     """People, pictures, sides and what is junk: the same, and so is the run but for names."""
     raw = TREES["market1501_attributes"].make(tmp_path)
