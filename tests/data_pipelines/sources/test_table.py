@@ -341,6 +341,14 @@ def test_rows_without_a_picture_are_left_out_where_bad_ones_are(
     assert len(open_dataset(tmp_path / "out", "mine_trad").index("train")) == 2
 
 
+def test_a_folder_a_person_is_built_like_a_table(tmp_path: Path) -> None:
+    official_trees.draw(tmp_path / "people", [f"{person}/{n}.jpg" for person in ("ann", "bob", "cy") for n in range(3)])
+    assert build_table(tmp_path / "people", tmp_path / "out", "trad") == 0
+    assert open_dataset(tmp_path / "out", "mine_trad").manifest.people == [
+        f"mine_trad/{p}" for p in ("ann", "bob", "cy")
+    ]
+
+
 def test_a_table_without_splits_is_divided(tmp_path: Path) -> None:
     files = [f"{person}{camera}.jpg" for person in "abcd" for camera in range(3)]
     official_trees.draw(tmp_path, files)
