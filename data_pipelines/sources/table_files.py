@@ -277,7 +277,9 @@ def _folder(folder: Path) -> Iterator[Cells]:
     people = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     names = {path.name for path in people}
     if "bounding_box_train" in names:
-        raise DatasetError(f"{folder} is a raw data set, not a folder a person: build it with --dataset instead")
+        raise DatasetError(
+            f"{folder} is a raw data set, not a folder a person: build it with --dataset (docs/data_sets.md)"
+        )
     by_split = names - _UNUSED <= {*SPLITS} and bool(names - _UNUSED)
     if by_split and names & _UNUSED:
         logging.info("%s: the folder %s is not used", folder, ", ".join(sorted(names & _UNUSED)))
