@@ -165,7 +165,8 @@ def _raw_folder(dataset: str, options: SourceOptions) -> Path:
     if options.raw is not None:
         return Path(options.raw)
     if options.table is not None:
-        return Path(options.table).parent
+        path = Path(options.table)
+        return path if path.is_dir() else path.parent
     if dataset == DATALIST:
         raise DatasetError("--dataset datalist needs --raw: the folder in which the lists' paths begin")
     raise DatasetError(f"{dataset} is built from its official files: give their folder with --raw")
@@ -211,7 +212,7 @@ def _own(dataset: str, options: SourceOptions) -> Source:
     if dataset == TABLE:
         _refuse(options, dataset, *_LISTS, "sentences")
         if options.table is None:
-            raise DatasetError("--dataset table needs --table FILE, a .csv or .jsonl file")
+            raise DatasetError("--dataset table needs --table: a table, a list, or a folder (docs/own_data.md)")
         skip = options.skip_missing
         return table.source(options.name, options.task, people, options.table, options.clothes_crops, skip)
     _refuse(options, dataset, "table")
@@ -289,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--namespace", help="of people and cameras (default: the name); sets that share people share it")
     own.add_argument(
-        "--table", metavar="FILE", help="table: .csv with a header, or .jsonl; --raw is its folder unless given"
+        "--table", metavar="FILE", help="a table, a list, or a folder a person; --raw is its folder unless given"
     )
     for split in ("train", "query", "gallery"):
         own.add_argument(f"--{split}_list", metavar="FILE", help=f"datalist: the list of split {split}, inside --raw")

@@ -40,8 +40,10 @@ class Unit:
       loss_weight: weight of its rows in the loss.
       outfits: n > 0 draws exactly min(n, owned) outfits of each identity, K/n images each.
       balance_modality: draws K/2 images per modality.
-      composed: adds for every row one under the instruction of another outfit of the same person in the batch.
-      share_instruction: gives all rows of one (identity, outfit) in a batch the same sentence or template.
+      composed: adds for every row one under the instruction of another outfit of the same person in the batch; both
+        outfits must be known.
+      share_instruction: gives all rows of one (identity, outfit) in a batch the same sentence or template; a row of
+        unknown outfit is an outfit of its own.
       sentence: stands for the constant sentence of the task; None: the task's own.
     """
 

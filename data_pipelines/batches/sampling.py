@@ -33,7 +33,8 @@ class People:
     """The records of one unit's data set by identity, for sampling.
 
     Identity i of `identities` owns `record[start[i] : start[i + 1]]`; `clothes`, `stratum` and `choices` run along
-    `record`. `stratum` is what the unit balances: the outfit, the modality, or 0.
+    `record`. `stratum` is what the unit balances: the outfit, the modality, or 0. Where instructions are shared, each
+    record of unknown outfit has a negative number of its own as `clothes`.
     """
 
     identities: np.ndarray  # i32[n], as in Index.identity, ascending
@@ -76,14 +77,17 @@ def group_people(
             f"{own} has no clothes numbers, which `outfits`, `composed` and `share_instruction` need; set outfits = 0 "
             "and the others to False"
         )
-    stratum = index.modality if unit.balance_modality else index.clothes if unit.outfits else np.zeros(len(index))
+    clothes = index.clothes
+    if unit.share_instruction:  # two records of unknown outfit are not of the same one
+        clothes = np.where(clothes == schema.UNKNOWN, -1 - np.arange(len(index)), clothes)
+    stratum = index.modality if unit.balance_modality else clothes if unit.outfits else np.zeros(len(index))
     order = np.lexsort((stratum, index.identity))  # stable: records in ascending order within a stratum
     start = np.searchsorted(index.identity[order], np.append(identities, identities[-1] + 1))
     return People(
         identities.astype(np.int32),
         start,
         order.astype(np.int32),
-        index.clothes[order].astype(np.int32),
+        clothes[order].astype(np.int32),
         stratum[order].astype(np.int32),
         choices[order].astype(np.int32),
     )
@@ -238,7 +242,7 @@ class _Filler:
         out.entry_choice[block, first : first + per_identity] = rng.integers(people.choices[drawn[sources]])
         if unit.composed:
             for row in range(len(drawn)):
-                other = np.flatnonzero(clothes != clothes[row])
+                other = np.flatnonzero((clothes != clothes[row]) & (clothes >= 0) & (clothes[row] >= 0))
                 valid = len(other) > 0
                 wanted = entry[other[rng.integers(len(other))]] if valid else entry[row]
                 out.composed_entry[block, rows.start + row] = first + wanted

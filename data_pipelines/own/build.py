@@ -46,11 +46,14 @@ def _write_rows(path: Path, plan: Plan) -> None:
     split = {row.where: row.split for row in plan.rows}
     names = list(dict.fromkeys(name for _, values in plan.cells for name in values if name))
     columns = {name: [_text(values.get(name)) for _, values in plan.cells] for name in names}
-    columns["row"] = [place(plan.options, where) for where, _ in plan.cells]
+    place_column = "row"
+    while place_column in columns:  # the table's own
+        place_column = f"_{place_column}"
+    columns[place_column] = [place(plan.options, where) for where, _ in plan.cells]
     columns["split"] = [split.get(where, "") for where, _ in plan.cells]
     cells = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     sink = pa.BufferOutputStream()
-    pq.write_table(cells.replace_schema_metadata({"division": plan.division}), sink)
+    pq.write_table(cells.replace_schema_metadata({"division": plan.division, "place": place_column}), sink)
     write_atomically(path, sink.getvalue().to_pybytes())
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines import words
+from data_pipelines.dataset import schema
 from data_pipelines.errors import DatasetError
 from data_pipelines.images import decode, read_file
 from data_pipelines.own import build, plan
 from data_pipelines.people import near_duplicates
-from data_pipelines.people.names import JUNK
 from data_pipelines.sources import reading, table, table_files
 from data_pipelines.sources.division import QUERY
 from data_pipelines.sources.table import Row
@@ -58,10 +58,10 @@ class Report:
 def check(options: plan.Options) -> Report:
     """Reads the table and every picture. Raises DatasetError for a table that cannot be read."""
     path = Path(options.table).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):
         raise DatasetError(f"there is no table {options.table}: correct the path")
     cells = table_files.read(path)
-    rows = [row for row in table.rows_of(cells) if row.identity != str(JUNK)]
+    rows = table.of_people(table.rows_of(cells), path)
     files = [options.raw / reading.as_listed(options.raw, row.image) for row in rows]
     start = time.perf_counter()
     with futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -70,7 +70,8 @@ def check(options: plan.Options) -> Report:
     lines = [f"{options.table}: {len(rows):,} pictures of {len({row.identity for row in rows}):,} people"]
     lines += [f"  {name:<11}{text}" for name, text in _counts(rows, cells, looked)]
     bad = [(row, one.problem) for row, one in zip(rows, looked, strict=True) if one.problem]
-    lines += _odd(rows, looked, nested=table_files.named_by_folders(path))
+    nested = table_files.nested(path, cells)
+    lines += _odd(rows, looked, nested)
     found, refusal = _plan(options) if not bad else (None, "")
     if bad:
         lines.append(f"unreadable: {len(bad):,} of {len(rows):,} pictures")
@@ -80,7 +81,8 @@ def check(options: plan.Options) -> Report:
         lines.append(refusal)
     if found:
         lines.append(f"can be trained and tested: {found.said}")
-        lines += [f"  {note}" for note in [*found.notes, build.look_alikes(found), _few_queries(found)] if note]
+        notes = [*found.notes, build.look_alikes(found), _few_queries(found)]
+        lines += [f"  {note}" for note in notes if note not in ("", nested)]
         lines += _cost(found, rate, sum(one.bytes for one in looked) / len(looked))
         lines.append(f"next: {_command(options)}")
     return Report(tuple(lines), ready=found is not None)
@@ -123,7 +125,8 @@ def _counts(
             outfits[row.identity].add(row.clothes)
         yield "clothes", f"{_range(np.array([len(own - {''}) for own in outfits.values()]))} outfits a person"
     if any(row.modality for row in rows):
-        yield "modality", plan.modality_words(rows)
+        infrared = sum(row.modality == schema.INFRARED for row in rows)
+        yield "modality", f"{len(rows) - infrared} visible, {infrared} infrared"
     texts = [text for row in rows for text in row.captions]
     if texts:
         bare = sum(not row.captions for row in rows)
@@ -133,11 +136,11 @@ def _counts(
         yield "kept", f"{', '.join(others)} (other columns)"
 
 
-def _odd(rows: Sequence[Row], looked: Sequence[_Looked], nested: bool) -> list[str]:
-    """Returns a line for each suspicious thing, under a heading. `nested`: whether folders name the people."""
+def _odd(rows: Sequence[Row], looked: Sequence[_Looked], nested: str) -> list[str]:
+    """Returns a line for each suspicious thing, under a heading. `nested`: what there is to say of its folders."""
     found = [
         *_odd_people(rows),
-        *(_odd_folders(rows) if nested else ()),
+        *filter(None, [nested]),
         *_odd_pictures(rows, looked),
         *_alike(rows, looked),
         *_odd_captions(rows),
@@ -163,15 +166,6 @@ def _odd_people(rows: Sequence[Row]) -> Iterator[str]:
         stay = [name for name, cameras in alone.items() if len(cameras) == 1 and None not in cameras]
         if stay:
             yield f"{len(stay):,} people are seen by one camera only: no other camera finds them again: {_few(stay)}"
-
-
-def _odd_folders(rows: Sequence[Row]) -> Iterator[str]:
-    deep = [row.image for row in rows if not Path(row.image).parent.as_posix().endswith(row.identity)]
-    if deep:
-        yield (
-            f"{len(deep):,} pictures lie in folders below their person's, whom the first folder names, as {deep[0]}: "
-            "if the last one does, write a table with the columns image and identity"
-        )
 
 
 def _odd_pictures(rows: Sequence[Row], looked: Sequence[_Looked]) -> Iterator[str]:

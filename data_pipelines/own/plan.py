@@ -14,23 +14,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from data_pipelines import tasks
-from data_pipelines.dataset import schema
 from data_pipelines.errors import DatasetError
+from data_pipelines.own import task_rules
 from data_pipelines.sources import Scan, reading, table, table_files
-from data_pipelines.sources.division import GALLERY, QUERY, TRAIN
+from data_pipelines.sources.division import TRAIN
 from data_pipelines.sources.table import Row
 
 ROWS = "rows.parquet"
-"""All columns of the table as text, with the place of each row and its `split` as used: for filters and reports."""
+"""All columns of the table as text, with the place of each row (`row`, or as the schema's key `place` says) and its
+`split` as used: for filters and reports."""
 _VERSION = 1
 """Raised when the same table would give other data sets."""
 
@@ -132,7 +132,7 @@ def make(options: Options, data_dir: str | None = None) -> Plan:
     which all pictures would be read.
     """
     path = Path(options.table).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):
         raise DatasetError(f"there is no table {options.table}: correct the path (config.data.table)")
     key = options, path.stat().st_mtime_ns
     if key not in _PLANS:
@@ -155,7 +155,7 @@ def _digest(options: Options, cells: Sequence[table_files.Cells], rows: Sequence
         digest.update(repr(sorted(values.items(), key=lambda item: item[0])).encode("utf-8", "backslashreplace"))
     for file in sorted({file for row in rows for file in (row.image, row.instruction_image) if file}):
         path = options.raw / reading.as_listed(options.raw, file)
-        digest.update(f"{path.stat().st_size if path.is_file() else -1} ".encode())
+        digest.update(f"{path.stat().st_size if os.path.isfile(path) else -1} ".encode())
     return digest.hexdigest()[:8]
 
 
@@ -164,10 +164,13 @@ def _divided(options: Options, rows: list[Row], folder: Path | None) -> tuple[li
     splits = {row.split for row in rows}
     if splits not in ({""}, {TRAIN, "test"}):
         return table.with_splits(rows, options.raw, options.stem)
+    table.check_sides(rows)
     if folder is not None and (folder / ROWS).is_file():
-        written = pq.read_table(folder / ROWS, columns=["row", "split"])
-        rule = (written.schema.metadata or {}).get(b"division", b"").decode()
-        split = dict(zip(written["row"].to_pylist(), written["split"].to_pylist(), strict=True))
+        written = pq.read_table(folder / ROWS)
+        about = written.schema.metadata or {}
+        rule = about.get(b"division", b"").decode()
+        places = written[about.get(b"place", b"row").decode()]
+        split = dict(zip(places.to_pylist(), written["split"].to_pylist(), strict=True))
         splits_of = [split.get(place(options, row.where), "") for row in rows]
         return [row._replace(split=own) for row, own in zip(rows, splits_of, strict=True) if own], rule
     return table.divided(rows, options.raw, options.stem, options.split_seed, options.test_share)
@@ -181,7 +184,8 @@ def place(options: Options, where: str) -> str:
 def _make(options: Options, path: Path, data_dir: str | None) -> Plan:
     cells = table_files.read(path)
     rows = table.rows_of(cells)
-    notes: list[str] = []
+    table.of_people(rows, path)
+    notes = [*filter(None, [table_files.nested(path, cells)])]
     if options.skip_bad:
         listed, rows = rows, table.present(rows, options.raw)
         notes += (
@@ -203,192 +207,18 @@ def _make(options: Options, path: Path, data_dir: str | None) -> Plan:
         if options.tasks and name not in options.tasks:
             continue
         try:
-            chosen, by = _RULES[name](divided, bool(rule), name in options.tasks)
+            chosen, by = task_rules.RULES[name](divided, bool(rule), name in options.tasks)
             data_set = options.stem if name in ("trad", "cc") else f"{options.stem}_{name}"
             read_as = "trad" if name == "cc" else name
             if data_set not in scans:
                 scans[data_set] = table.scan_rows(chosen, options.raw, task=read_as, namespace=options.stem, table=path)
                 task_of[data_set] = read_as
-            found.append(TaskPlan(name, data_set, _protocols(name, chosen), by))
-        except _CannotError as error:
+            found.append(TaskPlan(name, data_set, task_rules.protocols(name, chosen, scans[data_set].splits), by))
+        except (task_rules.CannotError, table.AttributesError) as error:
+            if isinstance(error, DatasetError) and name in options.tasks:
+                raise
             refused[name] = str(error)
     if not found:
         why = "; ".join(f"{task}: {reason}" for task, reason in refused.items() if not reason.startswith("no column"))
         raise DatasetError(f"{options.table}: nothing can be trained and tested: {why or refused}")
     return Plan(options, divided, cells, rule, tuple(found), refused, scans, task_of, tuple(notes), digest)
-
-
-class _CannotError(Exception):
-    """Says why a table does not serve a task."""
-
-
-def _of(rows: Sequence[Row], split: str) -> list[Row]:
-    return [row for row in rows if row.split == split]
-
-
-def _need(rows: Sequence[Row], column: str, has: Callable[[Row], object]) -> None:
-    if not any(has(row) for row in rows):
-        raise _CannotError(f"no column {column}")
-
-
-def _plain(rows: list[Row], divided: bool, asked: bool) -> tuple[list[Row], str]:
-    del divided, asked
-    if len({row.identity for row in rows}) == len({row.image for row in rows}):
-        raise _CannotError("every person has one picture (is identity a number of the picture?)")
-    for split in (QUERY, GALLERY):
-        if not _of(rows, split) and not any(row.split == "test" for row in rows):
-            raise _CannotError(f"no row has split {split}: add some, or leave the column split out")
-    _two_people(rows)
-    _answerable(rows, lambda query, image: True)
-    return rows, ""
-
-
-def _clothes(rows: list[Row], divided: bool, asked: bool) -> tuple[list[Row], str]:
-    _need(rows, "clothes", lambda row: row.clothes)
-    _plain(rows, divided, asked)
-    _answerable(rows, _other_outfit, "no test person is seen in two outfits")
-    outfits = defaultdict(set)
-    for row in _of(rows, TRAIN):
-        outfits[row.identity].add(row.clothes)
-    if not any(len(own - {""}) > 1 for own in outfits.values()):
-        raise _CannotError("no training person is seen in two outfits")
-    return rows, "clothes"
-
-
-def _modalities(rows: list[Row], divided: bool, asked: bool) -> tuple[list[Row], str]:
-    del divided, asked
-    if len({row.modality for row in rows}) < 2:
-        raise _CannotError("no column modality" if not any(row.modality for row in rows) else "one modality only")
-    _two_people(rows)
-    why = "no test person is seen in both modalities"
-    _answerable(rows, lambda query, image: query.modality != image.modality, why)
-    return rows, "modality"
-
-
-def _templates(rows: list[Row], divided: bool, asked: bool) -> tuple[list[Row], str]:
-    del asked
-    _need(rows, "instruction_image", lambda row: row.instruction_image)
-    kept = [row for row in rows if row.instruction_image or (divided and row.split == QUERY)]
-    return _asking(kept, divided, lambda row: bool(row.instruction_image)), "instruction_image"
-
-
-def _sentences(rows: list[Row], divided: bool, asked: bool) -> tuple[list[Row], str]:
-    columns = (
-        ("instruction", any(row.instructions for row in rows)),
-        ("attributes", any(row.attributes for row in rows)),
-    )
-    by = next((name for name, there in columns if there), "caption" if asked else "")
-    if not by:
-        raise _CannotError("no column attributes")
-
-    def has(row: Row) -> bool:
-        return bool(row.captions if by == "caption" else row.instructions or row.attributes)
-
-    if by != "caption" and any(row.captions for row in rows):  # which describe the picture, for t2i
-        rows = [row._replace(captions=()) for row in rows]
-    kept = [row for row in rows if has(row) or (divided and row.split == QUERY)]
-    _need(kept, by, has)
-    return _asking(kept, divided, has), by
-
-
-def _captions(rows: list[Row], divided: bool, asked: bool) -> tuple[list[Row], str]:
-    del asked
-    _need(rows, "caption", lambda row: row.captions)
-    train = [row for row in _of(rows, TRAIN) if row.captions]
-    tested = [row for row in rows if row.split in (QUERY, GALLERY)] if divided else _of(rows, QUERY)
-    queries = [row._replace(split=QUERY) for row in tested if row.captions]
-    gallery = [row._replace(split=GALLERY) for row in tested] if divided else _of(rows, GALLERY)
-    kept = train + queries + gallery
-    _two_people(kept)
-    people = {row.identity for row in gallery}
-    if not any(row.identity in people for row in queries):
-        raise _CannotError("no test person has a caption")
-    return kept, "caption"
-
-
-_RULES: dict[str, Callable[[list[Row], bool, bool], tuple[list[Row], str]]] = {
-    "trad": _plain, "cc": _clothes, "ctcc": _templates, "vi": _modalities, "t2i": _captions, "li": _sentences,
-}  # fmt: skip
-
-
-def _two_people(rows: Sequence[Row]) -> None:
-    people = {row.identity for row in _of(rows, TRAIN)}
-    if len(people) < 2:
-        raise _CannotError(f"{len(people)} of the people are left to train on, two are needed")
-
-
-def _other_outfit(query: Row, image: Row) -> bool:
-    return bool(query.clothes and image.clothes and query.clothes != image.clothes)
-
-
-def _same_camera(query: Row, image: Row) -> bool:
-    return query.camera is not None and query.camera == image.camera
-
-
-def _answerable(
-    rows: Sequence[Row], fits: Callable[[Row, Row], bool], why: str = "no test person can be found again"
-) -> None:
-    """Raises _CannotError unless a query has a fitting picture of its person, of another or an unknown camera."""
-    if not _pairs(rows, lambda query, image: fits(query, image) and not _same_camera(query, image)):
-        raise _CannotError(why)
-
-
-def _pairs(rows: Sequence[Row], fits: Callable[[Row, Row], bool]) -> bool:
-    shown: dict[str, list[Row]] = defaultdict(list)
-    for row in _of(rows, GALLERY):
-        shown[row.identity].append(row)
-    return any(fits(query, image) for query in _of(rows, QUERY) for image in shown[query.identity])
-
-
-def _asking(rows: list[Row], divided: bool, has: Callable[[Row], bool]) -> list[Row]:
-    """Returns the rows of ctcc or li; where the people were divided, each query asks for another outfit of its person.
-
-    The outfit is that of a gallery picture of the person, drawn by the query's file name.
-    """
-    _two_people(rows)
-    if not divided:
-        _answerable(rows, lambda query, image: True)
-        return rows
-    shown: dict[str, list[Row]] = defaultdict(list)
-    for row in _of(rows, GALLERY):
-        if has(row) and row.clothes:
-            shown[row.identity].append(row)
-    asking = []
-    for row in rows:
-        others = [image for image in shown[row.identity] if _other_outfit(row, image) and not _same_camera(row, image)]
-        if row.split != QUERY:
-            asking.append(row)
-        elif others:
-            seed = int.from_bytes(hashlib.sha256(row.image.encode()).digest()[:8], "big")
-            wanted = others[int(np.random.default_rng(seed).integers(len(others)))]
-            asking.append(
-                row._replace(
-                    captions=wanted.captions, instructions=wanted.instructions, attributes=wanted.attributes,
-                    instruction_clothes=wanted.clothes, instruction_image=wanted.instruction_image,
-                )
-            )  # fmt: skip
-    if not _of(asking, QUERY):
-        raise _CannotError("no test person is seen in two outfits (column clothes)")
-    return asking
-
-
-def _protocols(task: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Returns the task's strict rule beside identity alone, as far as the rows state what it needs."""
-    if task == "trad":
-        return ("market",)
-    if task == "t2i":
-        return ("identity",)
-    if task == "vi":
-        return ("other_modality", "market")
-    if task == "cc":
-        return ("ltcc_cc", "market")
-    if any(row.instruction_clothes for row in _of(rows, QUERY)) or task == "ctcc":
-        wanted = _pairs(rows, lambda query, image: bool(query.instruction_clothes or query.instruction_image))
-        return ("requested_outfit", "market") if wanted else ("market",)
-    return ("named_attributes", "market") if any(row.attributes for row in _of(rows, QUERY)) else ("market",)
-
-
-def modality_words(rows: Sequence[Row]) -> str:
-    """Returns how many pictures are visible and infrared."""
-    infrared = sum(row.modality == schema.INFRARED for row in rows)
-    return f"{len(rows) - infrared} visible, {infrared} infrared"

@@ -92,6 +92,8 @@ class Benchmark:
             raise ValueError("train_people and test_people must be at least 2: one person alone has no negatives")
         if min(*self.image_size, *self.template_size) < 16:
             raise ValueError(f"image_size {self.image_size} and template_size {self.template_size} must be 16 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed {self.seed} must be 0 or more")
         if self.edition not in VERSIONS:
             raise ValueError(f"edition {self.edition} is none of {', '.join(map(str, VERSIONS))}")
         outfits.Wardrobe(self.extras)

@@ -82,8 +82,13 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the benchmark")
     options = parser.parse_args()
+    if options.people < 1:
+        parser.error(f"--people {options.people}: draw 1 or more")
     height, width = options.size
-    benchmark = Benchmark(seed=options.seed, image_size=(height, width), template_size=(height, height))
+    try:
+        benchmark = Benchmark(seed=options.seed, image_size=(height, width), template_size=(height, height))
+    except ValueError as error:
+        parser.error(str(error))
     for task in tasks.TASK_NAMES:
         for train in (False, True):
             path = options.out / f"procedural_{task}{'_train' if train else ''}.png"

@@ -124,7 +124,9 @@ def check_queries(splits: Pictures, task: str, title: str) -> None:
         )
     if not tasks.task(task).has_query_image:
         return
-    if not any(cameras.get(item.person, set()) - {item.camera} for item in splits["query"]):
+    if not any(
+        cameras.get(item.person, set()) - ({item.camera} if item.camera >= 0 else set()) for item in splits["query"]
+    ):
         raise DatasetError(
             f"{title}: every query's person is seen by the query's own camera only. The rule 'junk: same identity and "
             f"same camera' would then drop every query. Give the real camera of each picture, or leave it out where "

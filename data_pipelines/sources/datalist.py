@@ -167,9 +167,7 @@ def _texts(path: Path) -> dict[str, tuple[str, ...]]:
 def _pictures(
     raw: Path, task: str, namespace: str, split: str, rows: list[_Row], texts: Mapping[str, tuple[str, ...]]
 ) -> list[Picture]:
-    wants_picture = task == "ctcc" or (
-        task == "cc" and bool(rows) and (raw / reading.as_listed(raw, rows[0].instruction)).is_file()
-    )
+    wants_picture = task == "ctcc" or (task == "cc" and bool(rows) and reading.is_there(raw, rows[0].instruction))
     wants_text = _instruction(task, split) == "key"
     items: list[Picture] = []
     for row in rows:

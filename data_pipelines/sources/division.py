@@ -3,7 +3,7 @@
 A share of the people who have at least two pictures is tested, drawn by a seed; all others train. People who have
 near-duplicate pictures in common stay together. Of each test person one picture per camera (and modality) is a query
 while the person keeps a picture in the gallery that the rule `market` lets it find; the other pictures are the gallery.
-Without cameras the near-duplicates of a query are left out of the gallery.
+Near-duplicates of a query are left out of the gallery where the query's camera or theirs is unknown.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def _queries(
     for key in [sorted(by_camera)[at] for at in rng.permutation(len(by_camera)).tolist()]:
         candidates = [row for row in by_camera[key] if row not in out]
         for row in [candidates[at] for at in rng.permutation(len(candidates)).tolist()]:
-            gone = out | ({n for n in like[row] if n in rows and shown[n].camera is None} - queries)
+            near = {n for n in like[row] if n in rows and None in (shown[row].camera, shown[n].camera)}
+            gone = out | (near - queries)
             if answered(queries | {row}, gone):
                 queries, out = queries | {row}, gone
                 break

@@ -269,6 +269,11 @@ def as_listed(raw: Path, file: str) -> str:
     return file.replace("\\", "/") if "\\" in file and not os.path.lexists(raw / file) else file
 
 
+def is_there(raw: Path, file: str) -> bool:
+    """Tells whether a list names a file. Unlike `Path.is_file`, it raises nothing for names that are too long."""
+    return os.path.isfile(raw / as_listed(raw, file))
+
+
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def scan(
     """Reads the table; records are in the order of its lines. `raw` is the folder that its paths begin in."""
     listed = rows_of(table_files.read(table))
     rows, rule = with_splits(present(listed, raw) if skip_missing else listed, raw, namespace)
-    _check_task([row for row in rows if row.identity != str(JUNK)], task, table, crops)
+    _check_task(of_people(rows, table), task, table, crops)
     if not rule and tasks.task(task).has_query_image and (words := look_alikes(rows, raw)):
         logging.warning("%s: %s", table, words)
     found = scan_rows(rows, raw, task=task, namespace=namespace, table=table)
@@ -86,12 +86,18 @@ def scan(
 def present(rows: Sequence[Row], raw: Path) -> list[Row]:
     """Returns the rows whose pictures are there, and logs how many are not."""
     kept = [
-        row
-        for row in rows
-        if all((raw / reading.as_listed(raw, file)).is_file() for file in (row.image, row.instruction_image) if file)
+        row for row in rows if all(reading.is_there(raw, file) for file in (row.image, row.instruction_image) if file)
     ]
     if len(kept) < len(rows):
         logging.warning("%d of %d rows are left out: their picture files are missing", len(rows) - len(kept), len(rows))
+    return kept
+
+
+def of_people(rows: Sequence[Row], table: Path) -> list[Row]:
+    """Returns the rows that show a person. Raises DatasetError if none does."""
+    kept = [row for row in rows if row.identity != str(JUNK)]
+    if not kept:
+        raise DatasetError(f"{table}: no row names a person: all are of identity {JUNK}; correct the column identity")
     return kept
 
 
@@ -103,6 +109,19 @@ def with_splits(
     if 0 < len(bare) < len(rows):
         raise DatasetError(f"{bare[0].where}, column 'split': it is empty; fill it in every row, or in none")
     return (list(rows), "") if not bare else divided(rows, raw, namespace, seed, share)
+
+
+def check_sides(rows: Sequence[Row]) -> None:
+    """Raises DatasetError if a name stands in split train and in split test."""
+    train = {row.identity: row for row in rows if row.split == division.TRAIN and row.identity != str(JUNK)}
+    both = [row for row in rows if row.split == "test" and row.identity in train]
+    if both:
+        first = both[0]
+        raise DatasetError(
+            f"{len({row.identity for row in both})} person(s) stand in train and in test: {first.identity!r} is in "
+            f"{train[first.identity].where} and in {first.where}. If these are two people, give them two names (as "
+            f"test_{first.identity}); if one, leave the splits out, and people are divided"
+        )
 
 
 def divided(rows: Sequence[Row], raw: Path, namespace: str, seed: int, share: float) -> tuple[list[Row], str]:
@@ -143,22 +162,20 @@ def look_alikes(rows: Sequence[Row], raw: Path) -> str:
     )
 
 
+class AttributesError(DatasetError):
+    """Reports that task li cannot be made of a table's attributes; no other task reads them."""
+
+
 def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, table: Path) -> Scan:
     """Makes the Scan of rows that have splits."""
-    listed, rows = rows, [row for row in rows if row.identity != str(JUNK)]
+    listed, rows = rows, of_people(rows, table)
     people = _full_names(rows, namespace)
     labels = {
         (people[row.identity], label) for row in rows for label in (row.clothes, row.instruction_clothes) if label
     }
     outfits = _numbers(labels, table)
-    slots: dict[str, list[str]] = {}
-    for slot, value in sorted({pair for row in rows for pair in row.attributes}):
-        slots.setdefault(slot, []).append(value)
-    if len(slots) > schema.ATTRIBUTE_SLOTS:
-        raise DatasetError(
-            f"{table}, column 'attributes': {len(slots)} slots ({', '.join(slots)}), but a record has "
-            f"{schema.ATTRIBUTE_SLOTS} at most: leave some out"
-        )
+    _check_pictures(rows, people, raw)
+    slots = _slots(rows, task, table)
     templates = {
         (people[row.identity], row.instruction_image): row.clothes
         for row in rows
@@ -189,6 +206,43 @@ def scan_rows(rows: Sequence[Row], raw: Path, *, task: str, namespace: str, tabl
     if made := sum(_is_made(row, task) for row in rows):
         source["sentences"] = f"of {made} rows made from attributes by templates, seeded by file name"
     return checks.scan_of(ordered, str(table), task, source)
+
+
+def _slots(rows: Sequence[Row], task: str, table: Path) -> dict[str, list[str]]:
+    """Returns {slot: its values} of the attributes, {} if they are too many and the task reads none."""
+    slots: dict[str, list[str]] = {}
+    for slot, value in sorted({pair for row in rows for pair in row.attributes}):
+        slots.setdefault(slot, []).append(value)
+    if len(slots) <= schema.ATTRIBUTE_SLOTS:
+        return slots
+    words = (
+        f"{table}, column 'attributes': {len(slots)} slots ({', '.join(slots)}), but a record has "
+        f"{schema.ATTRIBUTE_SLOTS} at most"
+    )
+    if task == "li":
+        raise AttributesError(f"{words}: leave some out")
+    logging.warning("%s: they are left out of the data set of task %s", words, task)
+    return {}
+
+
+def _check_pictures(rows: Sequence[Row], people: Mapping[str, str], raw: Path) -> None:
+    """Raises DatasetError if two rows, of one split or of two, say that a picture shows different things.
+
+    Cameras of two splits may differ: the evaluation counts such pictures.
+    """
+    said: dict[str, Row] = {}
+    for row in rows:
+        other = said.setdefault(reading.as_listed(raw, row.image), row)
+        for what, one, two in (
+            ("person", people[other.identity], people[row.identity]),
+            ("clothes", other.clothes, row.clothes),
+            ("modality", other.modality, row.modality),
+        ):
+            if one != two and "" not in (one, two):
+                raise DatasetError(
+                    f"{row.where}: {row.image} stands in {other.where} as well, with {what} {one!r} and {two!r}: a "
+                    "picture shows one person once; correct or remove one of the rows"
+                )
 
 
 def _is_made(row: Row, task: str) -> bool:
@@ -302,7 +356,8 @@ def _picture(
 def _sentences(row: Row, task: str) -> tuple[str, ...]:
     """Returns the sentences of a record: captions, or for li the row's instructions, which templates make if missing.
 
-    Outside of training a record has one instruction, chosen by the file's name.
+    Outside of training a record has one instruction, chosen by the file's name, but all of its captions, of which a
+    test set reads one.
     """
     if task != "li":
         return row.captions
@@ -318,7 +373,7 @@ def _sentences(row: Row, task: str) -> tuple[str, ...]:
 def template_sentences(row: Row, count: int, seed: str) -> tuple[str, ...]:
     """Returns up to `count` sentences of the row's attributes by the templates of `sentences`.
 
-    Raises DatasetError naming the row if there are no templates for its attributes.
+    Raises AttributesError naming the row if there are no templates for its attributes.
     """
 
     def write(rng: np.random.Generator) -> str:
@@ -327,7 +382,7 @@ def template_sentences(row: Row, count: int, seed: str) -> tuple[str, ...]:
     try:
         return attribute_sentences.paraphrases(write, count, seed)
     except (ValueError, KeyError) as error:
-        raise DatasetError(
+        raise AttributesError(
             f"{row.where}, column 'attributes': no sentence can be made ({error}): give a caption or instruction, or "
             "use the slots upper colour, pattern, lower colour, bag (none, backpack, shoulder bag), shoes, hat, sleeves"
         ) from error

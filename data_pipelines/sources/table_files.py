@@ -6,7 +6,7 @@ crops.jsonl, .json       one JSON object a line, or a list of objects
 crops.parquet            one row a picture
 list.txt                 without a header: `path person [camera]`, the list files of torchreid and fast-reid
 lists/                   list_train.txt, list_query.txt, list_gallery.txt of that form (and list_val.txt, not used)
-folder/                  PERSON/*.jpg, or SPLIT/PERSON/*.jpg with the splits train, query, gallery, test
+folder/                  PERSON/*.jpg, or SPLIT/PERSON/*.jpg: train, query, gallery, test (and val, not used)
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import csv
 import io
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +38,55 @@ MORE_COLUMNS = ("instruction", "instruction_clothes", "time")
 """The columns that are read; others are kept beside the data set."""
 _KNOWN = {*COLUMNS, *MORE_COLUMNS}
 SPLITS = ("train", "query", "gallery", "test")
+_UNUSED = {"val", "valid", "validation"}
+"""Folders beside those of the splits that are left out."""
 _DELIMITERS = ",;\t|"
 _LIST = re.compile(r"(?:^|[_\-.])(train|query|gallery|test)(?:[_\-.]|$)")
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 
 
+def columns_of(
+    where: str, names: Sequence[Any], needed: Collection[str] = REQUIRED, kept: Collection[str] = ()
+) -> list[str]:
+    """Returns the names of columns: known ones however they are capitalised, unless they are in `kept` as they are.
+
+    Raises DatasetError for a column that is there twice, or a needed one that is missing.
+    """
+    plain = [str(name).strip() for name in names]
+    found = [name.lower() if name.lower() in _KNOWN and name not in kept else name for name in plain]
+    for name in found:
+        if name and found.count(name) > 1:
+            raise DatasetError(f"{where}: column {name!r} stands there twice")
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise DatasetError(
+            f"{where}: column {missing[0]!r} is missing (needed: {', '.join(needed)}; found: "
+            f"{', '.join(filter(None, found)) or 'none'}); rename the column that holds it, or add a line of names"
+        )
+    return found
+
+
+Columns = Callable[[str, Sequence[Any]], list[str]]
+"""f(where, names as they are written) -> names, as `columns_of`."""
+
+
+def cells_of(path: Path, columns: Columns = columns_of) -> list[Cells]:
+    """Returns the cells of every picture as they are written. Raises DatasetError naming what is wrong where."""
+    if path.is_dir():
+        return _lists(path) or list(_folder(path))
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return list(_parquet(path, columns))
+    text = _text(path)
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+        return list(json_cells(text, str(path), columns))
+    if path.suffix.lower() == ".txt" and not _has_header(text):
+        return list(_list(path))
+    return list(csv_cells(text, str(path), columns))
+
+
 def read(path: Path) -> list[Cells]:
     """Returns the cells of every picture of a table, list or folder. Raises DatasetError naming what is wrong where."""
-    if path.is_dir():
-        cells = _lists(path) or list(_folder(path))
-    elif path.suffix.lower() in (".parquet", ".pq"):
-        cells = list(_parquet(path))
-    else:
-        text = _text(path)
-        if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
-            cells = list(json_cells(text, str(path)))
-        elif path.suffix.lower() == ".txt" and not _has_header(text):
-            cells = list(_list(path))
-        else:
-            cells = list(csv_cells(text, str(path)))
+    cells = cells_of(path)
     if not cells:
         raise DatasetError(f"{path} has no rows: {_wanted(path) if path.is_dir() else 'give one line a picture'}")
     for column in ("identity", "camera", "clothes", "instruction_clothes"):
@@ -89,30 +120,31 @@ def _whole_numbers(cells: Sequence[Cells], column: str, name: str) -> None:
                 row[column] = _WHOLE.sub(r"\1", text.strip())
 
 
-def _dialect(header: str) -> dict[str, Any]:
-    """Returns the delimiter and the quotes under which a header states most known columns."""
+def _dialect(header: str, name: str) -> dict[str, Any]:
+    """Returns the delimiter and the quotes under which a header states most known columns, or most columns."""
     quote = "'" if "'" in header and '"' not in header else '"'
 
-    def known(delimiter: str) -> int:
+    def known(delimiter: str) -> tuple[int, bool, int]:
         try:
             (names,) = csv.reader([header], delimiter=delimiter, quotechar=quote, skipinitialspace=True)
         except (csv.Error, ValueError):
-            return 0
-        return len({_column(name) for name in names} & _KNOWN)
+            return 0, False, 0
+        is_named = delimiter == "\t" and name.lower().endswith(".tsv")
+        return len({cell.strip().lower() for cell in names} & _KNOWN), is_named, len(names)
 
     return {"delimiter": max(_DELIMITERS, key=known), "quotechar": quote, "skipinitialspace": True}
 
 
 def _has_header(text: str) -> bool:
     first = next((line for line in text.split("\n") if line.strip()), "")
-    names = next(csv.reader([first], **_dialect(first)), [])
-    return bool({_column(name) for name in names} & {*REQUIRED})
+    names = next(csv.reader([first], **_dialect(first, "")), [])
+    return bool({name.strip().lower() for name in names} & {*REQUIRED})
 
 
-def csv_cells(text: str, name: str) -> Iterator[Cells]:
+def csv_cells(text: str, name: str, columns: Columns = columns_of) -> Iterator[Cells]:
     """Yields the cells of a CSV file with a header, whatever its delimiter."""
     first_line = next((line for line in text.splitlines() if line.strip()), "")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **_dialect(first_line))
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **_dialect(first_line, name))
     header: list[str] = []
     while True:
         first = reader.line_num + 1  # a quoted cell may go over several lines
@@ -128,8 +160,7 @@ def csv_cells(text: str, name: str) -> Iterator[Cells]:
         if not any(cell.strip() for cell in cells):
             continue
         if not header:
-            header = [_column(cell) for cell in cells]
-            check_columns(where, header)
+            header = columns(where, cells)
             continue
         if len(cells) != len(header):
             raise DatasetError(
@@ -137,10 +168,10 @@ def csv_cells(text: str, name: str) -> Iterator[Cells]:
             )
         yield where, dict(zip(header, cells, strict=True))
     if not header:
-        raise DatasetError(f"{name} is empty: it needs a header with the columns {', '.join(REQUIRED)}")
+        raise DatasetError(f"{name} is empty: it needs a header that names its columns, and one line a picture")
 
 
-def json_cells(text: str, name: str) -> Iterator[Cells]:
+def json_cells(text: str, name: str, columns: Columns = columns_of) -> Iterator[Cells]:
     """Yields the objects of JSON lines, or of a JSON list."""
     if name.lower().endswith(".json") and text.lstrip().startswith("["):
         try:
@@ -157,12 +188,10 @@ def json_cells(text: str, name: str) -> Iterator[Cells]:
             raise DatasetError(f"{where}: not JSON ({error}): one object a line") from error
         if not isinstance(row, dict):
             raise DatasetError(f"{where}: {str(value).strip()[:40]!r} is no JSON object: one object a line")
-        names = [_column(key) for key in row]
-        check_columns(where, names)
-        yield where, dict(zip(names, row.values(), strict=True))
+        yield where, dict(zip(columns(where, list(row)), row.values(), strict=True))
 
 
-def _parquet(path: Path) -> Iterator[Cells]:
+def _parquet(path: Path, columns: Columns) -> Iterator[Cells]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -174,15 +203,14 @@ def _parquet(path: Path) -> Iterator[Cells]:
             table = table.set_column(n, table.column_names[n], table.column(n).cast(pa.string()))
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"cannot read the table {path} ({error}): correct the path, or write it again") from error
-    names = [_column(name) for name in table.column_names]
-    check_columns(str(path), names)
+    names = columns(str(path), table.column_names)
     number = 0
     for batch in table.to_batches():
         try:
-            columns = [column.to_pylist() for column in batch.columns]
+            values = [column.to_pylist() for column in batch.columns]
         except ValueError as error:
             raise DatasetError(f"{path}, row {number + 1} and after: {error}: write the table again") from error
-        for row in zip(*columns, strict=True):
+        for row in zip(*values, strict=True):
             number += 1
             yield f"{path}, row {number}", dict(zip(names, row, strict=True))
 
@@ -200,9 +228,9 @@ def _list(path: Path, split: str | None = None, root: Path | None = None) -> Ite
         row = {"image": words[0], "identity": words[1], "camera": words[2] if len(words) == 3 else ""}
         if split is not None:
             row["split"] = split
-        if root is not None and not (root / words[0]).exists():
+        if root is not None and not os.path.exists(root / words[0]):
             for folder in (f"{split}/{words[0]}", f"{'train' if split == 'train' else 'test'}/{words[0]}"):
-                if (root / folder).exists():
+                if os.path.exists(root / folder):
                     row["image"] = folder
                     break
         yield where, row
@@ -224,21 +252,38 @@ def _list_files(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.txt")):
         found = _LIST.search(path.stem)
-        if found:
-            files.setdefault(found[1], path)
+        if found and files.setdefault(found[1], path) != path:
+            raise DatasetError(
+                f"{files[found[1]]} and {path.name} are both lists of split {found[1]}: join them, or move one away"
+            )
     return files
 
 
-def named_by_folders(path: Path) -> bool:
-    """Returns whether the folders of pictures say who they show, as in PERSON/*.jpg."""
-    return path.is_dir() and not _list_files(path)
+def nested(path: Path, cells: Sequence[Cells]) -> str:
+    """Returns in words that pictures lie below the folder that names their person; "" where none does."""
+    if not path.is_dir() or _list_files(path):
+        return ""
+    deep = [row["image"] for _, row in cells if Path(row["image"]).parent.name != row["identity"]]
+    if not deep:
+        return ""
+    return (
+        f"{len(deep):,} pictures lie in folders below their person's, whom the first folder names, as {deep[0]}: "
+        "if the last one does, write a table with the columns image and identity"
+    )
 
 
 def _folder(folder: Path) -> Iterator[Cells]:
     """Yields the pictures of PERSON/*.jpg, or of SPLIT/PERSON/*.jpg."""
     people = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    by_split = bool(people) and {path.name for path in people} <= {*SPLITS}
-    roots = [(path.name, path) for path in people] if by_split else [("", folder)]
+    names = {path.name for path in people}
+    if "bounding_box_train" in names:
+        raise DatasetError(
+            f"{folder} is a raw data set, not a folder a person: build it with --dataset (docs/data_sets.md)"
+        )
+    by_split = names - _UNUSED <= {*SPLITS} and bool(names - _UNUSED)
+    if by_split and names & _UNUSED:
+        logging.info("%s: the folder %s is not used", folder, ", ".join(sorted(names & _UNUSED)))
+    roots = [(path.name, path) for path in people if path.name not in _UNUSED] if by_split else [("", folder)]
     for split, root in roots:
         for person in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
             for file in sorted(path for path in person.rglob("*") if path.suffix.lower() in SUFFIXES):
@@ -258,25 +303,6 @@ def _wanted(folder: Path) -> str:
     )
 
 
-def _column(name: Any) -> str:
-    """Returns the name of a column: known ones however they are capitalised."""
-    plain = str(name).strip()
-    return plain.lower() if plain.lower() in _KNOWN else plain
-
-
-def check_columns(where: str, names: Sequence[str]) -> None:
-    """Raises DatasetError for a column that is there twice, or a needed one that is missing."""
-    for name in names:
-        if name and names.count(name) > 1:
-            raise DatasetError(f"{where}: column {name!r} stands there twice")
-    missing = [name for name in REQUIRED if name not in names]
-    if missing:
-        raise DatasetError(
-            f"{where}: column {missing[0]!r} is missing (needed: {', '.join(REQUIRED)}; found: "
-            f"{', '.join(filter(None, names)) or 'none'}); rename the column that holds it, or add a line of names"
-        )
-
-
 def text_of(value: Any) -> str | None:
     """Returns the text of a cell, None for a value that is none: whole numbers as 3, also 3.0; NaN and null as ""."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -289,3 +315,12 @@ def text_of(value: Any) -> str | None:
         return str(value).strip()
     except ValueError:  # an int of 5,000 digits
         return None
+
+
+def as_text(value: Any) -> Any:
+    """Returns the value of a cell with a list as `one|two`, and named values as `slot=value; slot=value`."""
+    if isinstance(value, list) and all(isinstance(pair, tuple) for pair in value):  # a map of Parquet
+        value = dict(value)
+    if isinstance(value, dict):
+        return "; ".join(f"{slot}={named}" for slot, named in value.items() if named is not None)
+    return "|".join(map(str, value)) if isinstance(value, list) else value

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     def adding(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--table", help="CSV, TSV, JSON lines or Parquet: column image, and any others")
+        made.add_argument("--table", help="CSV, TSV, JSON or Parquet: column image, and any others")
         made.add_argument(
             "--on_bad_image",
             "--on-bad-image",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime
+import functools
 import hashlib
-import io
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +15,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipelines import images
-from data_pipelines.errors import ImageError
+from data_pipelines.errors import DatasetError, ImageError
+from data_pipelines.sources import reading, table_files
 from irm_jax.search.filters import parse_time
 from irm_jax.search.store import FIXED, SearchError
 
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 IMAGE_COLUMNS = ("image", "path", "file")
 KEPT_BYTES = 45_000
 """Most bytes of a picture in an index; a larger file is kept as a smaller JPEG. (Milvus holds text of 64 KiB.)"""
@@ -63,7 +61,7 @@ def read_crops(
     """Lists the pictures of a folder, of a table, or of a table whose paths begin in a folder.
 
     Args:
-      source: a folder, or a table: CSV or TSV with a header, JSON lines, or Parquet.
+      source: a folder, or a table in any form of `data_pipelines.sources.table_files`.
       table: a table, if `source` is the folder of its pictures.
       kinds: of the columns of an index that is there already; None finds the kinds in the table.
 
@@ -100,14 +98,11 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 
 def _of_table(table: Path, folder: Path, known: Mapping[str, str] | None) -> Crops:
-    try:
-        rows = list(_rows(table))
-    except OSError as error:
-        raise SearchError(f"cannot read the table {table} ({error.strerror or error}): correct the path") from error
+    rows = list(_rows(table, known))
     if not rows:
         raise SearchError(f"{table} has no rows: give one line per picture")
     names = list(dict.fromkeys(name for _, row in rows for name in row))
-    column = next((name for name in IMAGE_COLUMNS if name in names), None)
+    column = next((name for wanted in IMAGE_COLUMNS for name in names if name.lower() == wanted), None)
     if column is None:
         raise SearchError(f"{table}: column 'image' is missing; it has {', '.join(names)}")
     others = [name for name in names if name != column]
@@ -134,7 +129,7 @@ def _crop(root: Path, where: str, row: Mapping[str, Any], column: str, kinds: Ma
     if not isinstance(given, str) or not given.strip() or "\0" in given:
         raise SearchError(f"{where}, column {column!r}: it must name a file, not {given!r}")
     # Where a table names a file outside its folder, someone else's list may read what it should not.
-    file = Path(os.path.normpath(root / given.strip()))
+    file = Path(os.path.normpath(root / reading.as_listed(root, given.strip())))
     if not file.is_relative_to(root):
         raise SearchError(
             f"{where}, column {column!r}: {given!r} is outside the folder {root}: name that one with --images"
@@ -143,62 +138,17 @@ def _crop(root: Path, where: str, row: Mapping[str, Any], column: str, kinds: Ma
     return Crop(file, {**values, "path": str(file)}, where)
 
 
-def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (file and line, values by column); empty cells are left out."""
-    if table.suffix.lower() == ".parquet":
-        try:
-            content = pq.read_table(table)
-        except pa.ArrowInvalid as error:
-            raise SearchError(f"{table} is no Parquet file: {error}") from error
-        for number, row in enumerate(content.to_pylist(), 1):
-            yield f"{table}, row {number}", {key: value for key, value in row.items() if value is not None}
-        return
+def _rows(table: Path, known: Mapping[str, str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (file and line, values by column) of a table in any form of `table_files`; empty cells are left out."""
+    columns = functools.partial(table_files.columns_of, needed=(), kept=known or ())
     try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SearchError(f"{table} is not text in UTF-8 ({error}): save it as such") from error
-    if table.suffix.lower() == ".jsonl":
-        yield from _json_rows(table, text)
-    else:
-        yield from _csv_rows(table, text)
-
-
-def _json_rows(table: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise SearchError(f"{table}, line {number}: not JSON ({error}): one object per line") from error
-        if not isinstance(row, dict):
-            raise SearchError(f"{table}, line {number}: no JSON object: one object per line")
-        yield f"{table}, line {number}", {key: value for key, value in row.items() if value is not None}
-
-
-def _csv_rows(table: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    first = text.split("\n", 1)[0]
-    delimiter = "\t" if table.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    while True:
-        where = f"{table}, line {reader.line_num + 1}"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise SearchError(f"{where}: not CSV ({error}): quote a cell that holds separators or quotes") from error
-        if cells is None:
-            return
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not header:
-            header = [cell.strip() for cell in cells]
-            if len(set(header)) < len(header):
-                raise SearchError(f"{where}: a column stands there twice: {', '.join(header)}")
-            continue
-        if len(cells) != len(header):
-            raise SearchError(f"{where}: {len(cells)} cells, but the header has {len(header)}: quote cells")
-        yield where, {name: cell.strip() for name, cell in zip(header, cells, strict=True) if cell.strip()}
+        cells = table_files.cells_of(table, columns)
+    except DatasetError as error:
+        raise SearchError(str(error)) from error
+    for where, row in cells:
+        values = {name: table_files.as_text(value) for name, value in row.items() if name}
+        values = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+        yield where, {name: value for name, value in values.items() if table_files.text_of(value) != ""}
 
 
 def _kind(values: Sequence[Any]) -> str:
@@ -259,7 +209,9 @@ def picture_id(data: bytes) -> str:
 
 
 def read_file(crop: Crop) -> bytes:
-    """Raises BadImage if the file cannot be read."""
+    """Raises BadImage if the file cannot be read, or its name not stored."""
+    if not reading.is_utf8(str(crop.file)):
+        raise BadImage(f"{crop.name()!a}: the file's name is not UTF-8: rename it")
     try:
         return images.read_file(crop.file, images.MAX_PIXELS)
     except (ImageError, OSError) as error:

@@ -178,11 +178,15 @@ class Index:
     def similar(self, entry: str, where: str | None = None, top: int = 20) -> Answer:
         """The entries most similar to one of the index (by its stored vector, itself left out)."""
         condition = filters.parse(where, self.about.columns) if where and where.strip() else None
-        at = int(np.searchsorted(self.snapshot.ids, entry.encode()))
-        if at >= len(self.snapshot) or self.snapshot.ids[at].decode() != entry:
+        snapshot = self.snapshot
+        at = int(np.searchsorted(snapshot.ids, entry.encode()))
+        if at >= len(snapshot) or snapshot.ids[at].decode() != entry:
             raise SearchError(f"the entry {entry!r} is not in {self.store.uri} any more: search again")
-        vector = self.snapshot.vectors("neutral").host_vectors(np.array([at]))[0]
-        return _Request(self, condition, top + 1, 0).answer("neutral", vector, PICTURE, without=entry)
+        vector = snapshot.vectors("neutral").host_vectors(np.array([at]))[0]
+        passes = snapshot.passes(condition)
+        itself = passes is None or bool(passes[at])  # then it is found, and left out
+        request = _Request(self, condition, top + itself, 0)
+        return request.answer("neutral", vector, PICTURE, without=entry if itself else None)
 
     def _check(self, image: Any, instruction: Any, sentence: Any, top: int) -> None:
         if (image is None) == (sentence is None):
@@ -254,7 +258,7 @@ class _Request:
                 scores = scores[[place[one] for one in (*first, *rest)]]
             ids = [*first, *rest]
         threshold = threshold_for(self.index.about.thresholds, kind)
-        hits = self._hits(snapshot, ids[: self.top], scores, threshold, match)
+        hits = self._hits(snapshot, ids[: self.top - (without is not None)], scores, threshold, match)
         return Answer(tuple(hits), threshold, unknown, searched, snapshot.version)
 
     def _first_stage(

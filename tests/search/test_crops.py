@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -60,12 +61,46 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
     assert second.file == tmp_path / "sub/2.png"
 
 
+def test_what_own_tables_read_is_read_here(tmp_path: Path) -> None:
+    """Capitals, UTF-16, JSON lists, lists and names as cells, paths of Windows: one table serves both."""
+    write(tmp_path, "sub/1.png")
+    rows = [{"Image": "sub\\1.png", "identity": "007", "caption": ["a man", "tall"], "attributes": {"bag": "none"}}]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.pq")
+    text = "Image;identity;caption;attributes\nsub\\1.png;007;a man|tall;bag=none"
+    (tmp_path / "t.csv").write_bytes(text.encode("utf-16"))
+    for name in ("t.json", "t.pq", "t.csv"):
+        (found,) = read_crops(tmp_path, tmp_path / name).items
+        assert read_crops(tmp_path / name).items == [found]
+        assert found.file == tmp_path / "sub/1.png"
+        assert {**found.columns, "path": ""} == {
+            "path": "", "identity": "007", "caption": "a man|tall", "attributes": "bag=none",
+        }  # fmt: skip
+    (tmp_path / "list.txt").write_text("sub/1.png 7 2\n")
+    assert read_crops(tmp_path / "list.txt").items[0].columns["camera"] == "2"
+    (tmp_path / "path.csv").write_text("Path;floor\nsub/1.png;2\n")
+    assert read_crops(tmp_path / "path.csv").items[0].columns["floor"] == 2
+
+
+def test_a_name_that_is_not_utf8_is_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    """It cannot be stored; the other pictures of the folder are."""
+    for name in (b"\xff.png", b"a.png"):
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+            file.write(cv2.imencode(".png", picture(0))[1].tobytes())
+    (tmp_path / "t.jsonl").write_text(r'{"image": "a.png"}' + "\n" + r'{"image": "\udcff.png"}')
+    for source in (tmp_path, tmp_path / "t.jsonl"):
+        found = read_crops(source).items
+        assert crops.read_file(found[0])
+        with pytest.raises(BadImage, match=r"\\udcff.png': the file's name is not UTF-8: rename it"):
+            crops.read_file(found[1])
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("camera\ngate\n", "column 'image' is missing"),
         ("image,camera\n", "no rows"),
-        ("image,camera\n1.png\n", "line 2: 1 cells, but the header has 2"),
+        ("image,camera\n1.png\n", "line 2: 1 columns, but the header has 2"),
         ('image,camera\n"1.png,gate\n', "line 2: not CSV"),
         ("image,image\n1.png,2.png\n", "twice"),
         ("image,my camera\n1.png,gate\n", "column 'my camera' cannot be stored"),
@@ -87,6 +122,10 @@ def test_columns_of_an_index_are_fixed(tmp_path: Path) -> None:
     path.write_text("image,floor\n1.png,2\n")
     kinds = {"path": "text", "camera": "text", "time": "time", "floor": "text"}
     assert read_crops(path, None, kinds).items[0].columns["floor"] == "2"
+    path.write_text("image,Clothes\n1.png,red\n")
+    assert read_crops(path).kinds["clothes"] == "text"
+    assert read_crops(path, None, {**kinds, "Clothes": "text"}).items[0].columns["Clothes"] == "red"  # as it was made
+    path.write_text("image,floor\n1.png,2\n")
     with pytest.raises(SearchError, match="the index has no column 'floor'"):
         read_crops(path, None, {"path": "text", "camera": "text", "time": "time"})
 

@@ -18,7 +18,7 @@ from irm_jax.evaluation.figures import read_results
 from irm_jax.evaluation.ranking.rescore import Rescored
 from irm_jax.evaluation.ranking.scores import Selection
 from irm_jax.search import __main__ as command
-from irm_jax.search import crops, engines, ingest, store
+from irm_jax.search import crops, engines, filters, ingest, store
 from irm_jax.search.crops import read_crops
 from irm_jax.search.gallery import rounded
 from irm_jax.search.index import Index
@@ -116,6 +116,11 @@ def test_more_like_a_hit(index: Index, crops_dir: Path) -> None:
     similar = index.similar(first.id, top=29)
     assert first.id not in {hit.id for hit in similar}
     assert len(similar) == 29
+    # A filter that leaves out the entry itself leaves out one of these already.
+    where = f"camera != '{first.columns['camera']}'"
+    others = index.snapshot.passes(filters.parse(where, index.about.columns))
+    answer = index.similar(first.id, where=where, top=2)
+    assert (len(answer), answer.searched) == (2, others.sum())
     with pytest.raises(SearchError, match="not in"):
         index.similar("f" * 32)
 

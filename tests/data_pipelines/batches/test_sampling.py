@@ -182,6 +182,24 @@ def test_people_may_come_again_where_a_batch_takes_more_than_there_are(make_inde
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["li", "ctcc", "li, shared, any outfits", "li, each its own"])
+def test_a_record_of_unknown_outfit_keeps_its_own_instruction(make_index, name):
+    """Nor is it composed: its outfit may be the one asked for. Records of a known outfit share as ever."""
+    clothes = np.array([-1, -1, -1, -1, -1, -1, 5, 5] * 4, np.int32)
+    index = make_index(identity=np.repeat(np.arange(4), 8), clothes=clothes)
+    plan, people = one_unit(name, index)
+    for step in range(20):
+        (drawn,) = sample(plan, people, 0, step)
+        for block in range(2):
+            records, entry = drawn.record[block], drawn.entry[block]
+            read = drawn.entry_record[block][entry]
+            unknown = clothes[records] == -1
+            np.testing.assert_array_equal(read[unknown], records[unknown])
+            np.testing.assert_array_equal(clothes[read], clothes[records])
+            np.testing.assert_array_equal(index.identity[read], index.identity[records])
+            assert not drawn.composed_valid[block].any()
+
+
 def test_images_and_sentences_are_drawn_evenly(make_index):
     index = make_index(identity=np.repeat(np.arange(4), 8), sentence_count=np.full(32, 4, np.int16))
     plan, people = one_unit("caption", index)

@@ -8,6 +8,7 @@ from official_trees import draw
 from test_plan import write_table
 
 from data_pipelines import build
+from data_pipelines.own import plan
 
 
 def screen(table: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
@@ -61,7 +62,9 @@ def test_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(people, [f"p{n}/day {k % 2}/{k}.jpg" for n in range(6) for k in range(4)])
     status, text = screen(people, capsys, "--task", "trad", "--raw", str(people))
     assert status == 0
-    assert "24 pictures lie in folders below their person's, whom the first folder names, as p0/day 0/0.jpg" in text
+    note = "24 pictures lie in folders below their person's, whom the first folder names, as p0/day 0/0.jpg"
+    assert text.count(note) == 1
+    assert plan.make(plan.Options(str(people), str(people), ("trad",))).notes[0].startswith(note)
     assert "my_people has 2 queries only: one of them is 50% of rank-1" in text
     assert f"'--config.data.table={people}' '--config.data.own.pictures={people}' " in text
     assert text.endswith("'--config.data.own.tasks=('\"'\"'trad'\"'\"',)'\n")
@@ -102,6 +105,9 @@ def test_nothing_can_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert status == 2
     assert "every person has one picture: is identity a number of the picture?" in text
     assert "nothing can be trained and tested: trad: every person has one picture" in text
+    (tmp_path / "junk.csv").write_text("image,identity\na.jpg,-1\nb.jpg,-1\n")
+    assert build.main(["--check", str(tmp_path / "junk.csv")]) == 2
+    assert "junk.csv: no row names a person: all are of identity -1" in capsys.readouterr().err
     assert build.main(["--check", str(tmp_path / "none.csv")]) == 2
     assert "there is no table" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:

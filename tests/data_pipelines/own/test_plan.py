@@ -1,6 +1,8 @@
 """Which tasks a table allows, from which rows, and what is built of it."""
 
 import csv
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from data_pipelines.dataset.writer import BuildOptions
 from data_pipelines.errors import DatasetError
 from data_pipelines.own import build, plan
 from data_pipelines.people import near_duplicates
-from data_pipelines.sources import market1501, table
+from data_pipelines.sources import market1501, table, table_files
 
 
 def write_table(folder: Path, *columns: str, people: int = 8, **changes: Any) -> plan.Options:
@@ -55,6 +57,23 @@ def test_tasks_follow_from_the_columns(columns: tuple[str, ...], said: str, tmp_
     assert plan.make(write_table(tmp_path, *columns)).said == said
 
 
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [("gender=male", r"line 2, column 'attributes': no sentence can be made \(no phrases for slots \['gender'\]"),
+     ("bag=handbag", r"line 2, column 'attributes': no sentence can be made \('handbag'\): give a caption"),
+     (";".join(f"slot{n}=1" for n in range(9)), r"column 'attributes': 9 slots \(slot0, .*at most: leave some out")],
+)  # fmt: skip
+def test_attributes_that_serve_no_sentence_leave_the_other_tasks(attributes: str, reason: str, tmp_path: Path) -> None:
+    options = write_table(tmp_path, "camera", "clothes", "shift")
+    text = Path(options.table).read_text().replace("shift", "attributes")
+    Path(options.table).write_text(re.sub(r",\d$", f",{attributes}", text, flags=re.MULTILINE))
+    found = plan.make(options)
+    assert [one.task for one in found.tasks] == ["trad", "cc"]
+    assert re.search(reason, found.refused["li"])
+    with pytest.raises(DatasetError, match=reason):
+        plan.make(dataclasses.replace(options, tasks=("trad", "li")))
+
+
 def test_data_sets_and_rules(tmp_path: Path) -> None:
     options = write_table(tmp_path, "camera", "clothes", "caption", "attributes", "instruction_image", "modality")
     found = plan.make(options)
@@ -68,6 +87,38 @@ def test_data_sets_and_rules(tmp_path: Path) -> None:
     }
     assert {len(scan.splits["train"]) for scan in found.scans.values()} == {36}
     assert len(found.scans["my_crops_t2i"].splits["query"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("column", "cells", "task", "rules"),
+    [("instruction_image", ("t0.jpg", "t0.jpg"), "ctcc", ("market",)),  # whose outfit is not known without `clothes`
+     ("instruction_image,clothes", ("t0.jpg,a", "t0.jpg,b"), "ctcc", ("requested_outfit", "market")),
+     ("attributes,instruction_clothes,clothes", ("hat=cap,b,a", "hat=cap,,b"), "li", ("requested_outfit", "market")),
+     ("attributes,instruction_clothes,clothes", ("hat=cap,c,a", "hat=cap,,b"), "li", ("market",)),
+     ("attributes", ("hat=cap", "hat=cap;bag=none"), "li", ("named_attributes", "market")),
+     ("attributes", ("hat=cap", "hat=beanie"), "li", ("market",))],
+)  # fmt: skip
+def test_a_strict_rule_gives_some_query_an_answer(
+    column: str, cells: tuple[str, str], task: str, rules: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Under one that answers none the evaluation would refuse the test set."""
+    draw(tmp_path, [*(f"{n}.jpg" for n in range(6)), "t0.jpg"])
+    query, image = cells
+    lines = [f"{n}.jpg,{n // 2},{n % 2},train,{image}" for n in range(4)]
+    lines += [f"4.jpg,2,0,query,{query}", f"5.jpg,2,1,gallery,{image}"]
+    (tmp_path / "t.csv").write_text("\n".join([f"image,identity,camera,split,{column}", *lines]))
+    found = plan.make(plan.Options(str(tmp_path / "t.csv"), tasks=(task,)))
+    assert found.tasks[0].protocols == rules
+
+
+def test_no_person_is_not_one_of_two_people(tmp_path: Path) -> None:
+    draw(tmp_path, [f"{n}.jpg" for n in range(6)])
+    (tmp_path / "t.csv").write_text("image,identity\n" + "".join(f"{n}.jpg,{(-1, 1, 2)[n // 2]}\n" for n in range(6)))
+    with pytest.raises(DatasetError, match="1 of the people are left to train on, two are needed"):
+        plan.make(plan.Options(str(tmp_path / "t.csv")))
+    (tmp_path / "u.csv").write_text("image,identity\n0.jpg,-1\n1.jpg,-1\n")
+    with pytest.raises(DatasetError, match=r"u.csv: no row names a person: all are of identity -1"):
+        plan.make(plan.Options(str(tmp_path / "u.csv")))
 
 
 def test_a_query_asks_for_an_outfit_that_it_does_not_wear(tmp_path: Path) -> None:
@@ -125,6 +176,16 @@ def test_a_split_of_the_table_stands(tmp_path: Path) -> None:
         plan.make(plan.Options(str(tmp_path / "v.csv")))
 
 
+def test_a_name_in_train_and_test_is_refused(tmp_path: Path) -> None:
+    """Two people by one name, or one person on both sides: who is meant is the user's to say."""
+    folder = tmp_path / "folder"
+    draw(folder, [f"{side}/{k}.jpg" for side in ("train/1", "train/2", "test/1") for k in range(2)])
+    with pytest.raises(DatasetError, match=r"1 person\(s\) stand in train and in test: '1' is in .* \(as test_1\)"):
+        plan.make(plan.Options(str(folder)))
+    (folder / "test" / "1").rename(folder / "test" / "test_1")
+    assert plan.make(plan.Options(str(folder))).said.startswith("trad; ")
+
+
 def test_what_serves_nothing_is_refused_with_its_reasons(tmp_path: Path) -> None:
     draw(tmp_path, ["a.jpg", "b.jpg"])
     (tmp_path / "t.csv").write_text("image,identity\na.jpg,1\nb.jpg,2\n")
@@ -140,6 +201,20 @@ def test_what_serves_nothing_is_refused_with_its_reasons(tmp_path: Path) -> None
         plan.Options("t.csv", tasks=("tradd",))
     with pytest.raises(DatasetError, match=r"a test share of 1.0 leaves one side without people"):
         plan.Options("t.csv", test_share=1.0)
+
+
+def test_a_cell_that_is_too_long_for_a_file_is_named(tmp_path: Path) -> None:
+    draw(tmp_path, [f"{n}.jpg" for n in range(8)])
+    rows = "".join(f"{n}.jpg,{n // 2}\n" for n in range(8))
+    (tmp_path / "t.csv").write_text(f"image,identity\n{rows}{'x' * 300},1\n")
+    with pytest.raises(DatasetError, match=r"t.csv, line 10, column 'image': the picture .*x is not there"):
+        plan.make(plan.Options(str(tmp_path / "t.csv")))
+    found = plan.make(plan.Options(str(tmp_path / "t.csv"), skip_bad=True))
+    assert found.notes[0] == "1 rows without a picture file are left out"
+    (tmp_path / "list_train.txt").write_text(f"{'y' * 300} 0\n")
+    assert len(table_files.read(tmp_path)) == 1
+    with pytest.raises(DatasetError, match="there is no table"):
+        plan.make(plan.Options("x" * 300))
 
 
 def test_one_camera_is_no_camera(tmp_path: Path) -> None:
@@ -178,6 +253,26 @@ def test_the_build_and_what_stands_beside_it(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "raw" / "other.png").rename(tmp_path / "raw" / "a" / "0_0.jpg")
     plan.forget()
     assert plan.make(options).digest != found.digest
+
+
+def test_a_column_named_row_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = write_table(tmp_path / "raw", "shift")
+    table_file = Path(options.table)
+    table_file.write_text(table_file.read_text().replace("shift", "row"))
+    found = plan.make(options, str(tmp_path))
+    build.build(found, tmp_path / found.folder, BuildOptions(workers=1, progress=False))
+    kept = pq.read_table(tmp_path / found.folder / plan.ROWS)
+    assert kept.column_names == ["image", "identity", "row", "_row", "split"]
+    assert kept["row"].to_pylist() == [str(p % 3) for p in range(8) for _ in range(6)]
+    monkeypatch.setattr(near_duplicates, "thumbnails", None)
+    plan.forget()
+    assert plan.make(options, str(tmp_path)).rows == found.rows
+    # Earlier files have the places as `row`, whatever the table had.
+    earlier = kept.drop(["row"]).rename_columns({"_row": "row"}).replace_schema_metadata({"division": "as it was"})
+    pq.write_table(earlier, tmp_path / found.folder / plan.ROWS)
+    plan.forget()
+    again = plan.make(options, str(tmp_path))
+    assert (again.rows, again.division) == (found.rows, "as it was")
 
 
 def test_market1501_as_a_table_is_market1501(tmp_path: Path) -> None:

@@ -93,3 +93,19 @@ def test_contact_sheets(task):
         sheet = contact_sheet.draw_sheet(BENCHMARK, task, 2, train)
         assert sheet.shape[0] == contact_sheet.HEADER + 2 * (64 + 4)
         assert np.ptp(sheet) > 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--people", "0"], "--people 0: draw 1 or more"),
+        (["--size", "8", "8"], "16 or more"),
+        (["--seed", "-1"], "seed -1 must be 0 or more"),
+    ],
+)
+def test_contact_sheets_that_cannot_be_drawn(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["contact_sheet", "--out", str(tmp_path), *options])
+    with pytest.raises(SystemExit) as caught:
+        contact_sheet.main()
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err

@@ -96,6 +96,18 @@ def test_numbers_out_of_range_are_named_with_their_line(line: str, message: str,
         datalist.source("x", "trad", "x", {"train": "l.txt"}).scan(tmp_path)
 
 
+def test_unknown_cameras_of_both_sides_are_not_one_camera(tmp_path: Path) -> None:
+    official_trees.draw(tmp_path, ["a.jpg", "b.jpg"])
+    official_trees.write(
+        tmp_path, {"q.txt": "a.jpg x 7 0 -1\n", "g.txt": "b.jpg x 7 0 -1\n", "o.txt": "b.jpg x 7 0 3\n"}
+    )
+    for query, gallery in (("q.txt", "g.txt"), ("q.txt", "o.txt"), ("o.txt", "q.txt")):
+        found = datalist.source("x", "trad", "x", {"query": query, "gallery": gallery}).scan(tmp_path)
+        assert [len(items) for items in found.splits.values()] == [1, 1]
+    with pytest.raises(DatasetError, match="every query's person is seen by the query's own camera only"):
+        datalist.source("x", "trad", "x", {"query": "o.txt", "gallery": "o.txt"}).scan(tmp_path)
+
+
 def test_datalist_wrong(tmp_path: Path) -> None:
     official_trees.draw(tmp_path, ["a/1.jpg", "i/1.jpg"])
     official_trees.write(tmp_path, {"l.txt": "a/1.jpg i/1.jpg 7 0\n"})

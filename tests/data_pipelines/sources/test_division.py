@@ -57,6 +57,14 @@ def test_a_look_alike_of_a_query_leaves_the_gallery_where_no_camera_is_known() -
     assert found.splits[1 - query if query < 2 else 0] == ("" if query < 2 else GALLERY)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_one_unknown_camera_of_two_look_alikes_is_enough(seed: int) -> None:
+    shown = [Shown("p", camera, 0) for camera in (None, 1, 2)] + [Shown("q", camera, 0) for camera in (1, 2)]
+    found = divide(shown, [(0, 1)], seed, tested={"p"})
+    assert {QUERY, GALLERY} != set(found.splits[:2])  # else one is found by the other, for nothing
+    assert QUERY in found.splits
+
+
 def test_test_people_may_be_given() -> None:
     shown = [Shown(f"p{p}", camera, 0) for p in range(4) for camera in range(2)]
     found = divide(shown, [], tested={"p3"})

@@ -277,6 +277,21 @@ def test_tables_that_no_protocol_can_use(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("splits", [("query", "gallery"), ("train", "gallery"), ("train", "query")])
+def test_a_picture_shows_one_person_in_all_splits(splits: tuple[str, str], tmp_path: Path) -> None:
+    official_trees.draw(tmp_path, [f"{name}.jpg" for name in "abcd"])
+    lines = ["a.jpg,x,0,train,1", "b.jpg,y,0,query,1", "c.jpg,y,1,gallery,1", f"d.jpg,x,0,{splits[0]},1"]
+    for other in ("d.jpg,z,0", "d.jpg,x,0"):
+        (tmp_path / "t.csv").write_text("\n".join([f"{HEADER.strip()},clothes", *lines, f"{other},{splits[1]},2"]))
+        with pytest.raises(
+            DatasetError, match=r"t.csv, line 6: d.jpg stands in .*line 5 as well, with (person|clothes)"
+        ):
+            table.scan(tmp_path, task="trad", namespace="mine", table=tmp_path / "t.csv")
+    # The same row in query and gallery says nothing else.
+    (tmp_path / "t.csv").write_text(f"{HEADER}b.jpg,y,,query\nb.jpg,y,,gallery\nc.jpg,y,1,gallery\n")
+    assert table.scan(tmp_path, task="trad", namespace="mine", table=tmp_path / "t.csv").found["gallery"]["images"] == 2
+
+
 def test_tables_that_cannot_be_read_or_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert build_table(tmp_path / "none.csv", tmp_path / "out", "trad") == 2
     assert "cannot read the table" in capsys.readouterr().err
@@ -292,8 +307,10 @@ def test_tables_that_cannot_be_read_or_described(tmp_path: Path, capsys: pytest.
     assert "give a caption or instruction, or use the slots upper colour" in error
     nine = ";".join(f"slot{i}=1" for i in range(9))
     (tmp_path / "nine.csv").write_text(header + f"a.jpg,1,0,train,{nine}")
-    assert build_table(tmp_path / "nine.csv", tmp_path / "out", "trad") == 2
+    assert build_table(tmp_path / "nine.csv", tmp_path / "out", "li") == 2
     assert "column 'attributes': 9 slots (slot0, slot1" in capsys.readouterr().err
+    assert build_table(tmp_path / "nine.csv", tmp_path / "out", "trad") == 0  # which reads none
+    assert open_dataset(tmp_path / "out", "mine_trad").index("train").attributes.max() == -1
 
 
 def test_the_example_of_the_documentation_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,8 +336,17 @@ def test_rows_without_a_picture_are_left_out_where_bad_ones_are(
     (tmp_path / "t.csv").write_text(HEADER + "a.jpg,1,0,train\nb.jpg,2,0,train\nnone.jpg,2,0,train\n")
     assert build_table(tmp_path / "t.csv", tmp_path / "out", "trad") == 2
     assert "t.csv, line 4, column 'image': the picture" in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text(HEADER + f"a.jpg,1,0,train\nb.jpg,2,0,train\n{'x' * 300}.jpg,2,0,train\n")
     assert build_table(tmp_path / "t.csv", tmp_path / "out", "trad", "--on_bad_image", "skip") == 0
     assert len(open_dataset(tmp_path / "out", "mine_trad").index("train")) == 2
+
+
+def test_a_folder_a_person_is_built_like_a_table(tmp_path: Path) -> None:
+    official_trees.draw(tmp_path / "people", [f"{person}/{n}.jpg" for person in ("ann", "bob", "cy") for n in range(3)])
+    assert build_table(tmp_path / "people", tmp_path / "out", "trad") == 0
+    assert open_dataset(tmp_path / "out", "mine_trad").manifest.people == [
+        f"mine_trad/{p}" for p in ("ann", "bob", "cy")
+    ]
 
 
 def test_a_table_without_splits_is_divided(tmp_path: Path) -> None:

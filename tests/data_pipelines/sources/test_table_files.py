@@ -100,6 +100,25 @@ def test_a_folder_per_person(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_folder_for_validation_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("val", "valid"):
+        draw(tmp_path / name, ["train/ann/1.jpg", f"{name}/cy/1.jpg", "test/bob/2.jpg"])
+        caplog.set_level("INFO")
+        cells = table_files.read(tmp_path / name)
+        assert [(row["identity"], row["split"]) for _, row in cells] == [("bob", "test"), ("ann", "train")]
+        assert f"the folder {name} is not used" in caplog.text
+    draw(tmp_path / "market", ["bounding_box_train/1.jpg", "query/2.jpg"])
+    with pytest.raises(DatasetError, match="market is a raw data set, not a folder a person: build it with --dataset"):
+        table_files.read(tmp_path / "market")
+
+
+def test_two_lists_of_one_split_are_refused(tmp_path: Path) -> None:
+    draw(tmp_path, ["a.jpg", "b.jpg"])
+    write(tmp_path, {"list_train_a.txt": "a.jpg 0\n", "list_train_b.txt": "b.jpg 1\n", "list_query.txt": "b.jpg 2\n"})
+    with pytest.raises(DatasetError, match=r"list_train_a.txt and list_train_b.txt are both lists of split train"):
+        table_files.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
