@@ -15,6 +15,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines import tasks
 from data_pipelines.images import MAX_PIXELS, Picture, pixels_of
 from data_pipelines.instructions.tokenizer import Tokenizer
 from data_pipelines.tasks import NEUTRAL_SENTENCE
@@ -43,6 +44,21 @@ class Opened:
     step: int
     config: ConfigDict
     model: EmbeddingModel
+
+    @property
+    def sentence_doubt(self) -> str | None:
+        """Why images have no meaningful order by a sentence alone, and the cure; None if the configuration does not
+        show it. Captions alone train the projections that are compared; given weights may bring trained ones."""
+        init, units = self.config.init, self.config.data.train.values()
+        learned = {tasks.task(unit.task).name for unit in units}
+        given = init.model or (init.text_encoder and init.text_encoder == init.image_encoder)
+        if given or not learned or any(tasks.task(name).kind == "caption" for name in learned):
+            return None
+        return (
+            "A sentence alone means nothing to this model, nor does an order of images by it: it was trained on "
+            f"{', '.join(sorted(learned))}, and on no captions. Train with a data set of the task t2i, or ask by a "
+            "picture."
+        )
 
 
 def open_checkpoint(
@@ -113,7 +129,7 @@ class Embedder:
     ) -> None:  # fmt: skip
         opened = open_checkpoint(checkpoint_dir, step, batch_size, devices)
         self.step = opened.step
-        self._set(opened.model, opened.config.data.max_pixels)
+        self._set(opened.model, opened.config.data.max_pixels, opened.sentence_doubt)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], *, revision: str | None = None,
@@ -146,8 +162,8 @@ class Embedder:
             _float(dtype),
         )  # fmt: skip
 
-    def _set(self, model: EmbeddingModel, max_pixels: int) -> None:
-        self._model, self._max_pixels = model, max_pixels
+    def _set(self, model: EmbeddingModel, max_pixels: int, sentence_doubt: str | None = None) -> None:
+        self._model, self._max_pixels, self._sentence_doubt = model, max_pixels, sentence_doubt
         self._known: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
 
@@ -197,6 +213,7 @@ class Embedder:
         Compare them with `project_images` by dot product. Raises UnknownWordsError as `embed`.
         """
         given = [sentences] if isinstance(sentences, str) else list(sentences)
+        self._warn_of_sentences()
         if not given:
             return np.zeros((0, self.model.config.projection_width), _float(dtype))
         with self._saying("sentences", len(given)):
@@ -208,6 +225,7 @@ class Embedder:
 
     def project_images(self, images: Iterable[Any], *, dtype: Any = np.float32, progress: bool = False) -> np.ndarray:
         """Embeds n images as the gallery of a text-to-image search -> [n, P], rows of length 1; see `embed`."""
+        self._warn_of_sentences()
         width = self.model.config.projection_width
         return self._batches(images, None, width, dtype, lambda pictures, _: self._project_batch(pictures), progress)
 
@@ -257,6 +275,11 @@ class Embedder:
     def _project_batch(self, pictures: Sequence[Any]) -> np.ndarray:
         with self._saying("projection", len(pictures)):
             return self._model.project(lambda i: self._pixels(pictures[i]), len(pictures))
+
+    def _warn_of_sentences(self) -> None:
+        if self._sentence_doubt:
+            logging.warning("%s", self._sentence_doubt)
+            self._sentence_doubt = None  # once
 
     def _saying(self, what: str, count: int) -> _Compiling:
         return _Compiling(self, what, next((size for size in SIZES if size >= count), count))

@@ -126,15 +126,18 @@ OUTFITS = (
         "same_outfit", positive=same_identity & same_outfit & ~same_camera,
         junk=same_identity & ~(same_outfit & ~same_camera),
     ),
-    Protocol("other_outfit", positive=same_identity & ~same_outfit, junk=same_identity & same_outfit),
+    Protocol(
+        "other_outfit", positive=same_identity & outfits_known & ~same_outfit,
+        junk=same_identity & ~(outfits_known & ~same_outfit),
+    ),
     Protocol("other_modality", positive=same_identity & ~same_modality, junk=same_identity & same_modality),
     Protocol("template_outfit", positive=same_identity & wears_requested),
     Protocol("named_attributes", positive=same_identity & wears_named),
     Protocol("described_outfit", positive=same_identity & same_outfit, junk=same_identity & ~same_outfit),
     Protocol("requested_outfit", positive=same_identity & wears_requested, junk=_other_images),
 )  # fmt: skip
-"""Strict targets: the right person in the right outfit. Images of that person in other outfits are junk where the
-query image decides what is right, and negative where the instruction does."""
+"""Strict targets: the right person in the right outfit. Images of that person in other outfits, or in unknown ones, are
+junk where the query image decides what is right, and negative where the instruction does."""
 
 
 def _prcc() -> list[Protocol]:

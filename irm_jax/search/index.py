@@ -48,7 +48,8 @@ class Answer(Sequence[Hit]):
     """The hits of a query, best first, and what is to be known about them.
 
     threshold: None if the model was not evaluated for this kind of query. unknown_words: words of the query that the
-    model does not know. searched: entries that passed the filter. version: of the index.
+    model does not know. searched: entries that passed the filter. version: of the index. doubt: why the order means
+    nothing, see `Opened.sentence_doubt`.
     """
 
     hits: tuple[Hit, ...]
@@ -56,6 +57,7 @@ class Answer(Sequence[Hit]):
     unknown_words: tuple[str, ...]
     searched: int
     version: int
+    doubt: str | None = None
 
     def __getitem__(self, place: Any) -> Any:
         return self.hits[place]
@@ -65,7 +67,7 @@ class Answer(Sequence[Hit]):
 
     def notes(self) -> list[str]:
         """What is to be said beside the hits, in sentences."""
-        found = []
+        found = [self.doubt] if self.doubt else []
         if self.unknown_words:
             found.append("The model does not know: " + ", ".join(self.unknown_words) + ".")
         if self.threshold is None:
@@ -212,7 +214,8 @@ class _Request:
             unknown = self._words(sentence)
             first = self.rescore if model.judges else 0
             again = (lambda pixels: model.match(sentence, pixels)) if first else None
-            return self.answer("caption", model.embed_sentence(sentence), "t2i", unknown, again)
+            answer = self.answer("caption", model.embed_sentence(sentence), "t2i", unknown, again)
+            return dataclasses.replace(answer, doubt=model.sentence_doubt)
         pixels = pixels_of(image, "the query picture")
         own = (
             instruction

@@ -38,6 +38,8 @@ class SearchModel:
         self.step = opened.step
         local = "://" not in str(folder) and pretrained.shipped(workdir) is None
         self.workdir = str(folder.resolve()) if local else os.fspath(workdir)
+        self.sentence_doubt = opened.sentence_doubt
+        """Why an answer to a sentence alone means nothing; None where that is not known."""
         self._model = opened.model
         self.judges = bool(self._model.model.config.fusion_depth and opened.config.loss.matching_weight > 0)
         """Whether a matching head was trained."""

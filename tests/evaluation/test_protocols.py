@@ -147,6 +147,15 @@ def test_unknown_template_matches_nothing():
     assert relations.wears_requested(query, {"clothes": np.array([-1, 1])}).tolist() == [False, True]
 
 
+@pytest.mark.parametrize("name", ["same_outfit", "other_outfit", "described_outfit", "ltcc_cc", "ltcc_sc"])
+def test_an_image_of_the_person_in_an_unknown_outfit_is_junk(name):
+    """On either side, or on both."""
+    query = {"identity": np.array([1, 1, 1]), "camera": np.array([0, 0, 0]), "clothes": np.array([-1, -1, 3])}
+    gallery = {"identity": np.array([1, 1, 1]), "camera": np.array([1, 1, 1]), "clothes": np.array([-1, 3, -1])}
+    positive, junk = PROTOCOLS[name].relate(query, gallery)
+    assert (positive.tolist(), junk.tolist()) == ([False] * 3, [True] * 3)
+
+
 def test_unknown_cameras_are_never_junk():
     query = {"identity": np.array([1]), "camera": np.array([-1])}
     positive, junk = PROTOCOLS["market"].relate(query, {"identity": np.array([1]), "camera": np.array([-1])})

@@ -74,8 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for person in range(PEOPLE) for camera in range(2) for infrared in (False, True) for copy in range(2)
     ]  # fmt: skip
     write(out, "night", "vi", "night", {"test": night[::-1]})  # in no particular order
-    query = [("street", p, 0, False, 100 + p, "") for p in range(PEOPLE)]
-    gallery = [("street", p, c, False, 200 + 10 * p + c, "") for p in range(PEOPLE) for c in range(3)]
+    query = [("street", p, 0, False, 100 + p, "", 0) for p in range(PEOPLE)]
+    gallery = [("street", p, c, False, 200 + 10 * p + c, "", 0) for p in range(PEOPLE) for c in range(3)]
     write(out, "street", "trad", "street", {"query": query, "gallery": gallery})
     write(out, "crowd", "trad", "crowd", {"gallery": [("crowd", 0, 1, False, 300 + i, "") for i in range(7)]})
     words = [("street", p, -2, False, seed, "") for p, seed in ((0, 400), (1, 401), (2, 402), (0, 100), (0, 200))]

@@ -16,6 +16,7 @@ class StandIn:
     judges = True
     image_size = (64, 32)
     widths: ClassVar = {"neutral": 24, "caption": 16}
+    sentence_doubt: str | None = None
 
     def __init__(self, workdir: str, step: int | None = None) -> None:
         self.workdir, self.step = workdir, step or 4

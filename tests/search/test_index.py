@@ -99,6 +99,13 @@ def test_a_sentence_is_judged_by_the_matching_head(index: Index) -> None:
     assert [hit.id for hit in answer[20:]] == cosine[20:]
 
 
+def test_an_order_without_meaning_is_doubted(index: Index, crops_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no captions" not in " ".join(index.query(sentence="a red shirt").notes())
+    monkeypatch.setattr(index.model, "sentence_doubt", "It was trained on no captions.")
+    assert index.query(sentence="a red shirt").notes()[0] == "It was trained on no captions."
+    assert "no captions" not in " ".join(index.query(crops_dir / "00.png", "a red shirt").notes())
+
+
 def test_a_filter_is_applied_before_ranking(index: Index, crops_dir: Path) -> None:
     every = index.query(crops_dir / "00.png", top=30)
     gate = index.query(crops_dir / "00.png", where="camera = 'gate' AND floor > 1", top=4)

@@ -74,7 +74,7 @@ def camera_numbers(query: int, gallery: int) -> Relation:
 
 same_identity = same("identity")
 same_camera = same("camera", known=True)
-same_outfit = dataclasses.replace(same("clothes"), text="same outfit")  # of one person: outfits are numbered per person
+same_outfit = dataclasses.replace(same("clothes", known=True), text="same outfit")  # of one person: numbered per person
 same_modality = same("modality")
 same_source = same("source")
 same_file = dataclasses.replace(same("content"), text="same file")
