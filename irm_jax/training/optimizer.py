@@ -109,8 +109,8 @@ def make_optimizer(options: OptimizerOptions) -> optax.GradientTransformation:
     """
     clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm > 0 else optax.identity()
     frozen = scaled(clip, LayerRates(frozen=options.rates.frozen), gradients=True)
-    if options.name == "schedule_free":
-        return optax.chain(frozen, _schedule_free(options))
+    if options.name == "schedule_free":  # y is computed from z and x anew, rounded: frozen parameters would drift
+        return optax.chain(frozen, scaled(_schedule_free(options), LayerRates(frozen=options.rates.frozen)))
     return optax.chain(frozen, scaled(without_moments(_named(options), options.rates.frozen), options.rates))
 
 

@@ -117,15 +117,21 @@ def create_state(
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(random_key(seed, PARAMETERS))
 
 
-def with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
-    """The state with other `params` and `batch_stats`; the momentum model starts again from the new parameters."""
+def with_variables(
+    state: TrainState, variables: Mapping[str, Any], optimizer: optax.GradientTransformation
+) -> TrainState:  # fmt: skip
+    """The state with other `params` and `batch_stats`, from which optimizer and momentum model start again."""
     if variables["params"] is state.params:
         return state
     params = variables["params"]
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = jax.jit(optimizer.init, out_shardings=layout)(params)
     return dataclasses.replace(
         state,
         params=params,
         batch_stats=variables["batch_stats"],
+        opt_state=opt_state,
         momentum_params=momentum.start(params) if state.momentum_params is not None else None,
     )
 

@@ -1,6 +1,7 @@
 """The state of a training before its first step, and what is restored into it."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,33 @@ def test_no_seed_starts_from_the_numbers_that_another_one_drops_by():
         )
         found.append(np.asarray(jax.random.key_data(loop._Step(run)._same[1])))
     assert len(np.unique(np.stack(found), axis=0)) == len(found) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"), [("adamw", ""), ("cocob", ""), ("dog", ""), ("schedule_free", ""), ("schedule_free", "^a$")]
+)
+def test_the_optimizer_starts_from_the_weights_that_are_handed_over(name: str, frozen: str) -> None:
+    """Several optimizers keep what they start from; without a gradient their steps led back to it."""
+    options = optimizer.OptimizerOptions(0.1, 10, 0, name=name, rates=LayerRates(frozen=frozen))
+    chain = optimizer.make_optimizer(options)
+    drawn = {"a": jnp.linspace(0.0, 1.0, 64).reshape(8, 8), "b": jnp.ones(2)}
+    given = jax.tree.map(lambda x: 3.1 * x + 1, drawn)
+    before = state.TrainState(jnp.zeros((), jnp.int32), drawn, {}, None, jax.jit(chain.init)(drawn))
+    started = state.with_variables(before, {"params": given, "batch_stats": {}}, chain)
+
+    def step(params: Any, opt_state: Any, gradient: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = chain.update(gradient, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+    expected = jax.tree.map(np.array, given)
+    params, opt_state = started.params, started.opt_state
+    for _ in range(3):
+        gradient = {"a": jnp.full((8, 8), 1.0 if frozen else 0.0), "b": jnp.zeros(2)}
+        params, opt_state = jax.jit(step, donate_argnums=(0, 1))(params, opt_state, gradient)
+    for path in expected:
+        tolerance = 0 if frozen and path == "a" else 1e-6
+        np.testing.assert_allclose(params[path], expected[path], rtol=tolerance, err_msg=path)
 
 
 def moments_state(frozen: str) -> state.TrainState:
