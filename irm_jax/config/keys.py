@@ -232,7 +232,7 @@ def _add_objectives(config: ConfigDict) -> None:
 def _add_training(config: ConfigDict) -> None:
     """Adds the keys of the optimizer and the training loop."""
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # any optimizer of optax, such as lion, muon, adafactor, schedule_free
+    config.optimizer.name = "adamw"  # or lion, muon, adafactor, schedule_free, another one of optax with a schedule
     config.optimizer.options = ConfigDict()  # further keyword arguments of optax's function
     config.optimizer.learning_rate = 4e-5  # peak (released joint recipe)
     config.optimizer.warmup_steps = 1000  # linear from 1% to 100%
@@ -241,7 +241,7 @@ def _add_training(config: ConfigDict) -> None:
     config.optimizer.beta1 = 0.9  # of adamw, schedule_free, and muon's AdamW part; others have theirs in options
     config.optimizer.beta2 = 0.999  # likewise
     config.optimizer.clip_norm = 0.0  # global gradient norm limit (0 = none, as released)
-    config.optimizer.frozen = ""  # pattern of parameter paths that do not change ('' = all learn)
+    config.optimizer.frozen = ""  # pattern of parameter paths that do not change in the whole run ('' = all learn)
     config.optimizer.rate_multipliers = ()  # "PATTERN=FACTOR" of the learning rate by path; the first that fits counts
     config.optimizer.layer_decay = 1.0  # factor of the learning rate from each encoder block to the one before it
     config.optimizer.accumulate = 1  # batches per step, each mined on its own

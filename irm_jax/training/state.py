@@ -181,7 +181,7 @@ def with_saved_banks(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStr
 
     Args:
         abstract: the state of this run.
-        saved: shape and dtype of a checkpoint's arrays by path (`saving.array_shapes`).
+        saved: shape and dtype of a checkpoint's arrays by path (`checkpoint.array_shapes`).
     """
     changed = {}
     for name in BANKS:
@@ -204,8 +204,8 @@ def with_saved_banks(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStr
 def with_saved_moments(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStruct]) -> TrainState:
     """Returns the state to restore into: `abstract`, but with moments in the shape in which they were saved.
 
-    A frozen parameter has one number for a moment, so shapes differ where it was frozen then and is not now, or the
-    other way round. Returns `abstract` itself where none differ.
+    A frozen parameter has one number for a moment, so shapes differ where it was not frozen then and is now. Returns
+    `abstract` itself where none differ.
     """
 
     def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

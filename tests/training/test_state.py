@@ -68,9 +68,8 @@ def moments_state(frozen: str) -> state.TrainState:
     return state.TrainState(jnp.zeros((), jnp.int32), params, {}, None, opt_state)
 
 
-@pytest.mark.parametrize(("before", "now"), [("^a$", ""), ("", "^a$")])
-def test_moments_of_parameters_that_were_frozen_or_are_now_begin_at_zero(before: str, now: str) -> None:
-    saved, wanted = moments_state(before), moments_state(now)
+def test_moments_of_parameters_that_are_frozen_now_are_dropped() -> None:
+    saved, wanted = moments_state(""), moments_state("^a$")
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), wanted)
     paths = jax.tree_util.tree_flatten_with_path(saved.opt_state)[0]
