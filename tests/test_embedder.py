@@ -1,4 +1,4 @@
-"""The Embedder in several threads."""
+"""The Embedder: in several threads, and of how many images at a time."""
 
 from concurrent import futures
 
@@ -8,6 +8,12 @@ import pytest
 from irm_jax import Embedder
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
+
+
+def test_no_images_at_a_time_are_refused():
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {size}"):
+            Embedder("demo", batch_size=size)
 
 
 @pytest.mark.nightly
