@@ -215,7 +215,7 @@ def _add_objectives(config: ConfigDict) -> None:
     config.momentum.second_view = False  # give it another augmentation of each image, and another caption
 
     config.memory_bank = ConfigDict()  # of IRM++; size 0 is IRM
-    config.memory_bank.size = 0  # keys kept, at least (0 = no bank and no momentum model; the paper scale: 65,536)
+    config.memory_bank.size = 0  # keys kept, at least (0 = no bank; the paper scale: 65,536)
     config.memory_bank.dtype = "float32"  # of its keys and of the caption queue's: float32 | bfloat16
     config.memory_bank.negatives = "all"  # all | task: negatives from all tasks, or from the anchor's task alone
     config.memory_bank.overlaps = ()  # pairs "A:B" of data sets with unlinked people in common: no negatives
@@ -284,8 +284,8 @@ def _add_modes(config: ConfigDict) -> None:
     config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed, explain, export
 
     config.report = ConfigDict()
-    config.report.queries = 4  # rank lists shown per task and kind
-    config.report.rollouts = 3  # attention pictures per task
+    config.report.queries = 4  # rank lists shown per test set and kind
+    config.report.rollouts = 3  # attention pictures per test set
     config.report.best_known = ()  # "TEST_SET=mAP SOURCE", such as "mine=0.81 baseline of May": beside the figures
 
     config.embed = ConfigDict()
