@@ -1,14 +1,14 @@
 """IRM at paper scale: the `base` model, trained jointly on the data sets that the released joint recipe names.
 
-Build the shards first (`python -m data_pipelines.build`), and give the vocabulary of the pretrained BERT (README,
-"Pretrained weights"; the built-in one lacks the captions' words, and is refused):
+Build the shards first (`python -m data_pipelines.build`), and give the vocabulary of the pretrained BERT
+(docs/pretrained.md; the built-in one lacks the captions' words, and is refused):
 --config.data.dir=... --config.data.vocab=FOLDER. A step has 32 x 4 rows of each of nine data sets, 24 captions of
 CUHK-PEDES and six times as many of SYNTH-PEDES, as in the released recipe, whose optimizer is the library's default.
 
 CUHK-PEDES trains on test people of Market-1501 and CUHK03: build it last, with --leave_out market1501 cuhk03_labeled,
 or train on them as the released recipe does, with --config.data.leaks=warn.
 
-Rows are split over at most eight devices. More need more blocks and a larger batch (README, "Pods and clusters").
+Rows are split over at most eight devices. More need more blocks and a larger batch (docs/pods.md).
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ OWN = (DATALIST, TABLE)
 """Data sets without an official layout: they take a task and a name."""
 DATASETS = (PROCEDURAL, *sources.NAMES, *OWN)
 _LISTS = ("train_list", "query_list", "gallery_list")
+_FORMS = "CSV, TSV, JSON, JSON lines or Parquet, a list of files, or a folder of pictures (docs/own_data.md)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +213,7 @@ def _own(dataset: str, options: SourceOptions) -> Source:
     if dataset == TABLE:
         _refuse(options, dataset, *_LISTS, "sentences")
         if options.table is None:
-            raise DatasetError("--dataset table needs --table: a table, a list, or a folder (docs/own_data.md)")
+            raise DatasetError(f"--dataset table needs --table FILE: {_FORMS}")
         skip = options.skip_missing
         return table.source(options.name, options.task, people, options.table, options.clothes_crops, skip)
     _refuse(options, dataset, "table")
@@ -289,9 +290,7 @@ def _parser() -> argparse.ArgumentParser:
         "--task", choices=tuple(tasks.TASKS), help="the task (a cc set with --clothes_crops outfit: also ctcc)"
     )
     own.add_argument("--namespace", help="of people and cameras (default: the name); sets that share people share it")
-    own.add_argument(
-        "--table", metavar="FILE", help="a table, a list, or a folder a person; --raw is its folder unless given"
-    )
+    own.add_argument("--table", metavar="FILE", help=f"table: {_FORMS}; --raw is its folder unless given")
     for split in ("train", "query", "gallery"):
         own.add_argument(f"--{split}_list", metavar="FILE", help=f"datalist: the list of split {split}, inside --raw")
     own.add_argument("--sentences", metavar="FILE", help="datalist: JSON file of the sentences, inside --raw (li, t2i)")

@@ -212,7 +212,7 @@ class Run:
             self.check_vocabulary()
         constants = self.data.plan.constant_tokens
         state = create_state(self.model, self.optimizer, constants, self.config.seed, self.mesh, self.memory)
-        return self._with_given_weights(state)
+        return self._with_given_weights(state, self.optimizer)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, nothing allocated: what a checkpoint is restored into."""
@@ -223,8 +223,9 @@ class Run:
 
         Raises ConvertError for weights that do not fit the model.
         """
-        fresh = create_state(self.model, optax.identity(), self._neutral_tokens(), self.config.seed, self.mesh)
-        started = self._with_given_weights(fresh)
+        unused = optax.identity()
+        fresh = create_state(self.model, unused, self._neutral_tokens(), self.config.seed, self.mesh)
+        started = self._with_given_weights(fresh, unused)
         return self.embedding_model({"params": started.params, "batch_stats": started.batch_stats})
 
     def saved_model(self, workdir: epath.Path, step: int) -> EmbeddingModel:
@@ -241,11 +242,11 @@ class Run:
         abstract = abstract_state(self.model, optax.identity(), self._neutral_tokens(), self.mesh)
         return {"params": abstract.params, "batch_stats": abstract.batch_stats}
 
-    def _with_given_weights(self, state: TrainState) -> TrainState:
-        """The state with the weights that `config.init` names."""
+    def _with_given_weights(self, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+        """The state with the weights that `config.init` names, from which the optimizer starts."""
         sources = warm_start.Sources(**self.config.init.to_dict())
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return with_variables(state, warm_start.warm_start(variables, self.model.config, sources))
+        return with_variables(state, warm_start.warm_start(variables, self.model.config, sources), optimizer)
 
     def _neutral_tokens(self) -> np.ndarray:
         """i32[1, max_length]: a sentence to trace the model with."""

@@ -1,4 +1,4 @@
-"""The Embedder in several threads, and sentences that its model has not learned."""
+"""The Embedder: in several threads, of how many images at a time, and of sentences that its model has not learned."""
 
 import types
 from concurrent import futures
@@ -10,6 +10,12 @@ from etils import epath
 from irm_jax import Embedder, embedder
 
 pytestmark = pytest.mark.usefixtures("first_devices", "quick_programs")
+
+
+def test_no_images_at_a_time_are_refused():
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {size}"):
+            Embedder("demo", batch_size=size)
 
 
 @pytest.mark.nightly

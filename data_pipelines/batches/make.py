@@ -176,7 +176,6 @@ def batch_spec(
             fields["table"] = ((r, s, *instruction_image_size, 3), np.uint8) if visual else ((r, s, length), np.int32)
             for name in ("composed_row", "composed_instruction"):
                 fields[name] = ((r, bc), np.int32)
-            fields["composed_key"] = ((r, bc, KEY_WORDS), np.int32)
             fields["composed_attributes"] = ((r, bc, schema.ATTRIBUTE_SLOTS), np.int32)
             fields["composed_valid"] = ((r, bc), np.bool_)
         spec[kind] = fields
@@ -278,7 +277,6 @@ class BatchMaker:
     | instruction | i32[R,b] | entry of the block's table, or -1-c for constant sentence c |
     | instruction_key | i32[R,b,2] | equal for equal instructions: -1-c for constants, else 62 bits of a content hash |
     | composed_row, composed_instruction | i32[R,bc] | as above, of composed rows |
-    | composed_key | i32[R,bc,2] | as above, of composed rows |
     | composed_attributes | i32[R,bc,8] | what the instruction asks for; -1: not asked |
     | composed_valid | bool[R,bc] | whether the person has another outfit in the batch |
 
@@ -380,7 +378,6 @@ class BatchMaker:
             composed = slice(layout.composed_row, layout.composed_row + layout.composed_rows)
             group["composed_row"][:, composed] = np.arange(rows.start, rows.stop, dtype=np.int32)
             group["composed_instruction"][:, composed] = layout.entry + drawn.composed_entry
-            group["composed_key"][:, composed] = np.take_along_axis(keys, drawn.composed_entry[..., None], axis=1)
             asked = np.take_along_axis(drawn.entry_record, drawn.composed_entry, axis=1)
             valid, wanted = drawn.composed_valid, self.sources[number].labels.wanted[asked]
             group["composed_attributes"][:, composed] = np.where(valid[..., None], wanted, schema.UNKNOWN)

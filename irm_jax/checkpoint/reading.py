@@ -190,7 +190,7 @@ def record_file(folder: epath.Path, step: int) -> epath.Path:
 
 
 def read_record(folder: epath.Path, step: int) -> dict[str, Any]:
-    """Reads the record of a step: format, step, best_metric, best_mode, metadata. Raises CheckpointError."""
+    """Reads the record of a step: format, step, best_metric, metadata. Raises CheckpointError."""
     path = record_file(folder, step)
     try:
         record = parse_json(path.read_bytes())
@@ -198,7 +198,7 @@ def read_record(folder: epath.Path, step: int) -> dict[str, Any]:
             raise ValueError(f"{path} holds no record")
         if record.get("format") == FORMAT and record.get(RECORD_HASH, record_hash(record)) != record_hash(record):
             raise ValueError(f"{path} is not what was saved")
-        missing = {"step", "best_metric", "best_mode", "metadata"} - record.keys()
+        missing = {"step", "best_metric", "metadata"} - record.keys()
         if record.get("format") == FORMAT and (missing or not isinstance(record["metadata"], dict)):
             raise ValueError(f"{path} lacks {', '.join(sorted(missing)) or 'metadata'}")
     except (OSError, ValueError) as error:
@@ -226,7 +226,7 @@ def choose_step(folder: epath.Path, step: StepChoice) -> int:
     if step == "best":
         record = read_record(folder, steps[-1])
         scores = {saved: score_of(read_record(folder, saved), record["best_metric"]) for saved in steps}
-        best = best_of(scores, record["best_mode"])
+        best = best_of(scores)
         if best is None:
             raise CheckpointError(
                 f"no checkpoint in {folder} was saved with the metric {record['best_metric']!r}: use the latest, or "
@@ -249,10 +249,9 @@ def score_of(record: Mapping[str, Any], metric: str | None) -> float | None:
     return value
 
 
-def best_of(scores: Mapping[int, float | None], mode: str) -> int | None:
-    """The step with the best score, the newest of equals; None if no step has one."""
-    sign = 1.0 if mode == "max" else -1.0
-    ranked = {step: (sign * score, step) for step, score in scores.items() if score is not None}
+def best_of(scores: Mapping[int, float | None]) -> int | None:
+    """The step with the largest score, the newest of equals; None if no step has one."""
+    ranked = {step: (score, step) for step, score in scores.items() if score is not None}
     return max(ranked, key=ranked.__getitem__, default=None)
 
 

@@ -5,8 +5,8 @@ a folder called by a plain number is complete, and a killed or failed save leave
 next `Checkpointer` removes. An old step is renamed into `.deleted` for the same reason; its files go at the next
 `save`, `wait` or `close`.
 
-Kept are the `keep` newest steps, and beside them the best by `best_metric` (the newer of equals). A step saved without
-that metric, or with a NaN, competes by age only. A step is deleted only after a newer one is complete.
+Kept are the `keep` newest steps, and beside them the best, whose `best_metric` is largest (the newer of equals). A step
+saved without that metric, or with a NaN, competes by age only. A step is deleted only after a newer one is complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -55,15 +55,14 @@ class Checkpointer:
         *,
         keep: int = 3,
         best_metric: str | None = None,
-        best_mode: Literal["max", "min"] = "max",
         async_: bool = True,
     ):
         """`keep` >= 1: see the module docstring. `async_`: `save` returns once the state is copied to host memory."""
-        if keep < 1 or best_mode not in ("max", "min"):
-            raise ValueError(f"keep must be at least 1 and best_mode 'max' or 'min', not {keep} and {best_mode!r}")
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, not {keep}")
         quieten_orbax()
         self.directory = reading.as_folder(directory)
-        self.keep, self.best_metric, self.best_mode = keep, best_metric, best_mode
+        self.keep, self.best_metric = keep, best_metric
         self._asynchronous = async_
         self._scores: dict[int, float | None] = {}
         options = ocp.CheckpointManagerOptions(
@@ -96,7 +95,7 @@ class Checkpointer:
             "format": reading.FORMAT,
             "step": step,
             "best_metric": self.best_metric,
-            "best_mode": self.best_mode,
+            "best_mode": "max",  # earlier versions read it
             "metadata": jsonable(metadata),
             reading.HASHES: True,
         }
@@ -148,11 +147,6 @@ class Checkpointer:
         self.wait()
         return max(self._manager.all_steps(), default=None)
 
-    def best_step(self) -> int | None:
-        """The complete step with the best metric, None if no step has it. Waits for a save in progress."""
-        self.wait()
-        return self._best_of(self._manager.all_steps())
-
     def wait(self) -> None:
         """Waits for the save in progress, if any. Raises CheckpointError if it failed."""
         with self._failures("writing a checkpoint"):
@@ -179,11 +173,8 @@ class Checkpointer:
                 raise
             logging.error("%s", failure)  # the first error is the one to raise
 
-    def _best_of(self, steps: Sequence[int]) -> int | None:
-        return reading.best_of({step: self._scores[step] for step in steps}, self.best_mode)
-
     def _kept(self, steps: Sequence[int]) -> set[int | None]:
-        return {*sorted(steps)[-self.keep :], self._best_of(steps)}
+        return {*sorted(steps)[-self.keep :], reading.best_of({step: self._scores[step] for step in steps})}
 
     def _require_space(self, step: int, state: Any) -> None:
         """Refuses a save that cannot fit before a byte is written; compression (5 to 10% of floats) is not counted."""

@@ -215,7 +215,7 @@ def _add_objectives(config: ConfigDict) -> None:
     config.momentum.second_view = False  # give it another augmentation of each image, and another caption
 
     config.memory_bank = ConfigDict()  # of IRM++; size 0 is IRM
-    config.memory_bank.size = 0  # keys kept, at least (0 = no bank and no momentum model; the paper scale: 65,536)
+    config.memory_bank.size = 0  # keys kept, at least (0 = no bank; the paper scale: 65,536)
     config.memory_bank.dtype = "float32"  # of its keys and of the caption queue's: float32 | bfloat16
     config.memory_bank.negatives = "all"  # all | task: negatives from all tasks, or from the anchor's task alone
     config.memory_bank.overlaps = ()  # pairs "A:B" of data sets with unlinked people in common: no negatives
@@ -232,7 +232,7 @@ def _add_objectives(config: ConfigDict) -> None:
 def _add_training(config: ConfigDict) -> None:
     """Adds the keys of the optimizer and the training loop."""
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # any optimizer of optax, such as lion, muon, adafactor, schedule_free
+    config.optimizer.name = "adamw"  # or lion, muon, adafactor, schedule_free, another one of optax with a schedule
     config.optimizer.options = ConfigDict()  # further keyword arguments of optax's function
     config.optimizer.learning_rate = 4e-5  # peak (released joint recipe)
     config.optimizer.warmup_steps = 1000  # linear from 1% to 100%
@@ -241,7 +241,7 @@ def _add_training(config: ConfigDict) -> None:
     config.optimizer.beta1 = 0.9  # of adamw, schedule_free, and muon's AdamW part; others have theirs in options
     config.optimizer.beta2 = 0.999  # likewise
     config.optimizer.clip_norm = 0.0  # global gradient norm limit (0 = none, as released)
-    config.optimizer.frozen = ""  # pattern of parameter paths that do not change ('' = all learn)
+    config.optimizer.frozen = ""  # pattern of parameter paths that do not change in the whole run ('' = all learn)
     config.optimizer.rate_multipliers = ()  # "PATTERN=FACTOR" of the learning rate by path; the first that fits counts
     config.optimizer.layer_decay = 1.0  # factor of the learning rate from each encoder block to the one before it
     config.optimizer.accumulate = 1  # batches per step, each mined on its own
@@ -284,8 +284,8 @@ def _add_modes(config: ConfigDict) -> None:
     config.evaluation.checkpoint = "latest"  # latest | best | a step; for --mode evaluate, embed, explain, export
 
     config.report = ConfigDict()
-    config.report.queries = 4  # rank lists shown per task and kind
-    config.report.rollouts = 3  # attention pictures per task
+    config.report.queries = 4  # rank lists shown per test set and kind
+    config.report.rollouts = 3  # attention pictures per test set
     config.report.best_known = ()  # "TEST_SET=mAP SOURCE", such as "mine=0.81 baseline of May": beside the figures
 
     config.embed = ConfigDict()

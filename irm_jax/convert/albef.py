@@ -49,10 +49,13 @@ def read(source: Source, options: Options) -> Conversion:
 
 
 def add_text_and_fusion(conversion: Conversion, tensors: Tensors, heads: int | None) -> Reasons:
-    """Takes the text encoder of a whole model, its fusion layers and their heads; returns why parts are left out."""
+    """Takes the text encoder of a whole model, its fusion layers and their heads; returns why parts are left out.
+
+    `heads`: of attention, where the width is none of `bert.HEADS`.
+    """
     words = tensors.below(f"{TEXT}bert.")
-    if heads is None and bert.ANCHOR in words:
-        heads = bert.HEADS.get(words[bert.ANCHOR].shape[1])
+    if bert.ANCHOR in words:
+        heads = bert.HEADS.get(words[bert.ANCHOR].shape[1], heads)
     bert.add_text(conversion, words, heads)
     bert.add_fusion(conversion, words)
     for name in HEADS:

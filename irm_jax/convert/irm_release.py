@@ -73,13 +73,18 @@ def read(source: Source, options: Options) -> Conversion:
     conversion = Conversion(NAME, _PASS.resize, sentence_sep=False)
     tower = image.person_tower(person, vit.PASS, options, _PASS)
     conversion.add(tower, vit.PASS, person)
-    conversion.add(image.image_tower("template_encoder", template, vit.TIMM, options.heads, 1), vit.TIMM, template)
+    width, depth = template["patch_embed.proj.weight"].shape[0], template.depth("blocks.{n}")
+    heads = vit.HEADS.get((width, depth), options.heads)  # what the user says is of the image encoder
+    conversion.add(image.image_tower("template_encoder", template, vit.TIMM, heads, 1), vit.TIMM, template)
     left = albef.add_text_and_fusion(conversion, tensors, options.heads)
     left += _add_editing(conversion, tensors, tower.sizes, options.editing)
     conversion.add_rest(REST, tensors, tower.sizes)
     conversion.account(tensors, (*left, *_LEFT))
-    conversion.notes.append("sentences as it learned them: config.model.sentence_sep=False, "
-                            'config.data.sentences.vi="cross modiality" (spelled so)')  # fmt: skip
+    conversion.notes.append(
+        "computes as there with --config.model.sentence_sep=False --config.model.mask_instruction_padding=False "
+        '--config.evaluation.metric=euclidean --config.data.sentences.vi="cross modiality" (spelled so); templates are '
+        "tested with --config.model.template_statistics=imagenet"
+    )
     return conversion
 
 

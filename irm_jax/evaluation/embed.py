@@ -41,6 +41,8 @@ class EmbeddingModel:
         self, model: IRM, variables: Mapping[str, Any], tokenizer: Tokenizer, mesh: Mesh, batch_size: int,
         sizes: Sequence[int] = (),
     ) -> None:  # fmt: skip
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.model, self.mesh, self.tokenizer = model, mesh, tokenizer
         shards_of_rows = mesh_lib.row_shards(mesh)
         self.batch_size = -(-batch_size // shards_of_rows) * shards_of_rows

@@ -17,9 +17,6 @@ class AdaptiveTripletAux(NamedTuple):
         dropped: valid anchors without another row of their identity, or without a negative.
         active: anchors that violate the margin.
         beta_1: instruction similarity to the farthest row of the same identity.
-        beta_2: instruction similarity to the second-farthest.
-        positive_distance: D_p1.
-        negative_distance: D_n.
 
     Averages are taken over the kept anchors, `valid & ~dropped`.
     """
@@ -27,9 +24,6 @@ class AdaptiveTripletAux(NamedTuple):
     dropped: jax.Array  # bool[B]
     active: jax.Array  # bool[B]
     beta_1: jax.Array  # float[B]
-    beta_2: jax.Array  # float[B]
-    positive_distance: jax.Array  # float[B]
-    negative_distance: jax.Array  # float[B]
 
 
 class _Triplets(NamedTuple):
@@ -90,9 +84,6 @@ def adaptive_triplet_loss(
         dropped=rows.valid & ~kept,
         active=kept & (margin_term > 0),
         beta_1=jnp.where(kept, beta_1, zero),
-        beta_2=jnp.where(kept, beta_2, zero),
-        positive_distance=jnp.where(kept, d_p1, zero),
-        negative_distance=jnp.where(kept, d_n, zero),
     )
     return loss, jax.lax.stop_gradient(aux)
 

@@ -18,20 +18,15 @@ UNNAMED = -1
 
 
 class ComposedTripletAux(NamedTuple):
-    """What the loss saw per anchor, without gradient. All values are 0 where the anchor is invalid or dropped.
+    """What the loss saw per anchor, without gradient.
 
     Attributes:
         dropped: valid anchors without a positive or without a negative.
         active: anchors that violate the margin.
-        own_person: whether the nearest negative is the anchor's own person in another outfit.
-        positive_distance, negative_distance: D_p and D_n.
     """
 
     dropped: jax.Array  # bool[C]
     active: jax.Array  # bool[C]
-    own_person: jax.Array  # bool[C]
-    positive_distance: jax.Array  # float[C]
-    negative_distance: jax.Array  # float[C]
 
 
 def compare_attributes(
@@ -92,11 +87,5 @@ def composed_triplet_loss(
     d_p, d_n = chosen_distances(own, rows, farthest, nearest)
     zero = jnp.zeros((), dtype)
     loss = jnp.where(kept, jax.nn.relu(d_p - d_n + margin), zero)
-    aux = ComposedTripletAux(
-        dropped=anchors.valid & ~kept,
-        active=kept & (loss > 0),
-        own_person=kept & (jnp.take(candidates.identity, nearest, mode="clip") == anchors.identity),
-        positive_distance=jnp.where(kept, d_p, zero),
-        negative_distance=jnp.where(kept, d_n, zero),
-    )
+    aux = ComposedTripletAux(dropped=anchors.valid & ~kept, active=kept & (loss > 0))
     return loss, jax.lax.stop_gradient(aux)

@@ -13,13 +13,6 @@ from irm_jax.losses.reductions import log_sum_exp, total
 TEMPERATURE_BOUNDS = (0.01, 0.5)
 
 
-class ContrastiveAux(NamedTuple):
-    """Per row: does the best key of the batch show the row's identity? False for invalid rows. No gradient."""
-
-    image_to_text_correct: jax.Array  # bool[B]
-    text_to_image_correct: jax.Array  # bool[B]
-
-
 @jax.custom_vjp
 def clip_temperature(temperature: Float[Array, ""]) -> Float[Array, ""]:
     """Returns the temperature kept in [0.01, 0.5].
@@ -85,7 +78,7 @@ def contrastive_loss(
     clothes: Int[Array, " B"],
     valid: Bool[Array, " B"],
     temperature: Float[Array, ""] | float,
-) -> tuple[Float[Array, " B"], ContrastiveAux]:
+) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
     """Mean of image-to-text and text-to-image cross-entropy of cosines / temperature; row i of both is one pair.
 
     The target of a query is spread evenly over its positives, see `same_and_other_outfit`. Keys are the rows of the
@@ -100,7 +93,7 @@ def contrastive_loss(
 
     Returns:
         loss: one value per pair, float32 or float64; 0 for invalid rows.
-        aux: see its class.
+        correct: whether the caption's best image shows its person; False for invalid rows.
 
     Source: docs/method.md, "Text-to-image objectives", contrast, without queue and momentum.
     """
@@ -112,16 +105,14 @@ def contrastive_loss(
     targets = spread(positive & usable, dtype)
     scale = jnp.asarray(temperature).astype(dtype)
 
-    def direction(query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = jnp.einsum("bd,kd->bk", query, key, precision=jax.lax.Precision.HIGHEST) / scale
-        best = jnp.argmax(jnp.where(usable, logits, -jnp.inf), axis=1)
-        correct = valid & (jnp.take(identity, best, mode="clip") == identity)
-        return direction_loss(logits, targets, usable), correct
+    def logits(query: jax.Array, key: jax.Array) -> jax.Array:
+        return jnp.einsum("bd,kd->bk", query, key, precision=jax.lax.Precision.HIGHEST) / scale
 
-    image_to_text, image_to_text_correct = direction(image, text)
-    text_to_image, text_to_image_correct = direction(text, image)
-    loss = jnp.where(valid, (image_to_text + text_to_image) / 2, jnp.zeros((), dtype))
-    return loss, ContrastiveAux(image_to_text_correct, text_to_image_correct)
+    of_images, of_captions = logits(image, text), logits(text, image)
+    image_to_text, text_to_image = (direction_loss(x, targets, usable) for x in (of_images, of_captions))
+    best = jnp.argmax(jnp.where(usable, of_captions, -jnp.inf), axis=1)
+    correct = valid & (jnp.take(identity, best, mode="clip") == identity)
+    return jnp.where(valid, (image_to_text + text_to_image) / 2, jnp.zeros((), dtype)), correct
 
 
 @runtime_checkable
@@ -167,7 +158,7 @@ def momentum_contrastive_loss(
     queue: PairKeys | None,
     temperature: Float[Array, ""] | float,
     soft_share: Float[Array, ""] | float,
-) -> tuple[Float[Array, " B"], ContrastiveAux]:
+) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
     """Mean of four cross-entropies over momentum keys: image to text, text to image, and within each.
 
     A query is compared with all keys of the batch, its own among them, and of the queue. Let s be the cosines of the
@@ -185,7 +176,7 @@ def momentum_contrastive_loss(
 
     Returns:
         loss: one value per pair, float32 or float64; 0 for invalid rows.
-        aux: over the keys of the batch; see its class.
+        correct: whether the caption's best image among the keys of the batch shows its person; False for invalid rows.
 
     Source: docs/method.md, "Text-to-image objectives", contrast; ALBEF's image-text contrastive loss with RaSa's two
     directions within one modality.
@@ -204,11 +195,9 @@ def momentum_contrastive_loss(
     losses, best = zip(
         *[_direction(query[one], teacher[one], sources, other, scale, share) for one, other in directions], strict=True
     )
-    correct = [
-        pairs.valid & (jnp.take(sources.keys[0].identity, row, mode="clip") == anchor.identity) for row in best[:2]
-    ]
-    loss = jnp.where(pairs.valid, total(losses) / len(directions), jnp.zeros((), dtype))
-    return loss, ContrastiveAux(*correct)
+    of_captions = best[directions.index(("text", "image"))]
+    correct = pairs.valid & (jnp.take(batch.identity, of_captions, mode="clip") == anchor.identity)
+    return jnp.where(pairs.valid, total(losses) / len(directions), jnp.zeros((), dtype)), correct
 
 
 def _related(anchor: PairKeys, keys: list[PairKeys], dtype: jnp.dtype) -> _Sources:

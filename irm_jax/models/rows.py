@@ -15,7 +15,7 @@ from irm_jax.models.instruction_encoder import Instruction
 from irm_jax.parallel.mesh import constrain_rows
 
 Batch = Mapping[str, Mapping[str, Array]]
-"""Groups of block arrays [R, b, ...] by instruction kind, see `data_pipelines.batches.pipeline`."""
+"""Groups of block arrays [R, b, ...] by instruction kind, see `data_pipelines.batches.make`."""
 Tree = TypeVar("Tree")
 
 

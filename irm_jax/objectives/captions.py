@@ -209,12 +209,12 @@ class Captions(Objective):
             image, text, anchor = jax.tree.map(mesh_lib.constrain_replicated, (image, text, keys))
             pairs = contrastive.Pairs(image, text, anchor, columns.valid)
             past = lanes.flat(queue) if queue is not None else None
-            loss, aux = momentum_contrastive_loss(pairs, keys, past, temperature, share)
+            loss, correct = momentum_contrastive_loss(pairs, keys, past, temperature, share)
             if queue is not None:
                 metrics["queue_filled"] = jnp.mean((queue.entries.identity >= 0).astype(jnp.float32))
         else:
-            loss, aux = contrastive_loss(image, text, columns.identity, columns.clothes, columns.valid, temperature)
-        measured = {"contrastive_loss": loss, "retrieval_accuracy": aux.text_to_image_correct.astype(loss.dtype)}
+            loss, correct = contrastive_loss(image, text, columns.identity, columns.clothes, columns.valid, temperature)
+        measured = {"contrastive_loss": loss, "retrieval_accuracy": correct.astype(loss.dtype)}
         return self.options.contrastive_weight * loss, measured, metrics
 
     def _matching(self, fused: FusedCaptions, counted: Array) -> tuple[Array, Array] | None:

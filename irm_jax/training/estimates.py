@@ -52,8 +52,9 @@ def announce(training: Training, state: Any) -> None:
     if storage.is_remote(training.workdir):
         return
     one = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    there = len(checkpoint.saved_steps(training.checkpoints.directory))
-    kept, more = checkpoints_at_most(config, training.start, there)
+    saved = checkpoint.saved_steps(training.checkpoints.directory)
+    scored = any(training.checkpoints.metrics(step) for step in saved)
+    kept, more = checkpoints_at_most(config, training.start, len(saved), scored)
     free = shutil.disk_usage(training.workdir).free
     said = f"{kept} checkpoints of {words.size(one)} at most in {training.workdir}, where {words.size(free)} are free"
     if processes.any_process(more * one > free):
@@ -64,17 +65,18 @@ def announce(training: Training, state: Any) -> None:
     logging.info("%s", said)
 
 
-def checkpoints_at_most(config: ConfigDict, start: int, there: int) -> tuple[int, int]:
+def checkpoints_at_most(config: ConfigDict, start: int, there: int, scored: bool) -> tuple[int, int]:
     """Returns the most checkpoints that lie on the disk at a time, and how many more than the `there` of now.
 
-    An old one is deleted once a newer one is complete; the best one is kept beside the newest.
+    An old one is deleted once a newer one is complete; the best one is kept beside the newest. `scored`: whether one of
+    now was evaluated, as the last one of a finished run that goes on.
     """
     c, t = config.checkpoint, config.train
     ahead = {t.steps} if t.steps > start else set()
     for every in (c.every, t.evaluate_every):
         if every:
             ahead |= set(range((start // every + 1) * every, t.steps, every))
-    most = min(there + len(ahead), c.keep + bool(t.evaluate_every) + 1)
+    most = min(there + len(ahead), c.keep + bool(t.evaluate_every or scored) + 1)
     return max(most, there), max(most - there, 0)
 
 

@@ -133,7 +133,7 @@ class Training:
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What the training data is, see `JointData.fingerprint`."""
+        """What the training data is, see `TrainingData.fingerprint`."""
         return self.run.data.fingerprint()
 
     @functools.cached_property

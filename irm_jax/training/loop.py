@@ -47,7 +47,7 @@ def fit(run: Run, workdir: epath.Path, hooks: Sequence[Hook] | None = None) -> T
     with (
         locked(workdir),
         Checkpointer(
-            workdir / CHECKPOINTS, keep=c.keep, best_metric=c.best_metric, best_mode="max", async_=c.asynchronous
+            workdir / CHECKPOINTS, keep=c.keep, best_metric=c.best_metric, async_=c.asynchronous
         ) as checkpoints,
         StopSignal() as signal,
     ):

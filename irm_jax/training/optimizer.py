@@ -19,7 +19,7 @@ import optax
 from optax import contrib
 
 from irm_jax.checkpoint.averages import averaged
-from irm_jax.config.layer_rates import LayerRates
+from irm_jax.config.layer_rates import LayerRates, LayerRatesError
 from irm_jax.errors import ConfigError
 from irm_jax.parallel.rules import path_string
 
@@ -92,9 +92,8 @@ def warmup_alone(learning_rate: float, warmup_steps: int) -> Schedule:
 
 def decay_mask(params: Any, no_decay: str) -> Any:
     """True where weight decay applies: for every parameter whose path does not match the pattern ('' = decay all)."""
-    pattern = re.compile(no_decay) if no_decay else None
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: pattern is None or pattern.search(path_string(path)) is None, params
+        lambda path, leaf: not (no_decay and _fits_whole(no_decay, path, leaf)), params
     )
 
 
@@ -109,15 +108,39 @@ def make_optimizer(options: OptimizerOptions) -> optax.GradientTransformation:
     """
     clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm > 0 else optax.identity()
     frozen = scaled(clip, LayerRates(frozen=options.rates.frozen), gradients=True)
-    if options.name == "schedule_free":
-        return optax.chain(frozen, _schedule_free(options))
-    return optax.chain(frozen, scaled(without_moments(_named(options), options.rates.frozen), options.rates))
+    if options.name == "schedule_free":  # y is computed from z and x anew, rounded: frozen parameters would drift
+        chosen = scaled(_schedule_free(options), LayerRates(frozen=options.rates.frozen))
+    else:
+        chosen = scaled(without_moments(_named(options), options.rates.frozen), options.rates)
+    return _with_checked_decay(optax.chain(frozen, chosen), options.no_decay)
+
+
+def _with_checked_decay(inner: optax.GradientTransformation, no_decay: str) -> optax.GradientTransformation:
+    """Returns `inner`; its `init` raises LayerRatesError if the pattern fits no parameter, or a part of a stack."""
+    if not no_decay:
+        return inner
+
+    def init(params: Any) -> Any:
+        for path, factor in jax.tree_util.tree_leaves_with_path(factors(params, LayerRates(frozen=no_decay))):
+            if len(np.unique(factor)) > 1:
+                raise LayerRatesError(
+                    f"config.optimizer.no_decay = {no_decay!r} fits some layers of {path_string(path)}, which stacks "
+                    "all of them: write a pattern without their numbers, or set config.model.scan_layers=False"
+                )
+        return inner.init(params)
+
+    return optax.GradientTransformation(init, inner.update)
+
+
+def free_states(opt_state: Any) -> list[contrib.ScheduleFreeState]:
+    """The states of `schedule_free` within that of an optimizer: one, or none."""
+    is_free = lambda node: isinstance(node, contrib.ScheduleFreeState)  # noqa: E731
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=is_free) if is_free(node)]
 
 
 def evaluation_params(params: Any, opt_state: Any) -> Any:
     """The parameters to evaluate and export: the averages that `schedule_free` keeps, else `params` themselves."""
-    is_free = lambda node: isinstance(node, contrib.ScheduleFreeState)  # noqa: E731
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_free) if is_free(node)]
+    found = free_states(opt_state)
     return averaged(params, found[0].z, found[0].b1) if found else params
 
 
@@ -132,6 +155,24 @@ def _named(options: OptimizerOptions) -> optax.GradientTransformation:
             "adamw, lion, muon, adafactor or schedule_free"
         )
     _check_extra(options, taken)
+    params = {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+    try:
+        found = _made(make, taken, options, rate)
+        with jax.numpy_dtype_promotion("standard"):  # as the training step runs optax
+            jax.eval_shape(found.update, params, jax.eval_shape(found.init, params), params)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"config.optimizer.name = {options.name!r}, options {dict(options.extra)}: optax's function does not work "
+            f"with a schedule of the learning rate and gradients alone ({error}); choose another optimizer or other "
+            "options"
+        ) from error
+    return found
+
+
+def _made(
+    make: Any, taken: Mapping[str, Any], options: OptimizerOptions, rate: Schedule
+) -> optax.GradientTransformation:  # fmt: skip
+    """What the optax function `make`, which takes the arguments `taken`, makes of the options."""
     given: dict[str, Any] = {"learning_rate": rate}
     if options.name == "adamw":
         given |= {"b1": options.beta1, "b2": options.beta2}
@@ -211,14 +252,21 @@ def without_gradient(params: Any, frozen: str) -> Any:
         return params
 
     def cut(path: Any, leaf: Any) -> Any:
-        return jax.lax.stop_gradient(leaf) if _is_frozen(path, leaf, frozen) else leaf
+        return jax.lax.stop_gradient(leaf) if _fits_whole(frozen, path, leaf) else leaf
 
     return jax.tree_util.tree_map_with_path(cut, params)
 
 
-def _is_frozen(path: Any, leaf: Any, frozen: str) -> bool:
-    """Whether a leaf is frozen whole, with all layers that it stacks."""
-    return all(re.search(frozen, name) for name in _layers(path_string(path), leaf))
+def _fits_whole(pattern: str, path: Any, leaf: Any) -> bool:
+    """Whether a pattern fits a leaf, with all layers that it stacks."""
+    return all(re.search(pattern, name) for name in _layers(path_string(path), leaf))
+
+
+def thawed(params: Any, before: str, now: str) -> list[str]:
+    """The paths of parameters that the pattern `before` froze and `now` does not, stacked layers one by one."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = [name for path, leaf in leaves for name in _layers(path_string(path), leaf)]
+    return [name for name in names if before and re.search(before, name) and not (now and re.search(now, name))]
 
 
 def without_moments(inner: optax.GradientTransformation, frozen: str) -> optax.GradientTransformation:
@@ -232,7 +280,7 @@ def without_moments(inner: optax.GradientTransformation, frozen: str) -> optax.G
 
     def pruned(tree: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: jnp.zeros((1,) * x.ndim, x.dtype) if _is_frozen(path, x, frozen) else x, tree
+            lambda path, x: jnp.zeros((1,) * x.ndim, x.dtype) if _fits_whole(frozen, path, x) else x, tree
         )
 
     def init(params: Any) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
+import optax
 from absl import logging
 
 from irm_jax import checkpoint
+from irm_jax.training import optimizer as optimizers
 from irm_jax.training import state as states
 from irm_jax.training.state import TrainState
 
@@ -49,8 +52,9 @@ def first_state(run: Run, checkpoints: checkpoint.Checkpointer) -> tuple[TrainSt
 def restore(run: Run, checkpoints: checkpoint.Checkpointer, step: int) -> TrainState:
     """Returns the saved state if neither the model nor the data plan changed since.
 
-    Other settings may change from one start to the next, and the log says which did. So may the data plan, if
-    `config.data.accept_changes` says so. A bank of other lanes (another batch or size) is laid out anew.
+    Other settings may change from one start to the next, and the log says which did; not those that the optimizer's
+    state does not bear. So may the data plan, if `config.data.accept_changes` says so. A bank of other lanes (another
+    batch or size) is laid out anew.
 
     Raises CheckpointError naming every difference.
     """
@@ -66,6 +70,8 @@ def restore(run: Run, checkpoints: checkpoint.Checkpointer, step: int) -> TrainS
         _require_same_numbers(plan, fingerprint)
         plan = fingerprint
     abstract = run.abstract_state()
+    frozen = saved["config"].get("optimizer", {}).get("frozen", "")
+    _require_same_frozen(optimizers.thawed(abstract.params, frozen, run.config.optimizer.frozen), frozen)
     target = states.with_saved_moments(states.with_saved_banks(abstract, arrays), arrays)
     try:
         restored, _ = checkpoints.restore(target, step)
@@ -79,10 +85,11 @@ def restore(run: Run, checkpoints: checkpoint.Checkpointer, step: int) -> TrainS
     if target is not abstract:
         restored, fresh = states.with_fresh_moments(restored, abstract)
         if fresh:
-            logging.warning("%d moments of the optimizer begin anew: config.optimizer.frozen is another one", fresh)
+            logging.warning("%d moments of the optimizer are dropped: config.optimizer.frozen is another one", fresh)
         restored, kept = states.with_relaid_banks(restored, abstract)
         for name, count in kept.items():
             logging.warning("the %s was laid anew for this batch and size: %d keys kept", name.replace("_", " "), count)
+    _require_same_averages(restored, run.optimizer)
     return restored
 
 
@@ -92,6 +99,33 @@ def _log_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
         for line in checkpoint.differences(saved.get(table, {}), current[table]):
             if ": checkpoint absent, " not in line:
                 logging.warning("resumed with another setting: config.%s.%s", table, line)
+
+
+def _require_same_frozen(thawed: Sequence[str], before: str) -> None:
+    """Raises CheckpointError if parameters are to learn that were frozen: the optimizer has no moments of them.
+
+    Beside its count of all steps, moments of 0 would make the first steps several times too long.
+    """
+    if thawed:
+        raise checkpoint.CheckpointError(
+            f"config.optimizer.frozen lets {len(thawed)} parameters learn ({thawed[0]}, ...) that were frozen, and of "
+            f"which the checkpoint's optimizer has no moments: set it to {before!r} again. What is to learn later has "
+            "config.optimizer.rate_multipliers='(\"PATTERN=0\",)' from the first step, which gathers moments"
+        )
+
+
+def _require_same_averages(state: TrainState, optimizer: optax.GradientTransformation) -> None:
+    """Raises CheckpointError if the averages of schedule_free were made with another beta1 than the next steps'."""
+    saved = optimizers.free_states(state.opt_state)
+    if not saved:
+        return
+    fresh = jax.jit(lambda params: [free.b1 for free in optimizers.free_states(optimizer.init(params))])(state.params)
+    before, now = float(saved[0].b1), float(fresh[0])
+    if now != before:
+        raise checkpoint.CheckpointError(
+            f"config.optimizer.beta1 = {now:g}, but the averages of schedule_free in the checkpoint are made with "
+            f"{before:g}: set it to {before:g} again, or train in a new workdir"
+        )
 
 
 def _require_same_numbers(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

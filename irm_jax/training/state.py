@@ -117,15 +117,21 @@ def create_state(
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(random_key(seed, PARAMETERS))
 
 
-def with_variables(state: TrainState, variables: Mapping[str, Any]) -> TrainState:
-    """The state with other `params` and `batch_stats`; the momentum model starts again from the new parameters."""
+def with_variables(
+    state: TrainState, variables: Mapping[str, Any], optimizer: optax.GradientTransformation
+) -> TrainState:  # fmt: skip
+    """The state with other `params` and `batch_stats`, from which optimizer and momentum model start again."""
     if variables["params"] is state.params:
         return state
     params = variables["params"]
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
+    with jax.numpy_dtype_promotion("standard"):
+        opt_state = jax.jit(optimizer.init, out_shardings=layout)(params)
     return dataclasses.replace(
         state,
         params=params,
         batch_stats=variables["batch_stats"],
+        opt_state=opt_state,
         momentum_params=momentum.start(params) if state.momentum_params is not None else None,
     )
 
@@ -175,7 +181,7 @@ def with_saved_banks(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStr
 
     Args:
         abstract: the state of this run.
-        saved: shape and dtype of a checkpoint's arrays by path (`saving.array_shapes`).
+        saved: shape and dtype of a checkpoint's arrays by path (`checkpoint.array_shapes`).
     """
     changed = {}
     for name in BANKS:
@@ -198,8 +204,8 @@ def with_saved_banks(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStr
 def with_saved_moments(abstract: TrainState, saved: Mapping[str, jax.ShapeDtypeStruct]) -> TrainState:
     """Returns the state to restore into: `abstract`, but with moments in the shape in which they were saved.
 
-    A frozen parameter has one number for a moment, so shapes differ where it was frozen then and is not now, or the
-    other way round. Returns `abstract` itself where none differ.
+    A frozen parameter has one number for a moment, so shapes differ where it was not frozen then and is now. Returns
+    `abstract` itself where none differ.
     """
 
     def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

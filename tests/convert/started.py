@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import weights
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -22,7 +23,7 @@ from irm_jax.training.state import TrainState, with_variables
 def warm_start(state: TrainState, model: IRMConfig, sources: Sources) -> TrainState:
     """The state of a fresh run that starts from `sources`."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return with_variables(state, module.warm_start(variables, model, sources))
+    return with_variables(state, module.warm_start(variables, model, sources), optax.identity())
 
 
 def ones(**options: Any) -> tuple[IRMConfig, TrainState]:
@@ -38,5 +39,6 @@ def ones(**options: Any) -> tuple[IRMConfig, TrainState]:
     split = NamedSharding(mesh, PartitionSpec("model", "fsdp"))
     text["word_embedding"] = jax.device_put(text["word_embedding"], split)
     return model, TrainState(
-        jnp.zeros((), jnp.int32), params, whole["batch_stats"], init_mean(2, 8), (), averaged_part(params)
-    )
+        jnp.zeros((), jnp.int32), params, whole["batch_stats"], init_mean(2, 8), optax.EmptyState(),
+        averaged_part(params),
+    )  # fmt: skip

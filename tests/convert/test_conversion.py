@@ -185,6 +185,21 @@ def test_a_neck_with_a_bias_is_another_model(tmp_path):
         convert("irm_release", Source(tmp_path / "w.safetensors"), Options(heads=2))
 
 
+def test_heads_of_a_whole_model_are_those_of_the_tower_whose_sizes_do_not_say(tmp_path, monkeypatch):
+    monkeypatch.setitem(bert.HEADS, 8, 4)
+    monkeypatch.setitem(vit.HEADS, (8, 2), 4)
+    towers = converted("irm_release", tmp_path, weights.irm_release(), Options(heads=2))[2].towers
+    names = ("image_encoder", "template_encoder", "text_encoder", "fusion_encoder")
+    assert [towers[name]["heads"] for name in names] == [2, 4, 4, 4]
+    assert towers["template_encoder"]["depth"] == 2
+
+
+def test_a_released_model_names_every_switch_that_its_computation_needs(tmp_path):
+    _, _, found = converted("irm_release", tmp_path)
+    for key in ("model.sentence_sep", "model.mask_instruction_padding", "evaluation.metric", "data.sentences.vi"):
+        assert f"--config.{key}=" in found.notes[-1]
+
+
 def test_where_the_editing_transformer_of_a_released_model_comes_from(tmp_path):
     """Copies that never learned have norms of exactly 1 and 0; then the image encoder's first and last block ran."""
     tensors, source, found = converted("irm_release", tmp_path)

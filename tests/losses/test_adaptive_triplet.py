@@ -37,8 +37,7 @@ def twin(
     """The formula of docs/method.md, one anchor at a time; also counts the cases that occur."""
     n_rows = len(features)
     loss = np.zeros(n_rows)
-    zeros: Any = [np.zeros(n_rows, bool) for _ in range(2)] + [np.zeros(n_rows) for _ in range(4)]
-    aux: Any = AdaptiveTripletAux(*zeros)
+    aux: Any = AdaptiveTripletAux(np.zeros(n_rows, bool), np.zeros(n_rows, bool), np.zeros(n_rows))
     met = dict.fromkeys(("single", "no_negative", "tie", "p1_agrees", "p2_agrees", "equal", "self_is_p2"), 0)
     wide = features.astype(np.float64)
     for i in np.flatnonzero(valid):
@@ -61,8 +60,7 @@ def twin(
         hard = d[p1] - d[n] + margin * b1
         loss[i] = max(0.0, hard) + rank_weight * rank
         aux.active[i] = hard > 0
-        aux.beta_1[i], aux.beta_2[i] = b1, b2
-        aux.positive_distance[i], aux.negative_distance[i] = d[p1], d[n]
+        aux.beta_1[i] = b1
         met["tie"] += d[p1] == d[p2] or sum(d[j] == d[n] for j in other) > 1
         met["p1_agrees"] += b1 > b2
         met["p2_agrees"] += b1 < b2
@@ -148,7 +146,7 @@ def test_hand_made(beta_near: float, beta_far: float, expected: float) -> None:
     rho = jnp.ones((4, 4)).at[0, 1].set(beta_near).at[0, 2].set(beta_far)
     loss, aux = jitted(features, identity, jnp.zeros(4, jnp.int32), jnp.ones(4, bool), rho)
     np.testing.assert_allclose(loss[0], expected, atol=1e-6)
-    np.testing.assert_allclose((aux.beta_1[0], aux.beta_2[0]), (beta_far, beta_near))
+    np.testing.assert_allclose(aux.beta_1[0], beta_far)
     np.testing.assert_array_equal(aux.dropped, [False, False, False, True])  # row 3 is alone
 
 
@@ -231,7 +229,7 @@ def test_half_precision_inputs_are_computed_in_float32() -> None:
     features, *rest = smooth_batch(9)
     half = jnp.asarray(features).astype(jnp.bfloat16)
     loss, aux = jitted(half, *rest)
-    assert loss.dtype == aux.positive_distance.dtype == jnp.float32
+    assert loss.dtype == aux.beta_1.dtype == jnp.float32
     np.testing.assert_allclose(loss, twin(np.asarray(half, np.float32), *rest)[0], atol=2e-6)
 
 

@@ -12,7 +12,7 @@ from irm_jax.errors import ConfigError
 from irm_jax.training import estimates, hooks
 
 
-def simulated(keep: int, every: int, evaluate_every: int, steps: int, start: int, there: int) -> int:
+def simulated(keep: int, every: int, evaluate_every: int, steps: int, start: int, there: int, scored: bool) -> int:
     """The most checkpoints at a time, by saving one after the other; the worst place of the best one."""
     kept = there
     most = there
@@ -20,21 +20,25 @@ def simulated(keep: int, every: int, evaluate_every: int, steps: int, start: int
         if step == steps or (every and step % every == 0) or (evaluate_every and step % evaluate_every == 0):
             kept += 1
             most = max(most, kept)  # the old one goes once the new one is complete
-            kept = min(kept, keep + bool(evaluate_every))
+            kept = min(kept, keep + bool(evaluate_every or scored))
     return most
 
 
 @pytest.mark.parametrize("keep", [1, 3])
 @pytest.mark.parametrize(("every", "evaluate_every"), [(0, 0), (10, 0), (10, 15), (0, 7), (1000, 0)])
-@pytest.mark.parametrize(("steps", "start", "there"), [(40, 0, 0), (40, 20, 1), (40, 40, 2), (5, 0, 0)])
-def test_checkpoints_on_the_disk(keep, every, evaluate_every, steps, start, there) -> None:
+@pytest.mark.parametrize(
+    ("steps", "start", "there", "scored"),
+    [(40, 0, 0, False), (40, 20, 1, False), (40, 20, 1, True), (40, 40, 2, False), (5, 0, 0, False)],
+)
+def test_checkpoints_on_the_disk(keep, every, evaluate_every, steps, start, there, scored) -> None:
+    """A finished run that goes on keeps its old end, the only one that was evaluated, beside the newest."""
     if there > keep:
         pytest.skip("a run has no more than it keeps")
     config = load("quickstart")
     config.checkpoint.update({"keep": keep, "every": every})
     config.train.update({"steps": steps, "evaluate_every": evaluate_every})
-    most = simulated(keep, every, evaluate_every, steps, start, there)
-    assert estimates.checkpoints_at_most(config, start, there) == (most, most - there)
+    most = simulated(keep, every, evaluate_every, steps, start, there, scored)
+    assert estimates.checkpoints_at_most(config, start, there, scored) == (most, most - there)
 
 
 def test_the_time_is_said_after_ten_steps(caplog) -> None:

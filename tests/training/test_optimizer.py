@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from irm_jax.checkpoint import restore_for_evaluation
+from irm_jax.checkpoint import CheckpointError, restore_for_evaluation
 from irm_jax.config.layer_rates import LayerRates, LayerRatesError
 from irm_jax.errors import ConfigError
 from irm_jax.parallel import mesh as mesh_lib
@@ -150,6 +150,51 @@ def test_frozen_parameters_have_no_moments(name):
         assert small.size == 1 if of_frozen else small.shape == full.shape
 
 
+def test_parameters_with_a_factor_of_0_gather_moments_to_learn_later():
+    """What a message of `training.resume` advises; with moments of 0 the first step is three times as long."""
+    options = OptimizerOptions(learning_rate=1.0, steps=10**9, warmup_steps=0)
+    params, gradient = {"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": jnp.ones(2), "b": jnp.ones(2)}
+    state = optimizer.make_optimizer(options).init(params)
+    for multipliers, count in ((("^a$=0",), 50), ((), 1)):
+        update = jax.jit(
+            optimizer.make_optimizer(dataclasses.replace(options, rates=LayerRates(multipliers=multipliers))).update
+        )
+        for _ in range(count):
+            with jax.numpy_dtype_promotion("standard"):
+                updates, state = update(gradient, state, params)
+        assert float(updates["b"][0]) == pytest.approx(-1, abs=0.01)
+        assert float(updates["a"][0]) == (0 if multipliers else pytest.approx(-1, abs=0.01))
+
+
+def test_parameters_that_begin_to_learn():
+    stack = {"layers": {"block": {"kernel": jnp.ones((3, 2))}}}
+    params = {"image_encoder": {"blocks": stack}, "head_cls": jnp.ones(2)}
+    kernel = "image_encoder/blocks/layer_{}/kernel"
+    for before, now, expected in (
+        ("layer_[01]/", "layer_0/", [kernel.format(1)]), ("encoder", "", [kernel.format(i) for i in range(3)]),
+        ("layer_0/", "encoder", []), ("", "", []), ("", "head", []),
+    ):  # fmt: skip
+        assert optimizer.thawed(params, before, now) == expected
+
+
+def test_patterns_without_decay_fit_layers_and_are_refused_where_they_do_nothing():
+    stack = {"layers": {"block": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2, 2))}}}
+    params = {"image_encoder": {"blocks": stack}, "head_cls": jnp.ones(2)}
+    options = OptimizerOptions(learning_rate=1.0, steps=10, warmup_steps=0, weight_decay=0.1)
+    for no_decay, message in (
+        ("LayerNorm", "no parameter's path fits 'LayerNorm'"), ("layer_0/", "'layer_0/' fits some layers of image"),
+    ):  # fmt: skip
+        for name in ("adamw", "schedule_free", "muon"):
+            chain = optimizer.make_optimizer(dataclasses.replace(options, name=name, no_decay=no_decay))
+            with pytest.raises(LayerRatesError, match=message):
+                chain.init(params)
+    chain = optimizer.make_optimizer(dataclasses.replace(options, no_decay="layer_[01]/bias"))
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = chain.update(jax.tree.map(jnp.zeros_like, params), chain.init(params), params)
+    decays = jax.tree.map(lambda x: bool(np.any(x)), updates)
+    assert decays["image_encoder"]["blocks"]["layers"]["block"] == {"kernel": True, "bias": False}
+
+
 def test_rates_that_cannot_be_meant():
     for rates, message in (
         (LayerRates(multipliers=("0.5",)), "'0.5' is no PATTERN=FACTOR"),
@@ -257,6 +302,10 @@ def test_muon_orthogonalises_stacked_layers_one_by_one_and_leaves_the_rest_to_ad
         np.testing.assert_allclose(found[0][path], leaf, rtol=1e-5, err_msg=path)
 
 
+NOT_POSSIBLE = ("lbfgs", "momo", "momo_adam", "rprop", "sm3", "sophia")
+"""Optimizers of optax that need the loss itself, or take no schedule of the learning rate."""
+
+
 def test_optimizers_and_options_that_optax_does_not_have():
     options = OptimizerOptions(learning_rate=1.0, steps=10, warmup_steps=0)
     for changes, message in (
@@ -269,6 +318,7 @@ def test_optimizers_and_options_that_optax_does_not_have():
         ({"name": "lion", "extra": {"learning_rate": 0.9}}, "options.learning_rate"),
         ({"name": "schedule_free", "extra": {"b1": 0.9}}, "options.b1"),
         ({"name": "schedule_free", "beta1": 0.0}, "config.optimizer.beta1 = 0"),
+        *(({"name": name}, f"name = '{name}', .*alone") for name in NOT_POSSIBLE),
     ):
         with pytest.raises(ConfigError, match=message):
             optimizer.make_optimizer(dataclasses.replace(options, **changes))
@@ -330,3 +380,17 @@ def test_twenty_steps_on_four_devices_resume_with_equal_numbers(name, micro_conf
     jax.tree.map(np.testing.assert_array_equal, saved["params"], expected)
     changed = not np.array_equal(expected["head_cls"], straight.params["head_cls"])
     assert changed == (name == "schedule_free")
+    refuses_other_settings(config, mesh, tmp_path / "straight")
+
+
+def refuses_other_settings(config, mesh, workdir):
+    """Neither begins to train the frozen tower, nor takes averages for those of another beta1."""
+    averages = [("beta1", 0.98, r"beta1 = 0.98, but the averages[^$]*set it to 0.9 again")]
+    for key, value, message in (
+        ("frozen", "", r"lets \d+ parameters learn \(template_encoder/.*'\^template_encoder' again"),
+        *(averages if config.optimizer.name == "schedule_free" else []),
+    ):
+        other = config.copy_and_resolve_references()
+        other.optimizer[key] = value
+        with pytest.raises(CheckpointError, match=message):
+            fit(build(other, mesh=mesh), workdir, hooks_of(other, without=(Evaluating, Report)))

@@ -22,7 +22,6 @@ class Map:
     """Points in the plane, and in words how far the plane can be trusted."""
 
     points: Float[np.ndarray, "n 2"]
-    method: str
     words: str
 
 
@@ -49,12 +48,12 @@ def project(rows: Float[np.ndarray, "n d"], method: str, seed: int) -> Map:
         words += "lies together need not be near."
         if method == "auto" and not has_tsne:
             words += f" With {pip_line('explain')} the map is t-SNE, which keeps neighbours together."
-        return Map(points, "pca", words)
+        return Map(points, words)
     manifold: Any = importlib.import_module("sklearn.manifold")
     perplexity = min(30.0, (len(rows) - 1) / 3)
     found = manifold.TSNE(perplexity=perplexity, init="pca", metric="cosine", random_state=seed).fit_transform(rows)
     words = f"t-SNE (perplexity {perplexity:g}): neighbours lie together; sizes of groups and distances between them "
-    return Map(found, "tsne", f"{words}mean nothing.")
+    return Map(found, f"{words}mean nothing.")
 
 
 def main_axes(rows: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n 2"], float]:
