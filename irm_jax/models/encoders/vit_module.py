@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ class PatchEmbedding(nn.Module):
                 if i:
                     x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{i}")(x)
                     x = transformer.gelu(x)
-                options = {"dtype": self.dtype, "conv_general_dilated": convolution, "name": f"conv_{i}"}
+                options: dict[str, Any] = {"dtype": self.dtype, "conv_general_dilated": convolution, "name": f"conv_{i}"}
                 x = nn.Conv(width, (3, 3), (step, step), padding="SAME", **options)(x)
         else:
             raise ValueError(f"unknown stem {self.stem!r}; the stems are 'patch' and 'conv'")
