@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,8 @@ class Index:
 
     @property
     def about(self) -> About:
-        return self.store.about
+        """Of the version that queries read."""
+        return self.store.about if self._snapshot is None else self._snapshot.about
 
     @property
     def model(self) -> SearchModel:
@@ -118,20 +119,27 @@ class Index:
         """The version that queries read; `refresh` looks for a newer one."""
         with self._lock:
             if self._snapshot is None:
-                self._snapshot = Snapshot(self.store)
+                self._snapshot = self._newest()
             return self._snapshot
 
+    def _newest(self) -> Snapshot:
+        made = Snapshot(self.store)
+        if self._model is not None:
+            check_model(self._model, made.about, self.store.uri)
+        return made
+
     def refresh(self) -> bool:
-        """Reads the newest version, with the vectors of the spaces in use, while queries go on. Tells if it is new."""
+        """Reads the newest version, with the vectors of the spaces in use, while queries go on. Tells if it is new.
+
+        Raises SearchError if another model embedded it; queries go on reading the version in memory.
+        """
         current = self._snapshot
         if current is not None and self.store.version() == current.version:
             return False
-        made = Snapshot(self.store)
+        made = self._newest()
         for space in current.loaded() if current else ():
             made.vectors(space)
         with self._lock:
-            if self._model is not None:
-                check_model(self._model, self.about, self.store.uri)
             self._snapshot = made
         return True
 
@@ -169,20 +177,29 @@ class Index:
         self._check(image, instruction, sentence, top)
         condition = filters.parse(where, self.about.columns) if where and where.strip() else None
         request = _Request(self, condition, top, rescore)
-        try:
-            return request.run(image, instruction, sentence)
-        except StoreLost:
-            self._snapshot = None  # the version was compacted away while it was read
-            return request.run(image, instruction, sentence)
+        return self._retried(lambda: request.run(image, instruction, sentence))
 
     def similar(self, entry: str, where: str | None = None, top: int = 20) -> Answer:
         """The entries most similar to one of the index (by its stored vector, itself left out)."""
         condition = filters.parse(where, self.about.columns) if where and where.strip() else None
-        at = int(np.searchsorted(self.snapshot.ids, entry.encode()))
-        if at >= len(self.snapshot) or self.snapshot.ids[at].decode() != entry:
-            raise SearchError(f"the entry {entry!r} is not in {self.store.uri} any more: search again")
-        vector = self.snapshot.vectors("neutral").host_vectors(np.array([at]))[0]
-        return _Request(self, condition, top + 1, 0).answer("neutral", vector, PICTURE, without=entry)
+
+        def ask() -> Answer:
+            snapshot = self.snapshot
+            at = snapshot.rows_of([entry])
+            if at[0] < 0:
+                raise SearchError(f"the entry {entry!r} is not in {self.store.uri} any more: search again")
+            vector = snapshot.vectors("neutral").host_vectors(at)[0]
+            return _Request(self, condition, top + 1, 0).answer("neutral", vector, PICTURE, without=entry)
+
+        return self._retried(ask)
+
+    def _retried(self, ask: Callable[[], Answer]) -> Answer:
+        """An answer of the version in memory, or of the newest one if an entry was changed or compacted away."""
+        try:
+            return ask()
+        except StoreLost:
+            self.refresh()
+            return ask()
 
     def _check(self, image: Any, instruction: Any, sentence: Any, top: int) -> None:
         if (image is None) == (sentence is None):
@@ -253,7 +270,7 @@ class _Request:
                 match = dict(zip(there, judged.tolist(), strict=True))
                 scores = scores[[place[one] for one in (*first, *rest)]]
             ids = [*first, *rest]
-        threshold = threshold_for(self.index.about.thresholds, kind)
+        threshold = threshold_for(snapshot.about.thresholds, kind)
         hits = self._hits(snapshot, ids[: self.top], scores, threshold, match)
         return Answer(tuple(hits), threshold, unknown, searched, snapshot.version)
 

@@ -258,6 +258,7 @@ class LanceStore(GalleryStore):
 
     def _latest(self) -> None:
         _said(self.uri, self._table.checkout_latest)
+        self._read_about()  # another process may have embedded the index anew
 
     def _parts(self) -> list[str]:
         return [name for name in _tables(self.uri, self._database) if name.startswith(PART)]

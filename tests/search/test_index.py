@@ -227,6 +227,23 @@ def test_another_model_is_refused_and_rebuild_takes_it(copy: Index, run: str, cr
     assert hit.score == pytest.approx(1, abs=2e-3)
 
 
+def test_a_reader_of_another_model_keeps_its_version(copy: Index, run: str, crops_dir: Path) -> None:
+    """The index was embedded anew while it was read: what is in memory still answers, what is not is not mixed in."""
+    image, before = crops_dir / "05.png", copy.about
+    answer = copy.query(image, "do not change clothes", top=30)
+    rebuild(engines.open_store(copy.store.uri), run, 2, quiet=True)
+    new = engines.open_store(copy.store.uri).about
+    both = rf"(?s){new.fingerprint}.*{before.fingerprint}"
+    with pytest.raises(SearchError, match=both):
+        copy.refresh()
+    assert copy.about == before
+    assert list(copy.query(image, "do not change clothes", top=30)) == list(answer)
+    with pytest.raises(SearchError, match=both):
+        copy.query(sentence="a red shirt")  # whose vectors are not in memory
+    with pytest.raises(SearchError, match=both):
+        ingest.add(copy.store, copy.model, read_crops(crops_dir), quiet=True)
+
+
 def test_an_interrupted_rebuild_goes_on(copy: Index, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was embedded is not embedded again, and the vectors are those of a rebuild in one go."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
