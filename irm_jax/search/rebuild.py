@@ -43,6 +43,7 @@ def rebuild(store: GalleryStore, model: str, step: Any = None, *, quiet: bool = 
         widths=embedder.widths, thresholds=read_thresholds(embedder.workdir),
     )  # fmt: skip
     with store.lock():
+        store.commit_parts()  # of an interrupted build over several processes: its pictures are embedded anew as well
         count = store.count()
         progress = Progress("rebuilding", count, quiet)
         place = store.uri if storage.is_remote(store.uri) else os.path.abspath(store.uri)

@@ -143,6 +143,19 @@ def test_parts_become_visible_at_once_and_once(tmp_path: Path) -> None:
     assert not list(Path(made.uri).glob("part-*"))
 
 
+def test_parts_of_another_model_are_no_entries(tmp_path: Path) -> None:
+    """A build over several processes was killed, and the index then embedded anew."""
+    pytest.importorskip("lancedb", reason="needs pip install -e '.[search]'")
+    made = engines.create_store(str(tmp_path / "index"), about())
+    made.part("00007").add(entries(4))
+    made.replace(about(fingerprint="g"), iter(entries(3, 40).to_batches()))
+    made.part("00000").add(entries(2, 60))
+    assert {int(one, 16) for one in made.part("00000").ids()} == {60, 61}
+    made.commit_parts()
+    assert sorted(int(one, 16) for one in store.ids_of(made)) == [40, 41, 42, 60, 61]
+    assert not list(Path(made.uri).glob("part-*"))
+
+
 def test_an_index_whose_making_was_killed_is_none(tmp_path: Path) -> None:
     """No version had been written: building again makes the index."""
     pytest.importorskip("lancedb", reason="needs pip install -e '.[search]'")
