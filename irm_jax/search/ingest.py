@@ -108,7 +108,7 @@ def build(uri: str, model: str, found: Crops, *, step: Any = None, skip_bad: boo
     if not exists(uri) and processes.is_main():
         about = About(
             embedder.workdir, embedder.step, embedder.fingerprint, embedder.widths, dict(found.kinds),
-            read_thresholds(embedder.workdir),
+            read_thresholds(embedder.workdir, embedder.step),
         )  # fmt: skip
         create_store(uri, about)
     _meet("search index made")

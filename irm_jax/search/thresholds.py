@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.tasks import TASKS
+from irm_jax.evaluation import folders
 from irm_jax.evaluation.earlier_results import ResultsError
 from irm_jax.evaluation.figures import read_results
 from irm_jax.pretrained import folder_of
@@ -41,17 +42,22 @@ class Threshold:
         )
 
 
-def read_thresholds(workdir: str) -> dict[str, Any]:
-    """The thresholds of a run's results.json by task; empty without an evaluation."""
+def read_thresholds(workdir: str, step: int) -> dict[str, Any]:
+    """The thresholds by task of the newest evaluation of a run's step; empty without one."""
     found: dict[str, Any] = {}
     if folder_of(workdir) is not None:  # a model without the run that trained it
         return found
     try:
-        for figure in read_results(workdir).open_set:
+        results = read_results(next(iter(folders.of_step(workdir, step)), workdir))
+        if (measured := results.rest["run"]["step"]) != step:
+            raise ResultsError(
+                f"its newest is of step {measured}: --mode evaluate --config.evaluation.checkpoint={step}"
+            )
+        for figure in results.open_set:
             made = Threshold(float(figure.threshold[FPR]), float(FPR), figure.test_set, figure.absent)
             found.setdefault(figure.task, dataclasses.asdict(made))  # the first test set of a task
     except (ResultsError, OSError, KeyError) as error:
-        logging.warning("no thresholds: the run %s has no evaluation that can be read (%s)", workdir, error)
+        logging.warning("no thresholds: %s has no evaluation of step %s that can be read (%s)", workdir, step, error)
     return found
 
 

@@ -18,7 +18,7 @@ class StandIn:
     widths: ClassVar = {"neutral": 24, "caption": 16}
 
     def __init__(self, workdir: str, step: int | None = None) -> None:
-        self.workdir, self.step = workdir, step or 4
+        self.workdir, self.step = workdir, step or 8
         self.fingerprint = f"stand-in {self.step}"
         rng = np.random.default_rng(self.step)
         self._neutral, self._caption, self._edited = (rng.standard_normal((6, width)) for width in (24, 16, 24))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -12,9 +13,11 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from etils import epath
 from search_pictures import picture
 
 from irm_jax.errors import RetryError
+from irm_jax.evaluation import folders
 from irm_jax.evaluation.figures import read_results
 from irm_jax.evaluation.ranking.rescore import Rescored
 from irm_jax.evaluation.ranking.scores import Selection
@@ -26,6 +29,7 @@ from irm_jax.search.index import Index
 from irm_jax.search.rebuild import rebuild
 from irm_jax.search.recall import recall
 from irm_jax.search.store import SearchError
+from irm_jax.search.thresholds import read_thresholds
 
 
 @pytest.fixture
@@ -133,6 +137,22 @@ def test_thresholds_are_those_of_the_evaluation(index: Index, run: str, crops_di
         answer = index.query(crops_dir / "00.png", **given)
         assert {hit.above for hit in answer} == {None}
         assert any("No threshold is known" in note for note in answer.notes())
+
+
+def test_thresholds_are_those_of_the_models_step(earlier_run: Path, tmp_path: Path) -> None:
+    """A run that was trained and evaluated, and then evaluated at an earlier step."""
+    results = read_results(earlier_run)
+    for step, threshold in ((8, 0.8), (2, 0.2)):
+        figures = [dataclasses.replace(row, threshold={"0.01": threshold}) for row in results.open_set]
+        run = {**results.rest["run"], "step": step}
+        made = dataclasses.replace(results, open_set=tuple(figures), rest={**results.rest, "run": run})
+        with folders.new(epath.Path(tmp_path), {}, step) as (folder, _):
+            (folder / "results.json").write_text(json.dumps(made.to_json()))
+    assert read_thresholds(str(tmp_path), 8)["trad"]["value"] == 0.8
+    assert read_thresholds(str(tmp_path), 2)["trad"]["value"] == 0.2
+    assert read_thresholds(str(tmp_path), 4) == {}
+    assert read_thresholds(str(earlier_run), 8)  # an earlier version's, in the run's folder itself
+    assert read_thresholds(str(earlier_run), 4) == {}
 
 
 def test_unknown_words_are_named(index: Index) -> None:
