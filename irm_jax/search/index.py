@@ -283,6 +283,7 @@ class _Request:
             return [], np.zeros(0, np.float32), 0
         if self.index.approximate:
             ids, scores = self.index.store.search(space, vector, self.condition, most)
+            snapshot.check(ids)
             return ids, scores, searched
         best, rows = snapshot.vectors(space).top(vector[None], most, passes)
         found = rows[0] >= 0
@@ -292,8 +293,7 @@ class _Request:
         self, snapshot: Snapshot, ids: Sequence[str], scores: np.ndarray, threshold: Threshold | None,
         match: Mapping[str, float],
     ) -> list[Hit]:  # fmt: skip
-        rows = np.searchsorted(snapshot.ids, np.asarray(list(ids), "S32"))
-        found = snapshot.table.take(rows).to_pylist() if len(ids) else []
+        found = snapshot.table.take(snapshot.rows_of(ids)).to_pylist() if len(ids) else []
         hits = []
         for one, row, score in zip(ids, found, scores, strict=False):
             columns = {name: value for name, value in row.items() if name not in (store.ID, "path")}

@@ -64,9 +64,9 @@ class Snapshot:
         """The row of each entry, i64[n]; -1 for one that this version has not."""
         return _places(self.ids, np.array([one.encode() for one in ids], "S"))
 
-    def check_model(self) -> None:
-        """Raises StoreLost if what the store has just read was embedded by another model."""
-        if self._store.about.fingerprint != self.about.fingerprint:
+    def check(self, ids: Sequence[str] = ()) -> None:
+        """Raises StoreLost if what the store has just read, such as entries, is not of this version and its model."""
+        if self._store.about.fingerprint != self.about.fingerprint or (self.rows_of(ids) < 0).any():
             raise self._changed()
 
     def _changed(self) -> StoreLost:
@@ -109,7 +109,7 @@ class Snapshot:
             parts = tuple(Predicate(ID, "text", "=", self.ids[i].decode()) for i in wanted)
             where = parts[0] if len(parts) == 1 else Junction("or", parts)
         for batch in self._store.scan([ID, vector_column(space)], where):
-            self.check_model()
+            self.check()
             place = _places(self.ids, _ids(batch.column(0)))
             known = place >= 0
             flat = batch.column(1).flatten().to_numpy(zero_copy_only=False)

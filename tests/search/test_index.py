@@ -209,6 +209,19 @@ def test_a_reader_sees_its_version_until_it_looks_again(copy: Index, crops_dir: 
     assert copy.query(crops_dir / "00.png", top=40).searched == 31
 
 
+def test_an_approximate_search_answers_from_one_version(copy: Index, crops_dir: Path, tmp_path: Path) -> None:
+    """The engine ranks what it has now; columns are those of the hits, also of entries that are new."""
+    reader = Index(copy.store.uri, approximate=True)
+    assert reader.query(crops_dir / "00.png", top=40).searched == 30
+    for number in range(60, 64):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture(number))
+    ingest.add(engines.open_store(copy.store.uri), copy.model, read_crops(tmp_path), quiet=True)
+    paths = {row["_id"]: row["path"] for batch in copy.store.scan(["_id", "path"]) for row in batch.to_pylist()}
+    answer = reader.query(crops_dir / "00.png", top=40)
+    assert {hit.id: hit.path for hit in answer} == paths
+    assert answer.searched == len(answer) == 34
+
+
 def test_removed_bytes_are_gone_after_compaction(copy: Index, crops_dir: Path, capsys: pytest.CaptureFixture) -> None:
     """A reader whose version was compacted away answers from the newest one."""
     secret = (crops_dir / "07.png").read_bytes()
