@@ -31,8 +31,9 @@ class Hit:
     """One answer.
 
     id: of the entry. path: where the picture was when it was added. score: cosine, larger is better. above: whether the
-    score is above the threshold of this kind of query; None if none is known. match: logit of the matching head, by
-    which the best of a sentence are ordered; None without one. columns: camera, time and the user's own.
+    score is above the threshold of this kind of query; None if none is known, or it is of a second stage that has not
+    judged this entry. match: logit of the matching head, by which the best of a sentence are ordered; None without one.
+    columns: camera, time and the user's own.
     """
 
     id: str
@@ -189,7 +190,7 @@ class Index:
             if at[0] < 0:
                 raise SearchError(f"the entry {entry!r} is not in {self.store.uri} any more: search again")
             vector = snapshot.vectors("neutral").host_vectors(at)[0]
-            return _Request(self, condition, top + 1, 0).answer("neutral", vector, PICTURE, without=entry)
+            return _Request(self, condition, top, 0).answer("neutral", vector, PICTURE, without=entry)
 
         return self._retried(ask)
 
@@ -248,12 +249,9 @@ class _Request:
     ) -> Answer:  # fmt: skip
         """Ranks the entries for a vector; `again(pictures) -> f32[n]` judges the best in a second stage."""
         snapshot = self.index.snapshot
-        most = max(self.top, self.rescore if again else 0)
-        ids, scores, searched = self._first_stage(snapshot, space, vector, most)
-        if without is not None:
-            kept = [i for i, one in enumerate(ids) if one != without]
-            ids, scores, searched = [ids[i] for i in kept], scores[kept], max(0, searched - 1)
+        ids, scores, searched = self._first_stage(snapshot, space, vector, self.rescore if again else 0, without)
         match: dict[str, float] = {}
+        compared = len(ids)
         if again is not None and len(ids):
             count = min(self.rescore, len(ids))
             pictures = self.index.store.pictures(ids[:count])
@@ -264,6 +262,7 @@ class _Request:
             first = [there[i] for i in order]
             rest = [one for one in ids if one not in set(there)]
             if space == "neutral":
+                compared = len(first)  # the others have scores of the first stage
                 new = dict(zip(there, judged, strict=True))
                 scores = np.array([new.get(one, scores[place[one]]) for one in (*first, *rest)])
             else:
@@ -271,34 +270,42 @@ class _Request:
                 scores = scores[[place[one] for one in (*first, *rest)]]
             ids = [*first, *rest]
         threshold = threshold_for(snapshot.about.thresholds, kind)
-        hits = self._hits(snapshot, ids[: self.top], scores, threshold, match)
+        above = [bool(s > threshold.value) if threshold and i < compared else None for i, s in enumerate(scores)]
+        hits = self._hits(snapshot, ids[: self.top], scores, above, match)
         return Answer(tuple(hits), threshold, unknown, searched, snapshot.version)
 
     def _first_stage(
-        self, snapshot: Snapshot, space: str, vector: np.ndarray, most: int
+        self, snapshot: Snapshot, space: str, vector: np.ndarray, judged: int, without: str | None
     ) -> tuple[list[str], np.ndarray, int]:
+        """Ids and scores of the hits, `judged` at least, and how many entries were searched: all that pass but one."""
         passes = snapshot.passes(self.condition)
         searched = len(snapshot) if passes is None else int(passes.sum())
         if not searched:
             return [], np.zeros(0, np.float32), 0
+        most = max(self.top, judged) + (without is not None)
         if self.index.approximate:
             ids, scores = self.index.store.search(space, vector, self.condition, most)
             snapshot.check(ids)
-            return ids, scores, searched
-        best, rows = snapshot.vectors(space).top(vector[None], most, passes)
-        found = rows[0] >= 0
-        return [one.decode() for one in snapshot.ids[rows[0][found]]], best[0][found], searched
+        else:
+            best, rows = snapshot.vectors(space).top(vector[None], most, passes)
+            found = rows[0] >= 0
+            ids, scores = [one.decode() for one in snapshot.ids[rows[0][found]]], best[0][found]
+        if without is not None:
+            (own,) = snapshot.rows_of([without])
+            searched -= bool(own >= 0 and (passes is None or passes[own]))
+            kept = [i for i, one in enumerate(ids) if one != without]
+            ids, scores = [ids[i] for i in kept], scores[kept]
+        return ids, scores, searched
 
     def _hits(
-        self, snapshot: Snapshot, ids: Sequence[str], scores: np.ndarray, threshold: Threshold | None,
+        self, snapshot: Snapshot, ids: Sequence[str], scores: np.ndarray, above: Sequence[bool | None],
         match: Mapping[str, float],
     ) -> list[Hit]:  # fmt: skip
         found = snapshot.table.take(snapshot.rows_of(ids)).to_pylist() if len(ids) else []
         hits = []
-        for one, row, score in zip(ids, found, scores, strict=False):
+        for one, row, score, high in zip(ids, found, scores, above, strict=False):
             columns = {name: value for name, value in row.items() if name not in (store.ID, "path")}
-            above = None if threshold is None else bool(score > threshold.value)
-            hits.append(Hit(one, row["path"] or "", float(score), above, match.get(one), columns))
+            hits.append(Hit(one, row["path"] or "", float(score), high, match.get(one), columns))
         return hits
 
     def _words(self, sentence: str) -> tuple[str, ...]:

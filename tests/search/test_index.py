@@ -121,6 +121,11 @@ def test_more_like_a_hit(index: Index, crops_dir: Path) -> None:
     similar = index.similar(first.id, top=29)
     assert first.id not in {hit.id for hit in similar}
     assert len(similar) == 29
+    assert first.columns["camera"] == "gate"
+    for where, others in (("camera = 'hall'", 10), ("camera = 'gate'", 9)):
+        for top in (3, 20):
+            similar = index.similar(first.id, where, top)
+            assert (len(similar), similar.searched) == (min(top, others), others)
     with pytest.raises(SearchError, match="not in"):
         index.similar("f" * 32)
 
@@ -131,6 +136,8 @@ def test_thresholds_are_those_of_the_evaluation(index: Index, run: str, crops_di
     assert answer.threshold is not None
     assert answer.threshold.value == measured["trad"].threshold["0.01"]
     assert [hit.above for hit in answer] == [hit.score > answer.threshold.value for hit in answer]
+    answer = index.query(crops_dir / "00.png", "do not change clothes", top=30, rescore=20)
+    assert [hit.above is None for hit in answer] == [False] * 20 + [True] * 10  # which have scores of the first stage
     # What no evaluation ranks in this way has none.
     for given in ({}, {"instruction": "wearing a hat"}, {"instruction": "wearing a hat", "rescore": 5},
                   {"instruction": "do not change clothes", "rescore": 0}):  # fmt: skip
