@@ -13,13 +13,14 @@ from jaxtyping import Float32
 
 from data_pipelines import images
 from data_pipelines.errors import ImageError
+from data_pipelines.instructions.tokenizer import clean_text
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax.evaluation.ranking.rescore import order_again
 from irm_jax.search import crops, engines, filters, store
 from irm_jax.search.model import SearchModel
 from irm_jax.search.snapshot import Snapshot
 from irm_jax.search.store import About, GalleryStore, SearchError, StoreLost
-from irm_jax.search.thresholds import PICTURE, Threshold, constant_task, kind_of, threshold_for
+from irm_jax.search.thresholds import PICTURE, UNMEASURED, Threshold, threshold_for
 
 RESCORE = 200
 """Best entries that the second stage judges again by default, where it is of use."""
@@ -148,7 +149,7 @@ class Index:
         """Loads model and vectors, and compiles the programs of queries."""
         if len(self.snapshot):
             grey = np.full((*self.model.image_size, 3), 128, np.uint8)
-            self.query(image=grey, instruction="do not change clothes", top=1)
+            self.query(image=grey, instruction="do not change clothes", top=1, rescore=RESCORE)
             self.query(image=grey, top=1)
             self.query(sentence="a person", top=1)
 
@@ -233,13 +234,15 @@ class _Request:
             if isinstance(instruction, str) or instruction is None
             else pixels_of(instruction, "the instruction picture")
         )
-        if own is None or (isinstance(own, str) and own.strip() in ("", NEUTRAL_SENTENCE)):
+        read = clean_text(own) if isinstance(own, str) else None  # as the model reads it
+        if own is None or (isinstance(own, str) and not own.strip()) or read == NEUTRAL_SENTENCE:
             return self.answer("neutral", model.embed_under([pixels], NEUTRAL_SENTENCE)[0], PICTURE)
         unknown = self._words(own) if isinstance(own, str) else ()
         vector = model.embed_under([pixels], own)[0]
-        if self.given is None and constant_task(own) is None:
+        task = model.constant_tasks.get(read) if read else None
+        if self.given is None and task is None:
             self.rescore = 0
-        kind = kind_of(own, self.rescore > 0)
+        kind = (task if self.rescore else None) or UNMEASURED
         again = (lambda pictures: model.embed_under(pictures, own) @ vector) if self.rescore else None
         return self.answer("neutral", vector, kind, unknown, again)
 

@@ -7,11 +7,12 @@ reaches (irm_jax/evaluation/open_set.py). A threshold holds for the kind of quer
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from absl import logging
 
+from data_pipelines.instructions.tokenizer import clean_text
 from data_pipelines.tasks import TASKS
 from irm_jax.evaluation import folders
 from irm_jax.evaluation.earlier_results import ResultsError
@@ -61,20 +62,15 @@ def read_thresholds(workdir: str, step: int) -> dict[str, Any]:
     return found
 
 
-def constant_task(instruction: str | np.ndarray) -> str | None:
-    """The task whose constant sentence the instruction is; None for one that names or shows clothes."""
-    if not isinstance(instruction, str):
-        return None
-    return {task.sentence: task.name for task in TASKS.values() if task.sentence}.get(instruction.strip())
-
-
-def kind_of(instruction: str | np.ndarray, second_stage: bool) -> str:
-    """The kind of a query by picture and instruction: the task whose evaluation ranks as it does, or UNMEASURED."""
-    return (constant_task(instruction) if second_stage else None) or UNMEASURED
+def constant_tasks(own: Mapping[str, str | None]) -> dict[str, str]:
+    """The tasks by their constant sentences, as the model reads those. own: sentences in place of theirs, by task."""
+    sentences = {task.name: own.get(task.name) or task.sentence for task in TASKS.values()}
+    return {clean_text(sentence): name for name, sentence in sentences.items() if sentence}
 
 
 def threshold_for(thresholds: dict[str, Any], kind: str) -> Threshold | None:
-    """The threshold of a kind of query (`kind_of`, PICTURE, or "t2i" for a sentence); None if none was measured."""
+    """The threshold of a kind of query: PICTURE, UNMEASURED, or the task whose evaluation ranks as it does ("t2i" for a
+    sentence); None if none was measured."""
     try:
         return Threshold(**thresholds[kind]) if kind in thresholds else None
     except TypeError:

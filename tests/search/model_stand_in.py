@@ -7,13 +7,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from data_pipelines.instructions.tokenizer import clean_text
 from data_pipelines.tasks import NEUTRAL_SENTENCE
+from irm_jax.search.thresholds import constant_tasks
 
 
 class StandIn:
     """Has the methods of `SearchModel`; pictures are their halves' mean colours, mapped by matrices of its step."""
 
     judges = True
+    constant_tasks: ClassVar = constant_tasks({})
     image_size = (64, 32)
     widths: ClassVar = {"neutral": 24, "caption": 16}
 
@@ -29,6 +32,7 @@ class StandIn:
 
     def embed_under(self, pictures: Sequence[np.ndarray], instruction: str | np.ndarray) -> np.ndarray:
         if isinstance(instruction, str):
+            instruction = clean_text(instruction)
             share = 0.0 if instruction == NEUTRAL_SENTENCE else (len(instruction) % 7 + 1) / 8
         else:
             share = float(instruction.mean()) / 255

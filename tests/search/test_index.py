@@ -29,7 +29,7 @@ from irm_jax.search.index import Index
 from irm_jax.search.rebuild import rebuild
 from irm_jax.search.recall import recall
 from irm_jax.search.store import SearchError
-from irm_jax.search.thresholds import read_thresholds
+from irm_jax.search.thresholds import constant_tasks, read_thresholds
 
 
 @pytest.fixture
@@ -144,6 +144,20 @@ def test_thresholds_are_those_of_the_evaluation(index: Index, run: str, crops_di
         answer = index.query(crops_dir / "00.png", **given)
         assert {hit.above for hit in answer} == {None}
         assert any("No threshold is known" in note for note in answer.notes())
+
+
+def test_a_constant_sentence_is_the_runs_own_however_it_is_spelled(
+    index: Index, crops_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = crops_dir / "00.png"
+    for plain, spelled in (("do not change clothes", "Do not change clothes."), (None, "Any image of this person!")):
+        one, other = (index.query(picture, words, top=30) for words in (plain, spelled))
+        assert (list(other), other.threshold) == (list(one), one.threshold)
+    # "cross modiality" is what released models were trained with.
+    monkeypatch.setattr(index.model, "constant_tasks", constant_tasks({"vi": "cross modiality", "trad": None}))
+    assert index.query(picture, "cross modiality").threshold is not None
+    assert index.query(picture, "cross modality").threshold is None
+    assert index.query(picture, "do not change clothes").threshold is not None
 
 
 def test_thresholds_are_those_of_the_models_step(earlier_run: Path, tmp_path: Path) -> None:
