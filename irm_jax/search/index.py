@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from data_pipelines import images
-from data_pipelines.errors import ImageError
+from data_pipelines.errors import ImageError, UserError
 from data_pipelines.instructions.tokenizer import clean_text
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax.evaluation.ranking.rescore import order_again
@@ -110,10 +110,7 @@ class Index:
         """The model, loaded when first asked for. Raises SearchError for another one than the index's."""
         with self._lock:
             if self._model is None:
-                step = None if self._workdir else self.about.step
-                made = SearchModel(self._workdir or self.about.model, step)
-                check_model(made, self.about, self.store.uri)
-                self._model = made
+                self._model = open_model(self.about, self.store.uri, self._workdir)
             return self._model
 
     @property
@@ -318,6 +315,19 @@ class _Request:
                 f"the model knows no word of {sentence!r}: describe colours and clothes in the words of its training"
             )
         return unknown
+
+
+def open_model(about: About, uri: str, workdir: str | None = None) -> SearchModel:
+    """The model of an index: its step of the run that it names, or of `workdir`, where the run is now. A folder without
+    that step is opened at its latest. Raises SearchError for another model than the index's."""
+    try:
+        made = SearchModel(workdir or about.model, about.step)
+    except UserError:
+        if workdir is None:
+            raise
+        made = SearchModel(workdir)
+    check_model(made, about, uri)
+    return made
 
 
 def check_model(model: SearchModel, about: About, uri: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from data_pipelines.instructions.tokenizer import clean_text
 from data_pipelines.tasks import NEUTRAL_SENTENCE
+from irm_jax.search.store import SearchError
 from irm_jax.search.thresholds import constant_tasks
 
 
@@ -21,6 +22,8 @@ class StandIn:
     widths: ClassVar = {"neutral": 24, "caption": 16}
 
     def __init__(self, workdir: str, step: int | None = None) -> None:
+        if step not in (None, 2, 8):
+            raise SearchError(f"there is no step {step}")
         self.workdir, self.step = workdir, step or 8
         self.fingerprint = f"stand-in {self.step}"
         rng = np.random.default_rng(self.step)

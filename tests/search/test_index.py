@@ -25,7 +25,7 @@ from irm_jax.search import __main__ as command
 from irm_jax.search import crops, engines, ingest, store
 from irm_jax.search.crops import read_crops
 from irm_jax.search.gallery import rounded
-from irm_jax.search.index import Index
+from irm_jax.search.index import Index, open_model
 from irm_jax.search.rebuild import rebuild
 from irm_jax.search.recall import recall
 from irm_jax.search.store import SearchError
@@ -280,6 +280,17 @@ def test_another_model_is_refused_and_rebuild_takes_it(copy: Index, run: str, cr
     hit = again.query(crops_dir / "05.png", top=1)[0]
     assert [hit.columns] == columns
     assert hit.score == pytest.approx(1, abs=2e-3)
+
+
+def test_a_run_that_has_moved_and_gone_on(
+    copy: Index, run: str, crops_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """--model is where the run is now: the step of the index is opened, not the latest."""
+    assert open_model(dataclasses.replace(copy.about, step=3), copy.store.uri, run).step == copy.about.step
+    rebuild(copy.store, run, 2, quiet=True)
+    assert Index(copy.store.uri, model=run).model.step == 2
+    assert command.main(["add", copy.store.uri, str(crops_dir), "--model", run, "--quiet"]) == 0
+    assert "30 in the index already" in capsys.readouterr().out
 
 
 def test_a_reader_of_another_model_keeps_its_version(copy: Index, run: str, crops_dir: Path) -> None:
