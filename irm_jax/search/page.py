@@ -279,11 +279,14 @@ def launch(page: Page, access: Access) -> Any:
     """Starts the server in threads; returns the application, to be closed. Raises SearchError if the port is taken."""
     app = page.build()
     fonts = ["system-ui", "sans-serif"]
+    # What Gradio blocks it blocks below as well: not where its own files are, say in / or in TMPDIR.
+    here = Path.cwd()
+    blocked = [] if Path(os.environ["GRADIO_TEMP_DIR"]).resolve().is_relative_to(here) else [str(here)]
     try:
         app.launch(
             server_name=access.host, server_port=access.port or None, prevent_thread_lock=True, quiet=True, share=False,
             auth=access.allows if access.users else None, footer_links=[], max_file_size=MOST_UPLOAD, allowed_paths=[],
-            blocked_paths=[os.getcwd()], css=CSS, ssr_mode=False, enable_monitoring=False, show_error=True,
+            blocked_paths=blocked, css=CSS, ssr_mode=False, enable_monitoring=False, show_error=True,
             theme=gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]), mcp_server=False, pwa=False,
         )  # fmt: skip
     except OSError as error:
