@@ -257,8 +257,10 @@ def serve(
 ) -> None:  # fmt: skip
     """Serves the page until the process is interrupted or terminated; looks for a new version every `refresh` seconds.
 
-    Raises SearchError if the port is taken.
+    Raises SearchError if the port is taken, or `refresh` is no time.
     """
+    if not 0 < refresh <= threading.TIMEOUT_MAX:
+        raise SearchError(f"--refresh {refresh:g}: give the seconds between two looks, more than 0")
     end = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: end.set())

@@ -16,6 +16,7 @@ import pytest
 from etils import epath
 from search_pictures import picture
 
+from benchmarks import search_speed
 from irm_jax.errors import RetryError
 from irm_jax.evaluation import folders
 from irm_jax.evaluation.figures import read_results
@@ -91,6 +92,20 @@ def test_the_second_stage_is_the_evaluators(index: Index) -> None:
     scores = placed.buffer.on_host(placed.block(np.array([0]), 1, None))[0]
     expected = [ids[image] for image in np.argsort(-scores, kind="stable")]
     assert [hit.id for hit in index.query(picture(99), words, top=30, rescore=20)] == expected
+
+
+def test_the_timed_queries_have_the_stages_that_they_name(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded: list[int] = []
+    embed = index.model.embed_under
+    monkeypatch.setattr(index.model, "embed_under", lambda pictures, words: (
+        embedded.append(len(pictures)), embed(pictures, words))[1])  # fmt: skip
+    found = {}
+    for name, given in search_speed.queries().items():
+        embedded.clear()
+        index.query(**given)
+        found[name] = list(embedded)
+    assert found == {"picture": [1], "sentence": [], "picture + sentence, one stage": [1],
+                     "picture + sentence, 200 judged again": [1, 30]}  # fmt: skip
 
 
 def test_a_sentence_is_judged_by_the_matching_head(index: Index) -> None:
@@ -374,6 +389,9 @@ def test_recall_of_the_exact_search_is_one(index: Index) -> None:
     assert lines[2].startswith("sentence ")
     with pytest.raises(SearchError, match="no entry passes"):
         list(recall(index, 5, 8, "floor = 99"))
+    for top, queries in ((5, 0), (0, 8)):
+        with pytest.raises(SearchError, match=f"--top {top} --queries {queries}"):
+            list(recall(index, top, queries, None))
 
 
 def test_nothing_of_an_index_is_believed() -> None:

@@ -172,6 +172,15 @@ def test_hits_are_served_wherever_the_page_is_started(
     gc.collect()
 
 
+def test_a_refresh_without_a_pause_is_refused(index: Index) -> None:
+    pytest.importorskip("gradio", reason="needs pip install -e '.[search]'")
+    from irm_jax.search import page
+
+    for seconds in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(SearchError, match="--refresh"):
+            page.serve(index, page.Access.of("127.0.0.1", 0, None), refresh=seconds)
+
+
 def test_another_address_needs_passwords(tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="needs pip install -e '.[search]'")
     from irm_jax.search.page import Access
