@@ -168,11 +168,9 @@ def test_a_constant_sentence_is_the_runs_own_however_it_is_spelled(
     for plain, spelled in (("do not change clothes", "Do not change clothes."), (None, "Any image of this person!")):
         one, other = (index.query(picture, words, top=30) for words in (plain, spelled))
         assert (list(other), other.threshold) == (list(one), one.threshold)
-    # "cross modiality" is what released models were trained with.
-    monkeypatch.setattr(index.model, "constant_tasks", constant_tasks({"vi": "cross modiality", "trad": None}))
-    assert index.query(picture, "cross modiality").threshold is not None
-    assert index.query(picture, "cross modality").threshold is None
-    assert index.query(picture, "do not change clothes").threshold is not None
+    monkeypatch.setattr(index.model, "constant_tasks", constant_tasks({"trad": "change no clothes", "cc": None}))
+    assert index.query(picture, "change no clothes").threshold is not None
+    assert index.query(picture, "do not change clothes").threshold is None
 
 
 def test_thresholds_are_those_of_the_models_step(earlier_run: Path, tmp_path: Path) -> None:
