@@ -193,21 +193,26 @@ def start_to_answer(model: str, entries: int) -> None:
                   f"processor; the first time {seconds[0]:.2f} s", flush=True)  # fmt: skip
 
 
+def queries() -> dict[str, dict[str, Any]]:
+    """One query of each kind, by what is timed."""
+    person = {"image": noise(np.random.default_rng(1))}
+    dressed = {**person, "instruction": "wearing a red shirt"}
+    return {
+        "picture": person,
+        "sentence": {"sentence": "a person in a red shirt", "rescore": 0},
+        "picture + sentence, one stage": {**dressed, "rescore": 0},
+        "picture + sentence, 200 judged again": {**dressed, "rescore": 200},
+    }
+
+
 def query_latency(model: str, entries: int) -> None:
     """Prints the time of one query of each kind, from an encoded picture or a sentence to the hits."""
     import irm_jax.search
 
-    rng = np.random.default_rng(1)
     with drawn_index(model, entries) as uri:
         index = irm_jax.search.open(uri)
         index.warm()
-        asked: dict[str, dict[str, Any]] = {
-            "picture": {"image": noise(rng)},
-            "sentence": {"sentence": "a person in a red shirt", "rescore": 0},
-            "picture + sentence, one stage": {"image": noise(rng), "instruction": "wearing a red shirt", "rescore": 0},
-            "picture + sentence, 200 judged again": {"image": noise(rng), "instruction": "wearing a red shirt"},
-        }
-        for name, given in asked.items():
+        for name, given in queries().items():
             seconds = []
             for _ in range(12):
                 start = time.perf_counter()

@@ -38,7 +38,8 @@ if [[ $2 != *://* ]]; then
 fi
 config=$1 workdir=$2
 shift 2
-NAME=${NAME:-irm-jax-${USER:-run}} SLICES=${SLICES:-1} MAX_RESTARTS=${MAX_RESTARTS:-50} GRACE_SECONDS=${GRACE_SECONDS:-120}
+user=${USER:-} user=${user,,} user=${user//[^a-z0-9-]/} # as Kubernetes takes names
+NAME=${NAME:-irm-jax-${user:-run}} SLICES=${SLICES:-1} MAX_RESTARTS=${MAX_RESTARTS:-50} GRACE_SECONDS=${GRACE_SECONDS:-120}
 SERVICE_ACCOUNT=${SERVICE_ACCOUNT:-default}
 command=(python -m irm_jax.main --config "$config" --workdir "$workdir" "$@")
 
@@ -66,8 +67,8 @@ needs kubectl "install it first"
 wants ACCELERATOR TOPOLOGY HOSTS CHIPS
 COMMAND=
 for word in "${command[@]}"; do # a list in the notation of JSON, which YAML reads
-    word=${word//\\/\\\\}
-    COMMAND+=${COMMAND:+, }\"${word//\"/\\\"}\"
+    word=${word//\\/\\\\} word=${word//\"/\\\"} word=${word//$'\n'/\\n} word=${word//$'\t'/\\t} word=${word//$'\r'/\\r}
+    COMMAND+=${COMMAND:+, }\"$word\"
 done
 COMMAND="[$COMMAND]"
 manifest=$(<"$(dirname "${BASH_SOURCE[0]}")/jobset.yaml")

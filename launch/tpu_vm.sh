@@ -60,8 +60,10 @@ node_state() { tpus tpu-vm describe "$TPU" --format='value(state)' 2>/dev/null |
 queue_state() { tpus queued-resources describe "$TPU" --format='value(state.state)' 2>/dev/null || true; }
 delete() { tpus queued-resources delete "$TPU" --force --quiet; }
 create() {
+    local spot=()
+    if [[ ${SPOT:-} == 1 ]]; then spot=(--spot); fi
     tpus queued-resources create "$TPU" --node-id="$TPU" --accelerator-type="$ACCELERATOR" \
-        --runtime-version="$RUNTIME" ${SPOT:+--spot}
+        --runtime-version="$RUNTIME" "${spot[@]}"
 }
 
 # Orbax marks a complete step on object storage by this file.

@@ -27,7 +27,7 @@ from irm_jax.errors import UserError
 
 EVALUATIONS, LATEST = "evaluations", "latest"
 RESULTS, PER_QUERY = "results.json", "per_query"
-_NAME = re.compile(r"step-\d+_(\d{8}T\d{6}Z)_[0-9a-f]{8}(?:-\d+)?")
+_NAME = re.compile(r"step-(\d+)_(\d{8}T\d{6}Z)_[0-9a-f]{8}(?:-\d+)?")
 
 
 class NoEvaluation(UserError):
@@ -74,12 +74,8 @@ def newest(directory: str | os.PathLike[str]) -> epath.Path:
     folder = workdir / EVALUATIONS
     path = folder / LATEST
     if not path.exists():
-        found = sorted(
-            (match[1], name.name)
-            for name in (folder.iterdir() if folder.is_dir() else ())
-            if (match := _NAME.fullmatch(name.name)) and (name / RESULTS).exists()
-        )
-        return folder / found[-1][1] if found else workdir
+        found = _by_time(folder)
+        return found[-1][1] if found else workdir
     try:
         name = path.read_bytes().decode(errors="replace").strip()
     except OSError as error:
@@ -90,6 +86,22 @@ def newest(directory: str | os.PathLike[str]) -> epath.Path:
             "write the name of another folder into that file"
         )
     return folder / name
+
+
+def of_step(workdir: str | os.PathLike[str], step: int) -> list[epath.Path]:
+    """Returns the folders of a run's evaluations of a step's parameters, the newest first."""
+    found = _by_time(epath.Path(workdir).expanduser() / EVALUATIONS)
+    return [path for evaluated, path in reversed(found) if evaluated == step]
+
+
+def _by_time(folder: epath.Path) -> list[tuple[int, epath.Path]]:
+    """The step and the folder of each evaluation in `folder`, the newest last."""
+    found = [
+        (match[2], path.name, int(match[1]))
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _NAME.fullmatch(path.name)) and (path / RESULTS).exists()
+    ]
+    return [(step, folder / name) for _, name, step in sorted(found)]
 
 
 def is_evaluated(workdir: str | os.PathLike[str]) -> bool:

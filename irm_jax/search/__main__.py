@@ -62,10 +62,14 @@ def parser() -> argparse.ArgumentParser:
     one = command("recall", "Compares the store's approximate index with the exact answer.")
     one.add_argument("--top", type=int, default=20)
     one.add_argument("--queries", type=int, default=200)
-    one.add_argument("--model", metavar="RUN")
+    _model(one)
     one.add_argument("--where", help="the filter of the filtered queries (default: a tenth of the entries)")
     one.add_argument("--make_index", "--make-index", action="store_true", help="make the approximate index first")
     return p
+
+
+def _model(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--model", metavar="RUN", help="where the model is now (default: where the index says)")
 
 
 def _building(command: Callable[..., argparse.ArgumentParser], adding: Callable[[Any], None]) -> None:
@@ -76,6 +80,7 @@ def _building(command: Callable[..., argparse.ArgumentParser], adding: Callable[
     adding(one)
     one = command("add", "Adds the pictures that the index has not yet.")
     one.add_argument("source", metavar="FOLDER_OR_TABLE")
+    _model(one)
     adding(one)
     one = command("remove", "Removes entries; `compact` then takes their bytes from the disk.")
     one.add_argument("--where", required=True, help="which, such as \"camera = 'gate' and time < '2026-01-01'\"")
@@ -95,10 +100,10 @@ def _asking(command: Callable[..., argparse.ArgumentParser]) -> None:
     one.add_argument("--rescore", type=int, help="best hits that are judged again (default: 200, or 0, see docs)")
     one.add_argument("--html", metavar="FILE", help="also write a page with the hits' pictures")
     one.add_argument("--json", action="store_true", help="print JSON")
-    one.add_argument("--model", metavar="RUN", help="where the model is now (default: where the index says)")
+    _model(one)
     one.add_argument("--approximate", action="store_true", help="rank with the store's index, see recall")
     one = command("serve", "Serves the page.")
-    one.add_argument("--model", metavar="RUN")
+    _model(one)
     _served(one)
     one = command("demo", "Draws people, makes an index of them and serves the page.", index=False)
     one.add_argument("--folder", default="search_demo", help="where people and index go (default: search_demo)")

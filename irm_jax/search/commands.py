@@ -17,7 +17,7 @@ from irm_jax.parallel import processes
 from irm_jax.search import filters, ingest
 from irm_jax.search.crops import read_crops
 from irm_jax.search.engines import exists, open_store
-from irm_jax.search.index import Answer, Index
+from irm_jax.search.index import Answer, Index, open_model
 from irm_jax.search.store import SearchError
 
 
@@ -49,9 +49,7 @@ def _add(options: argparse.Namespace) -> int:
     processes.start()
     store = open_store(options.index)
     found = read_crops(options.source, options.table, store.about.columns)
-    from irm_jax.search.model import SearchModel
-
-    model = SearchModel(store.about.model, store.about.step)
+    model = open_model(store.about, store.uri, options.model)
     return _report(
         ingest.add(store, model, found, skip_bad=options.on_bad_image == "skip", quiet=options.quiet)
     )  # fmt: skip

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from data_pipelines import images
 from data_pipelines.errors import DatasetError, ImageError
-from data_pipelines.sources import reading, table_files
+from data_pipelines.sources import reading
 from irm_jax.search.filters import parse_time
 from irm_jax.search.store import FIXED, SearchError
 
@@ -140,6 +140,8 @@ def _crop(root: Path, where: str, row: Mapping[str, Any], column: str, kinds: Ma
 
 def _rows(table: Path, known: Mapping[str, str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (file and line, values by column) of a table in any form of `table_files`; empty cells are left out."""
+    from data_pipelines.sources import table_files  # takes a fifth of a second, and queries read no table
+
     columns = functools.partial(table_files.columns_of, needed=(), kept=known or ())
     try:
         cells = table_files.cells_of(table, columns)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from data_pipelines import images
-from data_pipelines.errors import ImageError
+from data_pipelines.errors import ImageError, UserError
+from data_pipelines.instructions.tokenizer import clean_text
 from data_pipelines.tasks import NEUTRAL_SENTENCE
 from irm_jax.evaluation.ranking.rescore import order_again
 from irm_jax.search import crops, engines, filters, store
 from irm_jax.search.model import SearchModel
 from irm_jax.search.snapshot import Snapshot
 from irm_jax.search.store import About, GalleryStore, SearchError, StoreLost
-from irm_jax.search.thresholds import PICTURE, Threshold, constant_task, kind_of, threshold_for
+from irm_jax.search.thresholds import PICTURE, UNMEASURED, Threshold, threshold_for
 
 RESCORE = 200
 """Best entries that the second stage judges again by default, where it is of use."""
@@ -31,8 +32,9 @@ class Hit:
     """One answer.
 
     id: of the entry. path: where the picture was when it was added. score: cosine, larger is better. above: whether the
-    score is above the threshold of this kind of query; None if none is known. match: logit of the matching head, by
-    which the best of a sentence are ordered; None without one. columns: camera, time and the user's own.
+    score is above the threshold of this kind of query; None if none is known, or it is of a second stage that has not
+    judged this entry. match: logit of the matching head, by which the best of a sentence are ordered; None without one.
+    columns: camera, time and the user's own.
     """
 
     id: str
@@ -102,17 +104,15 @@ class Index:
 
     @property
     def about(self) -> About:
-        return self.store.about
+        """Of the version that queries read."""
+        return self.store.about if self._snapshot is None else self._snapshot.about
 
     @property
     def model(self) -> SearchModel:
         """The model, loaded when first asked for. Raises SearchError for another one than the index's."""
         with self._lock:
             if self._model is None:
-                step = None if self._workdir else self.about.step
-                made = SearchModel(self._workdir or self.about.model, step)
-                check_model(made, self.about, self.store.uri)
-                self._model = made
+                self._model = open_model(self.about, self.store.uri, self._workdir)
             return self._model
 
     @property
@@ -120,20 +120,27 @@ class Index:
         """The version that queries read; `refresh` looks for a newer one."""
         with self._lock:
             if self._snapshot is None:
-                self._snapshot = Snapshot(self.store)
+                self._snapshot = self._newest()
             return self._snapshot
 
+    def _newest(self) -> Snapshot:
+        made = Snapshot(self.store)
+        if self._model is not None:
+            check_model(self._model, made.about, self.store.uri)
+        return made
+
     def refresh(self) -> bool:
-        """Reads the newest version, with the vectors of the spaces in use, while queries go on. Tells if it is new."""
+        """Reads the newest version, with the vectors of the spaces in use, while queries go on. Tells if it is new.
+
+        Raises SearchError if another model embedded it; queries go on reading the version in memory.
+        """
         current = self._snapshot
         if current is not None and self.store.version() == current.version:
             return False
-        made = Snapshot(self.store)
+        made = self._newest()
         for space in current.loaded() if current else ():
             made.vectors(space)
         with self._lock:
-            if self._model is not None:
-                check_model(self._model, self.about, self.store.uri)
             self._snapshot = made
         return True
 
@@ -141,7 +148,7 @@ class Index:
         """Loads model and vectors, and compiles the programs of queries."""
         if len(self.snapshot):
             grey = np.full((*self.model.image_size, 3), 128, np.uint8)
-            self.query(image=grey, instruction="do not change clothes", top=1)
+            self.query(image=grey, instruction="do not change clothes", top=1, rescore=RESCORE)
             self.query(image=grey, top=1)
             self.query(sentence="a person", top=1)
 
@@ -171,24 +178,29 @@ class Index:
         self._check(image, instruction, sentence, top)
         condition = filters.parse(where, self.about.columns) if where and where.strip() else None
         request = _Request(self, condition, top, rescore)
-        try:
-            return request.run(image, instruction, sentence)
-        except StoreLost:
-            self._snapshot = None  # the version was compacted away while it was read
-            return request.run(image, instruction, sentence)
+        return self._retried(lambda: request.run(image, instruction, sentence))
 
     def similar(self, entry: str, where: str | None = None, top: int = 20) -> Answer:
         """The entries most similar to one of the index (by its stored vector, itself left out)."""
         condition = filters.parse(where, self.about.columns) if where and where.strip() else None
-        snapshot = self.snapshot
-        at = int(np.searchsorted(snapshot.ids, entry.encode()))
-        if at >= len(snapshot) or snapshot.ids[at].decode() != entry:
-            raise SearchError(f"the entry {entry!r} is not in {self.store.uri} any more: search again")
-        vector = snapshot.vectors("neutral").host_vectors(np.array([at]))[0]
-        passes = snapshot.passes(condition)
-        itself = passes is None or bool(passes[at])  # then it is found, and left out
-        request = _Request(self, condition, top + itself, 0)
-        return request.answer("neutral", vector, PICTURE, without=entry if itself else None)
+
+        def ask() -> Answer:
+            snapshot = self.snapshot
+            at = snapshot.rows_of([entry])
+            if at[0] < 0:
+                raise SearchError(f"the entry {entry!r} is not in {self.store.uri} any more: search again")
+            vector = snapshot.vectors("neutral").host_vectors(at)[0]
+            return _Request(self, condition, top, 0).answer("neutral", vector, PICTURE, without=entry)
+
+        return self._retried(ask)
+
+    def _retried(self, ask: Callable[[], Answer]) -> Answer:
+        """An answer of the version in memory, or of the newest one if an entry was changed or compacted away."""
+        try:
+            return ask()
+        except StoreLost:
+            self.refresh()
+            return ask()
 
     def _check(self, image: Any, instruction: Any, sentence: Any, top: int) -> None:
         if (image is None) == (sentence is None):
@@ -222,13 +234,15 @@ class _Request:
             if isinstance(instruction, str) or instruction is None
             else pixels_of(instruction, "the instruction picture")
         )
-        if own is None or (isinstance(own, str) and own.strip() in ("", NEUTRAL_SENTENCE)):
+        read = clean_text(own) if isinstance(own, str) else None  # as the model reads it
+        if own is None or (isinstance(own, str) and not own.strip()) or read == NEUTRAL_SENTENCE:
             return self.answer("neutral", model.embed_under([pixels], NEUTRAL_SENTENCE)[0], PICTURE)
         unknown = self._words(own) if isinstance(own, str) else ()
         vector = model.embed_under([pixels], own)[0]
-        if self.given is None and constant_task(own) is None:
+        task = model.constant_tasks.get(read) if read else None
+        if self.given is None and task is None:
             self.rescore = 0
-        kind = kind_of(own, self.rescore > 0)
+        kind = (task if self.rescore else None) or UNMEASURED
         again = (lambda pictures: model.embed_under(pictures, own) @ vector) if self.rescore else None
         return self.answer("neutral", vector, kind, unknown, again)
 
@@ -238,12 +252,9 @@ class _Request:
     ) -> Answer:  # fmt: skip
         """Ranks the entries for a vector; `again(pictures) -> f32[n]` judges the best in a second stage."""
         snapshot = self.index.snapshot
-        most = max(self.top, self.rescore if again else 0)
-        ids, scores, searched = self._first_stage(snapshot, space, vector, most)
-        if without is not None:
-            kept = [i for i, one in enumerate(ids) if one != without]
-            ids, scores, searched = [ids[i] for i in kept], scores[kept], max(0, searched - 1)
+        ids, scores, searched = self._first_stage(snapshot, space, vector, self.rescore if again else 0, without)
         match: dict[str, float] = {}
+        compared = len(ids)
         if again is not None and len(ids):
             count = min(self.rescore, len(ids))
             pictures = self.index.store.pictures(ids[:count])
@@ -254,41 +265,50 @@ class _Request:
             first = [there[i] for i in order]
             rest = [one for one in ids if one not in set(there)]
             if space == "neutral":
+                compared = len(first)  # the others have scores of the first stage
                 new = dict(zip(there, judged, strict=True))
                 scores = np.array([new.get(one, scores[place[one]]) for one in (*first, *rest)])
             else:
                 match = dict(zip(there, judged.tolist(), strict=True))
                 scores = scores[[place[one] for one in (*first, *rest)]]
             ids = [*first, *rest]
-        threshold = threshold_for(self.index.about.thresholds, kind)
-        hits = self._hits(snapshot, ids[: self.top - (without is not None)], scores, threshold, match)
+        threshold = threshold_for(snapshot.about.thresholds, kind)
+        above = [bool(s > threshold.value) if threshold and i < compared else None for i, s in enumerate(scores)]
+        hits = self._hits(snapshot, ids[: self.top], scores, above, match)
         return Answer(tuple(hits), threshold, unknown, searched, snapshot.version)
 
     def _first_stage(
-        self, snapshot: Snapshot, space: str, vector: np.ndarray, most: int
+        self, snapshot: Snapshot, space: str, vector: np.ndarray, judged: int, without: str | None
     ) -> tuple[list[str], np.ndarray, int]:
+        """Ids and scores of the hits, `judged` at least, and how many entries were searched: all that pass but one."""
         passes = snapshot.passes(self.condition)
         searched = len(snapshot) if passes is None else int(passes.sum())
         if not searched:
             return [], np.zeros(0, np.float32), 0
+        most = max(self.top, judged) + (without is not None)
         if self.index.approximate:
             ids, scores = self.index.store.search(space, vector, self.condition, most)
-            return ids, scores, searched
-        best, rows = snapshot.vectors(space).top(vector[None], most, passes)
-        found = rows[0] >= 0
-        return [one.decode() for one in snapshot.ids[rows[0][found]]], best[0][found], searched
+            snapshot.check(ids)
+        else:
+            best, rows = snapshot.vectors(space).top(vector[None], most, passes)
+            found = rows[0] >= 0
+            ids, scores = [one.decode() for one in snapshot.ids[rows[0][found]]], best[0][found]
+        if without is not None:
+            (own,) = snapshot.rows_of([without])
+            searched -= bool(own >= 0 and (passes is None or passes[own]))
+            kept = [i for i, one in enumerate(ids) if one != without]
+            ids, scores = [ids[i] for i in kept], scores[kept]
+        return ids, scores, searched
 
     def _hits(
-        self, snapshot: Snapshot, ids: Sequence[str], scores: np.ndarray, threshold: Threshold | None,
+        self, snapshot: Snapshot, ids: Sequence[str], scores: np.ndarray, above: Sequence[bool | None],
         match: Mapping[str, float],
     ) -> list[Hit]:  # fmt: skip
-        rows = np.searchsorted(snapshot.ids, np.asarray(list(ids), "S32"))
-        found = snapshot.table.take(rows).to_pylist() if len(ids) else []
+        found = snapshot.table.take(snapshot.rows_of(ids)).to_pylist() if len(ids) else []
         hits = []
-        for one, row, score in zip(ids, found, scores, strict=False):
+        for one, row, score, high in zip(ids, found, scores, above, strict=False):
             columns = {name: value for name, value in row.items() if name not in (store.ID, "path")}
-            above = None if threshold is None else bool(score > threshold.value)
-            hits.append(Hit(one, row["path"] or "", float(score), above, match.get(one), columns))
+            hits.append(Hit(one, row["path"] or "", float(score), high, match.get(one), columns))
         return hits
 
     def _words(self, sentence: str) -> tuple[str, ...]:
@@ -298,6 +318,19 @@ class _Request:
                 f"the model knows no word of {sentence!r}: describe colours and clothes in the words of its training"
             )
         return unknown
+
+
+def open_model(about: About, uri: str, workdir: str | None = None) -> SearchModel:
+    """The model of an index: its step of the run that it names, or of `workdir`, where the run is now. A folder without
+    that step is opened at its latest. Raises SearchError for another model than the index's."""
+    try:
+        made = SearchModel(workdir or about.model, about.step)
+    except UserError:
+        if workdir is None:
+            raise
+        made = SearchModel(workdir)
+    check_model(made, about, uri)
+    return made
 
 
 def check_model(model: SearchModel, about: About, uri: str) -> None:

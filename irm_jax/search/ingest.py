@@ -108,7 +108,7 @@ def build(uri: str, model: str, found: Crops, *, step: Any = None, skip_bad: boo
     if not exists(uri) and processes.is_main():
         about = About(
             embedder.workdir, embedder.step, embedder.fingerprint, embedder.widths, dict(found.kinds),
-            read_thresholds(embedder.workdir),
+            read_thresholds(embedder.workdir, embedder.step),
         )  # fmt: skip
         create_store(uri, about)
     _meet("search index made")
@@ -117,12 +117,13 @@ def build(uri: str, model: str, found: Crops, *, step: Any = None, skip_bad: boo
 
 def add(store: GalleryStore, model: SearchModel, found: Crops, *, skip_bad: bool = True, quiet: bool = False) -> Added:
     """Adds the pictures that the index has not yet. See `build`."""
-    check_model(model, store.about, store.uri)
     many = not processes.alone()
     with store.lock() if processes.is_main() else contextlib.nullcontext():
+        _meet("search index locked")
+        store.version()  # it may have been embedded anew since it was opened
+        check_model(model, store.about, store.uri)
         if not many:
             store.commit_parts()  # of an interrupted build over several processes
-        _meet("search index locked")
         known = ids_of(store)
         target: Part = store.part(f"{_place()[0]:05}") if many else Direct(store)
         known |= target.ids()

@@ -224,16 +224,18 @@ class LanceStore(GalleryStore):
                     folder.rmtree()
 
     def _open_parts(self) -> dict[str, Any]:
-        """The parts that can be read. One that cannot was half removed when its process was killed: its entries are in
-        the gallery, and if not they are embedded again."""
+        """The parts of this index's model that can be read. One that cannot was half removed when its process was
+        killed: its entries are in the gallery, and if not they are embedded again."""
         found = {}
         for name in self._parts():
             try:
                 table = _said(self.uri, self._database.open_table, name)
                 self._ids(table)  # every file of the part has ids
+                about = About.from_json((table.schema.metadata or {}).get(METADATA, b"null"), name)
             except SearchError:
                 continue
-            found[name] = table
+            if (about.fingerprint, about.columns) == (self.about.fingerprint, self.about.columns):
+                found[name] = table
         return found
 
     def _ids(self, table: Any) -> set[str]:
@@ -258,6 +260,7 @@ class LanceStore(GalleryStore):
 
     def _latest(self) -> None:
         _said(self.uri, self._table.checkout_latest)
+        self._read_about()  # another process may have embedded the index anew
 
     def _parts(self) -> list[str]:
         return [name for name in _tables(self.uri, self._database) if name.startswith(PART)]
@@ -268,11 +271,10 @@ class _LancePart(Part):
 
     def __init__(self, store: LanceStore, name: str) -> None:
         self._store, self._name = store, name
-        schema = _stored(store.about)
         self._table: Any = store._open_parts().get(name)
-        if self._table is None or self._table.schema.metadata.get(METADATA) != schema.metadata[METADATA]:
+        if self._table is None:
             store._drop([name] if name in store._parts() else [])  # half removed, or of another model
-            self._table = _said(store.uri, store._database.create_table, name, schema=schema)
+            self._table = _said(store.uri, store._database.create_table, name, schema=_stored(store.about))
 
     def ids(self) -> set[str]:
         found: set[str] = set()

@@ -74,7 +74,9 @@ class MilvusStore(GalleryStore):
         return bool(_said(uri, client.has_collection, f"{name}_about"))
 
     def version(self) -> int:
-        return int(self._state()["version"])
+        state = self._state()
+        self.about = About.from_json(state["about"], self.uri)
+        return int(state["version"])
 
     def count(self) -> int:
         found = _said(self.uri, self._client.query, self._name, filter="", output_fields=["count(*)"])
@@ -97,6 +99,7 @@ class MilvusStore(GalleryStore):
         return len(ids)
 
     def scan(self, columns: Sequence[str], where: Filter | None = None) -> Iterator[pa.RecordBatch]:
+        self.version()
         schema = pa.schema([self.about.schema().field(name) for name in columns])
         rows = _said(
             self.uri, self._client.query_iterator, self._name, batch_size=_BATCH, output_fields=list(columns),
@@ -109,6 +112,7 @@ class MilvusStore(GalleryStore):
             rows.close()
 
     def search(self, space: str, vector: np.ndarray, where: Filter | None, top: int) -> tuple[list[str], np.ndarray]:
+        self.version()
         found = _said(
             self.uri, self._client.search, self._name, data=[np.asarray(vector, np.float32).tolist()],
             anns_field=vector_column(space), limit=top, filter="" if where is None else filters.to_milvus(where),
@@ -144,8 +148,7 @@ class MilvusStore(GalleryStore):
         _said(self.uri, self._client.drop_collection, self._name)
         _said(self.uri, self._client.rename_collection, beside, self._name)
         _said(self.uri, self._client.load_collection, self._name)
-        self.about = about
-        self._changed()
+        self._changed(about)
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """None: entries are written by id, so that two writers of one picture write one entry."""
@@ -159,9 +162,10 @@ class MilvusStore(GalleryStore):
             raise SearchError(f"{self.uri} is no search index, or an interrupted one: drop it and build it anew")
         return dict(found[0])
 
-    def _changed(self) -> None:
-        row = _state_row(self.about.to_json(), self.version() + 1)
-        _said(self.uri, self._client.upsert, f"{self._name}_about", [row])
+    def _changed(self, about: About | None = None) -> None:
+        version = self.version()  # which reads `about` as well
+        self.about = about or self.about
+        _said(self.uri, self._client.upsert, f"{self._name}_about", [_state_row(self.about.to_json(), version + 1)])
 
     def _to_row(self, entry: dict[str, Any]) -> dict[str, Any]:
         row = dict(entry)

@@ -18,6 +18,7 @@ from irm_jax import pretrained
 from irm_jax.embedder import open_checkpoint
 from irm_jax.evaluation.embed import EmbeddingModel, Instruction, finite, of_length_one
 from irm_jax.models.instruction_encoder import Instruction as EncodedInstruction
+from irm_jax.search.thresholds import constant_tasks
 
 KEPT_INSTRUCTIONS = 64
 
@@ -43,6 +44,8 @@ class SearchModel:
         self._model = opened.model
         self.judges = bool(self._model.model.config.fusion_depth and opened.config.loss.matching_weight > 0)
         """Whether a matching head was trained."""
+        self.constant_tasks = constant_tasks(opened.config.data.sentences)
+        """The tasks by the constant sentences that the model was trained and evaluated under."""
         self._lock = threading.Lock()
         self._instructions: OrderedDict[Any, EncodedInstruction] = OrderedDict()
         self.fingerprint = _fingerprint(self._model)

@@ -257,8 +257,10 @@ def serve(
 ) -> None:  # fmt: skip
     """Serves the page until the process is interrupted or terminated; looks for a new version every `refresh` seconds.
 
-    Raises SearchError if the port is taken.
+    Raises SearchError if the port is taken, or `refresh` is no time.
     """
+    if not 0 < refresh <= threading.TIMEOUT_MAX:
+        raise SearchError(f"--refresh {refresh:g}: give the seconds between two looks, more than 0")
     end = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: end.set())
@@ -279,11 +281,14 @@ def launch(page: Page, access: Access) -> Any:
     """Starts the server in threads; returns the application, to be closed. Raises SearchError if the port is taken."""
     app = page.build()
     fonts = ["system-ui", "sans-serif"]
+    # What Gradio blocks it blocks below as well: not where its own files are, say in / or in TMPDIR.
+    here = Path.cwd()
+    blocked = [] if Path(os.environ["GRADIO_TEMP_DIR"]).resolve().is_relative_to(here) else [str(here)]
     try:
         app.launch(
             server_name=access.host, server_port=access.port or None, prevent_thread_lock=True, quiet=True, share=False,
             auth=access.allows if access.users else None, footer_links=[], max_file_size=MOST_UPLOAD, allowed_paths=[],
-            blocked_paths=[os.getcwd()], css=CSS, ssr_mode=False, enable_monitoring=False, show_error=True,
+            blocked_paths=blocked, css=CSS, ssr_mode=False, enable_monitoring=False, show_error=True,
             theme=gr.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"]), mcp_server=False, pwa=False,
         )  # fmt: skip
     except OSError as error:

@@ -40,9 +40,10 @@ def rebuild(store: GalleryStore, model: str, step: Any = None, *, quiet: bool = 
     embedder = SearchModel(model, step)
     about = dataclasses.replace(
         store.about, model=embedder.workdir, step=embedder.step, fingerprint=embedder.fingerprint,
-        widths=embedder.widths, thresholds=read_thresholds(embedder.workdir),
+        widths=embedder.widths, thresholds=read_thresholds(embedder.workdir, embedder.step),
     )  # fmt: skip
     with store.lock():
+        store.commit_parts()  # of an interrupted build over several processes: its pictures are embedded anew as well
         count = store.count()
         progress = Progress("rebuilding", count, quiet)
         place = store.uri if storage.is_remote(store.uri) else os.path.abspath(store.uri)

@@ -26,6 +26,8 @@ def recall(index: Index, top: int, queries: int, where: str | None) -> Iterator[
     picture lies where sentences do, and approximate indices find less there.
     """
     store, snapshot = index.store, index.snapshot
+    if min(top, queries) < 1:
+        raise SearchError(f"--top {top} --queries {queries}: each is 1 at least")
     if not len(snapshot):
         raise SearchError(f"{store.uri} is empty")
     top = min(top, len(snapshot))

@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 from data_pipelines import files, storage
 from irm_jax.search.filters import Filter, mask
 from irm_jax.search.gallery import VectorBuffer
-from irm_jax.search.store import ID, GalleryStore, StoreLost, vector_column
+from irm_jax.search.store import ID, About, GalleryStore, StoreLost, vector_column
 
 READ_AGAIN = 0.5
 """Share of vectors that are missing in the local copy above which all are read anew."""
@@ -30,14 +31,14 @@ READ_AGAIN = 0.5
 class Snapshot:
     """The entries of one version.
 
-    version: of the store. table: ids and columns, one row per entry, by id.
+    version, about: of the store. table: ids and columns, one row per entry, by id.
     """
 
     def __init__(self, store: GalleryStore, mesh: Mesh | None = None) -> None:
         self._store, self._mesh = store, mesh
-        self.version = store.version()
-        names = [ID, *store.about.columns]
-        schema = pa.schema([store.about.schema().field(name) for name in names])
+        self.version, self.about = store.version(), store.about
+        names = [ID, *self.about.columns]
+        schema = pa.schema([self.about.schema().field(name) for name in names])
         table = pa.Table.from_batches(list(store.scan(names)), schema=schema)
         self.table = table.take(pc.sort_indices(table[ID])).combine_chunks()
         self.ids = np.concatenate([np.zeros(0, "S32"), *(_ids(chunk) for chunk in self.table[ID].chunks)])
@@ -59,19 +60,30 @@ class Snapshot:
                 self._buffers[space] = self._read(space)
             return self._buffers[space]
 
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """The row of each entry, i64[n]; -1 for one that this version has not."""
+        return _places(self.ids, np.array([one.encode() for one in ids], "S"))
+
+    def check(self, ids: Sequence[str] = ()) -> None:
+        """Raises StoreLost if what the store has just read, such as entries, is not of this version and its model."""
+        if self._store.about.fingerprint != self.about.fingerprint or (self.rows_of(ids) < 0).any():
+            raise self._changed()
+
+    def _changed(self) -> StoreLost:
+        return StoreLost(f"{self._store.uri} was changed while it was read: start again")
+
     def loaded(self) -> list[str]:
         """The spaces whose vectors are on the devices."""
         return list(self._buffers)
 
     def _read(self, space: str) -> VectorBuffer:
-        width = self._store.about.widths[space]
-        made = VectorBuffer(len(self), width, self._mesh)
+        made = VectorBuffer(len(self), self.about.widths[space], self._mesh)
         missing = np.ones(len(self), bool)
-        cache = _Cache(self._store, space)
+        cache = _Cache(self._store.uri, self.about, space)
         if (kept := cache.read()) is not None:
             ids, vectors = kept
-            place = np.searchsorted(ids, self.ids)
-            found = (place < len(ids)) & (ids[np.minimum(place, len(ids) - 1)] == self.ids)
+            place = _places(ids, self.ids)
+            found = place >= 0
             if found.sum() and found.mean() >= 1 - READ_AGAIN:
                 at = np.flatnonzero(found)
                 for start in range(0, len(at), 65536):
@@ -81,7 +93,7 @@ class Snapshot:
         if missing.any():
             self._fetch(space, made, missing)
         if missing.any():
-            raise StoreLost(f"{self._store.uri} was changed while it was read: start again")
+            raise self._changed()
         cache.write(self.ids, made)
         made.finish()
         _release_unused()
@@ -97,9 +109,9 @@ class Snapshot:
             parts = tuple(Predicate(ID, "text", "=", self.ids[i].decode()) for i in wanted)
             where = parts[0] if len(parts) == 1 else Junction("or", parts)
         for batch in self._store.scan([ID, vector_column(space)], where):
-            ids = _ids(batch.column(0))
-            place = np.searchsorted(self.ids, ids)
-            known = (place < len(self)) & (self.ids[np.minimum(place, len(self) - 1)] == ids)
+            self.check()
+            place = _places(self.ids, _ids(batch.column(0)))
+            known = place >= 0
             flat = batch.column(1).flatten().to_numpy(zero_copy_only=False)
             made.fill(place[known], flat.reshape(len(batch), -1)[known])
             missing[place[known]] = False
@@ -110,6 +122,14 @@ def _release_unused() -> None:
     pa.default_memory_pool().release_unused()
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of `wanted` stands among ids in ascending order, i64[n]; -1 if it does not."""
+    if not len(ids):
+        return np.full(len(wanted), -1)
+    found = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    return np.where(ids[found] == wanted, found, -1)
 
 
 def _ids(column: pa.Array) -> np.ndarray:
@@ -127,10 +147,10 @@ def local_folder(key: str, end: str = "") -> Path:
 class _Cache:
     """The local copy of a space's vectors of an index on object storage: ids and vectors as two NumPy files."""
 
-    def __init__(self, store: GalleryStore, space: str) -> None:
+    def __init__(self, uri: str, about: About, space: str) -> None:
         self._folder: Path | None = None
-        if storage.is_remote(store.uri) and not store.uri.startswith("milvus://"):
-            key = f"{store.uri.rstrip('/')} {store.about.fingerprint} {store.about.widths[space]}"
+        if storage.is_remote(uri) and not uri.startswith("milvus://"):
+            key = f"{uri.rstrip('/')} {about.fingerprint} {about.widths[space]}"
             self._folder = local_folder(key, f"-{space}")
 
     def read(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -7,12 +7,14 @@ reaches (irm_jax/evaluation/open_set.py). A threshold holds for the kind of quer
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from absl import logging
 
+from data_pipelines.instructions.tokenizer import clean_text
 from data_pipelines.tasks import TASKS
+from irm_jax.evaluation import folders
 from irm_jax.evaluation.earlier_results import ResultsError
 from irm_jax.evaluation.figures import read_results
 from irm_jax.pretrained import folder_of
@@ -41,34 +43,34 @@ class Threshold:
         )
 
 
-def read_thresholds(workdir: str) -> dict[str, Any]:
-    """The thresholds of a run's results.json by task; empty without an evaluation."""
+def read_thresholds(workdir: str, step: int) -> dict[str, Any]:
+    """The thresholds by task of the newest evaluation of a run's step; empty without one."""
     found: dict[str, Any] = {}
     if folder_of(workdir) is not None:  # a model without the run that trained it
         return found
     try:
-        for figure in read_results(workdir).open_set:
+        results = read_results(next(iter(folders.of_step(workdir, step)), workdir))
+        if (measured := results.rest["run"]["step"]) != step:
+            raise ResultsError(
+                f"its newest is of step {measured}: --mode evaluate --config.evaluation.checkpoint={step}"
+            )
+        for figure in results.open_set:
             made = Threshold(float(figure.threshold[FPR]), float(FPR), figure.test_set, figure.absent)
             found.setdefault(figure.task, dataclasses.asdict(made))  # the first test set of a task
     except (ResultsError, OSError, KeyError) as error:
-        logging.warning("no thresholds: the run %s has no evaluation that can be read (%s)", workdir, error)
+        logging.warning("no thresholds: %s has no evaluation of step %s that can be read (%s)", workdir, step, error)
     return found
 
 
-def constant_task(instruction: str | np.ndarray) -> str | None:
-    """The task whose constant sentence the instruction is; None for one that names or shows clothes."""
-    if not isinstance(instruction, str):
-        return None
-    return {task.sentence: task.name for task in TASKS.values() if task.sentence}.get(instruction.strip())
-
-
-def kind_of(instruction: str | np.ndarray, second_stage: bool) -> str:
-    """The kind of a query by picture and instruction: the task whose evaluation ranks as it does, or UNMEASURED."""
-    return (constant_task(instruction) if second_stage else None) or UNMEASURED
+def constant_tasks(own: Mapping[str, str | None]) -> dict[str, str]:
+    """The tasks by their constant sentences, as the model reads those. own: sentences in place of theirs, by task."""
+    sentences = {task.name: own.get(task.name) or task.sentence for task in TASKS.values()}
+    return {clean_text(sentence): name for name, sentence in sentences.items() if sentence}
 
 
 def threshold_for(thresholds: dict[str, Any], kind: str) -> Threshold | None:
-    """The threshold of a kind of query (`kind_of`, PICTURE, or "t2i" for a sentence); None if none was measured."""
+    """The threshold of a kind of query: PICTURE, UNMEASURED, or the task whose evaluation ranks as it does ("t2i" for a
+    sentence); None if none was measured."""
     try:
         return Threshold(**thresholds[kind]) if kind in thresholds else None
     except TypeError:

@@ -14,10 +14,8 @@ import types
 from concurrent import futures
 from pathlib import Path
 
-import numpy as np
 import pytest
 import toy_shards
-from PIL import Image
 
 from data_pipelines import build, files, procedural
 from data_pipelines.dataset import build_folder, schema, shard_writer, writer

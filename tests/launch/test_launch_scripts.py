@@ -135,6 +135,12 @@ def test_tpu_vm_creates_installs_and_runs_on_every_host(world: World) -> None:
     assert not world.calls("gcloud", containing="delete")  # it stays unless it is asked to go
 
 
+@pytest.mark.parametrize(("spot", "asked"), [("1", True), ("0", False), ("", False)])
+def test_tpu_vm_asks_for_spot_capacity_at_1_alone(world: World, spot: str, asked: bool) -> None:
+    _, output = world.run(TPU_COMMAND, DRY_RUN="1", SPOT=spot, **TPU)
+    assert ("--spot" in output) == asked
+
+
 def test_tpu_vm_goes_on_after_a_preemption(world: World) -> None:
     status, output = world.run(TPU_COMMAND, ["lost 255", "exit 0"], **TPU, DELETE="1")
     assert status == 0, output
@@ -270,6 +276,16 @@ def test_gke_through_a_jobset(world: World) -> None:
     assert mistake["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
     [rule] = job_set["spec"]["failurePolicy"]["rules"]
     assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+
+
+def test_gke_writes_any_word_and_any_user_into_the_manifest(world: World) -> None:
+    word = "--config.evaluation.checkpoint=a\tb\nc\rd"
+    status, output = world.run([*GKE_COMMAND, word], USER="Ada.L_", DRY_RUN="1", **JOB_SET)
+    assert status == 0, output
+    job_set = yaml.safe_load(output.partition("<<'EOF'\n")[2].removesuffix("EOF\n"))
+    assert job_set["metadata"]["name"] == "irm-jax-adal"
+    pod = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["command"] == [*TRAINING, word]
 
 
 @pytest.mark.parametrize(

@@ -7,19 +7,25 @@ from typing import ClassVar
 
 import numpy as np
 
+from data_pipelines.instructions.tokenizer import clean_text
 from data_pipelines.tasks import NEUTRAL_SENTENCE
+from irm_jax.search.store import SearchError
+from irm_jax.search.thresholds import constant_tasks
 
 
 class StandIn:
     """Has the methods of `SearchModel`; pictures are their halves' mean colours, mapped by matrices of its step."""
 
     judges = True
+    constant_tasks: ClassVar = constant_tasks({})
     image_size = (64, 32)
     widths: ClassVar = {"neutral": 24, "caption": 16}
     sentence_doubt: str | None = None
 
     def __init__(self, workdir: str, step: int | None = None) -> None:
-        self.workdir, self.step = workdir, step or 4
+        if step not in (None, 2, 8):
+            raise SearchError(f"there is no step {step}")
+        self.workdir, self.step = workdir, step or 8
         self.fingerprint = f"stand-in {self.step}"
         rng = np.random.default_rng(self.step)
         self._neutral, self._caption, self._edited = (rng.standard_normal((6, width)) for width in (24, 16, 24))
@@ -30,6 +36,7 @@ class StandIn:
 
     def embed_under(self, pictures: Sequence[np.ndarray], instruction: str | np.ndarray) -> np.ndarray:
         if isinstance(instruction, str):
+            instruction = clean_text(instruction)
             share = 0.0 if instruction == NEUTRAL_SENTENCE else (len(instruction) % 7 + 1) / 8
         else:
             share = float(instruction.mean()) / 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -10,21 +11,26 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
+from etils import epath
 from search_pictures import picture
 
+from benchmarks import search_speed
 from irm_jax.errors import RetryError
+from irm_jax.evaluation import folders
 from irm_jax.evaluation.figures import read_results
 from irm_jax.evaluation.ranking.rescore import Rescored
 from irm_jax.evaluation.ranking.scores import Selection
 from irm_jax.search import __main__ as command
-from irm_jax.search import crops, engines, filters, ingest, store
+from irm_jax.search import crops, engines, ingest, store
 from irm_jax.search.crops import read_crops
 from irm_jax.search.gallery import rounded
-from irm_jax.search.index import Index
+from irm_jax.search.index import Index, open_model
 from irm_jax.search.rebuild import rebuild
 from irm_jax.search.recall import recall
 from irm_jax.search.store import SearchError
+from irm_jax.search.thresholds import constant_tasks, read_thresholds
 
 
 @pytest.fixture
@@ -88,6 +94,20 @@ def test_the_second_stage_is_the_evaluators(index: Index) -> None:
     assert [hit.id for hit in index.query(picture(99), words, top=30, rescore=20)] == expected
 
 
+def test_the_timed_queries_have_the_stages_that_they_name(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded: list[int] = []
+    embed = index.model.embed_under
+    monkeypatch.setattr(index.model, "embed_under", lambda pictures, words: (
+        embedded.append(len(pictures)), embed(pictures, words))[1])  # fmt: skip
+    found = {}
+    for name, given in search_speed.queries().items():
+        embedded.clear()
+        index.query(**given)
+        found[name] = list(embedded)
+    assert found == {"picture": [1], "sentence": [], "picture + sentence, one stage": [1],
+                     "picture + sentence, 200 judged again": [1, 30]}  # fmt: skip
+
+
 def test_a_sentence_is_judged_by_the_matching_head(index: Index) -> None:
     assert index.model.judges
     answer = index.query(sentence="a red shirt", top=30, rescore=20)
@@ -123,11 +143,11 @@ def test_more_like_a_hit(index: Index, crops_dir: Path) -> None:
     similar = index.similar(first.id, top=29)
     assert first.id not in {hit.id for hit in similar}
     assert len(similar) == 29
-    # A filter that leaves out the entry itself leaves out one of these already.
-    where = f"camera != '{first.columns['camera']}'"
-    others = index.snapshot.passes(filters.parse(where, index.about.columns))
-    answer = index.similar(first.id, where=where, top=2)
-    assert (len(answer), answer.searched) == (2, others.sum())
+    assert first.columns["camera"] == "gate"
+    for where, others in (("camera = 'hall'", 10), ("camera = 'gate'", 9)):
+        for top in (3, 20):
+            similar = index.similar(first.id, where, top)
+            assert (len(similar), similar.searched) == (min(top, others), others)
     with pytest.raises(SearchError, match="not in"):
         index.similar("f" * 32)
 
@@ -138,12 +158,42 @@ def test_thresholds_are_those_of_the_evaluation(index: Index, run: str, crops_di
     assert answer.threshold is not None
     assert answer.threshold.value == measured["trad"].threshold["0.01"]
     assert [hit.above for hit in answer] == [hit.score > answer.threshold.value for hit in answer]
+    answer = index.query(crops_dir / "00.png", "do not change clothes", top=30, rescore=20)
+    assert [hit.above is None for hit in answer] == [False] * 20 + [True] * 10  # which have scores of the first stage
     # What no evaluation ranks in this way has none.
     for given in ({}, {"instruction": "wearing a hat"}, {"instruction": "wearing a hat", "rescore": 5},
                   {"instruction": "do not change clothes", "rescore": 0}):  # fmt: skip
         answer = index.query(crops_dir / "00.png", **given)
         assert {hit.above for hit in answer} == {None}
         assert any("No threshold is known" in note for note in answer.notes())
+
+
+def test_a_constant_sentence_is_the_runs_own_however_it_is_spelled(
+    index: Index, crops_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = crops_dir / "00.png"
+    for plain, spelled in (("do not change clothes", "Do not change clothes."), (None, "Any image of this person!")):
+        one, other = (index.query(picture, words, top=30) for words in (plain, spelled))
+        assert (list(other), other.threshold) == (list(one), one.threshold)
+    monkeypatch.setattr(index.model, "constant_tasks", constant_tasks({"trad": "change no clothes", "cc": None}))
+    assert index.query(picture, "change no clothes").threshold is not None
+    assert index.query(picture, "do not change clothes").threshold is None
+
+
+def test_thresholds_are_those_of_the_models_step(earlier_run: Path, tmp_path: Path) -> None:
+    """A run that was trained and evaluated, and then evaluated at an earlier step."""
+    results = read_results(earlier_run)
+    for step, threshold in ((8, 0.8), (2, 0.2)):
+        figures = [dataclasses.replace(row, threshold={"0.01": threshold}) for row in results.open_set]
+        run = {**results.rest["run"], "step": step}
+        made = dataclasses.replace(results, open_set=tuple(figures), rest={**results.rest, "run": run})
+        with folders.new(epath.Path(tmp_path), {}, step) as (folder, _):
+            (folder / "results.json").write_text(json.dumps(made.to_json()))
+    assert read_thresholds(str(tmp_path), 8)["trad"]["value"] == 0.8
+    assert read_thresholds(str(tmp_path), 2)["trad"]["value"] == 0.2
+    assert read_thresholds(str(tmp_path), 4) == {}
+    assert read_thresholds(str(earlier_run), 8)  # an earlier version's, in the run's folder itself
+    assert read_thresholds(str(earlier_run), 4) == {}
 
 
 def test_unknown_words_are_named(index: Index) -> None:
@@ -200,6 +250,19 @@ def test_a_reader_sees_its_version_until_it_looks_again(copy: Index, crops_dir: 
     assert copy.query(crops_dir / "00.png", top=40).searched == 31
 
 
+def test_an_approximate_search_answers_from_one_version(copy: Index, crops_dir: Path, tmp_path: Path) -> None:
+    """The engine ranks what it has now; columns are those of the hits, also of entries that are new."""
+    reader = Index(copy.store.uri, approximate=True)
+    assert reader.query(crops_dir / "00.png", top=40).searched == 30
+    for number in range(60, 64):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture(number))
+    ingest.add(engines.open_store(copy.store.uri), copy.model, read_crops(tmp_path), quiet=True)
+    paths = {row["_id"]: row["path"] for batch in copy.store.scan(["_id", "path"]) for row in batch.to_pylist()}
+    answer = reader.query(crops_dir / "00.png", top=40)
+    assert {hit.id: hit.path for hit in answer} == paths
+    assert answer.searched == len(answer) == 34
+
+
 def test_removed_bytes_are_gone_after_compaction(copy: Index, crops_dir: Path, capsys: pytest.CaptureFixture) -> None:
     """A reader whose version was compacted away answers from the newest one."""
     secret = (crops_dir / "07.png").read_bytes()
@@ -239,6 +302,34 @@ def test_another_model_is_refused_and_rebuild_takes_it(copy: Index, run: str, cr
     assert hit.score == pytest.approx(1, abs=2e-3)
 
 
+def test_a_run_that_has_moved_and_gone_on(
+    copy: Index, run: str, crops_dir: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """--model is where the run is now: the step of the index is opened, not the latest."""
+    assert open_model(dataclasses.replace(copy.about, step=3), copy.store.uri, run).step == copy.about.step
+    rebuild(copy.store, run, 2, quiet=True)
+    assert Index(copy.store.uri, model=run).model.step == 2
+    assert command.main(["add", copy.store.uri, str(crops_dir), "--model", run, "--quiet"]) == 0
+    assert "30 in the index already" in capsys.readouterr().out
+
+
+def test_a_reader_of_another_model_keeps_its_version(copy: Index, run: str, crops_dir: Path) -> None:
+    """The index was embedded anew while it was read: what is in memory still answers, what is not is not mixed in."""
+    image, before = crops_dir / "05.png", copy.about
+    answer = copy.query(image, "do not change clothes", top=30)
+    rebuild(engines.open_store(copy.store.uri), run, 2, quiet=True)
+    new = engines.open_store(copy.store.uri).about
+    both = rf"(?s){new.fingerprint}.*{before.fingerprint}"
+    with pytest.raises(SearchError, match=both):
+        copy.refresh()
+    assert copy.about == before
+    assert list(copy.query(image, "do not change clothes", top=30)) == list(answer)
+    with pytest.raises(SearchError, match=both):
+        copy.query(sentence="a red shirt")  # whose vectors are not in memory
+    with pytest.raises(SearchError, match=both):
+        ingest.add(copy.store, copy.model, read_crops(crops_dir), quiet=True)
+
+
 def test_an_interrupted_rebuild_goes_on(copy: Index, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was embedded is not embedded again, and the vectors are those of a rebuild in one go."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -255,6 +346,9 @@ def test_an_interrupted_rebuild_goes_on(copy: Index, run: str, tmp_path: Path, m
 
     monkeypatch.setattr(model, "embed_pictures", embed_pictures)
     before = copy.about
+    moved = next(iter(copy.store.scan(copy.about.schema().names))).slice(0, 1)
+    copy.store.remove(moved.column(0).to_pylist())
+    copy.store.part("00001").add(pa.Table.from_batches([moved]))  # of a build over several processes that was killed
     with pytest.raises(SearchError, match="the disk is full"):
         rebuild(copy.store, run, 2, quiet=True)
     assert engines.open_store(copy.store.uri).about == before
@@ -300,6 +394,9 @@ def test_recall_of_the_exact_search_is_one(index: Index) -> None:
     assert lines[2].startswith("sentence ")
     with pytest.raises(SearchError, match="no entry passes"):
         list(recall(index, 5, 8, "floor = 99"))
+    for top, queries in ((5, 0), (0, 8)):
+        with pytest.raises(SearchError, match=f"--top {top} --queries {queries}"):
+            list(recall(index, top, queries, None))
 
 
 def test_nothing_of_an_index_is_believed() -> None:

@@ -17,6 +17,7 @@ def test_vectors_are_those_of_the_embedder(run_dir: str) -> None:
     model = SearchModel(run_dir)
     assert (model.workdir, model.step, model.judges) == (str(Path(run_dir).resolve()), 4, True)
     assert SearchModel(run_dir, step=2).fingerprint != model.fingerprint == SearchModel(run_dir, step=4).fingerprint
+    assert model.constant_tasks["ignore clothes"] == "cc"
     pictures = [picture(1)]
     neutral, caption = model.embed_pictures(pictures)
     assert {"neutral": neutral.shape[1], "caption": caption.shape[1]} == model.widths

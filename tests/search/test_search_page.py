@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,42 @@ def test_a_file_that_is_no_picture_is_an_error(tab: Any, tmp_path: Path) -> None
 def test_files_of_the_machine_are_not_served(tab: Any, site: tuple[str, Any], crops_dir: Path) -> None:
     for path in ("/etc/passwd", crops_dir / "crops.csv", Path(__file__)):
         assert tab.request.get(f"{site[0]}gradio_api/file={path}").status in (403, 404)
+
+
+def test_hits_are_served_wherever_the_page_is_started(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder of temporary files, or one above, as a service starts in /."""
+    pytest.importorskip("gradio", reason="needs pip install -e '.[search]'")
+    from irm_jax.search import page
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "scratch"))
+    for name in ("scratch/hit.png", "crops.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("content")
+    app = page.launch(page.Page(index), page.Access.of("127.0.0.1", 0, None))
+
+    def status(name: str) -> int:
+        try:
+            with urllib.request.urlopen(f"{app.local_url}gradio_api/file={tmp_path / name}") as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert [status("scratch/hit.png"), status("crops.csv")] == [200, 403]
+    app.close()
+    gc.collect()
+
+
+def test_a_refresh_without_a_pause_is_refused(index: Index) -> None:
+    pytest.importorskip("gradio", reason="needs pip install -e '.[search]'")
+    from irm_jax.search import page
+
+    for seconds in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(SearchError, match="--refresh"):
+            page.serve(index, page.Access.of("127.0.0.1", 0, None), refresh=seconds)
 
 
 def test_another_address_needs_passwords(tmp_path: Path) -> None:

@@ -111,6 +111,20 @@ def test_replace(made: GalleryStore) -> None:
     assert [int(row[store.ID], 16) for row in rows_of(again, store.ID)] == [40, 41, 42, 43, 44]
 
 
+def test_a_store_says_what_it_holds_now(made: GalleryStore) -> None:
+    """Another process may embed an index anew; what is written afterwards says so still."""
+    made.add(entries(3))
+    engines.open_store(made.uri).replace(about(fingerprint="g"), iter(entries(3, 40).to_batches()))
+    made.version()
+    assert made.about == about(fingerprint="g")
+    other = engines.open_store(made.uri)
+    other.replace(about(fingerprint="h"), iter(entries(3, 50).to_batches()))
+    other.remove([f"{50:032x}"])
+    made.compact()
+    made.add(entries(1, 60))
+    assert engines.open_store(made.uri).about == about(fingerprint="h")
+
+
 def test_parts_become_visible_at_once_and_once(tmp_path: Path) -> None:
     pytest.importorskip("lancedb", reason="needs pip install -e '.[search]'")
     made = engines.create_store(str(tmp_path / "index"), about())
@@ -126,6 +140,19 @@ def test_parts_become_visible_at_once_and_once(tmp_path: Path) -> None:
     assert sorted(int(one, 16) for one in store.ids_of(made)) == [0, 1, 2, 3, 4, 5, 11, 12, 13]
     made.commit_parts()
     assert made.count() == 9
+    assert not list(Path(made.uri).glob("part-*"))
+
+
+def test_parts_of_another_model_are_no_entries(tmp_path: Path) -> None:
+    """A build over several processes was killed, and the index then embedded anew."""
+    pytest.importorskip("lancedb", reason="needs pip install -e '.[search]'")
+    made = engines.create_store(str(tmp_path / "index"), about())
+    made.part("00007").add(entries(4))
+    made.replace(about(fingerprint="g"), iter(entries(3, 40).to_batches()))
+    made.part("00000").add(entries(2, 60))
+    assert {int(one, 16) for one in made.part("00000").ids()} == {60, 61}
+    made.commit_parts()
+    assert sorted(int(one, 16) for one in store.ids_of(made)) == [40, 41, 42, 60, 61]
     assert not list(Path(made.uri).glob("part-*"))
 
 

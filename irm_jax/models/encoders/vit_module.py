@@ -57,7 +57,11 @@ class PatchEmbedding(nn.Module):
                 if i:
                     x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm_{i}")(x)
                     x = transformer.gelu(x)
-                options: dict[str, Any] = {"dtype": self.dtype, "conv_general_dilated": convolution, "name": f"conv_{i}"}
+                options: dict[str, Any] = {
+                    "dtype": self.dtype,
+                    "conv_general_dilated": convolution,
+                    "name": f"conv_{i}",
+                }
                 x = nn.Conv(width, (3, 3), (step, step), padding="SAME", **options)(x)
         else:
             raise ValueError(f"unknown stem {self.stem!r}; the stems are 'patch' and 'conv'")
