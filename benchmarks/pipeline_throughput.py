@@ -4,8 +4,9 @@
 
 Both sides read JPEGs, decode, jitter, resize to 256x128, flip, pad + crop, erase, and hand u8 batches to a consumer:
 ours from shards through PK sampling and Grain, the other from files through `Image.open` and the operations torchvision
-applies to PIL images, written out here. The images are made here; before any timing the two chains are compared on
-equal parameters. Needs the `convert` extra (torch, pillow).
+applies to PIL images, written out here. Last, the time of batches with a second view of every image beside one view.
+The images are made here; before any timing the two chains are compared on equal parameters. Needs the `convert` extra
+(torch, pillow).
 """
 
 from __future__ import annotations
@@ -172,10 +173,10 @@ def stage_rates(jpegs: list[bytes], rounds: int) -> dict[str, tuple[float, float
     return {name: (statistics.median(ours), statistics.median(pil)) for name, (ours, pil) in measured.items()}
 
 
-def _ours(dataset: Dataset, workers: int) -> Iterator[object]:
+def _ours(dataset: Dataset, workers: int, second_view: bool = False) -> Iterator[object]:
     unit = layout.Unit.of_task(dataset.name, "trad")
     plan = layout.plan_batch([unit], BATCH, 1, tokenizer=_NoTokenizer())
-    options = BatchOptions(seed=0, image_size=SIZE, instruction_image_size=SIZE)
+    options = BatchOptions(seed=0, image_size=SIZE, instruction_image_size=SIZE, second_view=second_view)
     data = TrainingData.of(plan, {dataset.name: dataset}, cast(Tokenizer, _NoTokenizer()), options)
     with data.stream(0, None, [0], ReadAhead(workers=workers, threads=1 if workers else 0)) as stream:
         for _, batch in stream:
@@ -197,6 +198,16 @@ def _stream_rate(batches: Iterable[object], warm_up: int, timed: int) -> float:
     rate = _rate(lambda: [next(iterator) for _ in range(timed)], timed * BATCH)
     iterator.close()  # type: ignore[attr-defined]
     return rate
+
+
+def _in_turns(first: Callable[[], Iterable[object]], second: Callable[[], Iterable[object]]) -> tuple[float, float]:
+    """Images per second of two streams of batches, medians of the rounds."""
+    rates = [
+        [_stream_rate(stream(), _WARM_UP.value, _BATCHES.value) for stream in (first, second)]
+        for _ in range(_ROUNDS.value)
+    ]
+    one, other = (statistics.median(column) for column in zip(*rates, strict=True))
+    return one, other
 
 
 def _report(name: str, ours: float, theirs: float) -> None:
@@ -234,13 +245,11 @@ def main(argv: list[str]) -> None:
             for stage, (ours, theirs) in stage_rates(jpegs, _ROUNDS.value).items():
                 _report(f"{stage}, one thread", ours, theirs)
             for workers in map(int, _WORKERS.value):
-                sides = (functools.partial(_ours, dataset, workers), functools.partial(_torch, files, workers))
-                rates = [
-                    [_stream_rate(side(), _WARM_UP.value, _BATCHES.value) for side in sides]
-                    for _ in range(_ROUNDS.value)
-                ]
-                ours, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
-                _report(f"total, {workers} worker processes", ours, theirs)
+                batches = functools.partial(_ours, dataset, workers)
+                rates = _in_turns(batches, functools.partial(_torch, files, workers))
+                _report(f"total, {workers} worker processes", *rates)
+            one, two = _in_turns(functools.partial(_ours, dataset, 0), functools.partial(_ours, dataset, 0, True))
+            print(f"  time with two views of every image, beside one: {one / two:.2f}")
 
 
 if __name__ == "__main__":
