@@ -3,8 +3,9 @@
 Usage: python -m benchmarks.step_speed [--part PART] [--config quickstart] [--set KEY=VALUE ...] [--pairs 3] [--steps 8]
 
 allocator: glibc's tunables (irm_jax/allocator.py). attention: the division after the product
-(irm_jax/models/attention.py). dense: the gradient of a dense layer's kernel (irm_jax/models/dense.py). remat: blocks in
-a loop whose backward pass computes again what it did not keep (`model.scan_layers`, `model.remat=full`), for memory.
+(irm_jax/models/attention.py). dense: the gradient of a dense layer's kernel (irm_jax/models/dense.py). convolution: the
+gradients of stems (irm_jax/models/convolution.py), which count in loops: `--set optimizer.accumulate=2`. remat: blocks
+in a loop whose backward pass computes again what it did not keep (`model.scan_layers`, `model.remat=full`), for memory.
 
 Every measurement is a process of its own, since glibc reads its tunables at start; the two kinds take turns, so that a
 machine whose speed drifts slows both. Page faults are counted beside the clock: they do not depend on the neighbours.
@@ -25,18 +26,20 @@ from typing import Any
 
 from irm_jax import allocator
 
-PARTS = ("allocator", "attention", "dense", "remat")
+PARTS = ("allocator", "attention", "dense", "convolution", "remat")
 REMAT = {"model.scan_layers": True, "model.remat": "full"}
 
 
 def make_plain(part: str) -> None:
     """Gives `part` of this process's model the form that other platforms have."""
-    from irm_jax.models import attention, dense
+    from irm_jax.models import attention, convolution, dense
 
     if part == "attention":
         attention.attend = attention._attend
     elif part == "dense":
         dense._product = dense._plain
+    elif part == "convolution":
+        convolution._convolution = convolution._plain
 
 
 def measure(run_file: str, keys: dict[str, Any], steps: int) -> dict[str, float]:
@@ -60,8 +63,10 @@ def measure(run_file: str, keys: dict[str, Any], steps: int) -> dict[str, float]
     run = runs.build(config)
     current, step = run.fresh_state(), run.train_step
     constants, key = jnp.asarray(run.data.plan.constant_tokens), jax.random.key(1)
+    batches = config.optimizer.accumulate
     with run.stream(0, 1, workers=0) as stream:
-        batch = mesh_lib.to_global(next(stream)[1], mesh_lib.batch_sharding(run.mesh))
+        layout = mesh_lib.batch_sharding(run.mesh, leading=int(batches > 1))
+        batch = mesh_lib.to_global(next(stream)[1], layout)
     seconds = []
     with jax.set_mesh(run.mesh):
         for _ in range(3):  # the first compiles, the others warm up
@@ -79,7 +84,7 @@ def measure(run_file: str, keys: dict[str, Any], steps: int) -> dict[str, float]
         "cpu_seconds": (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / steps,
         "page_faults": (after.ru_minflt - before.ru_minflt) / steps,
         "peak_gb": after.ru_maxrss / 1e6,
-        "rows": run.data.plan.batch_size,
+        "rows": run.data.plan.batch_size * batches,
     }
 
 

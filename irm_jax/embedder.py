@@ -49,8 +49,8 @@ class Opened:
     def sentence_doubt(self) -> str | None:
         """Why images have no meaningful order by a sentence alone, and the cure; None if the configuration does not
         show it. Captions alone train the projections that are compared; given weights may bring trained ones."""
-        init, units = self.config.init, self.config.data.train.values()
-        learned = {tasks.task(unit.task).name for unit in units}
+        init = self.config.init
+        learned = {unit.task for unit in self.config.data.train.values()}
         given = init.model or (init.text_encoder and init.text_encoder == init.image_encoder)
         if given or not learned or any(tasks.task(name).kind == "caption" for name in learned):
             return None

@@ -176,7 +176,7 @@ def _asking(rows: list[Row], divided: bool, has: Callable[[Row], bool]) -> list[
 def protocols(task: str, rows: Sequence[Row], splits: Mapping[str, Sequence[Picture]]) -> tuple[str, ...]:
     """Returns the task's strict rule beside identity alone; ctcc and li have it if it gives a query an answer.
 
-    rows, splits: those of the task, as the table has them and as the data set will.
+    rows: the task's rows of the table. splits: the pictures that its data set will hold.
     """
     if task == "trad":
         return ("market",)

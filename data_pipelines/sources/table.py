@@ -356,8 +356,8 @@ def _picture(
 def _sentences(row: Row, task: str) -> tuple[str, ...]:
     """Returns the sentences of a record: captions, or for li the row's instructions, which templates make if missing.
 
-    Outside of training a record has one instruction, chosen by the file's name, but all of its captions, of which a
-    test set reads one.
+    Outside of training a record keeps one instruction, chosen by the file's name. It keeps all captions; a test set
+    reads one of them.
     """
     if task != "li":
         return row.captions

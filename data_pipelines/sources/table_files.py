@@ -39,7 +39,7 @@ MORE_COLUMNS = ("instruction", "instruction_clothes", "time")
 _KNOWN = {*COLUMNS, *MORE_COLUMNS}
 SPLITS = ("train", "query", "gallery", "test")
 _UNUSED = {"val", "valid", "validation"}
-"""Folders beside those of the splits that are left out."""
+"""Folders that are left out where splits have folders."""
 _DELIMITERS = ",;\t|"
 _LIST = re.compile(r"(?:^|[_\-.])(train|query|gallery|test)(?:[_\-.]|$)")
 _WHOLE = re.compile(r"(-?\d+)\.0+")

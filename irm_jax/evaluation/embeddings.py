@@ -119,7 +119,7 @@ def _columns(labels: Mapping[str, Any], scores: EmbeddingScores) -> dict[str, np
         columns[column] = _numbers(label, listed)
     unknown = np.full(len(columns["identity"]), UNKNOWN)
     columns.setdefault("camera", columns.get("camera_number", unknown))
-    # Equal embeddings are taken for one picture, of which `_warn` speaks.
+    # `_warn` takes equal embeddings for one picture.
     columns["content"] = np.array([hash(row.tobytes()) for part in rows.values() for row in part], np.int64)
     return columns
 

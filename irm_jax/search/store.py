@@ -90,7 +90,7 @@ class About:
 class GalleryStore(abc.ABC):
     """Entries of an index, kept by an engine. Each call sees the newest committed version; an entry is whole or absent.
 
-    `about` is that of the version that `version`, `scan` or `search` saw last: another process may have replaced it.
+    `version`, `scan` and `search` read `about` anew, since another process may have replaced it.
 
     An entry has an id (hash of the picture's file), the columns of `About`, the picture's bytes and a vector of each
     space. What engines promise differently is in docs/search.md.

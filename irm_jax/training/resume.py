@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-import optax
+import numpy as np
 from absl import logging
 
 from irm_jax import checkpoint
@@ -89,7 +88,7 @@ def restore(run: Run, checkpoints: checkpoint.Checkpointer, step: int) -> TrainS
         restored, kept = states.with_relaid_banks(restored, abstract)
         for name, count in kept.items():
             logging.warning("the %s was laid anew for this batch and size: %d keys kept", name.replace("_", " "), count)
-    _require_same_averages(restored, run.optimizer)
+    _require_same_averages(restored, run.config.optimizer.beta1)
     return restored
 
 
@@ -114,18 +113,15 @@ def _require_same_frozen(thawed: Sequence[str], before: str) -> None:
         )
 
 
-def _require_same_averages(state: TrainState, optimizer: optax.GradientTransformation) -> None:
+def _require_same_averages(state: TrainState, beta1: float) -> None:
     """Raises CheckpointError if the averages of schedule_free were made with another beta1 than the next steps'."""
-    saved = optimizers.free_states(state.opt_state)
-    if not saved:
-        return
-    fresh = jax.jit(lambda params: [free.b1 for free in optimizers.free_states(optimizer.init(params))])(state.params)
-    before, now = float(saved[0].b1), float(fresh[0])
-    if now != before:
-        raise checkpoint.CheckpointError(
-            f"config.optimizer.beta1 = {now:g}, but the averages of schedule_free in the checkpoint are made with "
-            f"{before:g}: set it to {before:g} again, or train in a new workdir"
-        )
+    for saved in optimizers.free_states(state.opt_state):
+        before = np.asarray(saved.b1)
+        if before.dtype.type(beta1) != before:
+            raise checkpoint.CheckpointError(
+                f"config.optimizer.beta1 = {beta1:g}, but the averages of schedule_free in the checkpoint are made "
+                f"with {before:g}: set it to {before:g} again, or train in a new workdir"
+            )
 
 
 def _require_same_numbers(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
