@@ -18,7 +18,7 @@ from irm_jax.evaluation.ranking.relations import (
     Relation,
     camera_numbers,
     copy_of_query,
-    outfits_known,
+    other_outfit,
     same_camera,
     same_file,
     same_identity,
@@ -126,10 +126,7 @@ OUTFITS = (
         "same_outfit", positive=same_identity & same_outfit & ~same_camera,
         junk=same_identity & ~(same_outfit & ~same_camera),
     ),
-    Protocol(
-        "other_outfit", positive=same_identity & outfits_known & ~same_outfit,
-        junk=same_identity & ~(outfits_known & ~same_outfit),
-    ),
+    Protocol("other_outfit", positive=same_identity & other_outfit, junk=same_identity & ~other_outfit),
     Protocol("other_modality", positive=same_identity & ~same_modality, junk=same_identity & same_modality),
     Protocol("template_outfit", positive=same_identity & wears_requested),
     Protocol("named_attributes", positive=same_identity & wears_named),
@@ -154,10 +151,7 @@ def _prcc() -> list[Protocol]:
 
 def _ltcc() -> list[Protocol]:
     """LTCC: other cameras only, and clothes that are known; all other images of the person are junk."""
-    targets = {
-        "cc": ~same_camera & outfits_known & ~same_outfit,
-        "sc": ~same_camera & outfits_known & same_outfit,
-    }
+    targets = {"cc": ~same_camera & other_outfit, "sc": ~same_camera & same_outfit}
     return [
         Protocol(f"ltcc_{name}", positive=same_identity & target, junk=same_identity & ~target)
         for name, target in targets.items()

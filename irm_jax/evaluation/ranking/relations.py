@@ -87,9 +87,12 @@ copy_of_another_camera = (
     & Relation("known cameras", lambda q, g: (q["camera"] >= 0) & (g["camera"] >= 0), frozenset(["camera"]))
 )  # fmt: skip
 """The query's own picture in the gallery, said to be of another camera: a mistake of the data set."""
-outfits_known = Relation(
-    "both outfits known", lambda q, g: (q["clothes"] >= 0) & (g["clothes"] >= 0), frozenset(["clothes"])
+other_outfit = Relation(
+    "another outfit",
+    lambda q, g: (q["clothes"] >= 0) & (g["clothes"] >= 0) & (q["clothes"] != g["clothes"]),
+    frozenset(["clothes"]),
 )
+"""Both outfits are known, and differ."""
 wears_requested = Relation(
     "the outfit that the instruction asks for",
     lambda q, g: (q["instruction_clothes"] >= 0) & (q["instruction_clothes"] == g["clothes"]),
