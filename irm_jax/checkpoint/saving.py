@@ -65,6 +65,7 @@ class Checkpointer:
         self.keep, self.best_metric = keep, best_metric
         self._asynchronous = async_
         self._scores: dict[int, float | None] = {}
+        self._failed = False  # a save of this run: see `_remove_unfinished`
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_LatestAndBest(self._kept),
             enable_async_checkpointing=async_,
@@ -152,6 +153,8 @@ class Checkpointer:
         with self._failures("writing a checkpoint"):
             self._manager.wait_until_finished()
         self._empty_trash()
+        if self._failed:
+            self._remove_unfinished()
 
     def close(self) -> None:
         """Waits, then frees the threads. Raises CheckpointError if the last save failed."""
@@ -201,8 +204,8 @@ class Checkpointer:
         except (CheckpointError, StorageLost):
             raise
         except Exception as error:
-            if jax.process_index() == 0:
-                self._remove_unfinished()
+            self._failed = True
+            self._remove_unfinished()
             if jax.process_count() == 1:  # a collective otherwise, and the other processes may not have failed
                 self._manager.reload()
             raise self._explained(doing, error) from error
@@ -221,7 +224,9 @@ class Checkpointer:
         )
 
     def _remove_unfinished(self) -> None:
-        """Frees the space of a failed save; what other writer threads still add, the next opening removes."""
+        """Frees the space of a failed save. Its other threads may write on for a moment, so each `wait` asks again."""
+        if jax.process_index() != 0:
+            return
         for path in self.directory.iterdir():
             if ocp.utils.TMP_DIR_SUFFIX in path.name:
                 with contextlib.suppress(OSError):
