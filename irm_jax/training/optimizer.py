@@ -22,6 +22,7 @@ from irm_jax.checkpoint.averages import averaged
 from irm_jax.config.layer_rates import LayerRates, LayerRatesError
 from irm_jax.errors import ConfigError
 from irm_jax.parallel.rules import path_string
+from irm_jax.training.muon import muon
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -147,7 +148,8 @@ def evaluation_params(params: Any, opt_state: Any) -> Any:
 def _named(options: OptimizerOptions) -> optax.GradientTransformation:
     """An optax optimizer with decoupled weight decay: by its own arguments if it takes a mask, else after its step."""
     rate = schedule(options.learning_rate, options.steps, options.warmup_steps)
-    make: Any = getattr(optax, options.name, None) or getattr(contrib, options.name, None)
+    make: Any = {"muon": muon}.get(options.name) or getattr(optax, options.name, None)
+    make = make or getattr(contrib, options.name, None)
     taken = inspect.signature(make).parameters if inspect.isroutine(make) else {}
     if "learning_rate" not in taken:
         raise ConfigError(
@@ -177,9 +179,7 @@ def _made(
     if options.name == "adamw":
         given |= {"b1": options.beta1, "b2": options.beta2}
     if options.name == "muon":
-        # Steps as large as AdamW's, so that both parts go with one learning rate (arXiv:2502.16982).
-        given |= {"adam_b1": options.beta1, "adam_b2": options.beta2, "consistent_rms": 0.2}
-        given["muon_weight_dimension_numbers"] = muon_dimensions
+        given |= {"adam_b1": options.beta1, "adam_b2": options.beta2}
     if {"weight_decay", "mask"} <= taken.keys():
         return make(**{**given, "weight_decay": options.weight_decay, "mask": options.decays, **options.extra})
     if "weight_decay" in taken:
@@ -211,36 +211,13 @@ def _schedule_free(options: OptimizerOptions) -> optax.GradientTransformation:
 
 def _check_extra(options: OptimizerOptions, taken: Mapping[str, Any], also: tuple[str, ...] = ()) -> None:
     """Raises ConfigError for `config.optimizer.options` that the optax function does not take."""
-    own = {*OWN_ARGUMENTS, *also, "muon_weight_dimension_numbers"}
+    own = {*OWN_ARGUMENTS, *also}
     for name in options.extra:
         if name in own or name not in taken:
             raise ConfigError(
                 f"config.optimizer.options.{name}: optax's {options.name} takes no such option here; it takes "
                 f"{', '.join(key for key in taken if key not in own)}"
             )
-
-
-MUON_MATRICES: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
-    (r"attention/query_key_value/kernel$", (-4,), (-2, -1)),  # [D, 3, heads, D/heads]: three matrices
-    (r"cross_attention/(query|key|value)/kernel$", (-3,), (-2, -1)),
-    (r"attention/output/kernel$", (-3, -2), (-1,)),
-    (r"mlp/(expand|contract)/kernel$", (-2,), (-1,)),
-    (r"patch_embedding/\w+/kernel$", (-4, -3, -2), (-1,)),  # a convolution is the matrix of its patches
-    (r"(pooled_class|encoder_projection|image_projection|text_projection)/kernel$", (-2,), (-1,)),
-)
-"""Path patterns of the matrices that muon orthogonalises, with their input and output axes counted from the last. All
-other axes, such as layers stacked by `scan_layers`, hold matrices of their own."""
-
-
-def muon_dimensions(params: Any) -> Any:
-    """MuonDimensionNumbers of the matrices; None for all that is left to AdamW: embeddings, heads and vectors."""
-
-    def one(path: Any, _: Any) -> contrib.MuonDimensionNumbers | None:
-        name = path_string(path)
-        found = [axes for pattern, *axes in MUON_MATRICES if re.search(pattern, name)]
-        return contrib.MuonDimensionNumbers(*found[0]) if found else None
-
-    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def without_gradient(params: Any, frozen: str) -> Any:

@@ -1,6 +1,7 @@
 """The sharding table: every array of the state has a layout, an optimizer's moments among them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -13,6 +14,7 @@ from irm_jax.parallel import mesh as mesh_lib
 from irm_jax.parallel import rules
 from irm_jax.parallel.mesh import ShardingError
 from irm_jax.training import state
+from irm_jax.training.muon import muon
 
 
 def mesh_of(data, fsdp, model):
@@ -78,7 +80,7 @@ OPTIMIZERS = {
     "adamw": lambda: optax.adamw(1e-2),
     "lion": lambda: optax.lion(1e-2),
     "adafactor": lambda: optax.adafactor(1e-2, min_dim_size_to_factor=8),
-    "muon": lambda: optax.contrib.muon(1e-2),
+    "muon": lambda: muon(lambda step: jnp.float32(1e-2)),
     "schedule_free": lambda: optax.contrib.schedule_free_adamw(1e-2),
 }
 KERNEL, EMBEDDING, HEAD = (
@@ -92,8 +94,8 @@ MOMENTS = {  # of each optimizer: arrays of its state, and their layout
         f"0/v_col/{EMBEDDING}": P("model"), f"0/v_row/{EMBEDDING}": P("fsdp"), "0/count": P(),
     },
     "muon": {
-        f"inner_states/muon/inner_state/0/mu/{EMBEDDING}": P("model", "fsdp"),
-        f"inner_states/adam/inner_state/0/nu/{KERNEL}": P(None, "fsdp", "model"),
+        f"inner_states/muon/inner_state/0/mu/{KERNEL}": P(None, "fsdp", "model"),
+        f"inner_states/adam/inner_state/0/nu/{EMBEDDING}": P("model", "fsdp"),
         "inner_states/adam/inner_state/0/count": P(),
     },
     "schedule_free": {f"z/{KERNEL}": P(None, "fsdp", "model"), f"z/{HEAD}": P("fsdp", "model"), "weight_sum": P()},
