@@ -1,4 +1,4 @@
-"""Time of a training step on this CPU with and without one of its forms for a CPU, as a ratio.
+"""Time of a training step on this CPU with and without one of its forms, as a ratio.
 
 Usage: python -m benchmarks.step_speed [--part PART] [--config quickstart] [--set KEY=VALUE ...] [--pairs 3] [--steps 8]
 
@@ -6,6 +6,7 @@ allocator: glibc's tunables (irm_jax/allocator.py). attention: the division afte
 (irm_jax/models/attention.py). dense: the gradient of a dense layer's kernel (irm_jax/models/dense.py). convolution: the
 gradients of stems (irm_jax/models/convolution.py), which count in loops: `--set optimizer.accumulate=2`. remat: blocks
 in a loop whose backward pass computes again what it did not keep (`model.scan_layers`, `model.remat=full`), for memory.
+muon: matrices of one size in one stack (irm_jax/training/muon.py), beside optax's, which takes them one by one.
 
 Every measurement is a process of its own, since glibc reads its tunables at start; the two kinds take turns, so that a
 machine whose speed drifts slows both. Page faults are counted beside the clock: they do not depend on the neighbours.
@@ -26,13 +27,16 @@ from typing import Any
 
 from irm_jax import allocator
 
-PARTS = ("allocator", "attention", "dense", "convolution", "remat")
+PARTS = ("allocator", "attention", "dense", "convolution", "remat", "muon")
 REMAT = {"model.scan_layers": True, "model.remat": "full"}
 
 
 def make_plain(part: str) -> None:
-    """Gives `part` of this process's model the form that other platforms have."""
+    """Gives `part` of this process its plain form."""
+    from optax import contrib
+
     from irm_jax.models import attention, convolution, dense
+    from irm_jax.training import muon, optimizer
 
     if part == "attention":
         attention.attend = attention._attend
@@ -40,6 +44,13 @@ def make_plain(part: str) -> None:
         dense._product = dense._plain
     elif part == "convolution":
         convolution._convolution = convolution._plain
+    elif part == "muon":
+
+        def plain(learning_rate: Any, **options: Any) -> Any:
+            dimensions = {"muon_weight_dimension_numbers": muon.dimensions}
+            return contrib.muon(learning_rate, consistent_rms=0.2, **options, **dimensions)
+
+        optimizer.muon = plain
 
 
 def measure(run_file: str, keys: dict[str, Any], steps: int) -> dict[str, float]:
@@ -98,7 +109,7 @@ def parsed(setting: str) -> tuple[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time of a training step with and without a form for a CPU.")
+    parser = argparse.ArgumentParser(description="Time of a training step with and without one of its forms.")
     parser.add_argument("--part", default="allocator", choices=PARTS, help="the form that is taken away")
     parser.add_argument("--config", default="quickstart", help="name or path of a run file")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys, such as model.preset=small")

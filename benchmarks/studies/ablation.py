@@ -7,8 +7,8 @@ Usage: python -m benchmarks.studies.ablation --study STUDY --workdir runs/study 
 Each variant is `configs/quickstart_paper.py` with some keys changed, trained by `python -m irm_jax.main` with the same
 steps and seeds for all, in WORKDIR/runs/VARIANT/SEED; bank and captions share their baseline. The variants of `recipe`
 are `configs/quickstart.py` less one part each; take another workdir for them, and `--steps 150`. Those of `task_free`
-are it with each part that is meant for the task-free setting, alone and together; those of `cuts` it with less work
-per step, in one way each, for `--steps 150` or more.
+are it with each part that is meant for the task-free setting, alone and together; those of `objectives` it with each
+text-to-image objective; those of `cuts` it with less work per step, in one way each, for `--steps 150` or more.
 
 WORKDIR/STUDY.md gets, per task and over tasks, task-specific and task-free, the mean over seeds of each variant and its
 paired difference to the first variant with a 95% interval; a last row gives the mean of all variants but the first.
@@ -102,6 +102,7 @@ STUDIES = {
     "bank": paired.Study(BANK_VARIANTS, together=TOGETHER),
     "captions": paired.Study(CAPTION_VARIANTS, CAPTION_PANELS, TOGETHER),
     "recipe": paired.Study(RECIPE_VARIANTS, run_file="quickstart"),
+    "objectives": paired.Study(CAPTION_VARIANTS, CAPTION_PANELS, TOGETHER, run_file="quickstart"),
     "cuts": paired.Study(CUT_VARIANTS, run_file="quickstart"),
     "task_free": paired.Study(TASK_FREE_VARIANTS, run_file="quickstart"),
 }

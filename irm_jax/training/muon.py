@@ -72,10 +72,15 @@ def muon(
     )  # fmt: skip
 
 
-def _axes(path: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Input and output axes of a parameter's matrices, None for what is left to AdamW."""
+def dimensions(params: Any) -> Any:
+    """The tree of `contrib.MuonDimensionNumbers` of the matrices; None for what is left to AdamW."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _axes(path), params)
+
+
+def _axes(path: Any) -> contrib.MuonDimensionNumbers | None:
     name = path_string(path)
-    return next(((rows, columns) for pattern, rows, columns in MATRICES if re.search(pattern, name)), None)
+    found = (contrib.MuonDimensionNumbers(*sides) for pattern, *sides in MATRICES if re.search(pattern, name))
+    return next(found, None)
 
 
 def _labels(params: Any) -> Any:

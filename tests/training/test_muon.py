@@ -1,5 +1,3 @@
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +5,6 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from optax import contrib
 
-from irm_jax.parallel.rules import path_string
 from irm_jax.training import muon
 
 SHAPES = {  # of every form of kernel, wide and tall, and of other parameters
@@ -28,14 +25,6 @@ def rate(step):
     return 1e-2 / (1 + step)
 
 
-def dimensions(params):
-    def one(path, _):
-        found = [sides for pattern, *sides in muon.MATRICES if re.search(pattern, path_string(path))]
-        return contrib.MuonDimensionNumbers(*found[0]) if found else None
-
-    return jax.tree_util.tree_map_with_path(one, params)
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"nesterov": False, "ns_steps": 3, "beta": 0.8}, {"preconditioning": "aol", "consistent_rms": 1.0}]
 )
@@ -43,7 +32,7 @@ def test_steps_and_states_are_those_of_optax(options):
     rng = np.random.default_rng(0)
     params = unflatten_dict({k: rng.normal(size=s).astype(np.float32) for k, s in SHAPES.items()}, sep="/")
     options = {"adam_b2": 0.95, "consistent_rms": 0.2, **options}
-    chains = contrib.muon(rate, muon_weight_dimension_numbers=dimensions, **options), muon.muon(rate, **options)
+    chains = contrib.muon(rate, muon_weight_dimension_numbers=muon.dimensions, **options), muon.muon(rate, **options)
     states = [chain.init(params) for chain in chains]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
     for number in range(3):
