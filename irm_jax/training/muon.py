@@ -33,6 +33,9 @@ MATRICES: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
 """Path patterns of the matrices that muon orthogonalises, with their input and output axes counted from the last. All
 other axes, such as layers stacked by `scan_layers`, hold matrices of their own."""
 
+STACK = 2**24
+"""Numbers in a stack of several parameters, 64 MiB: what the iterations hold beside it is a few times as large."""
+
 
 def muon(
     learning_rate: Schedule,
@@ -110,23 +113,27 @@ def _scale_by_muon(
 
 
 def _orthogonal(updates: Any, ns_coeffs: jax.Array, iterations: dict[str, Any]) -> Any:
-    """Orthogonalises every matrix; those of equal size, wide or tall, in one stack."""
+    """Orthogonalises every matrix; those of equal size, wide or tall, in stacks of at most `STACK` numbers."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(updates)
     matrices = [_Matrices(path, leaf) for path, leaf in leaves]
-    sizes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    stacks: dict[tuple[int, ...], list[list[int]]] = defaultdict(lambda: [[]])
     for number, one in enumerate(matrices):
-        sizes[one.wide.shape[1:]].append(number)
+        same = stacks[one.wide.shape[1:]]
+        if sum(matrices[other].wide.size for other in same[-1]) + one.wide.size > STACK:
+            same.append([])
+        same[-1].append(number)
+    members = [numbers for same in stacks.values() for numbers in same if numbers]
     # Without momentum, `scale_by_muon` is the orthogonalisation alone.
     alone = contrib.scale_by_muon(
         **iterations,
         beta=0.0,
         nesterov=False,
-        weight_dimension_numbers=[contrib.MuonDimensionNumbers(1, 2)] * len(sizes),
+        weight_dimension_numbers=[contrib.MuonDimensionNumbers(1, 2)] * len(members),
     )
-    stacks = [jnp.concatenate([matrices[number].wide for number in numbers]) for numbers in sizes.values()]
-    stacks, _ = alone.update(stacks, alone.init(stacks)._replace(ns_coeffs=ns_coeffs))
+    together = [jnp.concatenate([matrices[number].wide for number in numbers]) for numbers in members]
+    together, _ = alone.update(together, alone.init(together)._replace(ns_coeffs=ns_coeffs))
     found: list[Any] = [None] * len(leaves)
-    for numbers, stack in zip(sizes.values(), stacks, strict=True):
+    for numbers, stack in zip(members, together, strict=True):
         ends = np.cumsum([len(matrices[number].wide) for number in numbers])
         for number, part in zip(numbers, jnp.split(stack, ends[:-1]), strict=True):
             found[number] = matrices[number].back(part)

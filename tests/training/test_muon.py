@@ -28,7 +28,9 @@ def rate(step):
 @pytest.mark.parametrize(
     "options", [{}, {"nesterov": False, "ns_steps": 3, "beta": 0.8}, {"preconditioning": "aol", "consistent_rms": 1.0}]
 )
-def test_steps_and_states_are_those_of_optax(options):
+@pytest.mark.parametrize("stack", [2**24, 200])
+def test_steps_and_states_are_those_of_optax(options, stack, monkeypatch):
+    monkeypatch.setattr(muon, "STACK", stack)
     rng = np.random.default_rng(0)
     params = unflatten_dict({k: rng.normal(size=s).astype(np.float32) for k, s in SHAPES.items()}, sep="/")
     options = {"adam_b2": 0.95, "consistent_rms": 0.2, **options}
@@ -45,7 +47,7 @@ def test_steps_and_states_are_those_of_optax(options):
     jax.tree.map(np.testing.assert_array_equal, states[1], states[0])  # the moments, and the numbers of steps
 
 
-def test_matrices_of_one_size_share_their_products():
+def test_matrices_of_one_size_share_their_products(monkeypatch):
     """An iteration, which JAX prints once, takes three for one such matrix, and for more of them, wide or tall."""
 
     def products(shapes):
@@ -55,3 +57,5 @@ def test_matrices_of_one_size_share_their_products():
             return str(jax.make_jaxpr(chain.update)(params, chain.init(params), params)).count("dot_general")
 
     assert products([(8, 16)]) == products([(8, 16), (16, 8), (3, 8, 16)]) == products([(8, 16), (8, 8)]) / 2 == 3
+    monkeypatch.setattr(muon, "STACK", 300)  # two of 128 numbers
+    assert products([(8, 16)] * 2) == products([(8, 16)] * 3) / 2 == products([(3, 8, 16)]) == 3
