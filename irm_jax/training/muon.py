@@ -1,8 +1,8 @@
 """Muon with the matrices of one shape orthogonalised together, as one stack.
 
-optax's `contrib.muon` goes through the kernels one by one: five iterations of three small products each. A stack of
-them takes as many products as one kernel does. State, arguments and updates are those of `contrib.muon`; its
-`contrib.scale_by_muon` does the iterations.
+optax's `contrib.muon` goes through the kernels one by one: five iterations of three small products each. A stack takes
+as many products as one kernel. State and updates are those of `contrib.muon`. The iterations are done by
+`contrib.scale_by_muon`.
 """
 
 from __future__ import annotations

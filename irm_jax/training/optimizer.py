@@ -148,8 +148,9 @@ def evaluation_params(params: Any, opt_state: Any) -> Any:
 def _named(options: OptimizerOptions) -> optax.GradientTransformation:
     """An optax optimizer with decoupled weight decay: by its own arguments if it takes a mask, else after its step."""
     rate = schedule(options.learning_rate, options.steps, options.warmup_steps)
-    make: Any = {"muon": muon}.get(options.name) or getattr(optax, options.name, None)
-    make = make or getattr(contrib, options.name, None)
+    make: Any = getattr(optax, options.name, None) or getattr(contrib, options.name, None)
+    if options.name == "muon":
+        make = muon
     taken = inspect.signature(make).parameters if inspect.isroutine(make) else {}
     if "learning_rate" not in taken:
         raise ConfigError(
